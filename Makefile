@@ -1,0 +1,41 @@
+# Every verb but `help` calls `setup` by itself; `setup` does nothing when the lock file has not changed.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lint test test-all smoke nightly clean
+
+help:  ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## Virtual environment in .venv with exactly the locked versions
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "nightrails needs $(PYTHON); set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+lint: setup  ## Format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: setup  ## The suite that CI runs (2 cores, under 12 minutes, no network)
+	$(BIN)/pytest
+
+test-all: setup  ## Also the slow studies, a real radosgw and the GPU, where they are at hand
+	$(BIN)/pytest -m ''
+
+smoke: setup  ## The nightly job on a tiny log, in about a minute
+	$(BIN)/python jobs/nightly_candidates.py --config conf/demo.yaml --set root=$${NIGHTRAILS_ROOT:-nightrails-data}/smoke \
+		--set simulate.num_users=300 --set simulate.num_items=200 --set simulate.num_events=10000 --set train.max_epochs=1
+
+nightly: setup  ## Simulate a 30-day log and run the whole nightly job on it
+	$(BIN)/python jobs/nightly_candidates.py --config conf/demo.yaml
+
+clean:  ## Remove the virtual environment and caches (never data)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -1,0 +1,140 @@
+"""The command line that every job shares: flags in, one JSON line and an exit code out."""
+
+import argparse
+import json
+import logging
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import load_config
+from pipeline.errors import InfrastructureError, InputError, NightrailsError
+from pipeline.settings import Settings
+
+DEFAULT_CONFIG = Path("conf/nightly.yaml")
+DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
+
+EXIT_CODES = """\
+exit codes:
+  0   published, or already published for these inputs
+  10  a quality gate said no; yesterday's table stays
+  20  bad input or configuration; a retry cannot help
+  30  the infrastructure failed; a retry resumes
+  40  another run holds the lease or has published meanwhile; wait, then run again
+"""
+
+Outcome = dict[str, Any]
+log = logging.getLogger("nightrails")
+
+
+def command(description: str, run: Callable[[Settings, date | None], Outcome]) -> None:
+    """Parse the flags, run the job and exit. Only the last line goes to standard output: one JSON object.
+
+    `run` gets the validated settings and `--ds` (None: the newest day in the log) and imports what is heavy itself,
+    so that `--help` and a misspelt key are answered at once.
+    """
+    arguments = _parser(description).parse_args()
+    with _stdout_for_the_last_line_only() as last_line:
+        logging.basicConfig(
+            stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S"
+        )
+        started = time.monotonic()
+        try:
+            settings = load_config(Settings, _config_path(arguments.config), arguments.set)
+            outcome, code = run(settings, parse_day(arguments.ds)), 0
+        except BaseException as error:  # even KeyboardInterrupt leaves a last line
+            outcome, code = _failure(error)
+        outcome["seconds"] = round(time.monotonic() - started, 1)
+        last_line(json.dumps(outcome, ensure_ascii=False, default=str))
+    sys.exit(code)
+
+
+def parse_day(text: str | None) -> date | None:
+    """A real calendar day, written YYYY-MM-DD."""
+    if text is None:
+        return None
+    try:
+        if DAY.fullmatch(text):
+            return date.fromisoformat(text)
+    except ValueError:
+        pass
+    raise InputError(f"--ds {text!r}: give a day as YYYY-MM-DD, for example --ds 2026-11-20")
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """Our own error behind whatever Ray or another library wrapped it in, else the error itself."""
+    seen: set[int] = set()
+    queue: list[BaseException | None] = [error]
+    while queue:
+        current = queue.pop(0)
+        if current is None or id(current) in seen:
+            continue
+        if isinstance(current, NightrailsError):
+            return current
+        seen.add(id(current))
+        queue += [getattr(current, "cause", None), current.__cause__, current.__context__]
+    return error
+
+
+def _failure(error: BaseException) -> tuple[Outcome, int]:
+    cause = cause_of(error)
+    if not isinstance(cause, NightrailsError) and _a_retry_may_help(cause):
+        cause = InfrastructureError(f"{type(cause).__name__}: {cause}")
+    if isinstance(cause, NightrailsError):
+        code, message = cause.exit_code, str(cause)
+    elif isinstance(cause, KeyboardInterrupt):
+        code, message = 30, "interrupted; run the same command again to resume"
+    else:
+        traceback.print_exception(cause)
+        code, message = 1, f"this is a fault of nightrails, please report it: {type(cause).__name__}: {cause}"
+    print(f"error: {message}", file=sys.stderr)  # noqa: T201
+    return {"status": "failed", "exit_code": code, "error": message}, code
+
+
+def _a_retry_may_help(error: BaseException) -> bool:
+    library = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError | MemoryError) or library in {"ray", "botocore", "boto3", "urllib3"}
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=description, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, default=None, help=f"YAML file (default: {DEFAULT_CONFIG})")
+    parser.add_argument("--ds", metavar="YYYY-MM-DD", help="the day to serve (default: the newest day in the log)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="a.b=c", help="override one key; may be given many times"
+    )
+    return parser
+
+
+def _config_path(given: Path | None) -> Path:
+    """Without --config: conf/nightly.yaml beside the jobs, wherever the caller stands."""
+    if given is not None:
+        return given
+    return DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else Path(__file__).parents[1] / DEFAULT_CONFIG
+
+
+@contextmanager
+def _stdout_for_the_last_line_only() -> Iterator[Callable[[str], None]]:
+    """Send everything that this process and its children print to standard error, but for what is yielded."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+
+    def write(line: str) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.write(kept, line.encode() + b"\n")
+
+    try:
+        yield write
+    finally:
+        os.close(kept)

@@ -1,0 +1,107 @@
+"""Arrow schema of each table that crosses our border. Ids keep the type of the log: string or int64."""
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+Schema = pa.Schema
+TIMESTAMP = pa.timestamp("us", tz="UTC")
+
+
+def interactions(user_type: pa.DataType, item_type: pa.DataType) -> Schema:
+    """The `default` source: one row per event, at-least-once, in `ds=YYYY-MM-DD/` partitions."""
+    return pa.schema(
+        [
+            pa.field("user_id", user_type),
+            pa.field("item_id", item_type),
+            pa.field("event_ts", TIMESTAMP),
+            pa.field("event_type", pa.string()),
+            pa.field("event_value", pa.float32()),
+            pa.field("event_id", pa.string()),
+        ]
+    )
+
+
+def histories(user_type: pa.DataType) -> Schema:
+    """One row per user, events in order. The first `num_train` events are for training, the next
+    `num_validation` for model selection, the rest is the test. `event_ts` is in µs since 1970 UTC."""
+    return pa.schema(
+        [
+            pa.field("user_id", user_type, nullable=False),
+            pa.field("item_rows", pa.list_(pa.field("element", pa.int32(), nullable=False)), nullable=False),
+            pa.field("event_ts", pa.list_(pa.field("element", pa.int64(), nullable=False)), nullable=False),
+            pa.field("weights", pa.list_(pa.field("element", pa.float32(), nullable=False)), nullable=False),
+            pa.field("num_train", pa.int32(), nullable=False),
+            pa.field("num_validation", pa.int32(), nullable=False),
+        ]
+    )
+
+
+def items(item_type: pa.DataType, attributes: tuple[pa.Field, ...] = ()) -> Schema:
+    """The item index: row i of the table is item row i, in ascending order of `item_id`.
+
+    Counts are of clean events: `num_events` all, `num_train_events` and `num_validation_events` by split.
+    """
+    return pa.schema(
+        [
+            pa.field("item_id", item_type, nullable=False),
+            pa.field("num_events", pa.int64(), nullable=False),
+            pa.field("num_train_events", pa.int64(), nullable=False),
+            pa.field("num_validation_events", pa.int64(), nullable=False),
+            *attributes,
+        ]
+    )
+
+
+def candidates(user_type: pa.DataType, item_type: pa.DataType) -> Schema:
+    """What is published, `layout: long`: ordered by user, then rank; score descending, ties by item id."""
+    return pa.schema(
+        [
+            pa.field("user_id", user_type, nullable=False),
+            pa.field("rank", pa.int32(), nullable=False),
+            pa.field("item_id", item_type, nullable=False),
+            pa.field("score", pa.float32(), nullable=False),
+            *_provenance(),
+        ]
+    )
+
+
+def nested_candidates(user_type: pa.DataType, item_type: pa.DataType) -> Schema:
+    """What is published, `layout: nested`: one row per user, the lists in order of rank."""
+    return pa.schema(
+        [
+            pa.field("user_id", user_type, nullable=False),
+            pa.field("item_ids", pa.list_(pa.field("element", item_type, nullable=False)), nullable=False),
+            pa.field("scores", pa.list_(pa.field("element", pa.float32(), nullable=False)), nullable=False),
+            *_provenance(),
+        ]
+    )
+
+
+USER_STATUSES = ("ok", "short", "fallback", "skipped", "error")
+
+
+def users(user_type: pa.DataType) -> Schema:
+    """The accounting: exactly one row per requested user; `reason` says why a list is short or missing."""
+    return pa.schema(
+        [
+            pa.field("user_id", user_type, nullable=False),
+            pa.field("status", pa.string(), nullable=False),
+            pa.field("num_returned", pa.int32(), nullable=False),
+            pa.field("num_seen_filtered", pa.int32(), nullable=False),
+            pa.field("num_rule_filtered", pa.int32(), nullable=False),
+            pa.field("reason", pa.string(), nullable=False),
+            pa.field("ds", pa.date32(), nullable=False),
+            pa.field("run_id", pa.string(), nullable=False),
+        ]
+    )
+
+
+def _provenance() -> tuple[pa.Field, ...]:
+    return (
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("surface", pa.string(), nullable=False),
+        pa.field("ds", pa.date32(), nullable=False),
+        pa.field("model_version", pa.string(), nullable=False),
+        pa.field("run_id", pa.string(), nullable=False),
+    )

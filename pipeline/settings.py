@@ -1,0 +1,261 @@
+"""Every key of the configuration, with its default. `conf/*.yaml` fills these and nothing else.
+
+One tree for all jobs, free of torch and Ray, so that a wrong key is refused before anything heavy is loaded.
+"""
+
+import os
+import re
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from pipeline.config import Config
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
+Count = Annotated[int, Field(ge=0)]
+
+TABLE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+SIMULATED = "simulated"
+
+
+def default_root() -> str:
+    """`$NIGHTRAILS_ROOT`, else `nightrails-data` in the working directory.
+
+    Inside a package that Ray unpacked for a submitted job the working directory is Ray's temporary folder, where a
+    table would be lost with the session: there the home directory takes its place.
+    """
+    given = os.environ.get("NIGHTRAILS_ROOT")
+    if given:
+        return given
+    here = Path.cwd()
+    unpacked_by_ray = any(part.startswith("_ray_pkg_") for part in here.parts)
+    return str((Path.home() if unpacked_by_ray else here) / "nightrails-data")
+
+
+class SimulateSettings(Config):
+    """The simulated log (`jobs/simulate_log.py`)."""
+
+    num_users: PositiveInt = 3_000
+    num_items: PositiveInt = 2_000
+    num_events: PositiveInt = 120_000
+    num_days: PositiveInt = 30
+    last_day: date = Field(default=date(2026, 11, 20), strict=False)
+    num_tastes: PositiveInt = 24  # hidden clusters that users drift between and items belong to
+    repeated_share: Share = 0.01  # events delivered twice
+    late_share: Share = 0.01  # events that arrive one to three partitions after their day
+    orphan_share: Share = 0.002  # events on items that the catalogue lacks
+    bot_share: Share = 0.002  # users that click thousands of random items
+    cold_share: Share = 0.05  # users and items that appear in the last days only
+    seed: Count = 0
+
+
+class LogSettings(Config):
+    """Where the interactions are and which column map of `conf/sources/` reads them."""
+
+    uri: str | None = None  # only a simulated log has a place of its own
+    source: str = SIMULATED
+
+    @model_validator(mode="after")
+    def _has_a_place(self) -> Self:
+        if (self.uri is None) != (self.source == SIMULATED):
+            raise ValueError(f"give log.uri with every log.source but {SIMULATED!r}, and only then")
+        return self
+
+
+class SnapshotSettings(Config):
+    """An optional Parquet table: the catalogue (`items`) or the users to serve tonight (`queries`)."""
+
+    uri: str | None = None  # without it: the ids found in the log
+
+
+class SplitSettings(Config):
+    """What is held out of training."""
+
+    method: Literal["time", "leave_one_out"] = "time"
+    validation_days: PositiveInt = 1
+    test_days: PositiveInt = 1
+
+
+class PrepareSettings(Config):
+    """Cleaning of the log (`jobs/prepare.py`)."""
+
+    lookback_days: PositiveInt = 3_650
+    max_user_events_per_day: PositiveInt = 2_000  # a user above it on any day is taken for a bot and left out
+    max_bad_share: Share = 0.01  # of all rows; above it the log is refused
+    rows_per_task: PositiveInt = 1_000_000  # bounds the memory of one task
+
+
+class MolSettings(Config):
+    """Mixture-of-Logits (mol.md 1): P_Q × P_X components of width d, gated by three small networks."""
+
+    num_query_components: PositiveInt = 8
+    num_item_components: PositiveInt = 4
+    component_dim: PositiveInt = 32
+    query_hidden_dim: PositiveInt = 256
+    query_activation: Literal["swiglu", "geglu"] = "swiglu"
+    gate_hidden_dim: PositiveInt = 128
+    temperature: PositiveFloat = 0.05
+    num_user_hashes: Count = 0  # rows of the user-id table; 0 leaves the user-id component out
+    query_dropout: Dropout = 0.0
+    user_dropout: Dropout = 0.5
+    item_dropout: Dropout = 0.1
+    cross_dropout: Dropout = 0.0
+    gate_dropout: Dropout = 0.2
+
+    @model_validator(mode="after")
+    def _user_component_leaves_others(self) -> Self:
+        if self.num_user_hashes and self.num_query_components < 2:
+            raise ValueError("mol.num_query_components must be at least 2 when mol.num_user_hashes is set")
+        return self
+
+
+class ModelSettings(Config):
+    """Query encoder and similarity."""
+
+    encoder: Literal["sasrec"] = "sasrec"
+    dim: PositiveInt = 64
+    num_blocks: PositiveInt = 2
+    num_heads: PositiveInt = 2
+    ffn_dim: PositiveInt = 128
+    dropout: Dropout = 0.2
+    max_length: PositiveInt = 50  # most recent events that the encoder reads
+    mol: MolSettings = MolSettings()
+
+    @model_validator(mode="after")
+    def _heads_divide_dim(self) -> Self:
+        if self.dim % self.num_heads:
+            raise ValueError(f"model.dim ({self.dim}) must be a multiple of model.num_heads ({self.num_heads})")
+        return self
+
+
+class TrainSettings(Config):
+    """Training on Ray Train."""
+
+    num_workers: PositiveInt = 1
+    threads_per_worker: PositiveInt = 1
+    use_gpu: bool = False
+    max_epochs: PositiveInt = 20
+    patience: PositiveInt = 3  # epochs without a better validation metric before training stops
+    batch_size: PositiveInt = 64  # sequences per worker and step
+    num_negatives: PositiveInt = 128
+    positions_per_negatives: PositiveInt = 256  # positions that share one draw of negatives; 1 is the paper's way
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    mutual_information_weight: Annotated[float, Field(ge=0.0)] = 0.001
+    user_norm_weight: Annotated[float, Field(ge=0.0)] = 0.1
+    precision: Literal["float32", "bfloat16"] = "float32"
+    validation_queries: PositiveInt = 2_000
+    max_failures: Count = 3
+    seed: Count = 0
+
+
+class CorpusSettings(Config):
+    """Item shards. Their number is logical: an approximate result depends on it, the machines do not."""
+
+    num_shards: PositiveInt = 4
+
+
+class SearchSettings(Config):
+    """Top-k search (`jobs/retrieve.py`)."""
+
+    k: PositiveInt = 100
+    method: Literal["exact", "topk_avg"] = "exact"
+    num_preselected: PositiveInt = 1_000  # K' of TopKAvg: items per shard that the full MoL rescores
+    query_tile: PositiveInt = 256
+    item_tile: PositiveInt = 1_024
+
+    @model_validator(mode="after")
+    def _preselects_enough(self) -> Self:
+        if self.method != "exact" and self.num_preselected < self.k:
+            raise ValueError(f"search.num_preselected ({self.num_preselected}) must be at least search.k ({self.k})")
+        return self
+
+
+class ClusterSettings(Config):
+    """How a search is laid out on Ray. None of it changes the result."""
+
+    replicas: PositiveInt = 1  # actors per shard
+    cpus_per_actor: PositiveFloat = 0.25
+    gpus_per_actor: Annotated[float, Field(ge=0.0)] = 0.0
+    threads_per_actor: PositiveInt = 1
+    max_stages_per_wave: PositiveInt = 64
+    deadline_minutes: PositiveInt = 720
+
+
+class OutputSettings(Config):
+    """The published table."""
+
+    num_buckets: PositiveInt = 8  # user buckets: the unit of work from prepare to the output file
+    layout: Literal["long", "nested"] = "long"
+    surface: str = "default"
+
+
+class EvaluateSettings(Config):
+    """Held-out metrics and the audit of the approximation."""
+
+    cutoffs: tuple[PositiveInt, ...] = Field(default=(10, 50, 100), strict=False, min_length=1)
+    max_queries: PositiveInt = 20_000  # a seeded sample of the users that have held-out events
+    num_audited: PositiveInt = 500  # queries whose approximate list is compared with exact search
+    seed: Count = 0
+
+
+class GateSettings(Config):
+    """What a run must reach to be published; a run below it exits with 10 and yesterday's table stays."""
+
+    min_overlap: Share = 0.95  # mean overlap@k of the approximate lists with exact search
+    min_lift_over_popularity: Annotated[float, Field(ge=0.0)] = 0.0  # of HR at the first cutoff; 1 = as good
+
+
+class Settings(Config):
+    """The whole configuration of a night."""
+
+    root: str = Field(default_factory=default_root, min_length=1)
+    root_is_shared: bool = False  # a local root that every node of the cluster mounts
+    name: str = "candidates"
+    log: LogSettings = LogSettings()
+    items: SnapshotSettings = SnapshotSettings()
+    queries: SnapshotSettings = SnapshotSettings()
+    simulate: SimulateSettings = SimulateSettings()
+    prepare: PrepareSettings = PrepareSettings()
+    split: SplitSettings = SplitSettings()
+    model: ModelSettings = ModelSettings()
+    train: TrainSettings = TrainSettings()
+    corpus: CorpusSettings = CorpusSettings()
+    search: SearchSettings = SearchSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    output: OutputSettings = OutputSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    gates: GateSettings = GateSettings()
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_table_name(cls, name: str) -> str:
+        if not TABLE_NAME.fullmatch(name):
+            raise ValueError(f"{name!r}: lower-case letters, digits, - and _, at most 63, starting with a letter or digit")
+        return name
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Self:
+        faults = []
+        if self.log.source == SIMULATED and self.train.num_negatives >= self.simulate.num_items:
+            faults.append(
+                f"train.num_negatives ({self.train.num_negatives}) must be less than "
+                f"simulate.num_items ({self.simulate.num_items})"
+            )
+        if self.log.source == SIMULATED and self.search.k > self.simulate.num_items:
+            faults.append(
+                f"search.k ({self.search.k}) must be at most the number of items (simulate.num_items is "
+                f"{self.simulate.num_items})"
+            )
+        held_out = self.split.validation_days + self.split.test_days
+        if self.log.source == SIMULATED and self.split.method == "time" and held_out >= self.simulate.num_days:
+            faults.append(
+                f"split.validation_days + split.test_days ({held_out}) must leave days of simulate.num_days "
+                f"({self.simulate.num_days}) to train on"
+            )
+        if faults:
+            raise ValueError("\n  ".join(faults))
+        return self

@@ -1,0 +1,204 @@
+"""How good ranked lists are: one small function per metric, and sums of them that units can be added up from.
+
+Arrays end in their shape: B queries, K places of a list (best first), N items. A ranked list is int rows (B, K) padded
+with -1. `Targets` are the rows that should have been found, one non-empty set per query.
+
+`evaluations/<id>/metrics.json` is made of these; it reads
+
+    {"queries": 5321,                          users with at least one target that were asked (a seeded sample)
+     "protocol": "…",                          one sentence: what was asked, what counts as found
+     "method": "exact", "k": 100, "cutoffs": [10, 50, 100],
+     "model":      {"hr@10": {"mean": .31, "low": .30, "high": .32}, "ndcg@10": …, "recall@10": …, …, "mrr": …},
+     "popularity": {the same keys},
+     "overlap": {"k": 100, "queries": 500, "mean": .993, "low": .990, "high": .996, "against": "exact search"},
+     "coverage": {"model": .63, "popularity": .04},     share of the catalogue in at least one list
+     "gini":     {"model": .71, "popularity": .98},     of how often each item is shown; 0 = all equally often
+     "seconds": 12.3}
+
+Cutoffs above `search.k` are left out, since a list has only k places; when that leaves none, k itself is the cutoff.
+`mrr` is over the k places of the list.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Z95 = 1.959963984540054  # standard normal quantile of a two-sided 95 % interval
+
+Floats = NDArray[np.float64]
+Rows = NDArray[np.integer]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The distinct item rows that a query should find: those of query b are `rows[offsets[b]:offsets[b + 1]]`."""
+
+    offsets: NDArray[np.int64]
+    rows: Rows
+
+    @property
+    def counts_B(self) -> NDArray[np.int64]:
+        return np.diff(self.offsets)
+
+    def take(self, queries: NDArray[np.int64]) -> "Targets":
+        """The targets of these queries, in this order."""
+        counts = self.counts_B[queries]
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+        at = np.arange(offsets[-1]) + np.repeat(self.offsets[queries] - offsets[:-1], counts)
+        return Targets(offsets, self.rows[at])
+
+
+def measured_cutoffs(cutoffs: Iterable[int], k: int) -> tuple[int, ...]:
+    """The cutoffs that a list of k places can answer, ascending; k itself when none can."""
+    return tuple(sorted({cutoff for cutoff in cutoffs if cutoff <= k} or {k}))
+
+
+def find_hits(ranked_BK: Rows, targets: Targets) -> Bools:
+    """(B, K): does this place of the list hold one of the query's targets?"""
+    num_queries = ranked_BK.shape[0]
+    span = 1 + max(int(ranked_BK.max(initial=0)), int(targets.rows.max(initial=0)))
+    query_B = np.arange(num_queries, dtype=np.int64)
+    wanted = np.repeat(query_B, targets.counts_B) * span + targets.rows
+    found_BK = query_B[:, None] * span + ranked_BK
+    return np.isin(found_BK, wanted) & (ranked_BK >= 0)
+
+
+def hit_rate_at_k(is_hit_BK: Bools, k: int) -> Floats:
+    """(B,): 1 if at least one of the first k places is a hit, else 0."""
+    return np.asarray(is_hit_BK[:, :k].any(axis=1), dtype=np.float64)
+
+
+def recall_at_k(is_hit_BK: Bools, num_targets_B: NDArray[np.int64], k: int) -> Floats:
+    """(B,): share of the query's targets, all of them, within the first k places."""
+    return np.asarray(is_hit_BK[:, :k].sum(axis=1) / num_targets_B)
+
+
+def ndcg_at_k(is_hit_BK: Bools, num_targets_B: NDArray[np.int64], k: int) -> Floats:
+    """(B,): gain 1/log2(1 + rank) of the hits within k, over that of the best list: min(k, targets) hits on top."""
+    discounts_K: Floats = 1.0 / np.log2(np.arange(2, k + 2))
+    places = min(k, is_hit_BK.shape[1])
+    gain_B = np.asarray(is_hit_BK[:, :places] @ discounts_K[:places])
+    ideal_B = np.cumsum(discounts_K)[np.minimum(num_targets_B, k) - 1]
+    return np.asarray(gain_B / ideal_B)
+
+
+def reciprocal_rank(is_hit_BK: Bools) -> Floats:
+    """(B,): 1/rank of the first hit, 0 for a miss. Its mean is the MRR.
+
+    The papers of HSTU and MoL give a miss the rank after their list of 2,500, so their MRR has a floor of 1/2501;
+    ours has none, and is cut at the length of the list.
+    """
+    if not is_hit_BK.shape[1]:
+        return np.zeros(is_hit_BK.shape[0])
+    return np.where(is_hit_BK.any(axis=1), 1.0 / (1 + is_hit_BK.argmax(axis=1)), 0.0)
+
+
+def overlap_at_k(found_BK: Rows, exact_BK: Rows, k: int) -> Floats:
+    """(B,): share of the first k of exact search that the first k found hold too, in any order.
+
+    An exact list may be shorter than k (few items are left for the query); where it is empty nothing was missed.
+    """
+    exact = exact_BK[:, :k]
+    counts_B = (exact >= 0).sum(axis=1)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts_B)])
+    hits_B = find_hits(found_BK[:, :k], Targets(offsets, exact[exact >= 0])).sum(axis=1)
+    return np.where(counts_B > 0, hits_B / np.maximum(counts_B, 1), 1.0)
+
+
+def count_exposure(ranked_BK: Rows, num_items: int) -> NDArray[np.int64]:
+    """(N,): in how many of the lists each item is."""
+    return np.bincount(ranked_BK[ranked_BK >= 0], minlength=num_items).astype(np.int64)
+
+
+def catalogue_coverage(exposure_N: NDArray[np.int64]) -> float:
+    """Share of the catalogue that is in at least one list."""
+    return float((exposure_N > 0).mean()) if exposure_N.size else 0.0
+
+
+def gini(exposure_N: NDArray[np.int64]) -> float:
+    """Inequality of exposure over the whole catalogue: 0 when all items are shown equally often, (N-1)/N when one
+    item has everything. 0 when nothing is shown."""
+    num_items, shown = exposure_N.size, int(exposure_N.sum())
+    if not shown:
+        return 0.0
+    ascending = np.sort(exposure_N).astype(np.float64)
+    place = np.arange(1, num_items + 1)
+    return float(((2 * place - num_items - 1) @ ascending) / (num_items * shown))
+
+
+@dataclass(frozen=True)
+class MeanSum:
+    """What a mean and its interval need of values in [0, 1]; sums of disjoint groups of queries can be added."""
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+    @staticmethod
+    def of(values_B: Floats) -> "MeanSum":
+        return MeanSum(values_B.size, float(values_B.sum()), float(np.square(values_B).sum()))
+
+    def __add__(self, other: "MeanSum") -> "MeanSum":
+        return MeanSum(self.count + other.count, self.total + other.total, self.squares + other.squares)
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count if self.count else 0.0
+
+    def normal_interval(self) -> tuple[float, float]:
+        """95 % interval of the mean over queries by the normal approximation, within [0, 1].
+
+        Fewer than two values say nothing about their spread: the interval is then all of [0, 1].
+        """
+        if self.count < 2:
+            return 0.0, 1.0
+        variance = max(0.0, (self.squares - self.total * self.mean) / (self.count - 1))
+        margin = Z95 * float(np.sqrt(variance / self.count))
+        return max(0.0, self.mean - margin), min(1.0, self.mean + margin)
+
+    def wilson_interval(self) -> tuple[float, float]:
+        """95 % Wilson score interval of a proportion (values 0 or 1): right also near 0 and 1, where the normal
+        approximation would say that nothing is ever found."""
+        if not self.count:
+            return 0.0, 1.0
+        ratio = Z95**2 / self.count
+        centre = (self.mean + ratio / 2) / (1 + ratio)
+        spread = self.mean * (1 - self.mean) / self.count + ratio / (4 * self.count)
+        margin = Z95 * float(np.sqrt(spread)) / (1 + ratio)
+        return max(0.0, centre - margin), min(1.0, centre + margin)
+
+
+RankingSums = Mapping[str, MeanSum]
+
+
+def ranking_sums(ranked_BK: Rows, targets: Targets, cutoffs: Sequence[int]) -> dict[str, MeanSum]:
+    """`hr@c`, `ndcg@c` and `recall@c` for each cutoff, and `mrr`, summed over the queries."""
+    is_hit_BK, counts_B = find_hits(ranked_BK, targets), targets.counts_B
+    sums = {}
+    for cutoff in cutoffs:
+        sums[f"hr@{cutoff}"] = MeanSum.of(hit_rate_at_k(is_hit_BK, cutoff))
+        sums[f"ndcg@{cutoff}"] = MeanSum.of(ndcg_at_k(is_hit_BK, counts_B, cutoff))
+        sums[f"recall@{cutoff}"] = MeanSum.of(recall_at_k(is_hit_BK, counts_B, cutoff))
+    sums["mrr"] = MeanSum.of(reciprocal_rank(is_hit_BK))
+    return sums
+
+
+def add_sums(parts: Iterable[RankingSums]) -> dict[str, MeanSum]:
+    """Add up units, name by name; the order of the parts decides the last bits, so give them in a fixed one."""
+    total: dict[str, MeanSum] = {}
+    for part in parts:
+        for name, value in part.items():
+            total[name] = total.get(name, MeanSum()) + value
+    return total
+
+
+def summarise(sums: RankingSums) -> dict[str, dict[str, float]]:
+    """`{"hr@10": {"mean", "low", "high"}, …}`: Wilson's interval for hit rates, the normal one for all other means."""
+    summary = {}
+    for name, value in sums.items():
+        low, high = value.wilson_interval() if name.startswith("hr@") else value.normal_interval()
+        summary[name] = {"mean": value.mean, "low": low, "high": high}
+    return summary

@@ -1,0 +1,71 @@
+"""SASRec (Kang & McAuley, arXiv 1808.09781): a causal transformer over a user's events, here with pre-norm blocks.
+
+Shapes: B sequences, L positions, E embedding.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.settings import ModelSettings
+
+FINAL_NORM_EPS = 1e-6
+
+
+class SasRec(nn.Module):
+    """Reads embedded events in order and gives one query per position, which knows nothing of later positions."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.positions = nn.Embedding(settings.max_length, settings.dim)
+        self.blocks = nn.ModuleList(SasRecBlock(settings) for _ in range(settings.num_blocks))
+        # Without affine parameters: the similarity reads a query of fixed norm (mol.md 1.2).
+        self.norm = nn.LayerNorm(settings.dim, eps=FINAL_NORM_EPS, elementwise_affine=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.trunc_normal_(self.positions.weight, std=0.02, a=-0.04, b=0.04)
+
+    def forward(self, events_BLE: Tensor, is_event_BL: Tensor) -> Tensor:
+        """(B, L, E) queries; what stands at padding positions has no meaning.
+
+        Padding is at the right, so that the causal mask alone keeps it from every event.
+        """
+        length = events_BLE.shape[1]
+        hidden_BLE = events_BLE * self.settings.dim**0.5 + self.positions.weight[:length]
+        hidden_BLE = F.dropout(hidden_BLE, self.settings.dropout, self.training) * is_event_BL.unsqueeze(-1)
+        for block in self.blocks:
+            hidden_BLE = block(hidden_BLE)
+        queries_BLE: Tensor = self.norm(hidden_BLE)
+        return queries_BLE
+
+
+class SasRecBlock(nn.Module):
+    """Causal self-attention and a feed-forward network, each normalised at its input and added to its input."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        dim = settings.dim
+        self.attention_norm = nn.LayerNorm(dim)
+        self.attention_in = nn.Linear(dim, 3 * dim)
+        self.attention_out = nn.Linear(dim, dim)
+        self.ffn_norm = nn.LayerNorm(dim)
+        self.ffn_in = nn.Linear(dim, settings.ffn_dim)
+        self.ffn_out = nn.Linear(settings.ffn_dim, dim)
+        for linear in (self.attention_in, self.attention_out, self.ffn_in, self.ffn_out):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, hidden_BLE: Tensor) -> Tensor:
+        attended_BLE = self._attend(self.attention_norm(hidden_BLE))
+        middle_BLE = hidden_BLE + F.dropout(attended_BLE, self.settings.dropout, self.training)
+        raised = F.dropout(F.relu(self.ffn_in(self.ffn_norm(middle_BLE))), self.settings.dropout, self.training)
+        return middle_BLE + F.dropout(self.ffn_out(raised), self.settings.dropout, self.training)
+
+    def _attend(self, inputs_BLE: Tensor) -> Tensor:
+        heads = self.attention_in(inputs_BLE).unflatten(-1, (3, self.settings.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        dropout = self.settings.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], dropout_p=dropout, is_causal=True)
+        outputs_BLE: Tensor = self.attention_out(attended.transpose(1, 2).flatten(-2))
+        return outputs_BLE

@@ -1,0 +1,163 @@
+"""Mixture-of-Logits (mol.md 1; Ding & Zhai, arXiv 2407.15462): a similarity learned over component pairs.
+
+Shapes: B queries, N items, E embedding, Q/X query/item components, D component width, P = Q·X pairs of components with
+p = i·X + j for query component i and item component j. `*` is any number of leading batch dimensions, equal on both
+sides or absent.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.errors import InputError
+from pipeline.settings import MolSettings
+
+MIN_NORM = 1e-6
+
+
+@dataclass(frozen=True)
+class QuerySide:
+    """What a query brings to every pair: (*, B, Q, D) unit components and (*, B, P) gate input."""
+
+    components_BQD: Tensor
+    gate_BP: Tensor
+
+    @property
+    def mean_BD(self) -> Tensor:
+        """(*, B, D): its product with `ItemSide.mean_ND`, over the temperature, is the mean logit of a pair."""
+        return self.components_BQD.mean(dim=-2)
+
+    def take(self, rows: Tensor | slice) -> "QuerySide":
+        """The queries at `rows` of a side without batch dimensions."""
+        return QuerySide(self.components_BQD[rows], self.gate_BP[rows])
+
+
+@dataclass(frozen=True)
+class ItemSide:
+    """What an item brings to every pair, a function of the item alone: (*, N, X, D) unit components, (*, N, P) gate."""
+
+    components_NXD: Tensor
+    gate_NP: Tensor
+
+    @property
+    def mean_ND(self) -> Tensor:
+        """(*, N, D): the one vector per item that the first stage of TopKAvg searches."""
+        return self.components_NXD.mean(dim=-2)
+
+    def take(self, rows: Tensor | slice) -> "ItemSide":
+        """The items at `rows` of a side without batch dimensions; (B, M) rows give a batch of B candidate lists."""
+        return ItemSide(self.components_NXD[rows], self.gate_NP[rows])
+
+
+@dataclass(frozen=True)
+class MolPairs:
+    """Scores with what they are made of: the gates sum to one over P, a score is the gated mean of its logits."""
+
+    scores_BN: Tensor
+    gates_BNP: Tensor
+    logits_BNP: Tensor
+
+
+class GatedLinearUnit(nn.Module):
+    """activation(left half of a linear map) ⊙ right half."""
+
+    def __init__(self, in_dim: int, out_dim: int, activation: str) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_dim, 2 * out_dim)
+        self.is_gelu = activation == "geglu"  # the exact (erf) gelu
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        left, right = self.linear(inputs).chunk(2, dim=-1)
+        return (F.gelu(left) if self.is_gelu else F.silu(left)) * right
+
+
+class MixtureOfLogits(nn.Module):
+    """phi(q, x) = sum over p of gate_p(q, x) · <f_i(q), g_j(x)> / temperature, gates from three small networks."""
+
+    def __init__(self, dim: int, settings: MolSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.temperature = settings.temperature
+        width, hidden = settings.component_dim, settings.gate_hidden_dim
+        num_pairs = settings.num_query_components * settings.num_item_components
+        num_learned = settings.num_query_components - (1 if settings.num_user_hashes else 0)
+        self.query_hidden = GatedLinearUnit(dim, settings.query_hidden_dim, settings.query_activation)
+        self.query_out = nn.Linear(settings.query_hidden_dim, num_learned * width)
+        # Row 0 stands for no user; `user_rows` never gives it.
+        self.user_table = nn.Embedding(settings.num_user_hashes + 1, width) if settings.num_user_hashes else None
+        self.item_out = nn.Linear(dim, settings.num_item_components * width)
+        self.query_gate = _two_layers(dim, hidden, num_pairs)
+        self.item_gate = _two_layers(dim, hidden, num_pairs)
+        self.cross_hidden = nn.Linear(num_pairs, hidden)
+        self.cross_out = nn.Linear(hidden, num_pairs)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier-normal matrices and zero biases (mol.md 1.6, which leaves two of the biases random by accident)."""
+        for parameter in self.parameters():
+            if parameter.dim() >= 2:
+                nn.init.xavier_normal_(parameter)
+            else:
+                nn.init.zeros_(parameter)
+
+    def user_rows(self, user_keys_B: Tensor) -> Tensor:
+        """The row of each user in the user table: 1 + key mod H, for any integer key."""
+        return user_keys_B.remainder(self.settings.num_user_hashes) + 1
+
+    def query_side(self, queries_BE: Tensor, user_rows_B: Tensor | None = None) -> QuerySide:
+        """(*, B, E) encoder outputs, and (*, B) rows of the user table when the model has one."""
+        dropped_BE = F.dropout(queries_BE, self.settings.query_dropout, self.training)
+        components_BQD = self.query_out(self.query_hidden(dropped_BE)).unflatten(-1, (-1, self.settings.component_dim))
+        if self.user_table is not None:
+            if user_rows_B is None:
+                raise InputError("this model has a user-id component (mol.num_user_hashes); give the users' keys")
+            users_BD = F.dropout(self.user_table(user_rows_B), self.settings.user_dropout, self.training)
+            components_BQD = torch.cat([components_BQD, users_BD.unsqueeze(-2).to(components_BQD.dtype)], dim=-2)
+        return QuerySide(_unit(components_BQD), self.query_gate(queries_BE))
+
+    def item_side(self, items_NE: Tensor) -> ItemSide:
+        """(*, N, E) raw rows of the item table."""
+        dropped_NE = F.dropout(items_NE, self.settings.item_dropout, self.training)
+        components_NXD = self.item_out(dropped_NE).unflatten(-1, (-1, self.settings.component_dim))
+        return ItemSide(_unit(components_NXD), self.item_gate(items_NE))
+
+    def forward(self, query: QuerySide, items: ItemSide) -> Tensor:
+        """Scores (*, B, N) of every query with every item; each lies within its logits' range, ±1/temperature."""
+        return self.pairs(query, items).scores_BN
+
+    def pairs(self, query: QuerySide, items: ItemSide) -> MolPairs:
+        """Scores with their gates and logits, (*, B, N, P)."""
+        logits_BNP = self._logits(query, items)
+        gates_BNP = torch.softmax(self._gate_inputs(query, items, logits_BNP), dim=-1)
+        if self.training and self.settings.gate_dropout:
+            kept_BNP = F.dropout(gates_BNP, self.settings.gate_dropout)
+            gates_BNP = kept_BNP / kept_BNP.sum(dim=-1, keepdim=True).clamp_min(MIN_NORM)
+        return MolPairs((gates_BNP * logits_BNP).sum(dim=-1), gates_BNP, logits_BNP)
+
+    def _logits(self, query: QuerySide, items: ItemSide) -> Tensor:
+        """One matrix product for all component pairs; the temperature goes into the smaller side."""
+        num_queries, num_items = query.components_BQD.shape[-3], items.components_NXD.shape[-3]
+        left = query.components_BQD.flatten(-3, -2) / self.temperature
+        right = items.components_NXD.flatten(-3, -2)
+        products = left @ right.mT
+        products = products.view(*products.shape[:-2], num_queries, -1, num_items, items.components_NXD.shape[-2])
+        return products.transpose(-3, -2).flatten(-2)
+
+    def _gate_inputs(self, query: QuerySide, items: ItemSide, logits_BNP: Tensor) -> Tensor:
+        """silu(u(q) ⊙ v(x) + c(logits)): what the softmax over component pairs sees."""
+        dropped_BNP = F.dropout(logits_BNP, self.settings.cross_dropout, self.training)
+        is_final = not torch.is_grad_enabled()  # then intermediate results may be overwritten
+        hidden_BNH = F.silu(self.cross_hidden(dropped_BNP), inplace=is_final)
+        cross_BNP = self.cross_out(hidden_BNH)
+        gate_inputs_BNP = torch.addcmul(cross_BNP, query.gate_BP.unsqueeze(-2), items.gate_NP.unsqueeze(-3))
+        return F.silu(gate_inputs_BNP, inplace=is_final)
+
+
+def _two_layers(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, out_dim, bias=False))
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return F.normalize(vectors, dim=-1, eps=MIN_NORM)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.errors import InputError
+from pipeline.errors import ConflictError, InputError
 
 
 class ObjectNotFoundError(KeyError):
@@ -71,7 +71,9 @@ class LocalStorage(Storage):
         if not path.is_file():
             return None
         stat = path.stat()
-        return ObjectInfo(key, stat.st_size, hashlib.sha256(f"{stat.st_size}-{stat.st_mtime_ns}".encode()).hexdigest()[:32])
+        return ObjectInfo(
+            key, stat.st_size, hashlib.sha256(f"{stat.st_size}-{stat.st_mtime_ns}".encode()).hexdigest()[:32]
+        )
 
     def create(self, key: str, data: bytes) -> bool:
         path = self.root / key
@@ -109,3 +111,15 @@ def open_storage(uri: str) -> Storage:
     if "://" not in uri:
         return LocalStorage(Path(uri))
     raise InputError(f"{uri}: no store of this kind is known; give a folder or s3://bucket/prefix")
+
+
+def put(storage: Storage, key: str, data: bytes) -> None:
+    """Write an object whose content its key determines: writing the same bytes again is fine.
+
+    Raises ConflictError when the key already holds other bytes.
+    """
+    if storage.create(key, data):
+        return
+    found = storage.head(key)
+    if found is None or found.size != len(data) or storage.read(key) != data:
+        raise ConflictError(f"{storage.uri}/{key}: another process wrote other bytes here; run again to use them")

@@ -70,7 +70,8 @@ class GatedLinearUnit(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         left, right = self.linear(inputs).chunk(2, dim=-1)
-        return (F.gelu(left) if self.is_gelu else F.silu(left)) * right
+        activated: Tensor = F.gelu(left) if self.is_gelu else F.silu(left)
+        return activated * right
 
 
 class MixtureOfLogits(nn.Module):
@@ -138,11 +139,11 @@ class MixtureOfLogits(nn.Module):
 
     def _logits(self, query: QuerySide, items: ItemSide) -> Tensor:
         """One matrix product for all component pairs; the temperature goes into the smaller side."""
-        num_queries, num_items = query.components_BQD.shape[-3], items.components_NXD.shape[-3]
         left = query.components_BQD.flatten(-3, -2) / self.temperature
         right = items.components_NXD.flatten(-3, -2)
         products = left @ right.mT
-        products = products.view(*products.shape[:-2], num_queries, -1, num_items, items.components_NXD.shape[-2])
+        shape = (*query.components_BQD.shape[-3:-1], *items.components_NXD.shape[-3:-1])  # B, Q, N, X
+        products = products.view(*products.shape[:-2], *shape)
         return products.transpose(-3, -2).flatten(-2)
 
     def _gate_inputs(self, query: QuerySide, items: ItemSide, logits_BNP: Tensor) -> Tensor:

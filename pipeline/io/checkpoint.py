@@ -1,0 +1,112 @@
+"""The Checkpoint artifact, and the state of a training run. Tensors are safetensors and the rest JSON; never a pickle.
+
+A file whose bytes could differ from run to run carries its hash in its name, so that what an interrupted run left behind
+is never in the way of the next one. The manifest, written last, says which files are the model.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from pipeline.artifacts import Checkpoint, FileEntry, Manifest
+from pipeline.config import Config
+from pipeline.errors import InputError
+from pipeline.io.manifests import file_entry, now, read_manifest, versions, write_manifest
+from pipeline.io.storage import ObjectNotFoundError, Storage, put
+from pipeline.model.model import RetrievalModel
+from pipeline.settings import ModelSettings, Settings
+
+
+class ModelConfig(Config):
+    """`config.json`: all that is needed to build the model whose weights lie beside it."""
+
+    model: ModelSettings
+    num_items: int
+
+
+def write_checkpoint(
+    storage: Storage,
+    checkpoint: Checkpoint,
+    model: RetrievalModel,
+    settings: Settings,
+    metrics: Mapping[str, Any],
+    lineage: Mapping[str, str],
+) -> Manifest:
+    """Write weights, configuration and metrics, then the manifest that makes the artifact exist.
+
+    Raises ConflictError when another run wrote this checkpoint meanwhile with other weights.
+    """
+    config = ModelConfig(model=model.settings, num_items=model.num_items)
+    files = {
+        "model": (".safetensors", save_tensors({k: v.contiguous().cpu() for k, v in model.state_dict().items()})),
+        "config": (".json", config.model_dump_json(indent=1).encode()),
+        "metrics": (".json", json.dumps(metrics, indent=1, allow_nan=False).encode()),
+    }
+    entries = []
+    for name, (suffix, data) in files.items():
+        key = f"{name}-{hashlib.sha256(data).hexdigest()[:16]}{suffix}"
+        put(storage, f"{checkpoint.prefix}/{key}", data)
+        entries.append(file_entry(key, data, rows=model.num_items if name == "model" else 1))
+    manifest = Manifest(
+        kind="checkpoint",
+        id=checkpoint.id,
+        lineage=dict(lineage),
+        settings={"model": settings.model.model_dump(mode="json"), "train": settings.train.model_dump(mode="json")},
+        files=tuple(entries),
+        counts={"num_items": model.num_items, "num_parameters": sum(p.numel() for p in model.parameters())},
+        created_at=now(),
+        versions=versions(),
+    )
+    write_manifest(storage, checkpoint.prefix, manifest)
+    return manifest
+
+
+def load_model(storage: Storage, checkpoint: Checkpoint) -> RetrievalModel:
+    """The model in evaluation mode, on the CPU. Raises InputError when it is missing or damaged."""
+    manifest = _manifest(storage, checkpoint)
+    try:
+        config = ModelConfig.model_validate_json(_read(storage, checkpoint, manifest, "config"))
+        model = RetrievalModel(config.model, config.num_items)
+        model.load_state_dict(load_tensors(_read(storage, checkpoint, manifest, "model")))
+    except (ValidationError, SafetensorError, RuntimeError) as error:
+        raise InputError(
+            f"{storage.uri}/{checkpoint.prefix}: not a model of this version ({str(error).splitlines()[0]}); train again"
+        ) from None
+    return model.eval().requires_grad_(False)
+
+
+def read_metrics(storage: Storage, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What training measured: the history by epoch and the figures of the chosen one."""
+    metrics: dict[str, Any] = json.loads(_read(storage, checkpoint, _manifest(storage, checkpoint), "metrics"))
+    return metrics
+
+
+def _manifest(storage: Storage, checkpoint: Checkpoint) -> Manifest:
+    manifest = read_manifest(storage, checkpoint.prefix)
+    if manifest is None:
+        raise InputError(f"{storage.uri}/{checkpoint.prefix}: there is no such model; run jobs/train.py first")
+    return manifest
+
+
+def _read(storage: Storage, checkpoint: Checkpoint, manifest: Manifest, name: str) -> bytes:
+    """One file of the artifact, checked against the manifest."""
+    entry = _entry(manifest, name)
+    key = f"{checkpoint.prefix}/{entry.key}"
+    try:
+        data = storage.read(key)
+    except ObjectNotFoundError:
+        raise InputError(f"{storage.uri}/{key}: the file is gone, though the manifest names it; train again") from None
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise InputError(f"{storage.uri}/{key}: damaged, its SHA-256 is not that of the manifest; train again")
+    return data
+
+
+def _entry(manifest: Manifest, name: str) -> FileEntry:
+    return next(entry for entry in manifest.files if entry.key.startswith(f"{name}-"))

@@ -1,0 +1,172 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.model.mol import ItemSide
+from pipeline.retrieval.search import PopularityScorer, search_items, search_shard
+from pipeline.retrieval.shard import Shard, make_shard, shard_bounds
+from pipeline.retrieval.topk import TopK
+from pipeline.settings import SearchSettings
+from tests.retrieval.worlds import World, all_scores, as_lists, brute_force, exclusions, make_world
+
+
+def search(world: World, num_shards: int, config: SearchSettings, order: int = 1) -> TopK:
+    found = None
+    for shard in world.shards(num_shards)[::order]:
+        found = search_shard(world.mol, world.queries, shard, world.excluded, config, found)
+    assert found is not None
+    return found
+
+
+def config(
+    k: int = 10, method: str = "exact", tiles: tuple[int, int] = (4, 32), preselected: int = 1_000
+) -> SearchSettings:
+    return SearchSettings(k=k, method=method, num_preselected=preselected, query_tile=tiles[0], item_tile=tiles[1])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 200), st.integers(1, 60), st.integers(1, 9), st.integers(1, 90))
+def test_exact_search_equals_brute_force_in_float64(seed, num_items, k, query_tile, item_tile):
+    world = make_world(num_queries=5, num_items=num_items, seed=seed)
+    found = search(world, 1, config(k, tiles=(query_tile, item_tile)))
+    assert as_lists(found) == brute_force(all_scores(world), k)
+
+
+@pytest.mark.parametrize("num_shards", [1, 2, 3, 7])
+@pytest.mark.parametrize("tiles", [(1, 1), (2, 64), (64, 1_024)])
+def test_shards_and_tiles_do_not_change_a_bit(num_shards, tiles):
+    world = make_world(num_queries=6, num_items=97)
+    whole = search(world, 1, config())
+    for order in (1, -1):
+        parts = search(world, num_shards, config(tiles=tiles), order)
+        assert torch.equal(parts.scores_BK, whole.scores_BK)
+        assert torch.equal(parts.rows_BK, whole.rows_BK)
+
+
+def test_the_other_queries_of_a_batch_do_not_change_a_bit():
+    world = make_world(num_queries=8)
+    together = search(world, 2, config())
+    for query in range(8):
+        alone = replace(
+            world, queries=world.queries.take(slice(query, query + 1)), excluded=world.excluded.narrow(query, query + 1)
+        )
+        assert as_lists(search(alone, 2, config()))[0] == as_lists(together)[query]
+
+
+def test_topk_avg_that_preselects_everything_is_exact():
+    world = make_world()
+    assert as_lists(search(world, 3, config(method="topk_avg"))) == as_lists(search(world, 3, config()))
+
+
+def test_topk_avg_keeps_the_best_of_what_the_mean_component_preselects():
+    world = make_world(num_items=120)
+    found = as_lists(search(world, 1, config(k=5, method="topk_avg", preselected=20)))
+    scores_BN = all_scores(world)
+    mean_BN = world.queries.components_BQD.mean(dim=1) @ world.items.components_NXD.mean(dim=1).T
+    preselected = mean_BN.masked_fill(scores_BN.isneginf(), -torch.inf).topk(20, dim=1).indices
+    outside_BN = torch.ones_like(scores_BN, dtype=torch.bool).scatter(1, preselected, False)
+    assert found == brute_force(scores_BN.masked_fill(outside_BN, -torch.inf), 5)
+
+
+def test_recall_of_topk_avg_rises_with_what_it_preselects():
+    world = make_world(num_queries=40, num_items=400, max_excluded=0)
+    exact = [{row for _, row in found} for found in as_lists(search(world, 1, config()))]
+    recalls = []
+    for preselected in (10, 50, 200, 400):
+        found = as_lists(search(world, 1, config(method="topk_avg", preselected=preselected)))
+        recalls.append(sum(len({r for _, r in f} & e) for f, e in zip(found, exact, strict=True)))
+    assert recalls == sorted(recalls)
+    assert recalls[0] < recalls[-1] == 40 * 10
+
+
+def test_items_that_are_the_same_are_ordered_by_row():
+    world = make_world(num_items=3, max_excluded=0)
+    copies = torch.arange(3).repeat(200)
+    twins = replace(world, items=world.items.take(copies))
+    found = search(twins, 2, config(k=50))
+    assert as_lists(found) == brute_force(all_scores(twins), 50)  # 200-fold ties, far more than the slack
+
+
+def test_a_query_that_has_seen_everything_gets_nothing_and_one_left_item_is_found():
+    world = make_world(num_queries=2, num_items=30)
+    seen = replace(world, excluded=exclusions([np.arange(30), np.delete(np.arange(30), 17)]))
+    for method in ("exact", "topk_avg"):
+        found = as_lists(search(seen, 3, config(method=method)))
+        assert found[0] == []
+        assert [row for _, row in found[1]] == [17]
+
+
+def test_an_ineligible_item_never_takes_a_place():
+    world = make_world(max_excluded=0)
+    is_eligible = torch.rand(150, generator=torch.Generator().manual_seed(1)) < 0.3
+    shard = replace(world.shards(1)[0], is_eligible_N=is_eligible)
+    for method in ("exact", "topk_avg"):
+        found = search_shard(world.mol, world.queries, shard, world.excluded, config(method=method))
+        expected = brute_force(all_scores(world).masked_fill(~is_eligible, -torch.inf), 10)
+        assert as_lists(found) == expected
+
+
+def test_an_empty_shard_and_no_queries_change_nothing():
+    world = make_world(num_items=5, max_excluded=0)
+    assert as_lists(search(world, 9, config())) == as_lists(search(world, 1, config()))
+    none = replace(world, queries=world.queries.take(slice(0, 0)), excluded=world.excluded.narrow(0, 0))
+    assert len(search(none, 2, config())) == 0
+
+
+def test_a_score_that_is_not_a_number_stops_the_search():
+    world = make_world(num_items=40, max_excluded=0)
+    components = world.items.components_NXD.clone()
+    components[23] = torch.nan
+    shard = make_shard(0, ItemSide(components, world.items.gate_NP))
+    with pytest.raises(ValueError, match="not a number"):
+        search_shard(world.mol, world.queries, shard, world.excluded, config())
+
+
+def test_float32_scores_stay_within_the_error_bound():
+    worst = 0.0
+    for seed in range(20):
+        world = make_world(num_queries=20, num_items=200, max_excluded=0, seed=seed)
+        with torch.inference_mode():
+            error = (world.mol(world.queries, world.items) - all_scores(world)).abs().max()
+        worst = max(worst, float(error) * world.mol.temperature)
+    assert worst < 1e-5 / 2
+
+
+def test_popularity_gives_everybody_the_most_frequent_items_they_may_see():
+    counts = torch.tensor([5, 9, 9, 0, 7])
+    excluded = exclusions([[], [1, 4]])
+    found = search_items(
+        PopularityScorer.from_counts(counts, 2), 0, torch.ones(5, dtype=torch.bool), excluded, config(k=3)
+    )
+    assert found.rows_BK.tolist() == [[1, 2, 4], [2, 0, 3]]
+
+
+def test_shard_bounds_cover_every_item_once():
+    for num_items in (0, 1, 10, 97):
+        bounds = shard_bounds(num_items, 7)
+        assert [row for low, high in bounds for row in range(low, high)] == list(range(num_items))
+
+
+def test_scores_do_not_depend_on_the_number_of_threads():
+    world = make_world(num_queries=30, num_items=300)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = search(world, 2, config())
+        torch.set_num_threads(2)
+        two = search(world, 2, config())
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(one.scores_BK, two.scores_BK)
+    assert torch.equal(one.rows_BK, two.rows_BK)
+
+
+def test_a_shard_moves_as_a_whole():
+    shard = make_world().shards(1)[0]
+    moved: Shard = shard.to("cpu")
+    assert torch.equal(moved.mean_ND, shard.items.components_NXD.mean(dim=1))
+    assert len(moved) == 150

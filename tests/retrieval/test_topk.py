@@ -1,0 +1,44 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.retrieval.topk import NO_ITEM, TopK, empty_topk, merge_topk, select_topk
+
+candidates = st.lists(
+    st.tuples(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), st.integers(0, 30)), max_size=20, unique_by=lambda c: c[1]
+)
+
+
+def topk_of(pairs: list[tuple[float, int]], k: int) -> TopK:
+    scores = torch.tensor([[score for score, _ in pairs]], dtype=torch.float32).reshape(1, -1)
+    rows = torch.tensor([[row for _, row in pairs]], dtype=torch.int64).reshape(1, -1)
+    return select_topk(scores, rows, k)
+
+
+def as_pairs(found: TopK) -> list[tuple[float, int]]:
+    pairs = zip(found.scores_BK[0].tolist(), found.rows_BK[0].tolist(), strict=True)
+    return [(score, row) for score, row in pairs if row != NO_ITEM]
+
+
+@given(candidates, st.integers(1, 25))
+def test_order_is_score_descending_then_row_ascending(pairs, k):
+    expected = sorted(pairs, key=lambda pair: (-pair[0], pair[1]))[:k]
+    assert as_pairs(topk_of(pairs, k)) == expected
+
+
+@given(candidates, st.integers(1, 25), st.randoms())
+def test_merging_parts_in_any_order_gives_the_whole(pairs, k, random):
+    parts: list[list[tuple[float, int]]] = [[], [], []]
+    for pair in pairs:
+        random.choice(parts).append(pair)
+    random.shuffle(parts)
+    merged = empty_topk(1, k)
+    for part in parts:
+        merged = merge_topk(merged, topk_of(part, k), k)
+    assert as_pairs(merged) == as_pairs(topk_of(pairs, k))
+
+
+def test_a_short_list_is_padded_and_minus_infinity_is_never_an_item():
+    found = topk_of([(1.0, 4), (-torch.inf, 2)], k=3)
+    assert found.rows_BK.tolist() == [[4, NO_ITEM, NO_ITEM]]
+    assert found.scores_BK.tolist() == [[1.0, -torch.inf, -torch.inf]]

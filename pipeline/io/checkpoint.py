@@ -1,7 +1,7 @@
-"""The Checkpoint artifact, and the state of a training run. Tensors are safetensors and the rest JSON; never a pickle.
+"""The Checkpoint artifact: weights as safetensors, configuration and metrics as JSON, never a pickle.
 
-A file whose bytes could differ from run to run carries its hash in its name, so that what an interrupted run left behind
-is never in the way of the next one. The manifest, written last, says which files are the model.
+The files carry their hash in their names, so that what an interrupted run left behind is never in the way of the next
+one. The manifest, written last, says which files are the model.
 """
 
 import hashlib
@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -76,9 +75,8 @@ def load_model(storage: Storage, checkpoint: Checkpoint) -> RetrievalModel:
         model = RetrievalModel(config.model, config.num_items)
         model.load_state_dict(load_tensors(_read(storage, checkpoint, manifest, "model")))
     except (ValidationError, SafetensorError, RuntimeError) as error:
-        raise InputError(
-            f"{storage.uri}/{checkpoint.prefix}: not a model of this version ({str(error).splitlines()[0]}); train again"
-        ) from None
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{storage.uri}/{checkpoint.prefix}: no model of this version ({reason}); train again") from None
     return model.eval().requires_grad_(False)
 
 

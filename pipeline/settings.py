@@ -164,8 +164,8 @@ class SearchSettings(Config):
     k: PositiveInt = 100
     method: Literal["exact", "topk_avg"] = "exact"
     num_preselected: PositiveInt = 1_000  # K' of TopKAvg: items per shard that the full MoL rescores
-    query_tile: PositiveInt = 256
-    item_tile: PositiveInt = 1_024
+    query_tile: PositiveInt = 64
+    item_tile: PositiveInt = 512
 
     @model_validator(mode="after")
     def _preselects_enough(self) -> Self:

@@ -76,7 +76,7 @@ def load_model(storage: Storage, checkpoint: Checkpoint) -> RetrievalModel:
         model.load_state_dict(load_tensors(_read(storage, checkpoint, manifest, "model")))
     except (ValidationError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{storage.uri}/{checkpoint.prefix}: no model of this version ({reason}); train again") from None
+        raise InputError(f"{storage.uri}/{checkpoint.prefix}: not a model of ours ({reason}); train again") from None
     return model.eval().requires_grad_(False)
 
 

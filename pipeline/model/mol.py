@@ -70,8 +70,8 @@ class GatedLinearUnit(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         left, right = self.linear(inputs).chunk(2, dim=-1)
-        activated: Tensor = F.gelu(left) if self.is_gelu else F.silu(left)
-        return activated * right
+        gated: Tensor = (F.gelu(left) if self.is_gelu else F.silu(left)) * right
+        return gated
 
 
 class MixtureOfLogits(nn.Module):

@@ -1,0 +1,85 @@
+"""The Histories artifact: one Parquet file per user bucket, and the item index."""
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.artifacts import FileEntry, Histories
+from pipeline.data.interactions import Bucket, Int64, offsets_of
+from pipeline.errors import InputError
+from pipeline.io.manifests import file_entry
+from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
+from pipeline.io.storage import ObjectNotFoundError, Storage, put
+from pipeline.schema import SCHEMA_VERSION
+from pipeline.schema import histories as histories_schema
+
+
+def read_bucket(storage: Storage, histories: Histories, bucket: int) -> Bucket:
+    """The histories of one user bucket. Raises InputError when they were not prepared."""
+    return bucket_from_table(_read(storage, histories.bucket_key(bucket)))
+
+
+def write_bucket(storage: Storage, histories: Histories, index: int, bucket: Bucket) -> FileEntry:
+    """Write the bucket; writing the same one again is fine."""
+    key = histories.bucket_key(index)
+    data = write_parquet_bytes(bucket_to_table(bucket), footer(histories))
+    put(storage, key, data)
+    return file_entry(key.removeprefix(f"{histories.prefix}/"), data, bucket.num_users)
+
+
+def read_items(storage: Storage, histories: Histories) -> pa.Table:
+    """The item index (`schema.items`): row i is item row i, in ascending order of `item_id`."""
+    return _read(storage, histories.items_key)
+
+
+def footer(histories: Histories) -> dict[str, str]:
+    """What every file of the artifact says about itself."""
+    return {"histories_id": histories.id, "schema_version": str(SCHEMA_VERSION)}
+
+
+def bucket_to_table(bucket: Bucket) -> pa.Table:
+    """One row per user (`schema.histories`)."""
+    schema = histories_schema(bucket.user_ids.type)
+    offsets = pa.array(bucket.offsets.astype(np.int32))
+    columns = [
+        bucket.user_ids,
+        *(
+            pa.ListArray.from_arrays(offsets, pa.array(values), type=schema.field(name).type)
+            for name, values in (
+                ("item_rows", bucket.item_rows),
+                ("event_ts", bucket.event_ts),
+                ("weights", bucket.weights),
+            )
+        ),
+        pa.array(bucket.num_train),
+        pa.array(bucket.num_validation),
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def bucket_from_table(table: pa.Table) -> Bucket:
+    """The inverse of `bucket_to_table`."""
+    lengths: Int64 = _numpy(table["item_rows"].combine_chunks().value_lengths()).astype(np.int64)
+    return Bucket(
+        user_ids=table["user_id"].combine_chunks(),
+        offsets=offsets_of(lengths),
+        item_rows=_numpy(table["item_rows"].combine_chunks().flatten()),
+        event_ts=_numpy(table["event_ts"].combine_chunks().flatten()),
+        weights=_numpy(table["weights"].combine_chunks().flatten()),
+        num_train=_numpy(table["num_train"].combine_chunks()),
+        num_validation=_numpy(table["num_validation"].combine_chunks()),
+    )
+
+
+def _numpy(array: pa.Array) -> npt.NDArray[np.generic]:
+    values: npt.NDArray[np.generic] = array.to_numpy(zero_copy_only=False)
+    return values
+
+
+def _read(storage: Storage, key: str) -> pa.Table:
+    try:
+        source = storage.open(key)
+    except ObjectNotFoundError:
+        raise InputError(f"{storage.uri}/{key}: not there; run jobs/prepare.py first") from None
+    with source:
+        return read_parquet_bytes(source, f"{storage.uri}/{key}")

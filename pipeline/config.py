@@ -3,7 +3,8 @@
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -20,10 +21,46 @@ MAX_CONFIG_BYTES = 1 << 20
 class Config(BaseModel):
     """A part of the configuration: frozen, strictly typed, an unknown key is refused."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only. No aliases, which can blow up a small file, and no key twice, of which one would be lost."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            problem = "aliases (*name) are not read here; write the value out"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)  # type: ignore[no-untyped-call]
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                problem = f"the key {key.value!r} is given twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 takes 1e-3 for a word; everybody else takes it for a number.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _parse_yaml(text: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date such as 2026-02-30
+        mark = getattr(error, "problem_mark", None)
+        problem = (
+            f"{getattr(error, 'problem', error)} (line {mark.line + 1}, column {mark.column + 1})" if mark else error
+        )
+        raise InputError(f"not valid YAML: {problem}") from None
 
 
 def load_config(model: type[ConfigT], path: Path, overrides: Iterable[str] = ()) -> ConfigT:
@@ -45,9 +82,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if len(text) > MAX_CONFIG_BYTES:
         raise InputError(f"{path}: {len(text)} bytes is no configuration; at most {MAX_CONFIG_BYTES} are read")
     try:
-        loaded = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        loaded = _parse_yaml(text)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
@@ -64,9 +101,9 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
         if not equals or not all(keys):
             raise InputError(f"--set {override!r}: write --set section.key=value")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InputError(f"--set {override!r}: the value is not YAML: {' '.join(str(error).split())}") from None
+            value = _parse_yaml(text)
+        except InputError as error:
+            raise InputError(f"--set {override!r}: the value is {error}") from None
         place = changed
         for key in keys[:-1]:
             place = place.setdefault(key, {})

@@ -1,0 +1,233 @@
+"""The Ray cluster a job runs on: joining or starting it, what it offers, and how long it may take."""
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+from ray.data import DataContext
+
+from pipeline.errors import InfrastructureError, InputError
+from pipeline.settings import Settings
+
+# Without progress for this long an execution fails, and a retry resumes. Longer than loading a model and a shard.
+NO_PROGRESS_SECONDS = 300
+# Actors of one stage that may die in a row while they load, each being replaced by a fresh process.
+MAX_DEATHS_WHILE_LOADING = 2
+# A job past its deadline is interrupted; when that does not end it, its process is, so many seconds later.
+GRACE_SECONDS = 120.0
+INTERRUPT_AGAIN_SECONDS = 30.0
+
+log = logging.getLogger("nightrails")
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one alive node offers."""
+
+    cpus: float
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The alive nodes of the cluster; `is_local` when this process started it for itself."""
+
+    nodes: tuple[Node, ...]
+    is_local: bool
+
+    @property
+    def num_cpus(self) -> float:
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def num_gpus(self) -> float:
+        return sum(node.gpus for node in self.nodes)
+
+    def __str__(self) -> str:
+        kind = "local Ray" if self.is_local else "Ray cluster"
+        nodes = f"{len(self.nodes)} node" + ("s" if len(self.nodes) != 1 else "")
+        return f"{kind}, {nodes}, {self.num_cpus:g} CPUs, {self.num_gpus:g} GPUs"
+
+
+@dataclass(frozen=True)
+class ActorNeed:
+    """So many actors, each of which must find its CPUs and GPUs on one node."""
+
+    name: str
+    count: int
+    cpus: float
+    gpus: float = 0.0
+
+
+def connect(settings: Settings) -> Cluster:
+    """Join the cluster this job was submitted to (`RAY_ADDRESS`), else start a local one; safe to call again.
+
+    Raises InputError when the root cannot be seen from every node, InfrastructureError when no cluster answers.
+    """
+    if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        try:
+            # "local" always starts a new instance, whatever cluster the machine's last `ray start` has left behind.
+            ray.init(
+                address=address,
+                logging_level=logging.WARNING,
+                **({"include_dashboard": False} if address == "local" else {}),
+            )
+        except (ConnectionError, RuntimeError) as error:
+            raise InfrastructureError(
+                f"no Ray cluster at {address!r} ({error}); is it up, and its token known?"
+            ) from error
+        log.info("%s", describe())
+    cluster = describe()
+    check_root(settings, cluster)
+    _set_data_defaults()
+    return cluster
+
+
+def describe() -> Cluster:
+    """The cluster this process is connected to, as it is now."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = tuple(Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive)
+    return Cluster(nodes, is_local=os.environ.get("RAY_ADDRESS") in (None, "", "local"))
+
+
+def check_root(settings: Settings, cluster: Cluster) -> None:
+    """Refuse a root that the workers cannot share."""
+    scheme, separator, _ = settings.root.partition("://")
+    if separator and scheme == "memory":
+        raise InputError("root: memory:// lives in one process, and Ray's workers are others; give a folder or s3://…")
+    is_folder = not separator or scheme == "file"
+    if is_folder and len(cluster.nodes) > 1 and not settings.root_is_shared:
+        raise InputError(
+            f"root: {settings.root} is a folder, and this cluster has {len(cluster.nodes)} nodes: each would write to "
+            "its own disk. Give s3://bucket/prefix, or set root_is_shared: true when every node mounts this folder"
+        )
+
+
+def preflight(cluster: Cluster, needs: Sequence[ActorNeed]) -> None:
+    """Refuse what does not fit: Ray would wait for ever for the missing part, holding the rest.
+
+    Raises InputError on a local cluster, which cannot grow, else InfrastructureError: a node may still join.
+    """
+    missing = what_is_missing(cluster.nodes, needs)
+    if missing:
+        way_out = "add a node of this kind, or lower the cluster.* settings"
+        error = InputError if cluster.is_local else InfrastructureError
+        raise error(f"{cluster}: no place for {missing}; {way_out}")
+
+
+def what_is_missing(nodes: Sequence[Node], needs: Sequence[ActorNeed]) -> str:
+    """Place all actors, those with GPUs first; "" when they fit, else the first kind that does not, in words."""
+    free = [[node.cpus, node.gpus] for node in nodes]
+    for need in sorted(needs, key=lambda n: (-n.gpus, -n.cpus)):
+        placed = 0
+        # CPU-only actors leave nodes with GPUs to those who need them, as far as they can.
+        for place in sorted(free, key=lambda f: f[1]):
+            while placed < need.count and _holds(place, need):
+                place[0] -= need.cpus
+                place[1] -= need.gpus
+                placed += 1
+        if placed < need.count:
+            gpus = f" and {need.gpus:g} GPUs" if need.gpus else ""
+            return f"{need.count - placed} of {need.count} {need.name}s of {need.cpus:g} CPUs{gpus} each"
+    return ""
+
+
+def _holds(place: list[float], need: ActorNeed) -> bool:
+    rounding = 1e-6  # fractions of a CPU are added and subtracted
+    return place[0] + rounding >= need.cpus and place[1] + rounding >= need.gpus
+
+
+@contextmanager
+def deadline(minutes: float, grace: float = GRACE_SECONDS) -> Iterator[None]:
+    """Raise InfrastructureError in this thread when the block takes longer; what is done stays done.
+
+    Some hangs of a cluster can only be seen from outside. The thread is interrupted as by Ctrl-C, which Ray answers
+    by cleaning up, and again in case the first was swallowed; a process that is stuck beyond that exits with 30.
+    """
+    over, expired, turn = threading.Event(), threading.Event(), threading.Lock()
+    message = f"not finished within the deadline of {minutes:g} minutes (cluster.deadline_minutes); a rerun resumes"
+    watched = threading.current_thread()
+    arguments = (watched, minutes * 60, grace, over, expired, turn, message)
+    with _interruptible():
+        threading.Thread(target=_watch, args=arguments, daemon=True).start()
+        try:
+            try:
+                yield
+            finally:
+                with turn:  # no interrupt is under way, and none follows
+                    over.set()
+        except KeyboardInterrupt:
+            if not expired.is_set():
+                raise
+            raise InfrastructureError(message) from None
+        except Exception as error:
+            if not expired.is_set():
+                raise
+            raise InfrastructureError(message) from error
+
+
+def _watch(
+    watched: threading.Thread,
+    seconds: float,
+    grace: float,
+    over: threading.Event,
+    expired: threading.Event,
+    turn: threading.Lock,
+    message: str,
+) -> None:
+    if over.wait(seconds):
+        return
+    log.error("%s", message)
+    end = time.monotonic() + grace
+    while (left := end - time.monotonic()) > 0:
+        with turn:
+            if over.is_set():
+                return
+            expired.set()
+            _interrupt(watched)
+        if over.wait(min(left, INTERRUPT_AGAIN_SECONDS)):
+            return
+    print(f"error: {message}", file=sys.stderr, flush=True)  # noqa: T201
+    os._exit(InfrastructureError.exit_code)
+
+
+def _interrupt(thread: threading.Thread) -> None:
+    if thread is threading.main_thread():
+        signal.pthread_kill(thread.ident, signal.SIGINT)  # also ends a wait on a lock
+    else:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(KeyboardInterrupt))
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt: in a shell's background job it comes switched off."""
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    previous = signal.getsignal(signal.SIGINT)
+    if not on_main_thread or previous not in (signal.SIG_IGN, signal.SIG_DFL, None):
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous or signal.SIG_DFL)
+
+
+def _set_data_defaults() -> None:
+    """Ray Data as every job wants it; a dataset takes these when it is created."""
+    context = DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
+    context.max_consecutive_actor_init_deaths = MAX_DEATHS_WHILE_LOADING
+    context.enable_progress_bars = False  # the jobs log their own progress, in units
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -1,10 +1,12 @@
 """Arrow schema of each table that crosses our border. Ids keep the type of the log: string or int64."""
 
+from typing import TypeAlias
+
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
 
-Schema = pa.Schema
+Schema: TypeAlias = pa.Schema
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
 

@@ -1,15 +1,23 @@
 """One small interface over memory, a local folder and S3-compatible stores."""
 
 import hashlib
-import os
+import re
+import threading
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 import pyarrow as pa
 
 from pipeline.errors import ConflictError, InputError
+
+MAX_KEY_BYTES = 1_024  # S3's limit
+MAX_SEGMENT_BYTES = 255  # Linux's limit for one name
+TEMPORARY = ".tmp-"  # names that a local folder uses while it writes; no key may contain one
+PROBE_KEY = "candidates/_probe/create-if-absent"
 
 
 class ObjectNotFoundError(KeyError):
@@ -26,7 +34,12 @@ class ObjectInfo:
 
 
 class Storage(ABC):
-    """Objects by key below one root URI. Nothing is ever overwritten or renamed."""
+    """Objects by key below one root URI. Nothing is ever overwritten or renamed.
+
+    Keys are relative and '/'-separated. A storage can be pickled: what arrives is its URI, opened again there.
+    Raises InputError for what a person must mend (key, bucket, credentials, permission) and InfrastructureError for
+    what a retry can (network, server, full disk).
+    """
 
     uri: str
 
@@ -54,63 +67,71 @@ class Storage(ABC):
     def open(self, key: str) -> pa.NativeFile:
         """The object for random access (Parquet). Raises ObjectNotFoundError."""
 
+    def __reduce__(self) -> tuple[Callable[[str], "Storage"], tuple[str]]:
+        return open_storage, (self.uri,)
 
-class LocalStorage(Storage):
-    def __init__(self, root: Path) -> None:
-        self.root = root.absolute()
-        self.uri = str(self.root)
+
+class MemoryStorage(Storage):
+    """Objects of this process by name: every `memory://name` opened in it is the same store."""
+
+    _stores: dict[str, dict[str, bytes]] = {}  # noqa: RUF012 - shared on purpose
+    _lock = threading.Lock()
+
+    def __init__(self, name: str) -> None:
+        self.uri = f"memory://{name}"
+        with self._lock:
+            self._objects = self._stores.setdefault(name, {})
 
     def read(self, key: str) -> bytes:
         try:
-            return (self.root / key).read_bytes()
-        except FileNotFoundError:
+            return self._objects[check_key(key)]
+        except KeyError:
             raise ObjectNotFoundError(key) from None
 
     def head(self, key: str) -> ObjectInfo | None:
-        path = self.root / key
-        if not path.is_file():
-            return None
-        stat = path.stat()
-        return ObjectInfo(
-            key, stat.st_size, hashlib.sha256(f"{stat.st_size}-{stat.st_mtime_ns}".encode()).hexdigest()[:32]
-        )
+        data = self._objects.get(check_key(key))
+        return None if data is None else ObjectInfo(key, len(data), hashlib.sha256(data).hexdigest()[:32])
 
     def create(self, key: str, data: bytes) -> bool:
-        path = self.root / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink()
-        return True
+        with self._lock:
+            if check_key(key) in self._objects:
+                return False
+            self._objects[key] = bytes(data)
+            return True
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
-        keys = (p.relative_to(self.root).as_posix() for p in self.root.rglob("*") if p.is_file())
-        found = (self.head(k) for k in keys if k.startswith(prefix) and "/.tmp-" not in "/" + k)
-        return sorted(info for info in found if info)
+        check_prefix(prefix)
+        with self._lock:
+            keys = sorted(key for key in self._objects if key.startswith(prefix))
+        return [info for info in map(self.head, keys) if info]
 
     def delete(self, key: str) -> None:
-        (self.root / key).unlink(missing_ok=True)
+        with self._lock:
+            self._objects.pop(check_key(key), None)
 
     def open(self, key: str) -> pa.NativeFile:
-        try:
-            return pa.OSFile(str(self.root / key))
-        except FileNotFoundError:
-            raise ObjectNotFoundError(key) from None
+        return pa.BufferReader(self.read(key))
 
 
 def open_storage(uri: str) -> Storage:
-    """`s3://bucket/prefix`, `memory://name`, or a local folder (`file://` or a plain path)."""
-    if "://" not in uri:
+    """`s3://bucket/prefix`, `memory://name`, or a local folder (`file:///path` or a plain path)."""
+    from pipeline.io.storage_local import LocalStorage
+
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        if not uri or "\0" in uri or re.match(r"(s3|file|memory):", uri):
+            raise InputError(f"{uri!r}: neither a folder nor s3://bucket/prefix")
         return LocalStorage(Path(uri))
-    raise InputError(f"{uri}: no store of this kind is known; give a folder or s3://bucket/prefix")
+    if scheme == "file" and rest.startswith("/"):
+        return LocalStorage(Path(unquote(rest)))
+    if scheme == "memory" and re.fullmatch(r"[\w.-]+", rest):
+        return MemoryStorage(rest)
+    if scheme == "s3":
+        from pipeline.io.storage_s3 import S3Storage  # boto3 takes a while to import
+
+        return S3Storage(uri)
+    known = "a folder, file:///path, s3://bucket/prefix or memory://name"
+    raise InputError(f"{uri}: no store of this kind is known; give {known}")
 
 
 def put(storage: Storage, key: str, data: bytes) -> None:
@@ -123,3 +144,62 @@ def put(storage: Storage, key: str, data: bytes) -> None:
     found = storage.head(key)
     if found is None or found.size != len(data) or storage.read(key) != data:
         raise ConflictError(f"{storage.uri}/{key}: another process wrote other bytes here; run again to use them")
+
+
+_honest: set[str] = set()
+
+
+def check_store(storage: Storage) -> None:
+    """Refuse a store that would let two writers publish the same commit. Asked once per process and store.
+
+    Some S3 servers accept `If-None-Match` and ignore it. One small object stays behind, so no right to delete is
+    needed. Raises InputError.
+    """
+    if storage.uri in _honest:
+        return
+    storage.create(PROBE_KEY, b"first")
+    try:
+        before = storage.read(PROBE_KEY)
+        created = storage.create(PROBE_KEY, uuid.uuid4().bytes)
+        kept = not created and storage.read(PROBE_KEY) == before
+    except ObjectNotFoundError:
+        kept = False
+    if not kept:
+        raise InputError(
+            f"{storage.uri}: this store does not refuse to overwrite an object that exists (create-if-absent, "
+            "If-None-Match: *), so two runs could publish over each other; use a store with conditional writes"
+        )
+    _honest.add(storage.uri)
+
+
+def check_key(key: str) -> str:
+    """The key itself when every store can hold it safely, else InputError."""
+    segments = key.split("/")
+    fault = next((fault for segment in segments if (fault := _fault(segment))), None)
+    if len(key.encode("utf-8", "surrogatepass")) > MAX_KEY_BYTES:
+        fault = f"it is longer than {MAX_KEY_BYTES} bytes"
+    if fault:
+        raise InputError(f"{key!r} is no key of an object: {fault}")
+    return key
+
+
+def check_prefix(prefix: str) -> str:
+    """The prefix itself when it starts some key, else InputError; its last segment may be cut anywhere."""
+    folder, _, start = prefix.rpartition("/")
+    if prefix == "/" or "\0" in start:
+        raise InputError(f"{prefix!r} starts no key of an object")
+    if folder:
+        check_key(folder)
+    return prefix
+
+
+def _fault(segment: str) -> str | None:
+    if segment in ("", ".", ".."):
+        return f"the segment {segment!r} leads elsewhere"
+    if segment.startswith(TEMPORARY):
+        return f"names that start with {TEMPORARY!r} are kept for half-written files"
+    if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in segment):
+        return "it has a control character or is not Unicode"
+    if len(segment.encode()) > MAX_SEGMENT_BYTES:
+        return f"a segment is longer than {MAX_SEGMENT_BYTES} bytes"
+    return None

@@ -1,0 +1,45 @@
+"""The nightly job: from tonight's log to the published table of candidates.
+
+Runs the other jobs in order. Each leaves an artifact named by a fingerprint of what it was made from and is skipped
+when that artifact exists, so the same command resumes after a crash and does nothing when all is published.
+Without any argument it serves a simulated log.
+"""
+
+import logging
+import time
+from datetime import date
+
+from pipeline.command import Outcome, command
+from pipeline.settings import SIMULATED, Settings
+
+log = logging.getLogger("nightrails")
+
+
+def run(settings: Settings, ds: date | None) -> Outcome:
+    """Make and publish the candidates of one day; `ds` None is the newest day in the log."""
+    from jobs import embed_items, evaluate, prepare, publish, retrieve, simulate_log, train
+    from pipeline.distributed.cluster import connect, deadline
+    from pipeline.io.night import open_night
+
+    if settings.log.source == SIMULATED:
+        simulate_log.run(settings, ds)
+    storage, night = open_night(settings, ds)
+    already = publish.already_published(storage, night)
+    if already:
+        return already
+    log.info("%s for ds=%s: %s", settings.name, night.ds, night.run.run_id)
+    seconds: dict[str, float] = {}
+    with deadline(settings.cluster.deadline_minutes):
+        connect(settings)
+        for step in (prepare, train, embed_items, retrieve, evaluate, publish):
+            name = step.__name__.removeprefix("jobs.")
+            log.info("── %s", name)
+            started = time.monotonic()
+            outcome = step.run(settings, night.ds)
+            seconds[name] = round(time.monotonic() - started, 1)
+            log.info("   %s: %s in %.1f s", name, outcome["status"], seconds[name])
+    return outcome | {"steps": seconds}
+
+
+if __name__ == "__main__":
+    command(__doc__, run)

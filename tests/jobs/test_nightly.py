@@ -1,0 +1,142 @@
+"""The nightly job as its users meet it: a process, run by a scheduler, sometimes twice, sometimes after a crash."""
+
+import os
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pytest
+
+from pipeline.io.runs import latest_files, read_latest
+from tests.jobs.nightly import REPOSITORY, Ended, command_line, run_job
+
+pytestmark = pytest.mark.ray
+
+PROVENANCE = ["ds", "model_version", "run_id"]
+
+
+@dataclass(frozen=True)
+class Published:
+    root: str
+    ended: Ended
+    table: pl.DataFrame
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Published:
+    root = str(tmp_path_factory.mktemp("night"))
+    ended = run_job("nightly_candidates", root)
+    assert ended.code == 0, ended.stderr[-4_000:]
+    return Published(root, ended, pl.from_arrow(read_latest(root, "candidates")))
+
+
+def snapshot(root: str) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in Path(root).rglob("*") if path.is_file()}
+
+
+def test_a_night_ends_with_a_published_table_and_one_line_of_json(published):
+    assert published.ended.last_line["status"] == "published"
+    assert published.ended.stdout.count("\n") == 1
+    assert published.table.height == published.ended.last_line["rows"] > 1_000
+
+
+def test_every_published_row_keeps_the_promises(published):
+    table = published.table
+    assert table.select("user_id", "item_id").is_duplicated().sum() == 0
+    assert table["score"].is_finite().all()
+    ordered = table.sort("user_id", "rank")
+    per_user = ordered.group_by("user_id", maintain_order=True).agg(
+        pl.col("rank"), pl.col("score"), pl.struct(-pl.col("score"), "item_id").alias("order")
+    )
+    for ranks, scores, order in per_user.select("rank", "score", "order").iter_rows():
+        assert ranks == list(range(1, len(ranks) + 1))
+        assert scores == sorted(scores, reverse=True)
+        assert [tuple(o.values()) for o in order] == sorted(tuple(o.values()) for o in order)
+
+
+def test_nobody_is_shown_what_they_have_seen(published):
+    logs = Path(published.root).glob("simulated/*/log/ds=*/*.parquet")
+    seen = pl.concat([pl.read_parquet(path, columns=["user_id", "item_id"]) for path in logs])
+    assert published.table.join(seen, on=["user_id", "item_id"], how="semi").height == 0
+
+
+def test_every_user_is_accounted_for_once(published):
+    users = pl.from_arrow(read_latest(published.root, "candidates", table="users"))
+    assert users["user_id"].is_unique().all()
+    returned = published.table.group_by("user_id").len()
+    joined = users.join(returned, on="user_id", how="left").with_columns(pl.col("len").fill_null(0))
+    assert (joined["len"] == joined["num_returned"]).all()
+    short = users.filter(pl.col("status") != "ok")
+    assert (short["reason"].str.len_chars() > 0).all()
+
+
+def test_polars_and_duckdb_read_the_same_rows(published):
+    files = latest_files(published.root, "candidates")
+    assert pl.read_parquet(files, hive_partitioning=False).height == published.table.height
+    assert duckdb.sql(f"SELECT count(*) FROM read_parquet({files}, hive_partitioning=false)").fetchone() == (
+        published.table.height,
+    )
+
+
+def test_a_second_run_does_no_work_and_says_so_within_seconds(published):
+    before = snapshot(published.root)
+    started = time.monotonic()
+    again = run_job("nightly_candidates", published.root)
+    assert again.code == 0
+    assert again.last_line["status"] == "already published"
+    assert again.last_line["run_id"] == published.ended.last_line["run_id"]
+    assert snapshot(published.root) == before
+    assert again.last_line["seconds"] < 5
+    assert time.monotonic() - started < 20
+
+
+def test_layout_of_the_work_does_not_change_the_table(published):
+    """Buckets, tiles, waves and shards of an exact search: other work, the same rows."""
+    other = run_job(
+        "nightly_candidates",
+        published.root,
+        name="other",
+        **{
+            "corpus.num_shards": 2,
+            "search.query_tile": 7,
+            "search.item_tile": 11,
+            "cluster.max_stages_per_wave": 1,
+        },
+    )
+    assert other.code == 0, other.stderr[-4_000:]
+    table = pl.from_arrow(read_latest(published.root, "other"))
+    columns = [name for name in table.columns if name not in PROVENANCE]
+    order = ["user_id", "rank"]
+    assert table.select(columns).sort(order).equals(published.table.select(columns).sort(order))
+
+
+def test_a_killed_night_resumes_and_yesterdays_table_stays_readable(published):
+    """SIGKILL of the driver in the middle of a night with new settings; the same command then finishes it."""
+    keys = {"search.k": 15, "corpus.num_shards": 1}
+    killed = subprocess.Popen(
+        command_line("nightly_candidates", published.root, **keys),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+        start_new_session=True,
+    )
+    assert killed.stderr is not None
+    for line in killed.stderr:
+        if "── retrieve" in line:
+            break
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert pl.from_arrow(read_latest(published.root, "candidates")).equals(published.table)
+    resumed = run_job("nightly_candidates", published.root, **keys)
+    assert resumed.code == 0, resumed.stderr[-4_000:]
+    assert resumed.last_line["steps"]["prepare"] < 5
+    assert resumed.last_line["steps"]["train"] < 5
+    shorter = pl.from_arrow(read_latest(published.root, "candidates"))
+    columns = [name for name in shorter.columns if name not in PROVENANCE]
+    expected = published.table.filter(pl.col("rank") <= 15).select(columns).sort("user_id", "rank")
+    assert shorter.select(columns).sort("user_id", "rank").equals(expected)

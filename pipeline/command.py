@@ -1,6 +1,7 @@
 """The command line that every job shares: flags in, one JSON line and an exit code out."""
 
 import argparse
+import builtins
 import json
 import logging
 import os
@@ -9,11 +10,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from pipeline import errors
 from pipeline.config import load_config
 from pipeline.errors import InfrastructureError, InputError, NightrailsError
 from pipeline.settings import Settings
@@ -69,18 +71,47 @@ def parse_day(text: str | None) -> date | None:
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """Our own error behind whatever Ray or another library wrapped it in, else the error itself."""
-    seen: set[int] = set()
+    """Our own error behind whatever Ray or another library wrapped it in, else the root of the wrapping.
+
+    A plain task keeps the exception in `cause`, training in `worker_failures`; Ray Data and dying actors keep only the
+    text of the remote traceback, and an exception is read back from that.
+    """
+    seen: list[BaseException] = []
     queue: list[BaseException | None] = [error]
     while queue:
         current = queue.pop(0)
-        if current is None or id(current) in seen:
+        if current is None or any(current is known for known in seen):
             continue
-        if isinstance(current, NightrailsError):
+        if (
+            type(current).__module__ == errors.__name__
+        ):  # Ray's RayTaskError(InputError) is one too, but speaks traceback
             return current
-        seen.add(id(current))
-        queue += [getattr(current, "cause", None), current.__cause__, current.__context__]
-    return error
+        seen.append(current)
+        context = None if current.__suppress_context__ else current.__context__
+        workers = getattr(current, "worker_failures", None)
+        queue += [getattr(current, "cause", None), current.__cause__, context]
+        queue += workers.values() if isinstance(workers, dict) else ()
+    texts = [str(known) for known in seen if _library(known) == "ray"]
+    read_back = [found for found in map(_from_traceback, texts) if found]
+    ours = [found for found in read_back if isinstance(found, NightrailsError)]
+    return next(iter(ours + read_back), error)
+
+
+RAISED = re.compile(r"^(?:[\w.]+\.)?(\w+): (.*?)(?=\n\n|\Z)", re.MULTILINE | re.DOTALL)
+
+
+def _from_traceback(text: str) -> BaseException | None:
+    """The outermost of our own exceptions in a printed traceback, else the innermost if Python has it built in."""
+    raised = RAISED.findall(text)
+    for name, message in reversed(raised):
+        kind = getattr(errors, name, None)
+        if isinstance(kind, type) and issubclass(kind, NightrailsError):
+            return kind(message.strip())
+    for name, message in raised[:1]:
+        kind = getattr(builtins, name, None)
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            return (OSError if issubclass(kind, OSError) else RuntimeError)(f"{name}: {message.strip()}")
+    return None
 
 
 def _failure(error: BaseException) -> tuple[Outcome, int]:
@@ -92,20 +123,36 @@ def _failure(error: BaseException) -> tuple[Outcome, int]:
     elif isinstance(cause, KeyboardInterrupt):
         code, message = 30, "interrupted; run the same command again to resume"
     else:
-        traceback.print_exception(cause)
+        traceback.print_exception(error)
         code, message = 1, f"this is a fault of nightrails, please report it: {type(cause).__name__}: {cause}"
     print(f"error: {message}", file=sys.stderr)  # noqa: T201
     return {"status": "failed", "exit_code": code, "error": message}, code
 
 
 def _a_retry_may_help(error: BaseException) -> bool:
-    library = type(error).__module__.partition(".")[0]
-    return isinstance(error, OSError | MemoryError) or library in {"ray", "botocore", "boto3", "urllib3"}
+    return isinstance(error, OSError | MemoryError) or _library(error) in {"ray", "botocore", "boto3", "urllib3"}
 
 
-def _parser(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=description, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+def _library(error: BaseException) -> str:
+    return type(error).__module__.partition(".")[0]
+
+
+class _Parser(argparse.ArgumentParser):
+    """A wrong flag is bad input like any other: exit code 20 and one JSON line, not argparse's 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        outcome, code = _failure(InputError(message))
+        sys.stdout.write(json.dumps(outcome, ensure_ascii=False) + "\n")
+        sys.exit(code)
+
+
+def _parser(description: str) -> _Parser:
+    parser = _Parser(
+        description=description,
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", type=Path, default=None, help=f"YAML file (default: {DEFAULT_CONFIG})")
     parser.add_argument("--ds", metavar="YYYY-MM-DD", help="the day to serve (default: the newest day in the log)")
@@ -132,7 +179,8 @@ def _stdout_for_the_last_line_only() -> Iterator[Callable[[str], None]]:
     def write(line: str) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
-        os.write(kept, line.encode() + b"\n")
+        with suppress(BrokenPipeError):  # nobody reads it; the exit code still counts
+            os.write(kept, line.encode() + b"\n")
 
     try:
         yield write

@@ -1,0 +1,258 @@
+"""What a scheduler sees of a job: an exit code, and one JSON object as the only line on standard output."""
+
+import json
+import pickle
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from pipeline import errors
+from pipeline.command import cause_of, parse_day
+from pipeline.errors import ConflictError, GateError, InfrastructureError, InputError
+
+ROOT = Path(__file__).parents[1]
+
+# A job that does what its only --set says: `name` chooses the outcome.
+JOB = """
+import logging, os, subprocess, sys
+from pipeline.command import command
+from pipeline.errors import *
+
+def wrapped(error):
+    try:
+        raise error
+    except Exception as inner:
+        raise RuntimeError("a library's words") from inner
+
+def chatty():
+    print("print")
+    sys.stdout.write("sys.stdout\\n")
+    os.write(1, b"C level\\n")
+    subprocess.run(["echo", "child"])
+    logging.getLogger("nightrails").info("log line")
+
+def run(settings, ds):
+    actions = {
+        "good": lambda: {"status": "published", "ds": ds, "k": settings.search.k},
+        "chatty": lambda: chatty() or {"status": "published"},
+        "input": lambda: (_ for _ in ()).throw(InputError("column 'x' is missing")),
+        "wrapped": lambda: wrapped(MismatchError("these do not belong together")),
+        "gate": lambda: wrapped(InvalidRunError("row 7 is not finite")),
+        "infrastructure": lambda: wrapped(InfrastructureError("the store is away")),
+        "conflict": lambda: wrapped(ConflictError("another run holds the lease")),
+        "os": lambda: open("/nowhere/at/all"),
+        "memory": lambda: (_ for _ in ()).throw(MemoryError("too much")),
+        "interrupt": lambda: (_ for _ in ()).throw(KeyboardInterrupt()),
+        "bug": lambda: 1 / 0,
+    }
+    return actions[settings.name]()
+
+command("A job for the tests.", run)
+"""
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("jobs") / "job.py"
+    path.write_text(JOB)
+    return path
+
+
+def start(job: Path, *flags: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, job, *flags],
+        cwd=cwd,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def last_line(done: subprocess.CompletedProcess[str]) -> dict:
+    assert done.stdout.count("\n") == 1, done.stdout
+    return json.loads(done.stdout)
+
+
+def test_a_good_run_ends_with_0_and_its_outcome(job):
+    done = start(job, "--set", "name=good", "--set", "search.k=7", "--ds", "2026-11-20")
+    outcome = last_line(done)
+    assert done.returncode == 0
+    assert outcome.pop("seconds") >= 0
+    assert outcome == {"status": "published", "ds": "2026-11-20", "k": 7}
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "message"),
+    [
+        ("input", 20, "column 'x' is missing"),
+        ("wrapped", 20, "these do not belong together"),
+        ("gate", 10, "row 7 is not finite"),
+        ("infrastructure", 30, "the store is away"),
+        ("conflict", 40, "another run holds the lease"),
+        ("os", 30, "FileNotFoundError: [Errno 2] No such file or directory: '/nowhere/at/all'"),
+        ("memory", 30, "MemoryError: too much"),
+        ("interrupt", 30, "interrupted; run the same command again to resume"),
+        ("bug", 1, "this is a fault of nightrails, please report it: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_each_kind_of_failure_has_its_exit_code_and_one_sentence(job, name, code, message):
+    done = start(job, "--set", f"name={name}")
+    outcome = last_line(done)
+    assert (done.returncode, outcome["status"], outcome["exit_code"]) == (code, "failed", code)
+    assert outcome["error"] == message
+    assert done.stderr.splitlines()[-1] == f"error: {message}"
+    assert ("Traceback" in done.stderr) == (code == 1), "a traceback is for our own faults only"
+
+
+def test_all_that_anything_prints_goes_to_standard_error(job):
+    done = start(job, "--set", "name=chatty")
+    assert last_line(done)["status"] == "published"
+    for word in ("print", "sys.stdout", "C level", "child", "log line"):
+        assert word in done.stderr
+
+
+def test_a_wrong_configuration_ends_with_20_and_all_its_faults(job):
+    done = start(job, "--set", "serch.k=5", "--set", "model.dim=65")
+    assert done.returncode == 20
+    assert last_line(done)["error"].startswith("conf/nightly.yaml: 2 faults in the configuration")
+
+
+@pytest.mark.parametrize("flags", [["--cofnig", "x"], ["--conf", "x"], ["--set"], ["stray"]])
+def test_a_wrong_flag_ends_with_20_like_any_bad_input(job, flags):
+    done = start(job, *flags)
+    assert (done.returncode, last_line(done)["exit_code"]) == (20, 20)
+    assert "usage: " in done.stderr
+
+
+def test_a_config_that_is_not_there_ends_with_20(job):
+    done = start(job, "--config", "conf/nightli.yaml")
+    assert done.returncode == 20
+    assert "did you mean conf/nightly.yaml?" in last_line(done)["error"]
+
+
+def test_the_default_configuration_is_found_from_anywhere(job, tmp_path):
+    assert start(job, "--set", "name=good", cwd=tmp_path).returncode == 0
+
+
+def test_the_exit_code_stands_when_nobody_reads_the_last_line(job):
+    command = f"{sys.executable} {job} --set name=gate 2>/dev/null | true; echo ${{PIPESTATUS[0]}}"
+    env = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "10"
+
+
+@pytest.mark.parametrize("text", ["2026-11-20x", "20261120", "2026-13-01", "2026-02-30", "yesterday", "", "2026-1-1"])
+def test_a_day_that_is_none_is_refused(text):
+    with pytest.raises(InputError, match="give a day as YYYY-MM-DD"):
+        parse_day(text)
+
+
+def test_a_day_or_none_is_taken():
+    assert parse_day("2026-11-20") == date(2026, 11, 20)
+    assert parse_day(None) is None
+
+
+# Causes
+
+
+def test_our_own_error_is_found_behind_causes_and_contexts():
+    ours = InputError("the real reason")
+    with pytest.raises(RuntimeError) as caught:  # noqa: PT012  (the nesting is what is tested)
+        try:
+            try:
+                raise ours
+            except InputError:
+                raise KeyError("while handling it")  # noqa: B904  (a context, not a cause)
+        except KeyError as error:
+            raise RuntimeError("outermost") from error
+    assert cause_of(caught.value) is ours
+
+
+def test_a_context_that_was_hidden_on_purpose_is_no_cause():
+    with pytest.raises(KeyError) as caught:  # noqa: PT012
+        try:
+            raise InputError("handled")
+        except InputError:
+            raise KeyError("the real fault") from None
+    assert cause_of(caught.value) is caught.value
+
+
+def test_a_circle_of_causes_ends():
+    first, second = RuntimeError("a"), RuntimeError("b")
+    first.__cause__, second.__cause__ = second, first
+    assert cause_of(first) is first
+
+
+def test_every_error_of_ours_survives_the_way_between_processes():
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    assert len(kinds) >= 7
+    for kind in kinds:
+        back = pickle.loads(pickle.dumps(kind("one sentence")))  # noqa: S301
+        assert (type(back), str(back), back.exit_code) == (kind, "one sentence", kind.exit_code)
+
+
+def test_exit_codes_are_those_that_schedulers_know():
+    codes = [kind.exit_code for kind in (GateError, InputError, InfrastructureError, ConflictError)]
+    assert codes == [10, 20, 30, 40]
+
+
+def ray_ways_to_fail():
+    """Ways in which code on a cluster fails; Ray wraps each one differently."""
+    import ray
+    import ray.data
+
+    def fails(*_: object) -> None:
+        raise InputError("column 'x' is missing:\n  two lines")
+
+    class FailsToStart:
+        def __init__(self) -> None:
+            fails()
+
+        def __call__(self, batch: object) -> object:
+            return batch
+
+    task = ray.remote(max_retries=0)(fails)
+    actor = ray.remote(FailsToStart)
+    yield "task", lambda: ray.get(task.remote())
+    yield "task of a task", lambda: ray.get(ray.remote(max_retries=0)(lambda: ray.get(task.remote())).remote())
+    yield "actor", lambda: ray.get(actor.remote().__call__.remote(1))
+    yield "data", lambda: ray.data.range(4).map_batches(fails).materialize()
+    pool = ray.data.ActorPoolStrategy(size=1)
+    yield "data actor", lambda: ray.data.range(4).map_batches(FailsToStart, compute=pool).materialize()
+
+
+@pytest.mark.ray
+def test_our_error_is_read_out_of_whatever_ray_makes_of_it(local_ray):
+    for way, fail in ray_ways_to_fail():
+        with pytest.raises(Exception) as caught:  # noqa: PT011  (which one is Ray's affair)
+            fail()
+        found = cause_of(caught.value)
+        assert (type(found), str(found)) == (InputError, "column 'x' is missing:\n  two lines"), way
+
+
+@pytest.mark.ray
+def test_a_fault_of_ours_on_the_cluster_is_not_taken_for_a_fault_of_the_cluster(local_ray):
+    import ray
+    import ray.data
+
+    def divides(batch: object) -> object:
+        return 1 / 0
+
+    def times_out(batch: object) -> object:
+        raise TimeoutError("the store did not answer")
+
+    for function, kind in ((divides, RuntimeError), (times_out, OSError)):
+        with pytest.raises(ray.exceptions.RayError) as caught:
+            ray.data.range(4).map_batches(function).materialize()
+        assert type(cause_of(caught.value)) is kind
+
+
+def test_training_keeps_the_errors_of_its_workers():
+    failure = RuntimeError("training failed")
+    failure.worker_failures = {0: RuntimeError("killed"), 1: InputError("the real reason")}  # as Ray Train has it
+    assert str(cause_of(failure)) == "the real reason"

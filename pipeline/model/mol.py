@@ -133,7 +133,7 @@ class MixtureOfLogits(nn.Module):
         logits_BNP = self._logits(query, items)
         gates_BNP = torch.softmax(self._gate_inputs(query, items, logits_BNP), dim=-1)
         if self.training and self.settings.gate_dropout:
-            kept_BNP = F.dropout(gates_BNP, self.settings.gate_dropout)
+            kept_BNP = gates_BNP * _keep_mask(gates_BNP, self.settings.gate_dropout)
             gates_BNP = kept_BNP / kept_BNP.sum(dim=-1, keepdim=True).clamp_min(MIN_NORM)
         return MolPairs((gates_BNP * logits_BNP).sum(dim=-1), gates_BNP, logits_BNP)
 
@@ -158,6 +158,18 @@ class MixtureOfLogits(nn.Module):
 
 def _two_layers(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, out_dim, bias=False))
+
+
+def _keep_mask(values: Tensor, dropout: float) -> Tensor:
+    """1 with probability 1 - dropout, else 0, in the shape of `values`; the rate is rounded to 1/256.
+
+    A byte per entry: on a CPU torch's own dropout takes a fifth of the whole training step for these masks.
+    """
+    size = values.numel()
+    noise = torch.empty((size + 7) // 8, dtype=torch.int64, device=values.device).random_(-(2**63), None)
+    num_dropped = round(dropout * 256)  # of the 256 values of a byte
+    mask = noise.view(torch.uint8)[:size].to(values.dtype).sub_(num_dropped - 1).clamp_(0, 1)
+    return mask.view(values.shape)
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -186,7 +186,7 @@ def check_key(key: str) -> str:
 def check_prefix(prefix: str) -> str:
     """The prefix itself when it starts some key, else InputError; its last segment may be cut anywhere."""
     folder, _, start = prefix.rpartition("/")
-    if prefix == "/" or "\0" in start:
+    if prefix.startswith("/") or "\0" in start:
         raise InputError(f"{prefix!r} starts no key of an object")
     if folder:
         check_key(folder)

@@ -76,7 +76,10 @@ class LocalStorage(Storage):
 
     def open(self, key: str) -> pa.NativeFile:
         with self._explained(key):
-            return pa.OSFile(str(self._path(key)))
+            path = self._path(key)
+            if path.is_dir():
+                raise ObjectNotFoundError(key)
+            return pa.OSFile(str(path))
 
     def _path(self, key: str) -> Path:
         path = Path(os.path.realpath(self.root), check_key(key))
@@ -98,7 +101,7 @@ class LocalStorage(Storage):
         place = f"{self.uri}/{key}"
         try:
             yield
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError):
             if num_bytes is not None:
                 raise InputError(f"{place}: a file is where a folder must be, or the reverse; remove it") from None
             raise ObjectNotFoundError(key) from None

@@ -1,5 +1,7 @@
 """The Histories artifact: one Parquet file per user bucket, and the item index."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -71,8 +73,8 @@ def bucket_from_table(table: pa.Table) -> Bucket:
     )
 
 
-def _numpy(array: pa.Array) -> npt.NDArray[np.generic]:
-    values: npt.NDArray[np.generic] = array.to_numpy(zero_copy_only=False)
+def _numpy(array: pa.Array) -> npt.NDArray[Any]:
+    values: npt.NDArray[Any] = array.to_numpy(zero_copy_only=False)
     return values
 
 

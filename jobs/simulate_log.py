@@ -1,0 +1,31 @@
+"""Simulate an interaction log and its catalogue below the root, for trying everything else out.
+
+Users and items have hidden tastes that drift; there are repeated, late and unknown events, bots, and cold users and
+items. The same `simulate` settings give the same bytes.
+"""
+
+from datetime import date
+
+from pipeline.command import Outcome, command
+from pipeline.settings import Settings
+
+
+def run(settings: Settings, ds: date | None) -> Outcome:
+    """Write the log that `settings.simulate` describes; `ds` only serves the jobs that read it."""
+    from pipeline.data.simulate import simulated_prefix
+    from pipeline.io.simulated import write_simulated_log
+    from pipeline.io.storage import open_storage
+
+    storage = open_storage(settings.root)
+    manifest, existed = write_simulated_log(storage, settings.simulate)
+    return {
+        "status": "exists" if existed else "made",
+        "uri": f"{storage.uri}/{simulated_prefix(settings.simulate)}",
+        "events": int(manifest.counts["events"]),
+        "items": int(manifest.counts["items"]),
+        "days": int(manifest.counts["days"]),
+    }
+
+
+if __name__ == "__main__":
+    command(__doc__, run)

@@ -1,0 +1,71 @@
+"""Column maps of `conf/sources/`: how a log of any shape is read as ours."""
+
+from datetime import date
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.config import Config
+
+IdType = Literal["as_is", "string", "int64"]
+TimeUnit = Literal["timestamp", "s", "ms", "us", "relative_s"]
+OptionalColumn = Literal["event_type", "event_value", "event_id"]
+
+
+class ColumnMap(Config):
+    """Our names on the left, the log's on the right. An empty optional name: the log has no such column."""
+
+    user_id: str = Field(default="user_id", min_length=1)
+    item_id: str = Field(default="item_id", min_length=1)
+    event_ts: str = Field(default="event_ts", min_length=1)
+    event_type: str = ""
+    event_value: str = ""
+    event_id: str = ""
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Our name to the log's, for the columns that the map names."""
+        return {ours: theirs for ours, theirs in self.model_dump().items() if theirs}
+
+
+class CsvFormat(Config):
+    """How delimited text is cut into columns."""
+
+    delimiter: str = Field(default=",", min_length=1)  # more than one character is fine: '::'
+    quote: str = Field(default='"', max_length=1)  # empty: quotes mean nothing
+    column_names: tuple[str, ...] = Field(default=(), strict=False)  # in order, when the files have no header
+
+    @model_validator(mode="after")
+    def _quotes_need_one_character(self) -> Self:
+        if len(self.delimiter) > 1 and self.quote:
+            raise ValueError(f"a delimiter of several characters ({self.delimiter!r}) works only with quote: ''")
+        return self
+
+
+class SourceSpec(Config):
+    """One file of `conf/sources/`."""
+
+    format: Literal["parquet", "csv"] = "parquet"
+    files: str = "*"  # of a folder, those whose name matches are the log
+    csv: CsvFormat = CsvFormat()
+    columns: ColumnMap = ColumnMap()
+    time_unit: TimeUnit = "timestamp"  # timestamp: typed in Parquet, ISO 8601 in text, UTC where no zone is given
+    time_origin: date = Field(default=date(2000, 1, 1), strict=False)  # of relative_s: the day of second 0
+    user_id_type: IdType = "as_is"  # as_is: string or int64 by the Parquet type, string for text
+    item_id_type: IdType = "as_is"
+    event_type: str = ""  # the type of every event of a log without such a column
+    event_weights: dict[str, float] = Field(default_factory=dict)  # by event type; none given: every type is known
+    default_weight: float = Field(default=1.0, ge=0.0)  # of types without one in event_weights
+    unknown_event_types: Literal["error", "ignore", "weight"] = "error"  # types that event_weights lacks
+    value_is_weight: bool = False  # multiply the type's weight by event_value (a rating, a share watched)
+    optional_columns: tuple[OptionalColumn, ...] = Field(default=(), strict=False)  # the log may lack these
+
+    @model_validator(mode="after")
+    def _one_event_type(self) -> Self:
+        if self.event_type and self.columns.event_type:
+            raise ValueError("give event_type (one for all events) or columns.event_type, not both")
+        if any(weight < 0 for weight in self.event_weights.values()):
+            raise ValueError("event_weights must not be negative")
+        if self.value_is_weight and not self.columns.event_value:
+            raise ValueError("value_is_weight needs columns.event_value")
+        return self

@@ -1,0 +1,99 @@
+"""A unit of queries on its way through the shards, and its form between processes. R requested users, B queries."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from pipeline.model.mol import QuerySide
+from pipeline.retrieval.filters import Exclusions
+from pipeline.retrieval.topk import TopK
+
+SEARCHED = ""
+NO_HISTORY = "no history"
+NOT_FINITE = "the query is not a finite number"
+
+
+@dataclass(frozen=True)
+class QueryBatch:
+    """The requested users of one unit, and the queries of those that can be searched for.
+
+    `reasons` says for each requested user why there is no query, `SEARCHED` where there is one; the B queries are
+    in the order of the users so marked.
+    """
+
+    user_ids: pa.Array  # (R,) string or int64, ascending
+    reasons: pa.Array  # (R,) string
+    queries: QuerySide
+    excluded: Exclusions
+
+    @property
+    def searched(self) -> npt.NDArray[np.int64]:
+        """(B,): which of the requested users the queries are of."""
+        return np.flatnonzero(pc.equal(self.reasons, SEARCHED).to_numpy(zero_copy_only=False))
+
+    @property
+    def searched_user_ids(self) -> pa.Array:
+        """(B,): the users that the queries are of."""
+        return self.user_ids.take(pa.array(self.searched))
+
+
+def encode_batch(batch: QueryBatch, found: TopK) -> pa.Buffer:
+    """The batch and its running top-k as two Arrow streams: one row per requested user, one row per query."""
+    users = pa.record_batch({"user_id": batch.user_ids, "reason": batch.reasons})
+    components_BQD = batch.queries.components_BQD
+    queries = pa.record_batch(
+        {
+            "components": _to_lists(components_BQD.flatten(1), pa.float32()),
+            "gate": _to_lists(batch.queries.gate_BP, pa.float32()),
+            "excluded": pa.LargeListArray.from_arrays(batch.excluded.offsets, batch.excluded.rows),
+            **topk_columns(found),
+        }
+    ).replace_schema_metadata({"num_components": str(components_BQD.shape[1])})
+    sink = pa.BufferOutputStream()
+    for part in (users, queries):
+        with pa.ipc.new_stream(sink, part.schema) as stream:
+            stream.write_batch(part)
+    return sink.getvalue()
+
+
+def decode_batch(payload: pa.Buffer | bytes) -> tuple[QueryBatch, TopK]:
+    """The inverse of `encode_batch`, on the CPU."""
+    source = pa.BufferReader(payload)
+    (users,) = pa.ipc.open_stream(source)
+    (queries,) = pa.ipc.open_stream(source)
+    num_components = int(queries.schema.metadata[b"num_components"])
+    components_BQD = _to_tensor(queries["components"]).unflatten(1, (num_components, -1))
+    excluded = queries["excluded"]
+    batch = QueryBatch(
+        users["user_id"],
+        users["reason"],
+        QuerySide(components_BQD, _to_tensor(queries["gate"])),
+        Exclusions(excluded.offsets.to_numpy().copy(), excluded.values.to_numpy().copy()),
+    )
+    return batch, topk_from_columns(queries)
+
+
+def topk_columns(found: TopK) -> dict[str, pa.Array]:
+    """The running top-k as two columns of lists, rows in 32 bits."""
+    return {"scores": _to_lists(found.scores_BK, pa.float32()), "rows": _to_lists(found.rows_BK.int(), pa.int32())}
+
+
+def topk_from_columns(columns: pa.RecordBatch | pa.Table) -> TopK:
+    """The inverse of `topk_columns`."""
+    return TopK(_to_tensor(columns["scores"]), _to_tensor(columns["rows"]).long())
+
+
+def _to_lists(values_BW: Tensor, kind: pa.DataType) -> pa.FixedSizeListArray:
+    flat = pa.array(values_BW.cpu().contiguous().numpy().reshape(-1), type=kind)
+    return pa.FixedSizeListArray.from_arrays(flat, values_BW.shape[1])
+
+
+def _to_tensor(lists: pa.FixedSizeListArray | pa.ChunkedArray) -> Tensor:
+    """(B, W); a copy, because what lies in Ray's object store is read-only."""
+    array = lists.combine_chunks() if isinstance(lists, pa.ChunkedArray) else lists
+    return torch.from_numpy(array.flatten().to_numpy().copy()).reshape(len(array), array.type.list_size)

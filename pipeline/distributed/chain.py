@@ -1,0 +1,201 @@
+"""A chain of stages over units of work, on Ray Data: one row per unit, actors that come back from the dead alone.
+
+A stage is a plain class: it loads in its constructor from URIs and frozen settings, and turns a unit's payload into
+the next one. It knows nothing of Ray. Here is what Ray adds: pools of actors, retries with an end, and accounting.
+"""
+
+import logging
+import os
+import random
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import pyarrow as pa
+import ray
+import torch
+from ray.data import ActorPoolStrategy, Dataset
+from ray.data.exceptions import ExecutionTimeoutError
+from ray.exceptions import RayError, RayTaskError
+
+from pipeline.command import cause_of
+from pipeline.errors import InfrastructureError, NightrailsError
+from pipeline.settings import ClusterSettings
+
+# Ray restarts an actor that dies without end, and 2.60 has no supported way to say otherwise (max_restarts passes
+# through arguments that leave with 2.64). A unit that kills its actor so often is what kills it.
+MAX_ATTEMPTS = 4
+# Storage and network: attempts in one process, after waits of about 1, 2 and 4 seconds.
+MAX_TRIES = 4
+FIRST_WAIT_SECONDS = 1.0
+SECONDS_BETWEEN_LOG_LINES = 60.0
+
+ROW = pa.schema([pa.field("unit", pa.int32()), pa.field("payload", pa.large_binary())])
+Payload = bytes | pa.Buffer
+Result = TypeVar("Result")
+
+log = logging.getLogger("nightrails")
+
+
+class StageFunction(Protocol):
+    """What a stage's class makes."""
+
+    def __call__(self, unit: int, payload: bytes) -> Payload: ...
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One link: a class, the URIs and settings to construct it from, and the actors that run it."""
+
+    function: Callable[..., StageFunction]
+    arguments: Mapping[str, Any]
+    num_actors: int
+    num_cpus: float
+    num_gpus: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+
+def run_chain(what: str, units: Sequence[int], stages: Sequence[Stage], threads: int) -> dict[int, bytes]:
+    """Send every unit through all stages and return the last payload of each.
+
+    Raises our own error when a stage did, InfrastructureError when Ray gave up or a unit was lost or doubled.
+    """
+    ledger_name = f"attempts-{uuid.uuid4().hex}"
+    ledger = Attempts.options(name=ledger_name).remote()  # the handle keeps it alive
+    dataset = ray.data.from_arrow([pa.table({"unit": [u], "payload": [b""]}, schema=ROW) for u in units])
+    for position, stage in enumerate(stages):
+        dataset = _add_stage(dataset, stage, position, ledger_name, threads)
+    payloads: dict[int, bytes] = {}
+    seen: Counter[int] = Counter()
+    started = time.monotonic()
+    try:
+        for row in _logged(what, dataset.iter_rows(), len(units)):
+            seen[row["unit"]] += 1
+            payloads[row["unit"]] = row["payload"]
+    except Exception as error:
+        raise _translated(error) from error
+    finally:
+        ray.kill(ledger)
+    check_accounted(what, units, seen)
+    log.info("%s: %d units in %.0f s", what, len(units), time.monotonic() - started)
+    return payloads
+
+
+def check_accounted(what: str, units: Sequence[int], seen: Mapping[int, int]) -> None:
+    """Every unit that went in came out, once."""
+    lost = sorted(set(units) - set(seen))
+    doubled = sorted(unit for unit, times in seen.items() if times > 1)
+    strange = sorted(set(seen) - set(units))
+    if lost or doubled or strange:
+        raise InfrastructureError(
+            f"{what}: units lost {lost}, doubled {doubled}, unknown {strange}; run again to resume"
+        )
+
+
+def with_backoff(call: Callable[[], Result], wait_seconds: float = FIRST_WAIT_SECONDS) -> Result:
+    """The call's result; storage and network errors are tried again, a few times."""
+    for attempt in range(MAX_TRIES - 1):
+        try:
+            return call()
+        except (OSError, InfrastructureError) as error:
+            wait = wait_seconds * 2**attempt * random.uniform(0.5, 1.5)
+            log.warning("%s: %s; again in %.1f s", type(error).__name__, error, wait)
+            time.sleep(wait)
+    return call()
+
+
+def device_for(settings: ClusterSettings) -> torch.device:
+    """The GPU that Ray gave this actor, if it asked for one."""
+    return torch.device("cuda" if settings.gpus_per_actor and torch.cuda.is_available() else "cpu")
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+class Attempts:
+    """Counts how often each stage has begun each unit, across the deaths of its actors."""
+
+    def __init__(self) -> None:
+        self._begun: Counter[tuple[int, int]] = Counter()
+
+    def begin(self, position: int, unit: int) -> int:
+        self._begun[position, unit] += 1
+        return self._begun[position, unit]
+
+
+class StageActor:
+    """Runs one stage for Ray Data: rows in, rows out, one unit at a time."""
+
+    def __init__(self, stage: Stage, position: int, ledger: str, threads: int) -> None:
+        torch.set_num_threads(threads)  # Ray sets OMP_NUM_THREADS from num_cpus
+        self._stage, self._position = stage, position
+        self._ledger = ray.get_actor(ledger)
+        self._function = with_backoff(lambda: stage.function(**stage.arguments))
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        (unit,) = batch["unit"].to_pylist()
+        payload = batch["payload"].chunk(0)[0].as_buffer()
+        begun = ray.get(self._ledger.begin.remote(self._position, unit))
+        if begun > MAX_ATTEMPTS:
+            raise InfrastructureError(
+                f"unit {unit} has ended the process of {self._stage.name} {MAX_ATTEMPTS} times (out of memory?); "
+                "lower search.query_tile and search.item_tile, or raise output.num_buckets"
+            )
+        try:
+            result = with_backoff(lambda: self._function(unit, payload))
+        except torch.AcceleratorError as error:
+            log.error("%s, unit %d: %s; leaving the process for a fresh one", self._stage.name, unit, error)
+            os._exit(1)  # after a device-side fault every later call in this process fails too
+        return pa.table({"unit": [unit], "payload": [result]}, schema=ROW)
+
+
+def _add_stage(dataset: Dataset, stage: Stage, position: int, ledger: str, threads: int) -> Dataset:
+    # A subclass of its own name per stage, so that logs, `ray status` and process titles tell the stages apart.
+    named = type(stage.name, (StageActor,), {"__module__": __name__})
+    return dataset.map_batches(
+        named,
+        fn_constructor_kwargs={"stage": stage, "position": position, "ledger": ledger, "threads": threads},
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=stage.num_actors),
+        num_cpus=stage.num_cpus,
+        num_gpus=stage.num_gpus or None,
+        udf_modifying_row_count=False,
+    )
+
+
+def _logged(what: str, rows: Iterator[dict[str, Any]], total: int) -> Iterator[dict[str, Any]]:
+    """The same rows, with a line a minute on how far it is."""
+    started = last = time.monotonic()
+    for done, row in enumerate(rows, start=1):
+        yield row
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LOG_LINES and done < total:
+            last = now
+            log.info(
+                "%s: %d of %d units, about %.0f min left",
+                what,
+                done,
+                total,
+                (now - started) / done * (total - done) / 60,
+            )
+
+
+def _translated(error: Exception) -> Exception:
+    """Our own error if one lies behind Ray's, the stage's if it failed by itself, else an infrastructure error."""
+    cause = cause_of(error)
+    if isinstance(cause, NightrailsError):
+        return cause
+    if isinstance(cause, ExecutionTimeoutError):
+        return InfrastructureError(
+            f"no unit moved for minutes; is the cluster short of nodes? {str(cause).splitlines()[0]}"
+        )
+    if isinstance(cause, RayTaskError) and isinstance(cause.cause, Exception):
+        return cause.cause
+    if isinstance(cause, RayError):
+        return InfrastructureError(f"Ray gave up: {' '.join(str(cause).split())[:500]}")
+    return cause if isinstance(cause, Exception) else error

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.interactions import PADDING, Int32, Int64, Sequences, ranges
+from pipeline.data.interactions import PADDING, Int32, Int64, Sequences, offsets_of, ranges
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,9 @@ def join_windows(parts: Iterable[Windows]) -> Windows:
     shifts = np.cumsum([0, *(len(part.item_rows) for part in found)])
     return Windows(
         np.concatenate([np.empty(0, np.int32), *(part.item_rows for part in found)]),
-        np.concatenate([np.empty(0, np.int64), *(part.starts + shift for part, shift in zip(found, shifts, strict=False))]),
+        np.concatenate(
+            [np.empty(0, np.int64), *(part.starts + shift for part, shift in zip(found, shifts, strict=False))]
+        ),
         np.concatenate([np.empty(0, np.int64), *(part.lengths for part in found)]),
         np.concatenate([np.empty(0, np.int64), *(part.user_keys for part in found)]),
     )
@@ -85,3 +87,64 @@ def _batch(windows: Windows, chosen: Int64) -> SequenceBatch:
     inputs_BL[is_event_BL] = windows.item_rows[at]
     targets_BL[is_event_BL] = windows.item_rows[at + 1]
     return SequenceBatch(inputs_BL, targets_BL, windows.user_keys[chosen])
+
+
+@dataclass(frozen=True)
+class ValidationUsers:
+    """Users with what training saw of them and the later items, new to them, that a good model ranks high."""
+
+    user_keys: Int64
+    histories: Sequences
+    held_out: Sequences
+
+    def __len__(self) -> int:
+        return len(self.user_keys)
+
+    def take(self, chosen: Int64) -> "ValidationUsers":
+        return ValidationUsers(self.user_keys[chosen], _take(self.histories, chosen), _take(self.held_out, chosen))
+
+    def tiles(self, size: int) -> Iterator["ValidationUsers"]:
+        """The users in runs of at most `size`."""
+        for first in range(0, len(self), size):
+            yield self.take(np.arange(first, min(first + size, len(self))))
+
+
+def validation_users(histories: Sequences, held_out: Sequences, user_keys: Int64) -> ValidationUsers:
+    """Those users that have a history and, after it, an item that is not in it; seen held-out items are left out."""
+    stride = int(max(histories.item_rows.max(initial=0), held_out.item_rows.max(initial=0))) + 1
+    is_new = ~np.isin(_codes(held_out, stride), _codes(histories, stride))
+    owner = np.repeat(np.arange(len(user_keys)), held_out.lengths)
+    num_new = np.bincount(owner[is_new], minlength=len(user_keys)).astype(np.int64)
+    new = Sequences(offsets_of(num_new), held_out.item_rows[is_new])
+    return ValidationUsers(user_keys, histories, new).take(np.flatnonzero((num_new > 0) & (histories.lengths > 0)))
+
+
+def join_validation_users(parts: Iterable[ValidationUsers]) -> ValidationUsers:
+    """The users of several buckets as one."""
+    found = list(parts)
+    keys = np.concatenate([np.empty(0, np.int64), *(part.user_keys for part in found)])
+    return ValidationUsers(keys, _join(p.histories for p in found), _join(p.held_out for p in found))
+
+
+def sample_users(users: ValidationUsers, share: float, seed: int) -> ValidationUsers:
+    """About this share of the users, chosen by key alone: the same ones however the users are spread over ranks."""
+    noise = (users.user_keys.astype(np.uint64) + np.uint64(seed)) * np.uint64(0x9E3779B97F4A7C15)
+    noise = (noise ^ (noise >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    return users.take(np.flatnonzero((noise >> np.uint64(11)).astype(np.float64) < share * 2.0**53))
+
+
+def _codes(sequences: Sequences, stride: int) -> Int64:
+    """One number for each (sequence, item row)."""
+    owner = np.repeat(np.arange(len(sequences.lengths), dtype=np.int64), sequences.lengths)
+    return owner * stride + sequences.item_rows
+
+
+def _take(sequences: Sequences, chosen: Int64) -> Sequences:
+    lengths = sequences.lengths[chosen]
+    return Sequences(offsets_of(lengths), sequences.item_rows[ranges(sequences.offsets[:-1][chosen], lengths)])
+
+
+def _join(parts: Iterable[Sequences]) -> Sequences:
+    found = list(parts)
+    lengths = np.concatenate([np.empty(0, np.int64), *(part.lengths for part in found)])
+    return Sequences(offsets_of(lengths), np.concatenate([np.empty(0, np.int32), *(part.item_rows for part in found)]))

@@ -107,6 +107,11 @@ class MixtureOfLogits(nn.Module):
         """The row of each user in the user table: 1 + key mod H, for any integer key."""
         return user_keys_B.remainder(self.settings.num_user_hashes) + 1
 
+    def user_vectors(self, user_rows_B: Tensor) -> Tensor:
+        """(B, D) raw rows of the user table."""
+        assert self.user_table is not None
+        return F.embedding(user_rows_B, self.user_table.weight)
+
     def query_side(self, queries_BE: Tensor, user_rows_B: Tensor | None = None) -> QuerySide:
         """(*, B, E) encoder outputs, and (*, B) rows of the user table when the model has one."""
         dropped_BE = F.dropout(queries_BE, self.settings.query_dropout, self.training)
@@ -114,7 +119,7 @@ class MixtureOfLogits(nn.Module):
         if self.user_table is not None:
             if user_rows_B is None:
                 raise InputError("this model has a user-id component (mol.num_user_hashes); give the users' keys")
-            users_BD = F.dropout(self.user_table(user_rows_B), self.settings.user_dropout, self.training)
+            users_BD = F.dropout(self.user_vectors(user_rows_B), self.settings.user_dropout, self.training)
             components_BQD = torch.cat([components_BQD, users_BD.unsqueeze(-2).to(components_BQD.dtype)], dim=-2)
         return QuerySide(_unit(components_BQD), self.query_gate(queries_BE))
 

@@ -1,0 +1,136 @@
+"""One training step: sampled softmax over a positive and shared negatives, backward in tiles of pairs.
+
+The pair network dwarfs the rest of the model (32 numbers per pair of a query and an item become 128 and 32 again), so
+its intermediate results must not leave the processor's cache. Each tile of pairs therefore goes forward and backward
+at once, up to the two sides; the rest of the model goes backward once, at the end.
+
+Shapes: T training positions = G groups of S, which share N negatives; B sequences, L positions, E embedding.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.data.batches import SequenceBatch
+from pipeline.model.losses import mutual_information_loss, sampled_softmax_loss, user_norm_loss
+from pipeline.model.model import RetrievalModel
+from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
+from pipeline.settings import TrainSettings
+
+TILE_PAIRS = {"cpu": 16_384, "cuda": 1_048_576}
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The batch's targets in groups. The last few may repeat the first, for groups of one size; they weigh nothing."""
+
+    item_rows_BL: Tensor
+    is_target_BL: Tensor
+    order_T: Tensor  # of the targets of the batch, row by row
+    rows_T: Tensor  # the item to predict
+    user_keys_T: Tensor
+    num_targets: int
+    num_groups: int
+
+
+def accumulate_gradients(model: RetrievalModel, batch: SequenceBatch, settings: TrainSettings) -> tuple[Tensor, int]:
+    """Add the gradients of the loss, summed over the batch's targets, to those in the parameters.
+
+    Returns that sum (of the sampled softmax alone) and the number of targets.
+    """
+    device = model.item_embedding.weight.device
+    if not (batch.targets_BL >= 0).any():
+        return torch.zeros((), device=device), 0
+    positions = _positions(batch, settings.positions_per_negatives, device)
+    negatives_GN = torch.randint(model.num_items, (positions.num_groups, settings.num_negatives), device=device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+        queries_TE = model.encode_positions(positions.item_rows_BL)[positions.is_target_BL][positions.order_T]
+        users_T = model.user_rows(positions.user_keys_T)
+        query = model.mol.query_side(queries_TE, users_T)
+        negatives = model.item_side(negatives_GN)
+        scores_T, gates_TP = _positive_pairs(model, query, positions.rows_T)
+        regulariser = settings.mutual_information_weight * mutual_information_loss(gates_TP[: positions.num_targets])
+        if users_T is not None:
+            users_TD = model.mol.user_vectors(users_T[: positions.num_targets])
+            regulariser = regulariser + settings.user_norm_weight * user_norm_loss(users_TD)
+    per_position = [query.components_BQD, query.gate_BP, scores_T]
+    per_group = [negatives.components_NXD, negatives.gate_NP]
+    loss_sum, gradients = _in_tiles(model.mol, positions, per_position, per_group, negatives_GN, settings)
+    regulariser_sum = regulariser * positions.num_targets
+    torch.autograd.backward(
+        [*per_position, *per_group, regulariser_sum], [*gradients, torch.ones_like(regulariser_sum)]
+    )
+    return loss_sum, positions.num_targets
+
+
+def _positions(batch: SequenceBatch, positions_per_negatives: int, device: torch.device) -> Positions:
+    targets_BL = torch.from_numpy(batch.targets_BL).to(device, torch.int64)
+    is_target_BL = targets_BL >= 0
+    targets_T = targets_BL[is_target_BL]
+    num_targets = len(targets_T)
+    num_groups = -(-num_targets // positions_per_negatives)
+    missing = -num_targets % num_groups
+    order_T = torch.randperm(num_targets, device=device)  # spreads the positions of a user over the groups
+    order_T = torch.cat([order_T, order_T[:1].expand(missing)])
+    keys_BL = torch.from_numpy(batch.user_keys_B).to(device).unsqueeze(1).expand_as(targets_BL)
+    return Positions(
+        torch.from_numpy(batch.item_rows_BL).to(device, torch.int64),
+        is_target_BL,
+        order_T,
+        targets_T[order_T],
+        keys_BL[is_target_BL][order_T],
+        num_targets,
+        num_groups,
+    )
+
+
+def _positive_pairs(model: RetrievalModel, query: QuerySide, rows_T: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores (T,) and gates (T, P) of each position with its own item."""
+    single = QuerySide(query.components_BQD.unsqueeze(1), query.gate_BP.unsqueeze(1))
+    pairs = model.mol.pairs(single, model.item_side(rows_T.unsqueeze(1)))
+    return pairs.scores_BN.flatten().float(), pairs.gates_BNP.flatten(0, -2).float()
+
+
+def _in_tiles(
+    mol: MixtureOfLogits,
+    positions: Positions,
+    per_position: list[Tensor],
+    per_group: list[Tensor],
+    negatives_GN: Tensor,
+    settings: TrainSettings,
+) -> tuple[Tensor, list[Tensor]]:
+    """The loss over all positions, and its gradients by `per_position` (query components, query gate, positive
+    score) and `per_group` (item components, item gate of the negatives); those of the pair network are accumulated."""
+    num_groups, num_negatives = negatives_GN.shape
+    by_group = [tensor.detach().view(num_groups, -1, *tensor.shape[1:]) for tensor in per_position]
+    negatives = [tensor.detach() for tensor in per_group]
+    gradients = [torch.zeros_like(tensor) for tensor in (*by_group, *negatives)]
+    device = negatives_GN.device
+    rows_GS = positions.rows_T.view(num_groups, -1)
+    weights_GS = (torch.arange(rows_GS.numel(), device=device) < positions.num_targets).float().view_as(rows_GS)
+    loss_sum = torch.zeros((), device=device)
+    for groups, members in _tiles(num_groups, rows_GS.shape[1], num_negatives, TILE_PAIRS[device.type]):
+        here = [(groups, members)] * len(by_group) + [(groups, slice(None))] * len(negatives)
+        leaves = [tensor[at].requires_grad_() for tensor, at in zip((*by_group, *negatives), here, strict=True)]
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+            scores_GSN = mol(QuerySide(leaves[0], leaves[1]), ItemSide(leaves[3], leaves[4])).float()
+        is_collision_GSN = negatives_GN[groups].unsqueeze(1) == rows_GS[groups, members].unsqueeze(2)
+        losses_GS = sampled_softmax_loss(leaves[2], scores_GSN, is_collision_GSN)
+        loss = (losses_GS * weights_GS[groups, members]).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        loss_sum += loss.detach()
+        for gradient, leaf, at in zip(gradients, leaves, here, strict=True):
+            assert leaf.grad is not None
+            gradient[at] += leaf.grad
+    return loss_sum, [*(gradient.flatten(0, 1) for gradient in gradients[:3]), *gradients[3:]]
+
+
+def _tiles(num_groups: int, group_size: int, num_negatives: int, tile_pairs: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of groups and of their members with at most `tile_pairs` pairs, as near as whole positions allow."""
+    members_per_tile = min(group_size, max(1, tile_pairs // num_negatives))
+    groups_per_tile = max(1, tile_pairs // (members_per_tile * num_negatives)) if members_per_tile == group_size else 1
+    for group in range(0, num_groups, groups_per_tile):
+        for member in range(0, group_size, members_per_tile):
+            yield slice(group, group + groups_per_tile), slice(member, member + members_per_tile)

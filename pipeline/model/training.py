@@ -1,0 +1,182 @@
+"""The loop over epochs, on one process or on many that sum their gradients. No Ray, no files."""
+
+import math
+import time
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pipeline.data.batches import SequenceBatch, ValidationUsers, Windows, epoch_batches
+from pipeline.errors import InputError
+from pipeline.model.model import RetrievalModel
+from pipeline.model.step import accumulate_gradients
+from pipeline.model.validation import count_model_hits, count_popular_hits
+from pipeline.settings import TrainSettings
+
+ADAM_BETAS = (0.9, 0.98)
+VALIDATION_CUTOFF = 10
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def sum_(self, values: Tensor) -> Tensor:
+        """Replace `values` by their sum over all processes."""
+        if self.world_size > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What one process trains and validates on."""
+
+    windows: Windows
+    steps: int  # of an epoch, the same on all processes
+    validation: ValidationUsers
+    item_counts_N: Tensor  # training events of every item, for the popularity baseline
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """One line of the history. `hit_rate` is of the validation users, over the full corpus, at VALIDATION_CUTOFF."""
+
+    epoch: int
+    loss: float
+    hit_rate: float
+    num_validation_users: int
+    num_positions: int
+    seconds: float
+    validation_seconds: float
+
+    @property
+    def worth(self) -> float:
+        """What the best epoch has most of: hit rate, or, where nobody can be validated on, a small training loss."""
+        return self.hit_rate if self.num_validation_users else -self.loss
+
+
+@dataclass
+class TrainingState:
+    """All that a run needs to go on after its last finished epoch."""
+
+    model: RetrievalModel
+    optimiser: torch.optim.Optimizer
+    history: list[EpochReport] = field(default_factory=list)
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def best(self) -> EpochReport:
+        """The earliest of the best epochs."""
+        return max(self.history, key=lambda report: (report.worth, -report.epoch))
+
+    def is_finished(self, settings: TrainSettings) -> bool:
+        """Whether all epochs are done, or the last `patience` of them brought nothing better."""
+        done = len(self.history)
+        return done >= settings.max_epochs or (done > 0 and done - self.best.epoch > settings.patience)
+
+
+def new_state(model: RetrievalModel, settings: TrainSettings) -> TrainingState:
+    """A run that has not begun; `model` is already on its device."""
+    return TrainingState(
+        model,
+        torch.optim.AdamW(
+            model.parameters(), settings.learning_rate, ADAM_BETAS, weight_decay=settings.weight_decay, fused=True
+        ),
+    )
+
+
+def fit(
+    state: TrainingState,
+    data: TrainingData,
+    settings: TrainSettings,
+    ranks: Ranks,
+    on_epoch: Callable[[TrainingState], None],
+) -> None:
+    """Train until all epochs are done or none gets better; call `on_epoch` after each.
+
+    A state that was saved in `on_epoch` goes on exactly as if it had never stopped.
+    """
+    while not state.is_finished(settings):
+        epoch = len(state.history) + 1
+        seed_everything(settings.seed, epoch, ranks.rank)
+        batches = epoch_batches(data.windows, data.steps, settings.seed, epoch, ranks.rank)
+        started = time.monotonic()
+        loss, num_positions = train_epoch(state, batches, settings, ranks)
+        trained = time.monotonic()
+        num_hits = count_model_hits(state.model, data.validation, VALIDATION_CUTOFF)
+        hit_rate, num_users = _hit_rate(num_hits, data, ranks, _device(state.model))
+        validated = time.monotonic()
+        report = EpochReport(epoch, loss, hit_rate, num_users, num_positions, trained - started, validated - trained)
+        state.history.append(report)
+        if state.best is report:
+            state.best_weights = {name: value.clone() for name, value in state.model.state_dict().items()}
+        on_epoch(state)
+
+
+def popular_hit_rate(data: TrainingData, ranks: Ranks, device: torch.device) -> float:
+    """What showing everyone the items with the most training events reaches on the same validation users."""
+    num_hits = count_popular_hits(data.item_counts_N, data.validation, VALIDATION_CUTOFF)
+    return _hit_rate(num_hits, data, ranks, device)[0]
+
+
+def _hit_rate(num_hits: int, data: TrainingData, ranks: Ranks, device: torch.device) -> tuple[float, int]:
+    """Hits by user, and the number of users, over all processes."""
+    total_hits, num_users = ranks.sum_(torch.tensor([num_hits, len(data.validation)], device=device)).tolist()
+    return total_hits / max(num_users, 1), num_users
+
+
+def train_epoch(
+    state: TrainingState, batches: Iterable[SequenceBatch], settings: TrainSettings, ranks: Ranks
+) -> tuple[float, int]:
+    """One step per batch. The mean loss of a target, and the number of targets, over all processes."""
+    model = state.model.train()
+    total = torch.zeros(2, dtype=torch.float64, device=_device(model))
+    for batch in batches:
+        state.optimiser.zero_grad(set_to_none=True)
+        loss_sum, num_positions = accumulate_gradients(model, batch, settings)
+        _average_gradients(model, num_positions, ranks)
+        state.optimiser.step()
+        total += torch.stack([loss_sum.double(), torch.full_like(total[0], num_positions)])
+    ranks.sum_(total)
+    loss, count = total.tolist()
+    if not math.isfinite(loss):
+        raise InputError(f"training diverged (the loss is {loss}); lower train.learning_rate")
+    return loss / max(count, 1.0), int(count)
+
+
+def seed_everything(*numbers: int) -> None:
+    """Make all that torch draws from here on a function of these numbers."""
+    torch.manual_seed(zlib.crc32(repr(numbers).encode()))
+
+
+def _average_gradients(model: RetrievalModel, num_positions: int, ranks: Ranks) -> None:
+    """Divide the summed gradients by the number of targets, over all processes: each target has the same weight,
+    however the targets are spread over them."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if ranks.world_size == 1:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad /= num_positions
+        return
+    for parameter in parameters:
+        if parameter.grad is None:  # this process had nothing to train on
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    count = torch.tensor([num_positions], dtype=gradients[0].dtype, device=gradients[0].device)
+    # One message. DistributedDataParallel would send at the first of the step's many small backward passes.
+    summed = ranks.sum_(torch.cat([*(gradient.flatten() for gradient in gradients), count]))
+    summed /= summed[-1].clone()
+    parts = torch.split(summed[:-1], [gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def _device(model: RetrievalModel) -> torch.device:
+    return model.item_embedding.weight.device

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
+from pyarrow import fs
 
 from pipeline.errors import InfrastructureError, InputError
 from pipeline.io.storage import TEMPORARY, ObjectInfo, ObjectNotFoundError, Storage, check_key, check_prefix
@@ -80,6 +81,10 @@ class LocalStorage(Storage):
             if path.is_dir():
                 raise ObjectNotFoundError(key)
             return pa.OSFile(str(path))
+
+    def arrow_path(self, key: str) -> tuple[fs.FileSystem, str]:
+        """Where `key` is for a library that writes through pyarrow by itself (Ray Train)."""
+        return fs.LocalFileSystem(), str(self.root / check_key(key))
 
     def _path(self, key: str) -> Path:
         path = Path(os.path.realpath(self.root), check_key(key))

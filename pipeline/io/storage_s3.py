@@ -128,6 +128,10 @@ class S3Storage(Storage):
         with self._explained(key, "s3:GetObject"):
             return self._open_clients().files.open_input_file(f"{self.bucket}/{self._full(key)}")
 
+    def arrow_path(self, key: str) -> tuple[fs.FileSystem, str]:
+        """Where `key` is for a library that writes through pyarrow by itself (Ray Train)."""
+        return self._open_clients().files, f"{self.bucket}/{self._full(key)}"
+
     def _full(self, key: str) -> str:
         return self.prefix + check_key(key)
 

@@ -85,6 +85,7 @@ class PrepareSettings(Config):
     lookback_days: PositiveInt = 3_650
     max_user_events_per_day: PositiveInt = 2_000  # a user above it on any day is taken for a bot and left out
     max_bad_share: Share = 0.01  # of all rows; above it the log is refused
+    max_orphan_share: Share = 0.05  # of events, on items that the catalogue lacks; above it the log is refused
     rows_per_task: PositiveInt = 1_000_000  # bounds the memory of one task
 
 
@@ -234,7 +235,9 @@ class Settings(Config):
     @classmethod
     def _is_a_table_name(cls, name: str) -> str:
         if not TABLE_NAME.fullmatch(name):
-            raise ValueError(f"{name!r}: lower-case letters, digits, - and _, at most 63, starting with a letter or digit")
+            raise ValueError(
+                f"{name!r}: lower-case letters, digits, - and _, at most 63, starting with a letter or digit"
+            )
         return name
 
     @model_validator(mode="after")

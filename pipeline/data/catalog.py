@@ -4,9 +4,12 @@ from datetime import UTC, date, datetime, time, timedelta
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import schema
+from pipeline.data.columns import decode_text, id_type
 from pipeline.data.interactions import Int64
+from pipeline.errors import InputError
 
 GENRES = (
     ("Nordic Noir", "Crime"),
@@ -35,6 +38,7 @@ GENRES = (
     ("Backyard Stars", "Science"),
 )
 BRANDS = ("Aurora", "Bluebird", "Cedar", "Delta", "Ember", "Fjord", "Granite", "Harbour", "Iris", "Juniper")
+COUNTS = ("num_events", "num_train_events", "num_validation_events")
 MARKETS = ("DK", "FI", "NO", "SE", "DE", "US")
 
 
@@ -75,4 +79,43 @@ def simulated_items(
             ),
             "price": pa.array(np.round(rng.lognormal(2.3, 0.5, number), 2).astype(np.float32)),
         }
+    )
+
+
+def index_catalogue(catalogue: pa.Table, item_type: pa.DataType, origin: str) -> pa.Table:
+    """The catalogue in ascending order of `item_id`, which comes first and has the log's type.
+
+    Raises InputError for ids that are missing, null, doubled, or of another type than the log's.
+    """
+    if "item_id" not in catalogue.column_names:
+        raise InputError(f"{origin}: no column 'item_id'; the catalogue has {', '.join(catalogue.column_names)}")
+    ids = catalogue["item_id"].combine_chunks()
+    if id_type(ids.type, "as_is", "item_id") != item_type:
+        raise InputError(
+            f"{origin}: item_id is {ids.type} in the catalogue but {item_type} in the log; "
+            f"set item_id_type in the source, or cast one of them"
+        )
+    ids = decode_text(ids)[0].cast(item_type)
+    if ids.null_count:
+        raise InputError(f"{origin}: {ids.null_count} items have no item_id, or one that is no UTF-8; remove them")
+    taken = set(COUNTS) & set(catalogue.column_names)
+    if taken:
+        raise InputError(f"{origin}: column {min(taken)!r} has a name that the item index needs; rename it")
+    order = pc.sort_indices(ids)
+    ids = ids.take(order)
+    doubled = pc.equal(ids.slice(1), ids.slice(0, max(0, len(ids) - 1)))
+    if pc.any(doubled).as_py():
+        example = ids.filter(pc.equal(pa.concat_arrays([pa.array([False]), doubled]), True))[0].as_py()
+        raise InputError(f"{origin}: item_id {example!r} occurs more than once; keep one row per item")
+    attributes = catalogue.drop_columns(["item_id"]).take(order)
+    return attributes.add_column(0, pa.field("item_id", item_type, nullable=False), ids)
+
+
+def items_table(catalogue: pa.Table, counts: Int64) -> pa.Table:
+    """The item index (`schema.items`): the indexed catalogue with `counts`, (3, items) in the order of COUNTS."""
+    attributes = tuple(field for field in catalogue.schema if field.name != "item_id")
+    wanted = schema.items(catalogue.schema.field("item_id").type, attributes)
+    columns = [catalogue["item_id"], *(pa.array(row) for row in counts), *(catalogue[f.name] for f in attributes)]
+    return pa.Table.from_arrays(
+        [pa.chunked_array([c]) if isinstance(c, pa.Array) else c for c in columns], schema=wanted
     )

@@ -50,7 +50,7 @@ REJECTED = pa.schema(
     [
         pa.field("file", pa.int32()),
         pa.field("row", pa.int64()),
-        *(pa.field(name, TEXT) for name in ("reason", "user_id", "item_id", "event_ts", "event_type")),
+        *(pa.field(name, TEXT) for name in ("reason", "user_id", "item_id", "event_ts", "event_type", "line")),
     ]
 )
 
@@ -160,4 +160,30 @@ def _rejected(raw: pa.Table, code: npt.NDArray[np.int64], max_rejected: int) -> 
         for name in ("user_id", "item_id", "event_ts", "event_type")
     }
     reasons = pa.array(("", *REASONS)).take(pa.array(code[at]))
-    return pa.table({"file": rows["file"], "row": rows["row"], "reason": reasons, **texts}).cast(REJECTED)
+    lines = {"line": pa.nulls(len(at), TEXT)}
+    return pa.table({"file": rows["file"], "row": rows["row"], "reason": reasons, **texts, **lines}).cast(REJECTED)
+
+
+def malformed_lines(lines: tuple[str, ...], file: int, row: int) -> pa.Table:
+    """Lines of a text file that are no rows, before row `row` of it."""
+    number = len(lines)
+    texts = {name: pa.nulls(number, TEXT) for name in ("user_id", "item_id", "event_ts", "event_type")}
+    columns = {
+        "file": [file] * number,
+        "row": [row] * number,
+        "reason": [MALFORMED] * number,
+        **texts,
+        "line": list(lines),
+    }
+    return pa.table(columns, schema=REJECTED)
+
+
+def first_rejected(rejected: pa.Table, max_rejected: int) -> pa.Table:
+    """The first `max_rejected` rows of each reason, in the order of the log."""
+    rejected = rejected.take(
+        pc.sort_indices(rejected, sort_keys=[("reason", "ascending"), ("file", "ascending"), ("row", "ascending")])
+    )
+    _, starts = np.unique(rejected["reason"].to_numpy(), return_index=True)
+    ends = np.append(starts[1:], rejected.num_rows)
+    kept = [rejected.slice(s, min(e - s, max_rejected)) for s, e in zip(starts.tolist(), ends.tolist(), strict=False)]
+    return pa.concat_tables(kept) if kept else rejected

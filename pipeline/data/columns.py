@@ -93,14 +93,14 @@ def read_times(column: pa.Array, spec: SourceSpec) -> tuple[Int64, Mask, Mask]:
     return np.clip(whole, -limit_units, limit_units) * unit_us + origin, is_null, bad
 
 
-def suspected_unit(value: str, newest_us: int) -> str:
-    """The unit under which a raw time would be sane, or an empty string."""
+def suspected_unit(value: str, declared: str) -> str:
+    """The unit, other than the declared one, under which a raw time would be sane; else an empty string."""
     try:
         number = float(value)
     except ValueError:
         return ""
     names = {"s": "seconds", "ms": "milliseconds", "us": "microseconds"}
-    sane = [unit for unit in names if OLDEST_US <= number * UNIT_US[unit] < newest_us]
+    sane = [unit for unit in names if unit != declared and OLDEST_US <= number * UNIT_US[unit] < NEWEST_US]
     return f"they look like {names[sane[0]]}: set time_unit: {sane[0]}" if sane else ""
 
 

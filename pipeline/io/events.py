@@ -85,7 +85,7 @@ def newest_day(settings: Settings) -> date:
             newest = max(newest, int(sane.max(initial=newest)))
             example = example or next((str(value) for value in column[:100].to_pylist() if value is not None), "")
     if newest < OLDEST_US and log.source.time_unit != "relative_s":
-        hint = suspected_unit(example, NEWEST_US)
+        hint = suspected_unit(example, log.source.time_unit)
         raise InputError(
             f"{log.uri}: no sane time in column {log.source.columns.event_ts!r}, which begins with {example!r}"
             + (f"; {hint} in {log.source_file}" if hint else f"; correct time_unit in {log.source_file}")

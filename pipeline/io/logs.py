@@ -131,11 +131,12 @@ def _snapshot(uri: str | None, name: str, ds: date) -> Snapshot | None:
 def _simulated(settings: Settings, prefix: str) -> tuple[str, list[InputObject]]:
     """Files of the simulated log. Their SHA-256 stands for the etag, so that every store gives the same ids."""
     place = simulated_prefix(settings.simulate)
-    manifest = read_manifest(open_storage(settings.root), place)
+    storage = open_storage(settings.root)
+    manifest = read_manifest(storage, place)
     if manifest is None:
         raise InputError(f"{settings.root}/{place}: the simulated log is not there; run jobs/simulate_log.py first")
     files = [InputObject(file.key, file.bytes, file.sha256) for file in manifest.files if file.key.startswith(prefix)]
-    return f"{settings.root.rstrip('/')}/{place}", sorted(files)
+    return f"{storage.uri.rstrip('/')}/{place}", sorted(files)
 
 
 def _listing(uri: str, name: str) -> tuple[str, list[InputObject]]:

@@ -1,0 +1,216 @@
+"""One user bucket: drop what came twice and what bots did, put events in order, and cut the held-out parts."""
+
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.data.cleaning import BOT, ORPHAN, REJECTED
+from pipeline.data.columns import DAY_US, EPOCH, Mask, mask_of, text_of
+from pipeline.data.interactions import Bucket, Int32, Int64, offsets_of
+from pipeline.settings import SplitSettings
+
+
+@dataclass(frozen=True)
+class SplitTimes:
+    """A split by time, in µs: validation is `validation <= event_ts < test`, the test all from `test` on."""
+
+    validation: int
+    test: int
+
+    @classmethod
+    def of(cls, split: SplitSettings, ds: date) -> "SplitTimes":
+        """The last `test_days` ending with `ds` are the test, the `validation_days` before them the validation."""
+        test = (ds - EPOCH).days + 1 - split.test_days
+        return cls((test - split.validation_days) * DAY_US, test * DAY_US)
+
+
+@dataclass(frozen=True)
+class CleanBucket:
+    """A bucket, what was left out of it (rows by reason), and the first rows of it."""
+
+    bucket: Bucket
+    counts: dict[str, int]  # rows_in = kept + duplicates + item_id_orphan + bot_events; and bot_users
+    rejected: pa.Table
+
+
+def clean_bucket(
+    events: pa.Table,
+    item_ids: pa.Array,
+    split: SplitSettings,
+    ds: date,
+    max_user_events_per_day: int,
+    max_rejected: int,
+) -> CleanBucket:
+    """Histories of the users of one bucket from their clean rows, which are in the order of the log.
+
+    `item_ids` are all items in ascending order: an id's place is its item row. Two rows are one event when they have
+    the same user and `event_id`, or, without an `event_id`, the same user, item, type and time; the first stays.
+    A user's events are in order of `event_ts`; of equal times, the one that comes first in the log (by key of its
+    file, then by row) comes first.
+    """
+    first = _first_deliveries(events)
+    duplicates = int((~first).sum())
+    events = events.filter(pa.array(first))
+    item_rows = rows_of(events["item_id"], item_ids)
+    known = item_rows >= 0
+    orphans = _reject(events, np.flatnonzero(~known)[:max_rejected], ORPHAN)
+    num_orphans = int((~known).sum())
+    events, item_rows = events.filter(pa.array(known)), item_rows[known]
+
+    user_ids, users = _codes(events["user_id"])
+    times: Int64 = _numpy(events["event_ts"])
+    is_bot = _bots(users, times, len(user_ids), max_user_events_per_day)
+    of_bots = is_bot[users]
+    bots = _reject(events, _first_of_each_user(users, of_bots)[:max_rejected], BOT)
+    order = np.lexsort((times, users))  # stable: of equal times, the first in the log stays first
+    order = order[~of_bots[order]]
+    bucket = _cut(
+        user_ids, ~is_bot, users[order], item_rows[order], times[order], _numpy(events["weight"])[order], split, ds
+    )
+    counts = {
+        "kept": len(order),
+        "duplicates": duplicates,
+        ORPHAN: num_orphans,
+        "bot_events": int(of_bots.sum()),
+        "bot_users": int(is_bot.sum()),
+    }
+    return CleanBucket(bucket, counts, pa.concat_tables([orphans, bots]))
+
+
+def rows_of(ids: pa.ChunkedArray, item_ids: pa.Array) -> Int32:
+    """The place of each id among `item_ids`; -1 for one that is not there. The index is built over the fewer."""
+    encoded = pc.dictionary_encode(ids.combine_chunks())
+    found = pc.index_in(item_ids, value_set=encoded.dictionary)
+    at = np.flatnonzero(mask_of(pc.is_valid(found)))
+    row_of_distinct = np.full(len(encoded.dictionary), -1, dtype=np.int32)
+    row_of_distinct[_numpy(found.take(pa.array(at)))] = at
+    rows: Int32 = row_of_distinct[_numpy(encoded.indices)]
+    return rows
+
+
+def item_counts(bucket: Bucket) -> tuple[Int64, Int64]:
+    """The item rows that the bucket has events of, and (3, rows) numbers of events: all, train, validation."""
+    rows, num_events = np.unique(bucket.item_rows, return_counts=True)
+    parts = [
+        np.bincount(np.searchsorted(rows, part.item_rows), minlength=len(rows))
+        for part in (bucket.cut("train"), bucket.held_out("validation"))
+    ]
+    return rows.astype(np.int64), np.stack([num_events, *parts]).astype(np.int64)
+
+
+def _first_deliveries(events: pa.Table) -> Mask:
+    """True for each row that is not a later copy of another."""
+    is_first = np.ones(events.num_rows, dtype=bool)
+    if not events.num_rows:
+        return is_first
+    users = _codes(events["user_id"])[1]
+    has_id = mask_of(pc.is_valid(events["event_id"]))
+    named = np.flatnonzero(has_id)
+    if len(named):
+        ids = _codes(events["event_id"].take(pa.array(named)))[1]
+        is_first[named] = _first_of_each(users[named], ids)
+    others = np.flatnonzero(~has_id)
+    if len(others):
+        rest = events.take(pa.array(others))
+        keys = (_codes(rest["item_id"])[1], _codes(rest["event_type"])[1], _numpy(rest["event_ts"]))
+        is_first[others] = _first_of_each(users[others], *keys)
+    return is_first
+
+
+def _first_of_each(*keys: npt.NDArray[Any]) -> Mask:
+    """True where a combination of keys occurs for the first time."""
+    order = np.lexsort(keys)  # stable: the first of equals comes first
+    is_first = np.ones(len(order), dtype=bool)
+    same = np.ones(len(order) - 1, dtype=bool)
+    for key in keys:
+        same &= key[order][1:] == key[order][:-1]
+    is_first[order[1:][same]] = False
+    return is_first
+
+
+def _bots(users: Int32, times: Int64, num_users: int, max_per_day: int) -> Mask:
+    """Which users have more than `max_per_day` events on some day (UTC)."""
+    days = times // DAY_US
+    order = np.lexsort((days, users))
+    begins = np.ones(len(order), dtype=bool)
+    begins[1:] = (np.diff(users[order]) != 0) | (np.diff(days[order]) != 0)
+    starts = np.flatnonzero(begins)
+    sizes = np.diff(np.append(starts, len(order)))
+    is_bot = np.zeros(num_users, dtype=bool)
+    is_bot[users[order[starts[sizes > max_per_day]]]] = True
+    return is_bot
+
+
+def _cut(
+    user_ids: pa.Array,
+    is_kept: Mask,
+    users: Int32,
+    item_rows: Int32,
+    times: Int64,
+    weights: npt.NDArray[np.float32],
+    split: SplitSettings,
+    ds: date,
+) -> Bucket:
+    """The bucket of the kept users; the events are in order of user and time."""
+    num_users = len(user_ids)
+    lengths = np.bincount(users, minlength=num_users)
+    if split.method == "leave_one_out":  # shorter histories have nothing to predict from: all train
+        num_validation = (lengths >= 3).astype(np.int64)
+        num_train = lengths - 2 * num_validation
+    else:
+        at = SplitTimes.of(split, ds)
+        num_train = np.bincount(users[times < at.validation], minlength=num_users)
+        num_validation = np.bincount(users[times < at.test], minlength=num_users) - num_train
+    return Bucket(
+        user_ids=user_ids.filter(pa.array(is_kept)),
+        offsets=offsets_of(lengths[is_kept]),
+        item_rows=item_rows,
+        event_ts=times,
+        weights=weights,
+        num_train=num_train[is_kept].astype(np.int32),
+        num_validation=num_validation[is_kept].astype(np.int32),
+    )
+
+
+def _first_of_each_user(users: Int32, of_bots: Mask) -> Int64:
+    """The first row of each bot."""
+    at = np.flatnonzero(of_bots)
+    _, first = np.unique(users[at], return_index=True)
+    return np.sort(at[first])
+
+
+def _reject(events: pa.Table, at: Int64, reason: str) -> pa.Table:
+    rows = events.take(pa.array(at))
+    times = pc.cast(rows["event_ts"], pa.timestamp("us", tz="UTC"))
+    return pa.table(
+        {
+            "file": rows["file"],
+            "row": rows["row"],
+            "reason": pa.array([reason] * len(at), pa.string()),
+            "user_id": text_of(rows["user_id"].combine_chunks()),
+            "item_id": text_of(rows["item_id"].combine_chunks()),
+            "event_ts": times.cast(pa.string()),
+            "event_type": rows["event_type"],
+            "line": pa.nulls(len(at), pa.string()),
+        }
+    ).cast(REJECTED)
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[pa.Array, Int32]:
+    """The distinct values in ascending order, and the place of each row's value among them."""
+    encoded = pc.dictionary_encode(column.combine_chunks())
+    order = pc.sort_indices(encoded.dictionary)
+    rank = np.empty(len(order), dtype=np.int32)
+    rank[_numpy(order)] = np.arange(len(order), dtype=np.int32)
+    return encoded.dictionary.take(order), rank[_numpy(encoded.indices)]
+
+
+def _numpy(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    values: npt.NDArray[Any] = array.to_numpy(zero_copy_only=False)
+    return values

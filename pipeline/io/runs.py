@@ -1,22 +1,27 @@
-"""Candidate runs: their units of work, each made durable by a sidecar that is written after its data."""
+"""Candidate runs: their units of work, each made durable by a sidecar written after its data; and how to read them."""
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from datetime import date
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from pipeline.artifacts import CandidateRun
-from pipeline.io.parquet import write_parquet_bytes
-from pipeline.io.storage import ObjectNotFoundError, Storage, put
+from pipeline.command import parse_day
+from pipeline.errors import InputError
+from pipeline.io.commits import RunFile, published, read_run_manifest, table_prefix
+from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
+from pipeline.io.storage import ObjectNotFoundError, Storage, open_storage, put
 from pipeline.schema import SCHEMA_VERSION
 
 Sidecar = dict[str, Any]
 SIDECAR = re.compile(r"unit-(\d{5,})\.json")
 READERS = 16  # sidecars are small: reading them is waiting
+FILE_READERS = 4
 
 
 def write_unit(
@@ -52,9 +57,86 @@ def done_units(storage: Storage, run: CandidateRun) -> dict[int, Sidecar]:
         return {sidecar["unit"]: sidecar for sidecar in sidecars if sidecar is not None}
 
 
+def finished_units(storage: Storage, run: CandidateRun, num_units: int) -> dict[int, Sidecar]:
+    """The sidecar of every unit. Raises InputError when some are missing."""
+    done = done_units(storage, run)
+    missing = [unit for unit in range(num_units) if unit not in done]
+    if missing:
+        raise InputError(
+            f"{storage.uri}/{run.prefix}: {len(missing)} of {num_units} units are not there "
+            f"(the first is {missing[0]}); run jobs/retrieve.py first"
+        )
+    return {unit: done[unit] for unit in range(num_units)}
+
+
 def sidecar_key(run: CandidateRun, unit: int) -> str:
     """Where the sidecar of a unit lies."""
     return f"{run.prefix}/unit-{unit:05d}.json"
+
+
+def latest_files(
+    root: str, name: str, ds: date | str | None = None, table: Literal["candidates", "users"] = "candidates"
+) -> list[str]:
+    """Paths or URIs of the files that make up a published table, for any reader of Parquet.
+
+    `ds` None is the newest published day. Each file was found with its size. Raises InputError when nothing is
+    published or a file is gone.
+    """
+    storage, files = _published_files(root, name, ds, table)
+    return [f"{storage.uri}/{table_prefix(name)}/{file.key}" for file in files]
+
+
+def read_latest(
+    root: str,
+    name: str,
+    ds: date | str | None = None,
+    table: Literal["candidates", "users"] = "candidates",
+    columns: Sequence[str] | None = None,
+) -> pa.Table:
+    """A published table, every file checked against the hash that was published.
+
+    `table="users"` is the accounting. `ds` None is the newest published day. Raises InputError.
+    """
+    storage, files = _published_files(root, name, ds, table)
+    with ThreadPoolExecutor(FILE_READERS) as pool:
+        keys = [f"{table_prefix(name)}/{file.key}" for file in files]
+        parts = pool.map(lambda key, file: _read_checked(storage, key, file, columns), keys, files)
+        return pa.concat_tables(list(parts))
+
+
+def read_file(storage: Storage, key: str, sha256: str) -> bytes:
+    """A file of a run. Raises InputError when it is gone or is not what was written."""
+    place = f"{storage.uri}/{key}"
+    try:
+        data = storage.read(key)
+    except ObjectNotFoundError:
+        raise InputError(f"{place}: gone since it was written; run jobs/retrieve.py again") from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise InputError(f"{place}: damaged since it was written: its SHA-256 is another; remove it and run again")
+    return data
+
+
+def _read_checked(storage: Storage, key: str, file: RunFile, columns: Sequence[str] | None) -> pa.Table:
+    table = read_parquet_bytes(read_file(storage, key, file.sha256), f"{storage.uri}/{key}", columns)
+    return table.replace_schema_metadata(None)
+
+
+def _published_files(root: str, name: str, ds: date | str | None, table: str) -> tuple[Storage, list[RunFile]]:
+    storage = open_storage(root)
+    day = parse_day(ds) if isinstance(ds, str) else ds
+    commit = published(storage, name, day)
+    place = f"{storage.uri}/{table_prefix(name)}" + (f" ds={day}" if day else "")
+    if commit is None or commit.kind == "retract":
+        raise InputError(f"{place}: nothing is published there" + (", it was retracted" if commit else ""))
+    files = [file for file in read_run_manifest(storage, name, commit).files if file.table == table]
+    folder = f"{table_prefix(name)}/ds={commit.ds.isoformat()}/"
+    sizes = {info.key: info.size for info in storage.list(f"{folder}{commit.run_id}/")}
+    for file in files:
+        found = sizes.get(f"{table_prefix(name)}/{file.key}")
+        if found != file.bytes:
+            state = "is gone" if found is None else f"has {found} bytes"
+            raise InputError(f"{place}: {file.key} {state}; commit {commit.seq} published it with {file.bytes} bytes")
+    return storage, files
 
 
 def _write_table(storage: Storage, run: CandidateRun, unit: int, name: str, table: pa.Table) -> dict[str, Any]:

@@ -1,0 +1,59 @@
+"""The gates: what the evaluation must have measured before a run may be published."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.errors import GateError
+from pipeline.settings import GateSettings
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One gate: what was measured beside what the configuration asks for."""
+
+    gate: str
+    measured: float
+    required: float
+
+    @property
+    def passed(self) -> bool:
+        return self.measured >= self.required
+
+    def plain(self) -> dict[str, Any]:
+        """For the manifest."""
+        return asdict(self) | {"passed": self.passed}
+
+
+def check_gates(metrics: Mapping[str, Any] | None, gates: GateSettings) -> list[Verdict]:
+    """Hold the metrics of `metrics.json` (`pipeline/retrieval/metrics.py`) against the gates that are set.
+
+    A gate of 0 is open. Raises GateError when one is not reached, or is set and nothing was measured.
+    """
+    required = {"overlap": gates.min_overlap, "lift_over_popularity": gates.min_lift_over_popularity}
+    if metrics is None:
+        if any(required.values()):
+            raise GateError(
+                "the gates are set but nothing was measured: run jobs/evaluate.py first, or open them with "
+                "--set gates.min_overlap=0 --set gates.min_lift_over_popularity=0"
+            )
+        return []
+    measured = {"overlap": float(metrics["overlap"]["mean"]), "lift_over_popularity": _lift(metrics)}
+    verdicts = [Verdict(gate, measured[gate], least) for gate, least in required.items()]
+    failed = [verdict for verdict in verdicts if not verdict.passed]
+    if failed:
+        faults = "; ".join(f"{v.gate} is {v.measured:.4f}, at least {v.required:.4f} is required" for v in failed)
+        raise GateError(
+            f"not published, the table of before stays: {faults}. See what changed since the last night, or lower "
+            f"gates.min_{failed[0].gate} if this is the quality you want"
+        )
+    return verdicts
+
+
+def _lift(metrics: Mapping[str, Any]) -> float:
+    """Hit rate at the first cutoff, as a multiple of popularity's."""
+    name = f"hr@{min(metrics['cutoffs'])}"
+    model, popularity = (float(metrics[which][name]["mean"]) for which in ("model", "popularity"))
+    if popularity == 0.0:
+        return 1.0 if model == 0.0 else 1e9  # any hit is more than none; JSON has no infinity
+    return model / popularity

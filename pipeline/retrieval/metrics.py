@@ -11,6 +11,7 @@ with -1. `Targets` are the rows that should have been found, one non-empty set p
      "model":      {"hr@10": {"mean": .31, "low": .30, "high": .32}, "ndcg@10": …, "recall@10": …, …, "mrr": …},
      "popularity": {the same keys},
      "overlap": {"k": 100, "queries": 500, "mean": .993, "low": .990, "high": .996, "against": "exact search"},
+     "without_history": 12,                    users with a target who could not be asked: no earlier event
      "coverage": {"model": .63, "popularity": .04},     share of the catalogue in at least one list
      "gini":     {"model": .71, "popularity": .98},     of how often each item is shown; 0 = all equally often
      "seconds": 12.3}

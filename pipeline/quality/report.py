@@ -1,0 +1,122 @@
+"""A night in words: its metrics as a table, three of its users, and how to read what was published. Text only."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Row = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that a user did."""
+
+    day: str
+    item: str  # as `item_name` writes it
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """One published row."""
+
+    item: str
+    score: float
+
+
+@dataclass(frozen=True)
+class UserStory:
+    """What one user did, and what tonight's table holds for them."""
+
+    user_id: str
+    status: str
+    reason: str
+    num_events: int
+    last_events: tuple[Event, ...]  # the newest last
+    num_returned: int
+    best: tuple[Suggestion, ...]
+
+
+def item_name(item_id: object, attributes: Mapping[str, object]) -> str:
+    """`Nordic Noir 3 (Crime)` where the catalogue has a title, else the id."""
+    title, category = attributes.get("title"), attributes.get("category")
+    name = str(title or item_id)
+    return f"{name} ({category})" if category else name
+
+
+def metrics_table(metrics: Mapping[str, Any]) -> str:
+    """The content of `metrics.json` (retrieval/metrics.py) as aligned lines."""
+    model, popularity = metrics["model"], metrics["popularity"]
+    rows: list[Row] = [("", "model", "95 %", "popularity", "model / popularity")]
+    for name, value in model.items():
+        floor = popularity[name]["mean"]
+        ratio = f"{value['mean'] / floor:.1f} ×" if floor else "-"
+        interval = f"{value['low']:.4f} to {value['high']:.4f}"
+        rows.append((name, f"{value['mean']:.4f}", interval, f"{floor:.4f}", ratio))
+    for name in ("coverage", "gini"):
+        rows.append(
+            (f"{name}@{metrics['k']}", f"{metrics[name]['model']:.4f}", "", f"{metrics[name]['popularity']:.4f}", "")
+        )
+    overlap = metrics["overlap"]
+    return "\n".join(
+        [
+            f"{metrics['queries']} queries: {metrics['protocol']}",
+            *_aligned(rows),
+            f"search is {metrics['method']}: overlap@{overlap['k']} with {overlap['against']} {overlap['mean']:.4f} "
+            f"({overlap['low']:.4f} to {overlap['high']:.4f}, {overlap['queries']} queries)",
+        ]
+    )
+
+
+def choose_users(num_events: Mapping[str, int], status: Mapping[str, str]) -> list[str]:
+    """Up to three users to tell about: the longest history with a full list, a light one, and one without a full list
+    if there is any. The same users whenever the same night is told."""
+    served = sorted((user for user in status if status[user] == "ok"), key=lambda user: (num_events.get(user, 0), user))
+    others = sorted(user for user in status if status[user] != "ok")
+    chosen = served[-1:] + served[: 1 if others else 2] + others[:1]
+    if not others:
+        chosen = served[-1:] + served[:1] + served[len(served) // 2 :][:1]
+    return list(dict.fromkeys(chosen))
+
+
+def three_users(stories: Sequence[UserStory]) -> str:
+    """What a few users did and what they get, as a person would tell it."""
+    return "\n\n".join(_story(story) for story in stories)
+
+
+def how_to_read(root: str, name: str) -> str:
+    """One line each for the readers that people use; the file list comes from the last commit, never from a glob."""
+    files = f"latest_files({root!r}, {name!r})"
+    lines = [
+        ("", "from pipeline.io.runs import latest_files"),
+        ("polars", f"pl.read_parquet({files}, hive_partitioning=False)"),
+        ("DuckDB", f"duckdb.read_parquet({files}, hive_partitioning=False)"),
+        ("Spark", f"spark.read.parquet(*{files})"),
+    ]
+    return "\n".join(f"  {reader:<7} {line}" for reader, line in lines)
+
+
+def _story(story: UserStory) -> str:
+    num_events = f"{story.num_events} event" + ("s" if story.num_events != 1 else "")
+    lines = [
+        f"user {story.user_id}: {num_events}, status {story.status}" + (f" ({story.reason})" if story.reason else "")
+    ]
+    if story.last_events:
+        lines.append("  did last")
+        lines += [f"    {event.day}  {event.item}" for event in story.last_events]
+    if story.best:
+        lines.append(f"  gets {story.num_returned} items, first")
+        lines += [f"    {rank}. {item.item}  {item.score:.3f}" for rank, item in enumerate(story.best, start=1)]
+    else:
+        lines.append("  gets nothing tonight")
+    return "\n".join(lines)
+
+
+def _aligned(rows: Sequence[Row]) -> list[str]:
+    """Columns of equal width: the first to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        ).rstrip()
+        for row in rows
+    ]

@@ -6,6 +6,7 @@ Shapes: B sequences, L positions, E embedding.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.model.dropout import dropout
 from pipeline.settings import ModelSettings
 
 FINAL_NORM_EPS = 1e-6
@@ -33,7 +34,7 @@ class SasRec(nn.Module):
         """
         length = events_BLE.shape[1]
         hidden_BLE = events_BLE * self.settings.dim**0.5 + self.positions.weight[:length]
-        hidden_BLE = F.dropout(hidden_BLE, self.settings.dropout, self.training) * is_event_BL.unsqueeze(-1)
+        hidden_BLE = dropout(hidden_BLE, self.settings.dropout, self.training) * is_event_BL.unsqueeze(-1)
         for block in self.blocks:
             hidden_BLE = block(hidden_BLE)
         queries_BLE: Tensor = self.norm(hidden_BLE)
@@ -59,13 +60,13 @@ class SasRecBlock(nn.Module):
 
     def forward(self, hidden_BLE: Tensor) -> Tensor:
         attended_BLE = self._attend(self.attention_norm(hidden_BLE))
-        middle_BLE = hidden_BLE + F.dropout(attended_BLE, self.settings.dropout, self.training)
-        raised = F.dropout(F.relu(self.ffn_in(self.ffn_norm(middle_BLE))), self.settings.dropout, self.training)
-        return middle_BLE + F.dropout(self.ffn_out(raised), self.settings.dropout, self.training)
+        middle_BLE = hidden_BLE + dropout(attended_BLE, self.settings.dropout, self.training)
+        raised = dropout(F.relu(self.ffn_in(self.ffn_norm(middle_BLE))), self.settings.dropout, self.training)
+        return middle_BLE + dropout(self.ffn_out(raised), self.settings.dropout, self.training)
 
     def _attend(self, inputs_BLE: Tensor) -> Tensor:
         heads = self.attention_in(inputs_BLE).unflatten(-1, (3, self.settings.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        dropout = self.settings.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], dropout_p=dropout, is_causal=True)
+        # No dropout on the attention weights: with it torch would write out the (L, L) weights of every head.
+        attended = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=True)
         outputs_BLE: Tensor = self.attention_out(attended.transpose(1, 2).flatten(-2))
         return outputs_BLE

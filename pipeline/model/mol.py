@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import InputError
+from pipeline.model.dropout import dropout, keep_mask
 from pipeline.settings import MolSettings
 
 MIN_NORM = 1e-6
@@ -114,33 +115,44 @@ class MixtureOfLogits(nn.Module):
 
     def query_side(self, queries_BE: Tensor, user_rows_B: Tensor | None = None) -> QuerySide:
         """(*, B, E) encoder outputs, and (*, B) rows of the user table when the model has one."""
-        dropped_BE = F.dropout(queries_BE, self.settings.query_dropout, self.training)
+        dropped_BE = dropout(queries_BE, self.settings.query_dropout, self.training)
         components_BQD = self.query_out(self.query_hidden(dropped_BE)).unflatten(-1, (-1, self.settings.component_dim))
         if self.user_table is not None:
             if user_rows_B is None:
                 raise InputError("this model has a user-id component (mol.num_user_hashes); give the users' keys")
-            users_BD = F.dropout(self.user_vectors(user_rows_B), self.settings.user_dropout, self.training)
+            users_BD = dropout(self.user_vectors(user_rows_B), self.settings.user_dropout, self.training)
             components_BQD = torch.cat([components_BQD, users_BD.unsqueeze(-2).to(components_BQD.dtype)], dim=-2)
         return QuerySide(_unit(components_BQD), self.query_gate(queries_BE))
 
     def item_side(self, items_NE: Tensor) -> ItemSide:
         """(*, N, E) raw rows of the item table."""
-        dropped_NE = F.dropout(items_NE, self.settings.item_dropout, self.training)
+        dropped_NE = dropout(items_NE, self.settings.item_dropout, self.training)
         components_NXD = self.item_out(dropped_NE).unflatten(-1, (-1, self.settings.component_dim))
         return ItemSide(_unit(components_NXD), self.item_gate(items_NE))
 
     def forward(self, query: QuerySide, items: ItemSide) -> Tensor:
         """Scores (*, B, N) of every query with every item; each lies within its logits' range, ±1/temperature."""
-        return self.pairs(query, items).scores_BN
+        weights_BNP, logits_BNP = self._weights(query, items)
+        sums_BN = (weights_BNP * logits_BNP).sum(dim=-1)
+        return sums_BN / _total(weights_BNP).squeeze(-1) if self._drops_gates else sums_BN
 
     def pairs(self, query: QuerySide, items: ItemSide) -> MolPairs:
         """Scores with their gates and logits, (*, B, N, P)."""
+        weights_BNP, logits_BNP = self._weights(query, items)
+        gates_BNP = weights_BNP / _total(weights_BNP) if self._drops_gates else weights_BNP
+        return MolPairs((gates_BNP * logits_BNP).sum(dim=-1), gates_BNP, logits_BNP)
+
+    @property
+    def _drops_gates(self) -> bool:
+        return self.training and self.settings.gate_dropout > 0
+
+    def _weights(self, query: QuerySide, items: ItemSide) -> tuple[Tensor, Tensor]:
+        """Gates and logits, (*, B, N, P). In training some gates are zero, and the rest await their new sum of one."""
         logits_BNP = self._logits(query, items)
         gates_BNP = torch.softmax(self._gate_inputs(query, items, logits_BNP), dim=-1)
-        if self.training and self.settings.gate_dropout:
-            kept_BNP = gates_BNP * _keep_mask(gates_BNP, self.settings.gate_dropout)
-            gates_BNP = kept_BNP / kept_BNP.sum(dim=-1, keepdim=True).clamp_min(MIN_NORM)
-        return MolPairs((gates_BNP * logits_BNP).sum(dim=-1), gates_BNP, logits_BNP)
+        if self._drops_gates:
+            gates_BNP = gates_BNP * keep_mask(gates_BNP, self.settings.gate_dropout)
+        return gates_BNP, logits_BNP
 
     def _logits(self, query: QuerySide, items: ItemSide) -> Tensor:
         """One matrix product for all component pairs; the temperature goes into the smaller side."""
@@ -153,7 +165,7 @@ class MixtureOfLogits(nn.Module):
 
     def _gate_inputs(self, query: QuerySide, items: ItemSide, logits_BNP: Tensor) -> Tensor:
         """silu(u(q) ⊙ v(x) + c(logits)): what the softmax over component pairs sees."""
-        dropped_BNP = F.dropout(logits_BNP, self.settings.cross_dropout, self.training)
+        dropped_BNP = dropout(logits_BNP, self.settings.cross_dropout, self.training)
         is_final = not torch.is_grad_enabled()  # then intermediate results may be overwritten
         hidden_BNH = F.silu(self.cross_hidden(dropped_BNP), inplace=is_final)
         cross_BNP = self.cross_out(hidden_BNH)
@@ -165,16 +177,8 @@ def _two_layers(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, out_dim, bias=False))
 
 
-def _keep_mask(values: Tensor, dropout: float) -> Tensor:
-    """1 with probability 1 - dropout, else 0, in the shape of `values`; the rate is rounded to 1/256.
-
-    A byte per entry: on a CPU torch's own dropout takes a fifth of the whole training step for these masks.
-    """
-    size = values.numel()
-    noise = torch.empty((size + 7) // 8, dtype=torch.int64, device=values.device).random_(-(2**63), None)
-    num_dropped = round(dropout * 256)  # of the 256 values of a byte
-    mask = noise.view(torch.uint8)[:size].to(values.dtype).sub_(num_dropped - 1).clamp_(0, 1)
-    return mask.view(values.shape)
+def _total(weights_BNP: Tensor) -> Tensor:
+    return weights_BNP.sum(dim=-1, keepdim=True).clamp_min(MIN_NORM)
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ def _in_tiles(
         leaves = [tensor[at].requires_grad_() for tensor, at in zip((*by_group, *negatives), here, strict=True)]
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
             scores_GSN = mol(QuerySide(leaves[0], leaves[1]), ItemSide(leaves[3], leaves[4])).float()
-        is_collision_GSN = negatives_GN[groups].unsqueeze(1) == rows_GS[groups, members].unsqueeze(2)
+        is_collision_GSN = negatives_GN[groups].unsqueeze(-2) == rows_GS[groups, members].unsqueeze(-1)
         losses_GS = sampled_softmax_loss(leaves[2], scores_GSN, is_collision_GSN)
         loss = (losses_GS * weights_GS[groups, members]).sum()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -127,10 +127,19 @@ def _in_tiles(
     return loss_sum, [*(gradient.flatten(0, 1) for gradient in gradients[:3]), *gradients[3:]]
 
 
-def _tiles(num_groups: int, group_size: int, num_negatives: int, tile_pairs: int) -> Iterator[tuple[slice, slice]]:
-    """Slices of groups and of their members with at most `tile_pairs` pairs, as near as whole positions allow."""
-    members_per_tile = min(group_size, max(1, tile_pairs // num_negatives))
-    groups_per_tile = max(1, tile_pairs // (members_per_tile * num_negatives)) if members_per_tile == group_size else 1
-    for group in range(0, num_groups, groups_per_tile):
+def _tiles(
+    num_groups: int, group_size: int, num_negatives: int, tile_pairs: int
+) -> Iterator[tuple[int | slice, slice]]:
+    """Groups, and slices of their members, with at most `tile_pairs` pairs, as near as whole positions allow.
+
+    A large group comes alone and without its dimension: a plain matrix product is faster than a batch of one.
+    """
+    groups_per_tile = tile_pairs // (group_size * num_negatives)
+    if groups_per_tile > 1:
+        for group in range(0, num_groups, groups_per_tile):
+            yield slice(group, group + groups_per_tile), slice(None)
+        return
+    members_per_tile = max(1, tile_pairs // num_negatives)
+    for group in range(num_groups):
         for member in range(0, group_size, members_per_tile):
-            yield slice(group, group + groups_per_tile), slice(member, member + members_per_tile)
+            yield group, slice(member, member + members_per_tile)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import ray
 import torch
@@ -32,6 +33,8 @@ MAX_ATTEMPTS = 4
 MAX_TRIES = 4
 FIRST_WAIT_SECONDS = 1.0
 SECONDS_BETWEEN_LOG_LINES = 60.0
+# Ray Data appends advice on its own retries to whatever a stage raises.
+ADDED_BY_RAY = "\nFailed to apply UDF transform"
 
 ROW = pa.schema([pa.field("unit", pa.int32()), pa.field("payload", pa.large_binary())])
 Payload = bytes | pa.Buffer
@@ -43,7 +46,7 @@ log = logging.getLogger("nightrails")
 class StageFunction(Protocol):
     """What a stage's class makes."""
 
-    def __call__(self, unit: int, payload: bytes) -> Payload: ...
+    def __call__(self, unit: int, payload: Payload) -> Payload: ...
 
 
 @dataclass(frozen=True)
@@ -68,16 +71,16 @@ def run_chain(what: str, units: Sequence[int], stages: Sequence[Stage], threads:
     """
     ledger_name = f"attempts-{uuid.uuid4().hex}"
     ledger = Attempts.options(name=ledger_name).remote()  # the handle keeps it alive
-    dataset = ray.data.from_arrow([pa.table({"unit": [u], "payload": [b""]}, schema=ROW) for u in units])
+    dataset = ray.data.from_arrow([row(unit, b"") for unit in units])
     for position, stage in enumerate(stages):
         dataset = _add_stage(dataset, stage, position, ledger_name, threads)
     payloads: dict[int, bytes] = {}
     seen: Counter[int] = Counter()
     started = time.monotonic()
     try:
-        for row in _logged(what, dataset.iter_rows(), len(units)):
-            seen[row["unit"]] += 1
-            payloads[row["unit"]] = row["payload"]
+        for result in _logged(what, dataset.iter_rows(), len(units)):
+            seen[result["unit"]] += 1
+            payloads[result["unit"]] = result["payload"]
     except Exception as error:
         raise _translated(error) from error
     finally:
@@ -134,7 +137,11 @@ class StageActor:
         torch.set_num_threads(threads)  # Ray sets OMP_NUM_THREADS from num_cpus
         self._stage, self._position = stage, position
         self._ledger = ray.get_actor(ledger)
-        self._function = with_backoff(lambda: stage.function(**stage.arguments))
+        try:
+            self._function: StageFunction = with_backoff(lambda: stage.function(**stage.arguments))
+        except NightrailsError as error:
+            # Raised here, it would cost the process, and Ray would try again with a fresh one.
+            self._function = _failing(error)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         (unit,) = batch["unit"].to_pylist()
@@ -150,7 +157,22 @@ class StageActor:
         except torch.AcceleratorError as error:
             log.error("%s, unit %d: %s; leaving the process for a fresh one", self._stage.name, unit, error)
             os._exit(1)  # after a device-side fault every later call in this process fails too
-        return pa.table({"unit": [unit], "payload": [result]}, schema=ROW)
+        return row(unit, result)
+
+
+def _failing(error: NightrailsError) -> StageFunction:
+    def fail(unit: int, payload: Payload) -> Payload:
+        raise error
+
+    return fail
+
+
+def row(unit: int, payload: Payload) -> pa.Table:
+    """A unit as the dataset carries it; the payload is not copied."""
+    data = pa.py_buffer(payload)
+    offsets = pa.py_buffer(np.array([0, data.size], dtype=np.int64))
+    column = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, data])
+    return pa.Table.from_arrays([pa.array([unit], pa.int32()), column], schema=ROW)
 
 
 def _add_stage(dataset: Dataset, stage: Stage, position: int, ledger: str, threads: int) -> Dataset:
@@ -171,8 +193,8 @@ def _add_stage(dataset: Dataset, stage: Stage, position: int, ledger: str, threa
 def _logged(what: str, rows: Iterator[dict[str, Any]], total: int) -> Iterator[dict[str, Any]]:
     """The same rows, with a line a minute on how far it is."""
     started = last = time.monotonic()
-    for done, row in enumerate(rows, start=1):
-        yield row
+    for done, result in enumerate(rows, start=1):
+        yield result
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LOG_LINES and done < total:
             last = now
@@ -189,7 +211,7 @@ def _translated(error: Exception) -> Exception:
     """Our own error if one lies behind Ray's, the stage's if it failed by itself, else an infrastructure error."""
     cause = cause_of(error)
     if isinstance(cause, NightrailsError):
-        return cause
+        return type(cause)(str(cause).partition(ADDED_BY_RAY)[0])
     if isinstance(cause, ExecutionTimeoutError):
         return InfrastructureError(
             f"no unit moved for minutes; is the cluster short of nodes? {str(cause).splitlines()[0]}"

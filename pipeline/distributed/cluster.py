@@ -25,6 +25,14 @@ MAX_DEATHS_WHILE_LOADING = 2
 GRACE_SECONDS = 120.0
 INTERRUPT_AGAIN_SECONDS = 30.0
 
+# What these say is raised as well, or we asked for it.
+QUIET = {
+    "exceptions": logging.CRITICAL,
+    "_internal.execution.streaming_executor_state": logging.CRITICAL,
+    "_internal.execution.streaming_executor": logging.CRITICAL,
+    "_internal.progress": logging.ERROR,
+}
+
 log = logging.getLogger("nightrails")
 
 
@@ -230,4 +238,7 @@ def _set_data_defaults() -> None:
     context.max_consecutive_actor_init_deaths = MAX_DEATHS_WHILE_LOADING
     context.enable_progress_bars = False  # the jobs log their own progress, in units
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # else our own errors come back as text
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    for name, level in QUIET.items():
+        logging.getLogger(f"ray.data.{name}").setLevel(level)

@@ -1,0 +1,119 @@
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from pipeline.distributed import chain
+from pipeline.distributed.chain import MAX_ATTEMPTS, MAX_TRIES, Stage, check_accounted, row, run_chain, with_backoff
+from pipeline.distributed.cluster import connect
+from pipeline.errors import InfrastructureError, InputError
+from pipeline.settings import Settings
+
+
+class Refuses:
+    """A stage that is given what it cannot work with."""
+
+    def __call__(self, unit: int, payload: bytes) -> bytes:
+        raise InputError(f"unit {unit}: column user_id is missing")
+
+
+class CannotStart:
+    """A stage that finds on loading that it never can."""
+
+    def __init__(self) -> None:
+        raise InputError("there is no such model; run jobs/train.py first")
+
+
+class Dies:
+    """A stage whose process ends at unit 1, the first `times` times."""
+
+    def __init__(self, marks: str, times: int) -> None:
+        self._marks, self._times = Path(marks), times
+
+    def __call__(self, unit: int, payload: bytes) -> bytes:
+        if unit == 1:
+            begun = len(list(self._marks.iterdir()))
+            (self._marks / str(begun)).touch()
+            if begun < self._times:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return bytes(payload) + b"x"
+
+
+@pytest.mark.parametrize("failure", [OSError("reset"), InfrastructureError("503")])
+def test_storage_errors_are_tried_again(failure: Exception):
+    calls = []
+
+    def call() -> str:
+        calls.append(1)
+        if len(calls) < MAX_TRIES:
+            raise failure
+        return "done"
+
+    assert with_backoff(call, wait_seconds=0.001) == "done"
+    assert len(calls) == MAX_TRIES
+
+
+def test_storage_errors_are_not_tried_for_ever():
+    calls = []
+
+    def call() -> None:
+        calls.append(1)
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        with_backoff(call, wait_seconds=0.001)
+    assert len(calls) == MAX_TRIES
+
+
+def test_a_wrong_input_is_not_tried_again():
+    calls = []
+
+    def call() -> None:
+        calls.append(1)
+        raise InputError("no such column")
+
+    with pytest.raises(InputError):
+        with_backoff(call, wait_seconds=0.001)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("seen", "complaint"),
+    [({0: 1}, r"lost \[1\]"), ({0: 1, 1: 2}, r"doubled \[1\]"), ({0: 1, 1: 1, 5: 1}, r"unknown \[5\]")],
+)
+def test_units_that_go_missing_or_come_twice_are_noticed(seen, complaint):
+    with pytest.raises(InfrastructureError, match=complaint):
+        check_accounted("search", [0, 1], seen)
+
+
+def test_a_row_carries_any_payload():
+    for payload in (b"", b"abc", bytes(range(256)) * 1000):
+        table = row(7, payload)
+        assert table["unit"].to_pylist() == [7]
+        assert table["payload"].to_pylist() == [payload]
+
+
+@pytest.mark.ray
+def test_an_error_of_a_stage_comes_back_as_it_was_raised(local_ray, tmp_path):
+    connect(Settings(root=str(tmp_path)))
+    with pytest.raises(InputError, match=r"^unit 0: column user_id is missing$"):
+        run_chain("test", [0], [Stage(Refuses, {}, num_actors=1, num_cpus=0.25)], threads=1)
+    with pytest.raises(InputError, match=r"^there is no such model; run jobs/train\.py first$"):
+        run_chain("test", [0], [Stage(CannotStart, {}, num_actors=1, num_cpus=0.25)], threads=1)
+
+
+@pytest.mark.ray
+def test_a_unit_that_always_ends_its_process_is_given_up_by_name(local_ray, tmp_path):
+    connect(Settings(root=str(tmp_path)))
+    stage = Stage(Dies, {"marks": str(tmp_path), "times": 99}, num_actors=1, num_cpus=0.25)
+    with pytest.raises(InfrastructureError, match=f"unit 1 has ended the process of Dies {MAX_ATTEMPTS} times"):
+        run_chain("test", [0, 1, 2], [stage], threads=1)
+    assert len(list(tmp_path.iterdir())) == MAX_ATTEMPTS
+
+
+def test_progress_is_logged_with_what_is_left(monkeypatch, caplog):
+    monkeypatch.setattr(chain, "SECONDS_BETWEEN_LOG_LINES", 0.0)
+    caplog.set_level("INFO", logger="nightrails")
+    assert list(chain._logged("search", iter([{}, {}, {}]), 3)) == [{}, {}, {}]
+    assert [r.message[:24] for r in caplog.records] == ["search: 1 of 3 units, ab", "search: 2 of 3 units, ab"]

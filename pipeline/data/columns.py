@@ -160,7 +160,7 @@ def cast_exactly(column: pa.Array, *wanted: pa.DataType) -> pa.Array:
 
     def convert(value: object) -> object:
         try:
-            return pa.scalar(value).cast(kind).as_py()
+            return pa.scalar(value, column.type).cast(kind).as_py()
         except pa.ArrowInvalid:
             return None
 

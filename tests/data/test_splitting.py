@@ -1,0 +1,187 @@
+"""The cleaning of a bucket against a slow obvious one, and its laws."""
+
+from collections import defaultdict
+from datetime import date
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.data.splitting import SplitTimes, clean_bucket, item_counts, rows_of
+from pipeline.settings import SplitSettings
+
+DS = date(2026, 11, 20)
+DAY = 86_400_000_000
+FIRST = 1_795_132_800_000_000 - 9 * DAY  # midnight, nine days before DS
+ITEMS = pa.array(["a", "b", "c", "d"])  # "x" and "y" are orphans
+MAX_PER_DAY = 4
+
+EVENT = st.fixed_dictionaries(
+    {
+        "user_id": st.sampled_from(["u", "v", "w"]),
+        "item_id": st.sampled_from(["a", "b", "c", "d", "x"]),
+        "event_ts": st.integers(0, 39).map(lambda quarter: FIRST + quarter * DAY // 4),
+        "event_type": st.sampled_from(["", "view"]),
+        "event_id": st.sampled_from([None, None, "1", "2"]),
+    }
+)
+METHODS = st.sampled_from(["time", "leave_one_out"])
+
+
+def table_of(events: list[dict]) -> pa.Table:
+    schema = pa.schema(
+        [("user_id", pa.string()), ("item_id", pa.string()), ("event_ts", pa.int64()), ("weight", pa.float32()),
+         ("event_type", pa.string()), ("event_id", pa.string()), ("file", pa.int32()), ("row", pa.int64())]
+    )  # fmt: skip
+    rows = [{"weight": 1.0, "event_id": None, "event_type": "", **e, "file": 0, "row": i} for i, e in enumerate(events)]
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def clean(events: list[dict], method: str = "time", validation_days: int = 1, test_days: int = 1):
+    split = SplitSettings(method=method, validation_days=validation_days, test_days=test_days)
+    return clean_bucket(table_of(events), ITEMS, split, DS, MAX_PER_DAY, max_rejected=100)
+
+
+def slowly(events: list[dict], method: str) -> tuple[dict[str, tuple], dict[str, int]]:
+    """What clean_bucket should give: user -> (items, times, num_train, num_validation), and the counts."""
+    counts = dict.fromkeys(("kept", "duplicates", "item_id_orphan", "bot_events", "bot_users"), 0)
+    seen, histories = set(), defaultdict(list)
+    for event in events:
+        whole = (event["user_id"], event["item_id"], event["event_type"], event["event_ts"])
+        key = (event["user_id"], event["event_id"]) if event["event_id"] is not None else whole
+        if key in seen:
+            counts["duplicates"] += 1
+            continue
+        seen.add(key)
+        if event["item_id"] not in ITEMS.to_pylist():
+            counts["item_id_orphan"] += 1
+            continue
+        histories[event["user_id"]].append(event)
+    found = {}
+    for user in sorted(histories):
+        per_day = defaultdict(int)
+        for event in histories[user]:
+            per_day[event["event_ts"] // DAY] += 1
+        if max(per_day.values()) > MAX_PER_DAY:
+            counts["bot_users"] += 1
+            counts["bot_events"] += len(histories[user])
+            continue
+        history = sorted(histories[user], key=lambda e: e["event_ts"])  # Python's sort is stable too
+        counts["kept"] += len(history)
+        if method == "leave_one_out":
+            held_out = 1 if len(history) >= 3 else 0
+            num_train, num_validation = len(history) - 2 * held_out, held_out
+        else:
+            num_train = sum(e["event_ts"] < FIRST + 8 * DAY for e in history)
+            num_validation = sum(FIRST + 8 * DAY <= e["event_ts"] < FIRST + 9 * DAY for e in history)
+        items = [ITEMS.to_pylist().index(e["item_id"]) for e in history]
+        found[user] = (items, [e["event_ts"] for e in history], num_train, num_validation)
+    return found, counts
+
+
+@given(st.lists(EVENT, max_size=40), METHODS)
+def test_a_bucket_is_what_the_slow_way_gives(events, method):
+    clean_one = clean(events, method)
+    bucket = clean_one.bucket
+    found = {}
+    for u, user in enumerate(bucket.user_ids.to_pylist()):
+        at = slice(bucket.offsets[u], bucket.offsets[u + 1])
+        found[user] = (
+            bucket.item_rows[at].tolist(),
+            bucket.event_ts[at].tolist(),
+            int(bucket.num_train[u]),
+            int(bucket.num_validation[u]),
+        )
+    expected, counts = slowly(events, method)
+    assert found == expected
+    assert list(found) == sorted(found)
+    assert clean_one.counts == counts
+    assert sum(counts.values()) - counts["bot_users"] == len(events)
+
+
+@given(st.lists(EVENT.map(lambda e: e | {"event_id": None}), max_size=30), st.randoms(use_true_random=False), METHODS)
+def test_the_order_of_the_log_decides_only_between_equal_times(events, random, method):
+    shuffled = list(events)
+    random.shuffle(shuffled)
+    one, other = clean(events, method), clean(shuffled, method)
+    assert one.counts == other.counts
+    assert one.bucket.user_ids.equals(other.bucket.user_ids)
+    assert np.array_equal(one.bucket.event_ts, other.bucket.event_ts)
+    assert np.array_equal(one.bucket.num_train, other.bucket.num_train)
+    by_time = [
+        sorted(zip(np.repeat(np.arange(b.num_users), np.diff(b.offsets)), b.event_ts, b.item_rows, strict=True))
+        for b in (one.bucket, other.bucket)
+    ]
+    assert by_time[0] == by_time[1]
+
+
+@given(st.lists(EVENT, max_size=20), METHODS)
+def test_delivering_the_log_twice_changes_nothing(events, method):
+    once, twice = clean(events, method), clean(events + events, method)
+    assert np.array_equal(once.bucket.item_rows, twice.bucket.item_rows)
+    assert np.array_equal(once.bucket.offsets, twice.bucket.offsets)
+    assert twice.counts["duplicates"] == once.counts["duplicates"] + len(events)
+    assert twice.counts["kept"] == once.counts["kept"]
+
+
+def test_equal_times_keep_the_order_of_the_log():
+    events = [{"user_id": "u", "item_id": item, "event_ts": FIRST} for item in "cab"]
+    assert clean(events).bucket.item_rows.tolist() == [2, 0, 1]
+
+
+def test_time_splits_end_with_ds():
+    times = SplitTimes.of(SplitSettings(validation_days=2, test_days=3), DS)
+    assert times.test == FIRST + 7 * DAY
+    assert times.validation == FIRST + 5 * DAY
+
+
+def test_leave_one_out_leaves_short_histories_to_training():
+    events = [{"user_id": "u", "item_id": "a", "event_ts": FIRST + i} for i in range(2)]
+    events += [{"user_id": "v", "item_id": "a", "event_ts": FIRST + i} for i in range(3)]
+    bucket = clean(events, "leave_one_out").bucket
+    assert bucket.num_train.tolist() == [2, 1]
+    assert bucket.num_validation.tolist() == [0, 1]
+    assert bucket.held_out("test").lengths.tolist() == [0, 1]
+
+
+def test_a_bot_is_left_out_whole_and_reported_once():
+    bot = [{"user_id": "u", "item_id": "a", "event_ts": FIRST + i} for i in range(MAX_PER_DAY + 1)]
+    earlier = [{"user_id": "u", "item_id": "b", "event_ts": FIRST - DAY}]
+    person = [{"user_id": "v", "item_id": "a", "event_ts": FIRST + i} for i in range(MAX_PER_DAY)]
+    found = clean(bot + earlier + person)
+    assert found.bucket.user_ids.to_pylist() == ["v"]
+    assert found.counts["bot_users"] == 1
+    assert found.counts["bot_events"] == MAX_PER_DAY + 2
+    assert found.rejected.select(["row", "reason", "user_id"]).to_pylist() == [
+        {"row": 0, "reason": "user_id_bot", "user_id": "u"}
+    ]
+
+
+@given(st.lists(st.integers(0, 30), max_size=30), st.lists(st.integers(0, 30), max_size=10, unique=True))
+def test_rows_of_ids_are_their_places(ids, items):
+    items.sort()
+    expected = [items.index(i) if i in items else -1 for i in ids]
+    found = rows_of(pa.chunked_array([pa.array(ids, pa.int64())]), pa.array(items, pa.int64()))
+    assert found.tolist() == expected
+
+
+@given(st.lists(EVENT, max_size=30), METHODS)
+def test_item_counts_add_up_to_the_events_of_each_part(events, method):
+    bucket = clean(events, method).bucket
+    rows, counts = item_counts(bucket)
+    for part, numbers in zip(
+        (bucket.item_rows, bucket.cut("train").item_rows, bucket.held_out("validation").item_rows), counts, strict=True
+    ):
+        assert dict(zip(rows.tolist(), numbers.tolist(), strict=True)) == {
+            row: int((part == row).sum()) for row in set(bucket.item_rows.tolist())
+        }
+
+
+@pytest.mark.parametrize("method", ["time", "leave_one_out"])
+def test_an_empty_bucket_is_fine(method):
+    found = clean([], method)
+    assert found.bucket.num_users == 0
+    assert found.bucket.offsets.tolist() == [0]
+    assert found.counts["kept"] == 0

@@ -1,0 +1,108 @@
+from datetime import date
+
+import pyarrow as pa
+import pytest
+import torch
+
+from pipeline.artifacts import Corpus, FileEntry, InputObject, name_night
+from pipeline.errors import InputError
+from pipeline.io.corpus import done_shards, open_corpus, read_shard, write_corpus_manifest, write_shard
+from pipeline.io.storage import Storage, open_storage
+from pipeline.model.mol import ItemSide
+from pipeline.retrieval.shard import Shard, make_shard
+from pipeline.settings import Settings
+
+CORPUS = Corpus("0123456789abcdef")
+IDS = pa.array([f"i{number}" for number in range(5)])
+
+
+@pytest.fixture
+def storage(tmp_path) -> Storage:
+    return open_storage(str(tmp_path))
+
+
+def a_shard(num_items: int = 5, seed: int = 0) -> Shard:
+    generator = torch.Generator().manual_seed(seed)
+    components = torch.randn(num_items, 2, 4, generator=generator)
+    return make_shard(100, ItemSide(components, torch.randn(num_items, 6, generator=generator)))
+
+
+def test_a_shard_comes_back_as_it_was_written(storage):
+    shard = a_shard()
+    entry = write_shard(storage, CORPUS, 3, shard, IDS)
+    found = read_shard(storage, CORPUS, entry)
+    assert entry.rows == 5
+    assert found.first_row == 100
+    assert torch.equal(found.items.components_NXD, shard.items.components_NXD)
+    assert torch.equal(found.items.gate_NP, shard.items.gate_NP)
+    assert torch.equal(found.mean_ND, shard.items.components_NXD.mean(dim=1))
+    assert found.is_eligible_N.tolist() == [True] * 5
+
+
+def test_an_empty_shard_can_be_written(storage):
+    entry = write_shard(storage, CORPUS, 0, a_shard(0), IDS[:0])
+    assert len(read_shard(storage, CORPUS, entry)) == entry.rows == 0
+
+
+@pytest.mark.parametrize("name", ["components", "gate"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_an_item_that_is_not_finite_is_named_and_nothing_is_written(storage, name, value):
+    shard = a_shard()
+    tensor = shard.items.components_NXD if name == "components" else shard.items.gate_NP
+    tensor[3].view(-1)[1] = value
+    with pytest.raises(InputError, match=r"item 'i3': its vectors are not finite"):
+        write_shard(storage, CORPUS, 0, shard, IDS)
+    assert not storage.list()
+
+
+def test_only_shards_with_a_sidecar_and_a_whole_file_are_done(storage):
+    entries = {index: write_shard(storage, CORPUS, index, a_shard(seed=index), IDS) for index in range(4)}
+    assert done_shards(storage, CORPUS) == entries
+    storage.delete(f"{CORPUS.prefix}/shard-00000.json")
+    storage.delete(f"{CORPUS.prefix}/{entries[1].key}")
+    storage.delete(f"{CORPUS.prefix}/{entries[2].key}")
+    storage.create(f"{CORPUS.prefix}/{entries[2].key}", b"short")
+    assert done_shards(storage, CORPUS) == {3: entries[3]}
+
+
+def test_of_two_attempts_with_other_last_bits_the_first_stands(storage):
+    first = write_shard(storage, CORPUS, 0, a_shard(seed=1), IDS)
+    assert write_shard(storage, CORPUS, 0, a_shard(seed=2), IDS) == first
+    assert done_shards(storage, CORPUS) == {0: first}
+    storage.delete(f"{CORPUS.prefix}/{first.key}")  # a sidecar without its file does not stand in the way
+    second = write_shard(storage, CORPUS, 0, a_shard(seed=2), IDS)
+    assert second != first
+    assert done_shards(storage, CORPUS) == {0: second}
+
+
+def test_a_damaged_or_missing_shard_is_refused(storage):
+    entry = write_shard(storage, CORPUS, 0, a_shard(), IDS)
+    data = bytearray(storage.read(f"{CORPUS.prefix}/{entry.key}"))
+    data[-1] ^= 1
+    storage.delete(f"{CORPUS.prefix}/{entry.key}")
+    with pytest.raises(InputError, match="the shard is gone"):
+        read_shard(storage, CORPUS, entry)
+    storage.create(f"{CORPUS.prefix}/{entry.key}", bytes(data))
+    with pytest.raises(InputError, match="SHA-256 is not that of the manifest"):
+        read_shard(storage, CORPUS, entry)
+
+
+def test_a_shard_with_another_number_of_rows_is_refused(storage):
+    entry = write_shard(storage, CORPUS, 0, a_shard(), IDS)
+    wrong = FileEntry(key=entry.key, bytes=entry.bytes, rows=6, sha256=entry.sha256)
+    with pytest.raises(InputError, match="5 items, but the manifest says 6"):
+        read_shard(storage, CORPUS, wrong)
+
+
+def test_the_manifest_makes_the_corpus_exist(storage):
+    settings = Settings.model_validate({"root": "unused", "corpus": {"num_shards": 2}})
+    night = name_night(settings, date(2026, 11, 20), [InputObject("log", 1, "e")], {})
+    with pytest.raises(InputError, match=r"run jobs/embed_items\.py first"):
+        open_corpus(storage, night.corpus)
+    shards = {index: write_shard(storage, night.corpus, index, a_shard(seed=index), IDS) for index in (1, 0)}
+    manifest = write_corpus_manifest(storage, night, settings, shards)
+    assert open_corpus(storage, night.corpus) == manifest
+    assert manifest.files == (shards[0], shards[1])
+    assert manifest.counts["num_items"] == 10
+    assert manifest.counts["bytes_per_item"] == round(sum(e.bytes for e in manifest.files) / 10, 1)
+    assert manifest.lineage["checkpoint"] == night.checkpoint.id

@@ -68,14 +68,16 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
 
 
 def choose_users(num_events: Mapping[str, int], status: Mapping[str, str]) -> list[str]:
-    """Up to three users to tell about: the longest history with a full list, a light one, and one without a full list
-    if there is any. The same users whenever the same night is told."""
+    """Up to three users to tell about: one with a rich history and a full list, one with a light one, and one without
+    a full list if there is any, else one between. The same users whenever the same night is told.
+
+    Rich and light are the ninth and the first tenth: the very longest history is seldom a person's.
+    """
     served = sorted((user for user in status if status[user] == "ok"), key=lambda user: (num_events.get(user, 0), user))
     others = sorted(user for user in status if status[user] != "ok")
-    chosen = served[-1:] + served[: 1 if others else 2] + others[:1]
-    if not others:
-        chosen = served[-1:] + served[:1] + served[len(served) // 2 :][:1]
-    return list(dict.fromkeys(chosen))
+    tenths = (9, 1) if others else (9, 1, 5)
+    chosen = [served[len(served) * tenth // 10] for tenth in tenths if served]
+    return list(dict.fromkeys(chosen + others[:1]))
 
 
 def three_users(stories: Sequence[UserStory]) -> str:

@@ -1,0 +1,81 @@
+"""Reads what `report.three_users` tells: a few users of one unit, their histories and their rows of the run."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.artifacts import Night
+from pipeline.data.interactions import Bucket
+from pipeline.io.histories import read_bucket, read_items
+from pipeline.io.parquet import read_parquet_bytes
+from pipeline.io.runs import Sidecar, done_units, read_file
+from pipeline.io.storage import Storage
+from pipeline.quality.promises import Rows, flatten
+from pipeline.quality.report import Event, Suggestion, UserStory, choose_users, item_name
+
+NUM_LAST_EVENTS = 3
+NUM_BEST = 5
+TOLD = ("title", "category")
+
+
+def read_stories(storage: Storage, night: Night) -> list[UserStory]:
+    """Up to three users of one unit: one in which somebody got no full list, where there is such a unit."""
+    sidecars = done_units(storage, night.run)
+    if not sidecars:
+        return []
+    unit = min(
+        sidecars, key=lambda unit: (sidecars[unit]["counts"].get("ok") == sidecars[unit]["counts"]["users"], unit)
+    )
+    users, candidates = (_read(storage, night, sidecars[unit], name) for name in ("users", "candidates"))
+    bucket = read_bucket(storage, night.histories, unit)
+    items = read_items(storage, night.histories)
+    places = {user: place for place, user in enumerate(bucket.user_ids.to_pylist())}
+    lengths = dict(zip(places, np.diff(bucket.offsets).tolist(), strict=True))
+    accounts = {account["user_id"]: account for account in users.to_pylist()}
+    chosen = choose_users(lengths, {user: account["status"] for user, account in accounts.items()})
+    rows = flatten(candidates) if "item_ids" in candidates.column_names else Rows.of(candidates)
+    return [
+        UserStory(
+            user_id=str(user),
+            status=accounts[user]["status"],
+            reason=accounts[user]["reason"],
+            num_events=lengths.get(user, 0),
+            last_events=_last_events(bucket, places.get(user), items),
+            num_returned=accounts[user]["num_returned"],
+            best=_best(rows, user, items),
+        )
+        for user in chosen
+    ]
+
+
+def _last_events(bucket: Bucket, place: int | None, items: pa.Table) -> tuple[Event, ...]:
+    if place is None:
+        return ()
+    first, end = int(bucket.offsets[place]), int(bucket.offsets[place + 1])
+    told = slice(max(first, end - NUM_LAST_EVENTS), end)
+    days = [datetime.fromtimestamp(ts / 1e6, UTC).date().isoformat() for ts in bucket.event_ts[told].tolist()]
+    return tuple(Event(*pair) for pair in zip(days, _names(items, pa.array(bucket.item_rows[told])), strict=True))
+
+
+def _best(rows: Rows, user: object, items: pa.Table) -> tuple[Suggestion, ...]:
+    of_user = pc.equal(rows.user_ids, pa.scalar(user, rows.user_ids.type)).to_numpy(zero_copy_only=False)
+    at = np.flatnonzero(of_user & (rows.ranks <= NUM_BEST))
+    at = at[np.argsort(rows.ranks[at])]
+    found = pc.index_in(rows.item_ids.take(pa.array(at)), items["item_id"].combine_chunks())
+    return tuple(Suggestion(*pair) for pair in zip(_names(items, found), rows.scores[at].tolist(), strict=True))
+
+
+def _names(items: pa.Table, at: pa.Array) -> list[str]:
+    told = [name for name in ("item_id", *TOLD) if name in items.column_names]
+    found: list[Mapping[str, Any]] = items.select(told).take(at).to_pylist()
+    return [item_name(item["item_id"], item) for item in found]
+
+
+def _read(storage: Storage, night: Night, sidecar: Sidecar, name: str) -> pa.Table:
+    (file,) = (file for file in sidecar["files"] if file["table"] == name)
+    key = f"{night.run.table_prefix}/{file['key']}"
+    return read_parquet_bytes(read_file(storage, key, file["sha256"]), f"{storage.uri}/{key}")

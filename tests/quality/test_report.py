@@ -1,0 +1,146 @@
+"""What a person reads at the end of a night."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.distributed.embed import embed_corpus
+from pipeline.distributed.queries import TonightsUsers
+from pipeline.distributed.search import search_units
+from pipeline.distributed.sinks import CandidateSink
+from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
+from pipeline.quality.report import (
+    Event,
+    Suggestion,
+    UserStory,
+    choose_users,
+    how_to_read,
+    item_name,
+    metrics_table,
+    three_users,
+)
+from pipeline.quality.stories import read_stories
+from tests.distributed.worlds import World, make_world, read_table, without_ray
+
+METRICS = {
+    "queries": 1234,
+    "protocol": "up to 20000 of 1234 users",
+    "method": "topk_avg",
+    "k": 50,
+    "cutoffs": [10],
+    "model": {
+        "hr@10": {"mean": 0.31254, "low": 0.3, "high": 0.325},
+        "mrr": {"mean": 0.1, "low": 0.09, "high": 0.11},
+    },
+    "popularity": {
+        "hr@10": {"mean": 0.0392, "low": 0.03, "high": 0.05},
+        "mrr": {"mean": 0.0, "low": 0.0, "high": 0.01},
+    },
+    "overlap": {"k": 50, "queries": 500, "mean": 0.993, "low": 0.99, "high": 0.996, "against": "exact search"},
+    "coverage": {"model": 0.63, "popularity": 0.04},
+    "gini": {"model": 0.7, "popularity": 0.98},
+    "seconds": 3.0,
+}
+
+
+def test_metrics_are_told_as_an_aligned_table_beside_popularity():
+    assert metrics_table(METRICS).splitlines() == [
+        "1234 queries: up to 20000 of 1234 users",
+        "              model              95 %  popularity  model / popularity",
+        "hr@10        0.3125  0.3000 to 0.3250      0.0392               8.0 ×",
+        "mrr          0.1000  0.0900 to 0.1100      0.0000                   -",
+        "coverage@50  0.6300                        0.0400",
+        "gini@50      0.7000                        0.9800",
+        "search is topk_avg: overlap@50 with exact search 0.9930 (0.9900 to 0.9960, 500 queries)",
+    ]
+
+
+def test_an_item_is_told_by_its_title_or_else_its_id():
+    assert item_name("i7", {"title": "Night Trains 3", "category": "Travel"}) == "Night Trains 3 (Travel)"
+    assert item_name(7, {"category": "Travel"}) == "7 (Travel)"
+    assert item_name("i7", {"title": None, "category": None}) == item_name("i7", {}) == "i7"
+
+
+def test_the_users_told_of_are_a_rich_a_light_and_one_without_a_full_list():
+    lengths = {f"u{n}": n for n in range(1, 21)}
+    served = dict.fromkeys(lengths, "ok")
+    assert choose_users(lengths, served) == ["u19", "u3", "u11"]
+    assert choose_users(lengths, served | {"new": "skipped", "few": "short"}) == ["u19", "u3", "few"]
+    assert choose_users({"a": 1}, {"a": "ok"}) == ["a"]
+    assert choose_users({}, {"x": "error"}) == ["x"]
+    assert choose_users({}, {}) == []
+
+
+def test_a_user_is_told_in_words():
+    rich = UserStory(
+        "u1",
+        "ok",
+        "",
+        40,
+        (Event("2026-11-18", "Jazz Nights 2 (Music)"), Event("2026-11-20", "Jazz Nights 3 (Music)")),
+        50,
+        (Suggestion("Jazz Nights 9 (Music)", 17.25), Suggestion("Night Trains 1 (Travel)", 3.0)),
+    )
+    skipped = UserStory("u2", "skipped", "no history", 0, (), 0, ())
+    once = UserStory("u3", "short", "only 1 unseen items are left", 1, (Event("2026-11-01", "i5"),), 1, ())
+    assert three_users([rich, skipped, once]).split("\n\n") == [
+        "user u1: 40 events, status ok\n"
+        "  did last\n"
+        "    2026-11-18  Jazz Nights 2 (Music)\n"
+        "    2026-11-20  Jazz Nights 3 (Music)\n"
+        "  gets 50 items, first\n"
+        "    1. Jazz Nights 9 (Music)  17.250\n"
+        "    2. Night Trains 1 (Travel)  3.000",
+        "user u2: 0 events, status skipped (no history)\n  gets nothing tonight",
+        "user u3: 1 event, status short (only 1 unseen items are left)\n"
+        "  did last\n    2026-11-01  i5\n  gets nothing tonight",
+    ]
+
+
+def test_the_lines_for_readers_are_python_that_names_the_place():
+    text = how_to_read("s3://bucket/pre fix", "books")
+    for line in text.splitlines():
+        compile(line[len("  polars  ") :], "line", "exec")
+    assert text.count("latest_files('s3://bucket/pre fix', 'books')") == 3
+    assert [line.split()[0] for line in text.splitlines()[1:]] == ["polars", "DuckDB", "Spark"]
+
+
+@pytest.fixture(scope="module", params=["long", "nested"])
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
+    made = make_world(tmp_path_factory.mktemp("night"), num_users=30, overrides=[f"output.layout={request.param}"])
+    key = made.night.histories.items_key
+    items = read_parquet_bytes(made.storage.read(key), key)
+    titles = [f"Title of {item}" for item in items["item_id"].to_pylist()]
+    made.storage.delete(key)
+    made.storage.create(key, write_parquet_bytes(items.append_column("title", [titles])))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        without_ray(monkeypatch)
+        embed_corpus(made.storage, made.night, made.settings)
+        units = range(made.settings.output.num_buckets)
+        search_units(made.storage.uri, made.night, made.settings, units, TonightsUsers, CandidateSink, "scratch")
+    return made
+
+
+def test_stories_tell_what_the_run_and_the_histories_hold(world: World):
+    stories = read_stories(world.storage, world.night)
+    assert len(stories) == 3
+    rich, light, _ = stories
+    assert rich.num_events > light.num_events
+    table = read_table(world, "candidates").to_pylist()
+    for story in stories:
+        rows = [row for row in table if row["user_id"] == story.user_id]
+        if "item_ids" in rows[0]:
+            expected = list(zip(rows[0]["item_ids"], rows[0]["scores"], strict=True))
+        else:
+            expected = [(row["item_id"], row["score"]) for row in rows]
+        assert [(item.item, item.score) for item in story.best] == [
+            (f"Title of {item}", score) for item, score in expected[:5]
+        ]
+        assert story.num_returned == len(expected)
+        assert len(story.last_events) == min(3, story.num_events)
+        assert all(event.day == "1970-01-01" for event in story.last_events)
+
+
+def test_a_run_that_wrote_nothing_has_no_stories(tmp_path: Path):
+    world = make_world(tmp_path, num_users=3)
+    assert read_stories(world.storage, world.night) == []

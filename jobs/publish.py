@@ -1,8 +1,7 @@
 """Check every row of a run against its promises, apply the gates, and make the run the table of its day."""
 
-import json
 from datetime import date
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.command import Outcome, command
 from pipeline.settings import Settings
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
 
 def run(settings: Settings, ds: date | None) -> Outcome:
     from pipeline.io.commits import commit, propose, published, refresh_latest, write_run_manifest
+    from pipeline.io.evaluations import read_metrics
     from pipeline.io.night import open_night
     from pipeline.io.runs import finished_units
     from pipeline.io.storage import check_store
@@ -27,7 +27,7 @@ def run(settings: Settings, ds: date | None) -> Outcome:
     head = published(storage, night.run.table, night.ds)
     check_store(storage)
     sidecars = finished_units(storage, night.run, settings.output.num_buckets)
-    verdicts = check_gates(read_metrics(storage, night), settings.gates)
+    verdicts = check_gates(read_metrics(storage, night.evaluation), settings.gates)
     inspection = inspect_run(storage, night, settings, sidecars)
     manifest = describe_run(night, settings, inspection, verdicts)
     proposal = propose(night.run, head, *write_run_manifest(storage, night.run, manifest))
@@ -47,17 +47,6 @@ def already_published(storage: "Storage", night: "Night") -> Outcome | None:
     refresh_latest(storage, night.run.table)  # a run that died right after its commit left the old one
     manifest = read_run_manifest(storage, night.run.table, head)
     return outcome_of("already published", storage, night, head, manifest)
-
-
-def read_metrics(storage: "Storage", night: "Night") -> dict[str, Any] | None:
-    """What jobs/evaluate.py measured for tonight's model and search, or None."""
-    from pipeline.io.storage import ObjectNotFoundError
-
-    try:
-        metrics: dict[str, Any] = json.loads(storage.read(f"{night.evaluation.prefix}/metrics.json"))
-    except ObjectNotFoundError:
-        return None
-    return metrics
 
 
 def outcome_of(status: str, storage: "Storage", night: "Night", standing: "Commit", manifest: "RunManifest") -> Outcome:

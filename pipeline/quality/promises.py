@@ -135,8 +135,8 @@ def history_faults(rows: Rows, place: Place, user_ids: pa.ChunkedArray, expected
     """No item of a user's whole history."""
     histories = expected.histories
     user_of_event = np.repeat(_index(histories.user_ids, user_ids), np.diff(histories.offsets))
-    seen = place.keys_of(user_of_event, histories.item_rows)[user_of_event >= 0]
-    is_seen_R = np.isin(place.keys_R, seen) & (place.user_R >= 0)
+    seen = np.sort(place.keys_of(user_of_event, histories.item_rows)[user_of_event >= 0])
+    is_seen_R = _is_in_sorted(place.keys_R, seen) & (place.user_R >= 0)
     yield from _rows_where(is_seen_R, "the item is not in the user's history", rows.name)
 
 
@@ -222,6 +222,14 @@ def _index(values: pa.Array, known: pa.Array | pa.ChunkedArray) -> Ints:
     if isinstance(known, pa.ChunkedArray):
         known = known.combine_chunks()
     return _numpy(pc.fill_null(pc.index_in(values, known), -1)).astype(np.int64)
+
+
+def _is_in_sorted(values: Ints, ascending: Ints) -> Bools:
+    """Whether each value is among the ascending ones: far faster than np.isin on keys that come by user."""
+    if not len(ascending):
+        return np.zeros(len(values), dtype=np.bool_)
+    at = np.searchsorted(ascending, values)
+    return np.asarray(ascending[np.minimum(at, len(ascending) - 1)] == values)
 
 
 def _is_repeated(values: Ints) -> Bools:

@@ -116,7 +116,9 @@ def is_sound(unit: Unit) -> bool:
         return False
     for rows in lists.values():
         order = [(-row["score"], index[row["item_id"]]) for row in rows]
-        if [row["rank"] for row in rows] != list(range(1, len(rows) + 1)) or order != sorted(set(order)):
+        if len({row["item_id"] for row in rows}) != len(rows) or order != sorted(order):
+            return False
+        if [row["rank"] for row in rows] != list(range(1, len(rows) + 1)):
             return False
     return all(_account_is_sound(row, len(lists.get(user, ()))) for user, row in accounts.items())
 

@@ -1,0 +1,55 @@
+"""Histories with a pattern to learn: every event but a few random ones is the item after the last one."""
+
+import numpy as np
+import torch
+
+from pipeline.data.batches import ValidationUsers, cut_windows, num_steps, validation_users
+from pipeline.data.interactions import Sequences, offsets_of
+from pipeline.model.model import RetrievalModel
+from pipeline.model.training import TrainingData, TrainingState, new_state, seed_everything
+from pipeline.settings import ModelSettings, MolSettings, TrainSettings
+
+NUM_ITEMS = 40
+SMALL_MOL = MolSettings(
+    num_query_components=3, num_item_components=2, component_dim=8, query_hidden_dim=16, gate_hidden_dim=16
+)
+SMALL_MODEL = ModelSettings(dim=16, num_blocks=1, num_heads=2, ffn_dim=16, dropout=0.1, max_length=8, mol=SMALL_MOL)
+
+
+def histories(num_users: int, seed: int = 0) -> list[np.ndarray]:
+    """5 to 20 events per user; nine of ten steps go to the next item row, round the circle."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(num_users):
+        steps = np.where(rng.random(rng.integers(5, 21)) < 0.9, 1, rng.integers(NUM_ITEMS))
+        found.append((rng.integers(NUM_ITEMS) + np.cumsum(steps)) % NUM_ITEMS)
+    return found
+
+
+def sequences(rows: list[np.ndarray]) -> Sequences:
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    return Sequences(offsets_of(lengths), np.concatenate([*rows, np.empty(0)]).astype(np.int32))
+
+
+def validation(rows: list[np.ndarray], keys: np.ndarray) -> ValidationUsers:
+    """The last event of each history, after all before it."""
+    return validation_users(sequences([row[:-1] for row in rows]), sequences([row[-1:] for row in rows]), keys)
+
+
+def training_data(settings: TrainSettings, num_users: int = 300, rank: int = 0, world_size: int = 1) -> TrainingData:
+    rows = histories(num_users)
+    own = rows[rank::world_size]
+    keys = np.arange(num_users)[rank::world_size]
+    windows = [cut_windows(sequences([row[:-1] for row in own]), keys, SMALL_MODEL.max_length)]
+    others = [
+        len(cut_windows(sequences([row[:-1] for row in rows[r::world_size]]), np.arange(num_users)[r::world_size], 8))
+        for r in range(world_size)
+    ]
+    counts = np.bincount(np.concatenate([row[:-1] for row in rows]), minlength=NUM_ITEMS)
+    steps = num_steps(others, settings.batch_size)
+    return TrainingData(windows[0], steps, validation(own, keys), torch.from_numpy(counts))
+
+
+def start(settings: TrainSettings, model: ModelSettings = SMALL_MODEL) -> TrainingState:
+    seed_everything(settings.seed)
+    return new_state(RetrievalModel(model, NUM_ITEMS), settings)

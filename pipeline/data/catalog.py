@@ -107,8 +107,10 @@ def index_catalogue(catalogue: pa.Table, item_type: pa.DataType, origin: str) ->
     if pc.any(doubled).as_py():
         example = ids.filter(pc.equal(pa.concat_arrays([pa.array([False]), doubled]), True))[0].as_py()
         raise InputError(f"{origin}: item_id {example!r} occurs more than once; keep one row per item")
-    attributes = catalogue.drop_columns(["item_id"]).take(order)
-    return attributes.add_column(0, pa.field("item_id", item_type, nullable=False), ids)
+    attributes = catalogue.drop_columns(["item_id"])
+    fields = [pa.field("item_id", item_type, nullable=False), *attributes.schema]
+    columns = [pa.chunked_array([ids]), *(column.take(order) for column in attributes.columns)]
+    return pa.Table.from_arrays(columns, schema=pa.schema(fields))
 
 
 def items_table(catalogue: pa.Table, counts: Int64) -> pa.Table:

@@ -31,7 +31,7 @@ TYPE_SHARES = (0.60, 0.25, 0.10, 0.05)
 SUCCESSOR_SHARE = 0.45  # of events: the next item of the series
 ELSEWHERE_SHARE = 0.08  # of events: something popular of any taste
 DRIFT_SHARE = 0.12  # of active days: the user has moved to another taste
-ZIPF_EXPONENT = 0.9
+ZIPF_EXPONENT = 1.1
 RECENT = 24  # items that a user does not take again soon
 BOT_EVENTS = (2_200, 3_000)  # a bot's clicks on its one day: more than any person's
 COLD_DAYS_SHARE = 0.1  # of the log's days, at its end: cold users and items appear in them
@@ -48,6 +48,7 @@ class World:
     taste_of_item: Int64
     first_item: Int64  # of each taste, and the end
     popularity: Float64
+    taste_share: Float64  # of users who move into a taste
     item_birth: Int64  # day on which the item appears
     activity: Float64
     active_share: Float64  # of days on which the user comes at all
@@ -96,7 +97,7 @@ def simulate_days(settings: SimulateSettings) -> Iterator[tuple[date, pa.Table]]
     rng = np.random.default_rng([settings.seed, 1])
     world = make_world(settings)
     people = People(
-        rng.integers(0, world.num_tastes, settings.num_users),
+        rng.choice(world.num_tastes, settings.num_users, p=world.taste_share),
         np.full((settings.num_users, RECENT), -1, dtype=np.int32),
         np.zeros(settings.num_users, dtype=np.int64),
     )
@@ -137,6 +138,7 @@ def make_world(settings: SimulateSettings) -> World:
         taste_of_item=taste_of_item,
         first_item=first_item,
         popularity=popularity,
+        taste_share=taste_popularity / taste_popularity.sum(),
         item_birth=_births(settings.num_items, settings, rng),
         activity=rng.lognormal(0.0, 0.8, settings.num_users),
         active_share=rng.beta(2.0, 4.0, settings.num_users).clip(0.05, 1.0),
@@ -150,7 +152,7 @@ def _births(number: int, settings: SimulateSettings, rng: Generator) -> Int64:
     """Day 0, but for the cold ones, which appear in the last days."""
     cold_days = min(max(2, round(settings.num_days * COLD_DAYS_SHARE)), settings.num_days)
     births = np.zeros(number, dtype=np.int64)
-    cold = rng.permutation(number)[: round(number * settings.cold_share)]
+    cold = rng.permutation(number)[: min(round(number * settings.cold_share), number - 1)]  # day 0 is never empty
     births[cold] = settings.num_days - cold_days + rng.integers(0, cold_days, len(cold))
     return births
 
@@ -183,7 +185,7 @@ def _day_of_people(
     active = active[np.argsort(-counts[active], kind="stable")]  # those with many events first: a round is a prefix
     lengths = counts[active]
     drifts = active[rng.random(len(active)) < DRIFT_SHARE]
-    people.taste[drifts] = rng.integers(0, world.num_tastes, len(drifts))
+    people.taste[drifts] = rng.choice(world.num_tastes, len(drifts), p=world.taste_share)
 
     shelf = Shelf(world, day)
     starts = offsets_of(lengths)

@@ -1,0 +1,77 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.artifacts import Histories
+from pipeline.data.interactions import Bucket
+from pipeline.errors import ConflictError, InputError
+from pipeline.io.histories import bucket_from_table, bucket_to_table, read_bucket, read_items, write_bucket
+from pipeline.io.parquet import read_footer
+from pipeline.io.storage import Storage, open_storage
+from pipeline.schema import histories as histories_schema
+
+HISTORIES = Histories("0123456789abcdef")
+
+
+def make_bucket(user_ids: pa.Array) -> Bucket:
+    lengths = np.arange(len(user_ids))
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    number = int(offsets[-1])
+    return Bucket(
+        user_ids=user_ids,
+        offsets=offsets,
+        item_rows=np.arange(number, dtype=np.int32),
+        event_ts=np.arange(number, dtype=np.int64) + 2**60,
+        weights=np.linspace(0, 1, number, dtype=np.float32),
+        num_train=(lengths // 2).astype(np.int32),
+        num_validation=(lengths - lengths // 2).astype(np.int32),
+    )
+
+
+@pytest.mark.parametrize(
+    "user_ids",
+    [pa.array(["a", "b", "ü"]), pa.array([2**53 + 1, -4], pa.int64()), pa.array([], pa.string())],
+)
+def test_a_bucket_reads_back_as_it_was_written(storage: Storage, user_ids):
+    bucket = make_bucket(user_ids)
+    entry = write_bucket(storage, HISTORIES, 3, bucket)
+    found = read_bucket(storage, HISTORIES, 3)
+    assert found.user_ids.equals(bucket.user_ids)
+    for name in ("offsets", "item_rows", "event_ts", "weights", "num_train", "num_validation"):
+        assert np.array_equal(getattr(found, name), getattr(bucket, name)), name
+        assert getattr(found, name).dtype == getattr(bucket, name).dtype, name
+    assert (entry.key, entry.rows) == ("bucket-00003.parquet", len(user_ids))
+    assert storage.head("histories/0123456789abcdef/bucket-00003.parquet").size == entry.bytes
+
+
+def test_the_file_has_our_schema_and_says_whose_it_is(tmp_path):
+    storage = open_storage(str(tmp_path))
+    write_bucket(storage, HISTORIES, 0, make_bucket(pa.array(["a", "b"])))
+    footer = read_footer(storage.read(HISTORIES.bucket_key(0)), "bucket")
+    assert footer == {"histories_id": HISTORIES.id, "schema_version": "1"}
+    assert bucket_to_table(make_bucket(pa.array(["a", "b"]))).schema.equals(histories_schema(pa.string()))
+
+
+def test_a_bucket_in_several_chunks_is_read_whole():
+    table = bucket_to_table(make_bucket(pa.array(["a", "b", "c", "d"])))
+    chunked = pa.concat_tables([table.slice(2), table.slice(0, 2)])
+    found = bucket_from_table(chunked)
+    assert found.user_ids.to_pylist() == ["c", "d", "a", "b"]
+    assert found.item_rows.tolist() == [1, 2, 3, 4, 5, 0]
+    assert found.offsets.tolist() == [0, 2, 5, 5, 6]
+
+
+def test_writing_a_bucket_again_is_fine_and_another_one_is_not(tmp_path):
+    storage = open_storage(str(tmp_path))
+    write_bucket(storage, HISTORIES, 0, make_bucket(pa.array(["a"])))
+    write_bucket(storage, HISTORIES, 0, make_bucket(pa.array(["a"])))
+    with pytest.raises(ConflictError):
+        write_bucket(storage, HISTORIES, 0, make_bucket(pa.array(["b"])))
+
+
+def test_histories_that_were_not_prepared_say_what_to_run(tmp_path):
+    storage = open_storage(str(tmp_path))
+    with pytest.raises(InputError, match=r"run jobs/prepare\.py first"):
+        read_bucket(storage, HISTORIES, 0)
+    with pytest.raises(InputError, match=r"run jobs/prepare\.py first"):
+        read_items(storage, HISTORIES)

@@ -4,6 +4,7 @@ A stage is a plain class: it loads in its constructor from URIs and frozen setti
 the next one. It knows nothing of Ray. Here is what Ray adds: pools of actors, retries with an end, and accounting.
 """
 
+import asyncio
 import logging
 import os
 import random
@@ -21,6 +22,7 @@ import torch
 from ray.data import ActorPoolStrategy, Dataset
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.command import cause_of
 from pipeline.errors import InfrastructureError, NightrailsError
@@ -29,6 +31,8 @@ from pipeline.settings import ClusterSettings
 # Ray restarts an actor that dies without end, and 2.60 has no supported way to say otherwise (max_restarts passes
 # through arguments that leave with 2.64). A unit that kills its actor so often is what kills it.
 MAX_ATTEMPTS = 4
+# Units under way for each actor of a chain: one that it works on and one that waits for it.
+UNITS_PER_ACTOR = 2
 # Storage and network: attempts in one process, after waits of about 1, 2 and 4 seconds.
 MAX_TRIES = 4
 FIRST_WAIT_SECONDS = 1.0
@@ -69,11 +73,14 @@ def run_chain(what: str, units: Sequence[int], stages: Sequence[Stage], threads:
 
     Raises our own error when a stage did, InfrastructureError when Ray gave up or a unit was lost or doubled.
     """
-    ledger_name = f"attempts-{uuid.uuid4().hex}"
-    ledger = Attempts.options(name=ledger_name).remote()  # the handle keeps it alive
+    window = UNITS_PER_ACTOR * sum(stage.num_actors for stage in stages)
+    ledger_name = f"ledger-{uuid.uuid4().hex}"
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    ledger = Ledger.options(name=ledger_name, scheduling_strategy=here).remote(list(units), window)
     dataset = ray.data.from_arrow([row(unit, b"") for unit in units])
     for position, stage in enumerate(stages):
-        dataset = _add_stage(dataset, stage, position, ledger_name, threads)
+        place = Place(position, is_last=stage is stages[-1])
+        dataset = _add_stage(dataset, stage, place, ledger_name, threads)
     payloads: dict[int, bytes] = {}
     seen: Counter[int] = Counter()
     started = time.monotonic()
@@ -118,24 +125,63 @@ def device_for(settings: ClusterSettings) -> torch.device:
     return torch.device("cuda" if settings.gpus_per_actor and torch.cuda.is_available() else "cpu")
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-class Attempts:
-    """Counts how often each stage has begun each unit, across the deaths of its actors."""
+class Window:
+    """Which units may be under way: those up to `size` places after the first unfinished one.
 
-    def __init__(self) -> None:
+    Ray Data bounds what lies between two stages by a share of its object store only, so that a quick first stage
+    would encode all queries of the night ahead of the search. The first unfinished unit may always go on.
+    """
+
+    def __init__(self, units: Sequence[int], size: int) -> None:
+        self._place = {unit: place for place, unit in enumerate(units)}
+        self._size, self._first = size, 0
+        self._finished: set[int] = set()
+
+    def admits(self, unit: int) -> bool:
+        return self._place[unit] < self._first + self._size
+
+    def finish(self, unit: int) -> None:
+        self._finished.add(self._place[unit])
+        while self._first in self._finished:
+            self._finished.remove(self._first)
+            self._first += 1
+
+
+@ray.remote(num_cpus=0)
+class Ledger:
+    """Lives beside the driver: lets units in, and counts how often each stage has begun each of them."""
+
+    def __init__(self, units: Sequence[int], window: int) -> None:
+        self._window, self._changed = Window(units, window), asyncio.Condition()
         self._begun: Counter[tuple[int, int]] = Counter()
 
-    def begin(self, position: int, unit: int) -> int:
+    async def begin(self, position: int, unit: int) -> int:
+        """Wait for the unit's turn; returns how often its stage has begun it, deaths of actors included."""
         self._begun[position, unit] += 1
+        async with self._changed:
+            await self._changed.wait_for(lambda: position > 0 or self._window.admits(unit))
         return self._begun[position, unit]
+
+    async def finish(self, unit: int) -> None:
+        async with self._changed:
+            self._window.finish(unit)
+            self._changed.notify_all()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Of a stage in its chain."""
+
+    position: int
+    is_last: bool
 
 
 class StageActor:
     """Runs one stage for Ray Data: rows in, rows out, one unit at a time."""
 
-    def __init__(self, stage: Stage, position: int, ledger: str, threads: int) -> None:
+    def __init__(self, stage: Stage, place: Place, ledger: str, threads: int) -> None:
         torch.set_num_threads(threads)  # Ray sets OMP_NUM_THREADS from num_cpus
-        self._stage, self._position = stage, position
+        self._stage, self._place = stage, place
         self._ledger = ray.get_actor(ledger)
         try:
             self._function: StageFunction = with_backoff(lambda: stage.function(**stage.arguments))
@@ -146,7 +192,7 @@ class StageActor:
     def __call__(self, batch: pa.Table) -> pa.Table:
         (unit,) = batch["unit"].to_pylist()
         payload = batch["payload"].chunk(0)[0].as_buffer()
-        begun = ray.get(self._ledger.begin.remote(self._position, unit))
+        begun = ray.get(self._ledger.begin.remote(self._place.position, unit))
         if begun > MAX_ATTEMPTS:
             raise InfrastructureError(
                 f"unit {unit} has ended the process of {self._stage.name} {MAX_ATTEMPTS} times (out of memory?); "
@@ -157,6 +203,8 @@ class StageActor:
         except torch.AcceleratorError as error:
             log.error("%s, unit %d: %s; leaving the process for a fresh one", self._stage.name, unit, error)
             os._exit(1)  # after a device-side fault every later call in this process fails too
+        if self._place.is_last:
+            ray.get(self._ledger.finish.remote(unit))
         return row(unit, result)
 
 
@@ -175,12 +223,12 @@ def row(unit: int, payload: Payload) -> pa.Table:
     return pa.Table.from_arrays([pa.array([unit], pa.int32()), column], schema=ROW)
 
 
-def _add_stage(dataset: Dataset, stage: Stage, position: int, ledger: str, threads: int) -> Dataset:
+def _add_stage(dataset: Dataset, stage: Stage, place: Place, ledger: str, threads: int) -> Dataset:
     # A subclass of its own name per stage, so that logs, `ray status` and process titles tell the stages apart.
     named = type(stage.name, (StageActor,), {"__module__": __name__})
     return dataset.map_batches(
         named,
-        fn_constructor_kwargs={"stage": stage, "position": position, "ledger": ledger, "threads": threads},
+        fn_constructor_kwargs={"stage": stage, "place": place, "ledger": ledger, "threads": threads},
         batch_size=1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=stage.num_actors),

@@ -233,7 +233,6 @@ def _interruptible() -> Iterator[None]:
 def _set_data_defaults() -> None:
     """Ray Data as every job wants it; a dataset takes these when it is created."""
     context = DataContext.get_current()
-    context.execution_options.preserve_order = True
     context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
     context.max_consecutive_actor_init_deaths = MAX_DEATHS_WHILE_LOADING
     context.enable_progress_bars = False  # the jobs log their own progress, in units

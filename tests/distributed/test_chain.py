@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 
 from pipeline.distributed import chain
-from pipeline.distributed.chain import MAX_ATTEMPTS, MAX_TRIES, Stage, check_accounted, row, run_chain, with_backoff
+from pipeline.distributed.chain import (
+    MAX_ATTEMPTS,
+    MAX_TRIES,
+    Stage,
+    Window,
+    check_accounted,
+    row,
+    run_chain,
+    with_backoff,
+)
 from pipeline.distributed.cluster import connect
 from pipeline.errors import InfrastructureError, InputError
 from pipeline.settings import Settings
@@ -85,6 +94,16 @@ def test_a_wrong_input_is_not_tried_again():
 def test_units_that_go_missing_or_come_twice_are_noticed(seen, complaint):
     with pytest.raises(InfrastructureError, match=complaint):
         check_accounted("search", [0, 1], seen)
+
+
+def test_a_window_lets_in_only_so_many_units_and_always_the_first_unfinished_one():
+    window = Window([10, 20, 30, 40], size=2)
+    assert [window.admits(unit) for unit in (10, 20, 30, 40)] == [True, True, False, False]
+    window.finish(20)
+    assert not window.admits(30)  # 10 is still under way
+    window.finish(20)  # a second attempt, after a lost actor
+    window.finish(10)
+    assert [window.admits(unit) for unit in (10, 30, 40)] == [True, True, True]
 
 
 def test_a_row_carries_any_payload():

@@ -14,11 +14,20 @@ def run(settings: Settings, ds: date | None) -> Outcome:
     """Prepare the histories of one day; `ds` None is the newest day in the log."""
     from pipeline.distributed.cluster import connect
     from pipeline.distributed.prepare import prepare
+    from pipeline.io.manifests import read_manifest
     from pipeline.io.night import open_night
+    from pipeline.io.passes import open_job
+    from pipeline.io.spill import remove_spill
 
     storage, night = open_night(settings, ds)
-    connect(settings)
-    manifest, existed = prepare(settings, storage, night)
+    manifest = read_manifest(storage, night.histories.prefix)
+    existed = manifest is not None
+    if manifest is None:
+        job = open_job(settings, storage, night)
+        connect(settings)
+        manifest = prepare(job)
+    else:
+        remove_spill(storage, night.histories)  # what a crash at the very end has left
     return {
         "status": "exists" if existed else "made",
         "ds": night.ds.isoformat(),

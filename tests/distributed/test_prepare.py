@@ -1,0 +1,348 @@
+"""Prepare as a whole. Its tasks run in this process, one after the other, but for the tests that say Ray."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.artifacts import FileEntry, Manifest
+from pipeline.data.interactions import Bucket, user_bucket
+from pipeline.data.simulate import simulate_days
+from pipeline.distributed import prepare as stage
+from pipeline.distributed.prepare import prepare
+from pipeline.distributed.tasks import run_tasks
+from pipeline.errors import InfrastructureError, InputError
+from pipeline.io import passes
+from pipeline.io.events import check_columns
+from pipeline.io.histories import read_bucket, read_items
+from pipeline.io.logs import open_log
+from pipeline.io.night import open_night
+from pipeline.io.passes import Piece, cut_pieces, open_job
+from pipeline.io.simulated import write_simulated_log
+from pipeline.io.storage import open_storage
+from pipeline.settings import Settings
+from tests.io.logs_on_disk import NOON, events, settings_for, write
+
+TINY = {"num_users": 60, "num_items": 40, "num_events": 3_000, "num_days": 8, "bot_share": 0.02, "num_tastes": 5}
+
+
+def in_this_process(what: str, function: Callable, arguments: list[tuple]):
+    """Stands in for `run_tasks`; backwards, because Ray's tasks end in any order."""
+    for given in reversed(arguments):
+        yield function(*given)
+
+
+@pytest.fixture
+def serial(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "run_tasks", in_this_process)
+
+
+def simulated(root: Path | str, **sections: dict) -> Settings:
+    values = {"root": str(root), "simulate": TINY, "train": {"num_negatives": 5}, "search": {"k": 5}} | sections
+    settings = Settings.model_validate(values)
+    write_simulated_log(open_storage(settings.root), settings.simulate)
+    return settings
+
+
+def run(settings: Settings, ds: date | None = None) -> tuple[list[Bucket], Manifest]:
+    storage, night = open_night(settings, ds)
+    manifest = prepare(open_job(settings, storage, night))
+    buckets = [read_bucket(storage, night.histories, b) for b in range(settings.output.num_buckets)]
+    return buckets, manifest
+
+
+def validation_of(settings: Settings) -> dict:
+    storage, night = open_night(settings)
+    return json.loads(storage.read(f"{night.histories.prefix}/validation.json"))
+
+
+def by_user(settings: Settings, buckets: list[Bucket]) -> dict:
+    """user -> (item ids, times, number of events for training, and for validation)"""
+    storage, night = open_night(settings)
+    item_ids = read_items(storage, night.histories)["item_id"].to_pylist()
+    return {
+        user: (
+            [item_ids[row] for row in bucket.item_rows[bucket.offsets[u] : bucket.offsets[u + 1]]],
+            bucket.event_ts[bucket.offsets[u] : bucket.offsets[u + 1]].tolist(),
+            int(bucket.num_train[u]),
+            int(bucket.num_validation[u]),
+        )
+        for bucket in buckets
+        for u, user in enumerate(bucket.user_ids.to_pylist())
+    }
+
+
+def oracle(settings: Settings) -> dict:
+    """The simulated log prepared by hand, all of it in memory: repeated, unknown and bots' events out, by user."""
+    frame = pa.concat_tables(table for _, table in simulate_days(settings.simulate)).to_pylist()
+    known = {f"i{n:06d}" for n in range(settings.simulate.num_items)}
+    seen, histories = set(), {}
+    for event in frame:
+        if event["event_id"] in seen or event["item_id"] not in known:
+            continue
+        seen.add(event["event_id"])
+        histories.setdefault(event["user_id"], []).append(event)
+    days = {user: [e["event_ts"].date() for e in history] for user, history in histories.items()}
+    people = [user for user in histories if max(days[user].count(day) for day in set(days[user])) <= 2_000]
+    test, validation = date(2026, 11, 20), date(2026, 11, 19)
+    expected = {}
+    for user in people:
+        history = sorted(histories[user], key=lambda e: e["event_ts"])
+        times = [e["event_ts"] for e in history]
+        num_train = sum(t.date() < validation for t in times)
+        num_before = sum(t.date() < test for t in times)
+        microseconds = [pa.scalar(t).cast(pa.int64()).as_py() for t in times]
+        expected[user] = ([e["item_id"] for e in history], microseconds, num_train, num_before - num_train)
+    return expected
+
+
+@pytest.mark.usefixtures("serial")
+def test_histories_are_what_the_slow_way_gives(tmp_path):
+    settings = simulated(tmp_path)
+    buckets, manifest = run(settings)
+    found = by_user(settings, buckets)
+    assert found == oracle(settings)
+    for number, bucket in enumerate(buckets):
+        assert (user_bucket(bucket.user_ids, 8) == number).all()
+        assert bucket.user_ids.to_pylist() == sorted(bucket.user_ids.to_pylist())
+    assert manifest.counts["users"] == len(found)
+    assert manifest.counts["bot_users"] == 1
+
+
+@pytest.mark.usefixtures("serial")
+def test_every_row_of_the_log_is_accounted_for(tmp_path):
+    settings = simulated(tmp_path)
+    run(settings)
+    found = validation_of(settings)
+    log_rows = sum(table.num_rows for _, table in simulate_days(settings.simulate))
+    assert found["rows_read"] == sum(found["rows"].values()) == log_rows
+    assert found["rows"]["duplicates"] > 0
+    assert found["rows"]["bot_events"] > 2_000
+    assert found["late_rows"] > 0
+    assert list(found["quarantined"]) == ["item_id_orphan"]
+    assert found["events"] == found["rows"]["kept"]
+    parts = ("train_events", "validation_events", "test_events")
+    assert found["events"] == sum(found[part] for part in parts)
+    assert all(found[part] > 0 for part in parts)
+
+
+@pytest.mark.usefixtures("serial")
+def test_the_item_index_has_the_catalogue_and_the_counts(tmp_path):
+    settings = simulated(tmp_path)
+    buckets, _ = run(settings)
+    storage, night = open_night(settings)
+    items = read_items(storage, night.histories)
+    assert items["item_id"].to_pylist() == [f"i{n:06d}" for n in range(40)]
+    assert items["title"].null_count == 0
+    for name, parts in (
+        ("num_events", [b.item_rows for b in buckets]),
+        ("num_train_events", [b.cut("train").item_rows for b in buckets]),
+        ("num_validation_events", [b.held_out("validation").item_rows for b in buckets]),
+    ):
+        assert items[name].to_pylist() == np.bincount(np.concatenate(parts), minlength=40).tolist()
+
+
+@pytest.mark.usefixtures("serial")
+def test_the_size_of_tasks_changes_nothing(tmp_path):
+    whole = simulated(tmp_path / "a")
+    pieces = simulated(tmp_path / "b", prepare={"rows_per_task": 100})
+    assert [f.sha256 for f in run(whole)[1].files] == [f.sha256 for f in run(pieces)[1].files]
+
+
+@pytest.mark.usefixtures("serial")
+def test_the_number_of_buckets_changes_no_history(tmp_path):
+    few, many = simulated(tmp_path, output={"num_buckets": 1}), simulated(tmp_path, output={"num_buckets": 30})
+    assert by_user(few, run(few)[0]) == by_user(many, run(many)[0])
+
+
+@pytest.mark.usefixtures("serial")
+def test_a_manifest_names_the_files_and_nothing_else_is_left(tmp_path):
+    settings = simulated(tmp_path)
+    _, manifest = run(settings)
+    storage, night = open_night(settings)
+    named = {f"{night.histories.prefix}/{file.key}" for file in manifest.files}
+    listed = {found.key: found.size for found in storage.list(f"{night.histories.prefix}/")}
+    assert set(listed) == named | {f"{night.histories.prefix}/manifest.json"}
+    assert all(listed[f"{night.histories.prefix}/{file.key}"] == file.bytes for file in manifest.files)
+    assert {f"bucket-{b:05d}.parquet" for b in range(8)} | {
+        "items.parquet",
+        "quarantine.parquet",
+        "validation.json",
+    } == {file.key for file in manifest.files}
+
+
+@pytest.mark.parametrize("dies_after", [0, 3, 8, 12])
+def test_a_run_that_died_goes_on_where_it_was(tmp_path, monkeypatch, dies_after):
+    whole = simulated(tmp_path / "whole", prepare={"rows_per_task": 800})
+    settings = simulated(tmp_path / "died", prepare={"rows_per_task": 800})
+    done: list[str] = []
+
+    def dies(what: str, function: Callable, arguments: list[tuple]):
+        for given in arguments:
+            if len(done) == dies_after:
+                raise InfrastructureError("power cut")
+            done.append(what)
+            yield function(*given)
+
+    monkeypatch.setattr(stage, "run_tasks", dies)
+    with pytest.raises(InfrastructureError, match="power cut"):
+        run(settings)
+    read, cleaned = [], []
+    monkeypatch.setattr(stage, "run_tasks", in_this_process)
+    monkeypatch.setattr(passes, "read_rows", counted(passes.read_rows, read))
+    monkeypatch.setattr(passes, "clean_bucket", counted(passes.clean_bucket, cleaned))
+    resumed = run(settings)[1].files
+    tasks = len(cut_pieces_of(settings))
+    assert len(read) < tasks + dies_after or dies_after == 0
+    assert len(cleaned) == 8 - max(0, dies_after - tasks)
+    if dies_after >= tasks:
+        assert not read
+    assert [f.sha256 for f in resumed] == [f.sha256 for f in run(whole)[1].files]
+
+
+def counted(function: Callable, calls: list) -> Callable:
+    def wrapper(*given, **named):
+        calls.append(function)
+        return function(*given, **named)
+
+    return wrapper
+
+
+def cut_pieces_of(settings: Settings) -> list[tuple[Piece, ...]]:
+    log = open_log(settings, date(2026, 11, 20))
+    return cut_pieces(log, check_columns(log), settings.prepare.rows_per_task)
+
+
+def test_a_task_has_some_row_groups_of_some_files(tmp_path):
+    write(tmp_path / "lake" / "a.parquet", events(10), row_group_size=4)
+    write(tmp_path / "lake" / "b.parquet", events(3))
+    settings = settings_for(tmp_path, tmp_path / "lake", prepare={"rows_per_task": 6})
+    assert cut_pieces_of(settings) == [
+        (Piece(0, 0, (0,), 4),),
+        (Piece(0, 4, (1,), 4), Piece(0, 8, (2,), 2)),
+        (Piece(1, 0, (0,), 3),),
+    ]
+
+
+@pytest.mark.usefixtures("serial")
+def test_bad_rows_below_the_limit_lie_in_the_quarantine(tmp_path):
+    users = pa.array([None if i == 7 else f"u{i % 20}" for i in range(400)])
+    write(tmp_path / "lake" / "a.parquet", events(400, user_id=users))
+    settings = settings_for(tmp_path, tmp_path / "lake")
+    run(settings)
+    storage, night = open_night(settings)
+    (row,) = pq.read_table(pa.BufferReader(storage.read(f"{night.histories.prefix}/quarantine.parquet"))).to_pylist()
+    assert (row["file"], row["row"], row["reason"], row["item_id"]) == ("a.parquet", 7, "user_id_null", "i1")
+    assert validation_of(settings)["quarantined"] == {"user_id_null": 1}
+
+
+@pytest.mark.usefixtures("serial")
+@pytest.mark.parametrize(
+    ("column", "values", "says"),
+    [
+        ("user_id", [None] * 40, "column 'user_id': 40 values are null or empty, for example None in row 0"),
+        ("item_id", ["", "i1"] * 20, "column 'item_id': 20 values are null or empty, for example '' in row 0"),
+        ("event_type", ["veiw"] * 40, "column 'event_type': 40 values are unknown: event_weights lacks it"),
+    ],
+)
+def test_too_many_bad_rows_are_refused_with_an_example(tmp_path, monkeypatch, column, values, says):
+    write(tmp_path / "lake" / "a.parquet", events(40, **{column: pa.array(values, pa.string())}))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf" / "sources").mkdir(parents=True)
+    (tmp_path / "conf" / "sources" / "strict.yaml").write_text(
+        "columns: {event_type: event_type}\noptional_columns: [event_type]\nevent_weights: {view: 1.0}\n"
+    )
+    with pytest.raises(InputError) as error:
+        run(settings_for(tmp_path, tmp_path / "lake", "strict"))
+    assert f"lake/a.parquet, {says}" in str(error.value)
+    assert "prepare.max_bad_share is 0.01" in str(error.value)
+
+
+@pytest.mark.usefixtures("serial")
+def test_milliseconds_declared_as_seconds_are_recognised(tmp_path):
+    lines = [f"{i % 7},{i},4.0,{int(NOON.timestamp()) * 1_000 + i}" for i in range(50)]
+    write(tmp_path / "other.parquet", events())
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + "\n".join(lines))
+    settings = settings_for(tmp_path, tmp_path / "ratings.csv", "movielens_20m")
+    with pytest.raises(InputError) as error:
+        run(settings, date(2026, 11, 20))
+    message = str(error.value)
+    assert (
+        "ratings.csv, column 'timestamp': 50 values are in the future, for example '1795176000000' in row 0" in message
+    )
+    assert "they look like milliseconds: set time_unit: ms in" in message
+    assert "movielens_20m.yaml" in message
+
+
+@pytest.mark.usefixtures("serial")
+def test_a_log_of_numbers_keeps_its_type(tmp_path):
+    lines = [f"{u}::{u + i}::5::{978300760 + 60 * i}" for u in range(1, 30) for i in range(5)]
+    (tmp_path / "ratings.dat").write_text("\n".join(lines))
+    settings = settings_for(tmp_path, tmp_path, "movielens_1m", split={"method": "leave_one_out"})
+    buckets, manifest = run(settings)
+    found = by_user(settings, buckets)
+    assert found[1][0] == [1, 2, 3, 4, 5]
+    assert found[1][2:] == (3, 1)
+    assert manifest.counts["test_events"] == 29
+
+
+@pytest.mark.usefixtures("serial")
+def test_a_catalogue_of_another_log_is_refused(tmp_path):
+    write(tmp_path / "lake" / "a.parquet", events(40))
+    write(tmp_path / "numbers.parquet", pa.table({"item_id": [1, 2]}))
+    write(tmp_path / "other.parquet", pa.table({"item_id": ["i0", "j1"]}))
+    with pytest.raises(InputError, match="item_id is int64 in the catalogue but string in the log"):
+        run(settings_for(tmp_path, tmp_path / "lake", items={"uri": str(tmp_path / "numbers.parquet")}))
+    with pytest.raises(InputError, match="20 of 40 events are on items that the catalogue lacks, for example 'i1'"):
+        run(settings_for(tmp_path, tmp_path / "lake", items={"uri": str(tmp_path / "other.parquet")}))
+
+
+@pytest.mark.usefixtures("serial")
+def test_a_log_without_a_usable_row_is_refused(tmp_path):
+    write(tmp_path / "lake" / "ds=2026-11-20" / "a.parquet", events(4).slice(0, 0))
+    with pytest.raises(InputError, match="no row of the log is left"):
+        run(settings_for(tmp_path, tmp_path / "lake"))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_on_ray_the_files_are_the_same(tmp_path, monkeypatch):
+    on_ray = simulated(tmp_path / "ray", prepare={"rows_per_task": 1_000})
+    files: tuple[FileEntry, ...] = run(on_ray)[1].files
+    alone = simulated(tmp_path / "alone")
+    monkeypatch.setattr(stage, "run_tasks", in_this_process)
+    assert [f.sha256 for f in files] == [f.sha256 for f in run(alone)[1].files]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_on_ray_our_errors_come_out_as_they_are(tmp_path):
+    write(tmp_path / "lake" / "a.parquet", events(40, user_id=pa.array([None] * 40, pa.string())))
+    with pytest.raises(InputError) as error:
+        run(settings_for(tmp_path, tmp_path / "lake"))
+    assert type(error.value) is InputError
+    assert "\n" not in str(error.value)
+
+
+def dies_once(marker: str, number: int) -> int:
+    """A task whose worker is killed the first time it runs."""
+    if number == 1 and not Path(marker).exists():
+        Path(marker).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_a_task_whose_worker_is_killed_runs_again(tmp_path):
+    marker = tmp_path / "died"
+    results = run_tasks("counting", dies_once, [(str(marker), number) for number in range(6)])
+    assert sorted(results) == [0, 1, 2, 3, 4, 5]
+    assert marker.exists()

@@ -20,6 +20,8 @@ def run(settings: Settings, ds: date | None) -> Outcome:
     from jobs import embed_items, evaluate, prepare, publish, retrieve, simulate_log, train
     from pipeline.distributed.cluster import connect, deadline
     from pipeline.io.night import open_night
+    from pipeline.quality.report import how_to_read, three_users
+    from pipeline.quality.stories import read_stories
 
     if settings.log.source == SIMULATED:
         simulate_log.run(settings, ds)
@@ -38,8 +40,10 @@ def run(settings: Settings, ds: date | None) -> Outcome:
             outcome = step.run(settings, night.ds)
             seconds[name] = round(time.monotonic() - started, 1)
             log.info("   %s: %s in %.1f s", name, outcome["status"], seconds[name])
+    log.info("three of its users\n\n%s\n", three_users(read_stories(storage, night)))
+    log.info("the table of ds=%s lies in %s\n%s", night.ds, outcome["uri"], how_to_read(storage.uri, settings.name))
     return outcome | {"steps": seconds}
 
 
 if __name__ == "__main__":
-    command(__doc__, run)
+    command(__doc__ or "", run)

@@ -90,7 +90,7 @@ def _positive_pairs(model: RetrievalModel, query: QuerySide, rows_T: Tensor) -> 
     """Scores (T,) and gates (T, P) of each position with its own item."""
     single = QuerySide(query.components_BQD.unsqueeze(1), query.gate_BP.unsqueeze(1))
     pairs = model.mol.pairs(single, model.item_side(rows_T.unsqueeze(1)))
-    return pairs.scores_BN.flatten().float(), pairs.gates_BNP.flatten(0, -2).float()
+    return _at_least_float32(pairs.scores_BN.flatten()), _at_least_float32(pairs.gates_BNP.flatten(0, -2))
 
 
 def _in_tiles(
@@ -115,7 +115,7 @@ def _in_tiles(
         here = [(groups, members)] * len(by_group) + [(groups, slice(None))] * len(negatives)
         leaves = [tensor[at].requires_grad_() for tensor, at in zip((*by_group, *negatives), here, strict=True)]
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            scores_GSN = mol(QuerySide(leaves[0], leaves[1]), ItemSide(leaves[3], leaves[4])).float()
+            scores_GSN = _at_least_float32(mol(QuerySide(leaves[0], leaves[1]), ItemSide(leaves[3], leaves[4])))
         is_collision_GSN = negatives_GN[groups].unsqueeze(-2) == rows_GS[groups, members].unsqueeze(-1)
         losses_GS = sampled_softmax_loss(leaves[2], scores_GSN, is_collision_GSN)
         loss = (losses_GS * weights_GS[groups, members]).sum()
@@ -143,3 +143,7 @@ def _tiles(
     for group in range(num_groups):
         for member in range(0, group_size, members_per_tile):
             yield group, slice(member, member + members_per_tile)
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -79,7 +79,7 @@ class TrainingState:
     def is_finished(self, settings: TrainSettings) -> bool:
         """Whether all epochs are done, or the last `patience` of them brought nothing better."""
         done = len(self.history)
-        return done >= settings.max_epochs or (done > 0 and done - self.best.epoch > settings.patience)
+        return done >= settings.max_epochs or (done > 0 and done - self.best.epoch >= settings.patience)
 
 
 def new_state(model: RetrievalModel, settings: TrainSettings) -> TrainingState:

@@ -1,0 +1,185 @@
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pipeline.data.batches import epoch_batches
+from pipeline.errors import InputError
+from pipeline.model import step, training
+from pipeline.model.losses import mutual_information_loss, sampled_softmax_loss, user_norm_loss
+from pipeline.model.step import accumulate_gradients
+from pipeline.model.training import EpochReport, Ranks, TrainingState, fit, popular_hit_rate
+from pipeline.settings import TrainSettings
+from tests.model.planted import NUM_ITEMS, SMALL_MODEL, SMALL_MOL, start, training_data
+
+SETTINGS = TrainSettings(
+    max_epochs=3, batch_size=32, num_negatives=16, positions_per_negatives=64, learning_rate=5e-3, patience=3
+)
+# Without dropout a step is a plain function of the batch and the negatives.
+SURE_MOL = SMALL_MOL.model_copy(
+    update={"num_user_hashes": 50, "gate_dropout": 0.0, "item_dropout": 0.0, "user_dropout": 0.0}
+)
+SURE_MODEL = SMALL_MODEL.model_copy(update={"dropout": 0.0, "mol": SURE_MOL})
+
+
+def no_report(state: TrainingState) -> None:
+    pass
+
+
+def weights(state: TrainingState) -> list[torch.Tensor]:
+    return [value.clone() for value in state.model.state_dict().values()]
+
+
+def test_training_learns_the_planted_pattern():
+    data = training_data(SETTINGS)
+    state = start(SETTINGS)
+    fit(state, data, SETTINGS, Ranks(), no_report)
+    losses = [report.loss for report in state.history]
+    assert losses == sorted(losses, reverse=True)
+    assert state.best.hit_rate > 1.5 * popular_hit_rate(data, Ranks(), torch.device("cpu"))
+    assert state.history[0].num_positions == data.windows.num_targets
+
+
+def test_bfloat16_learns_it_too():
+    settings = SETTINGS.model_copy(update={"precision": "bfloat16", "max_epochs": 2})
+    state = start(settings)
+    fit(state, training_data(settings), settings, Ranks(), no_report)
+    assert state.history[1].loss < 0.8 * state.history[0].loss
+    assert all(value.dtype == torch.float32 for value in state.model.parameters())
+
+
+def test_the_same_seed_gives_the_same_weights():
+    settings = SETTINGS.model_copy(update={"max_epochs": 1})
+    data = training_data(settings, num_users=60)
+    states = [start(settings), start(settings), start(settings.model_copy(update={"seed": 1}))]
+    for state in states[:2]:
+        fit(state, data, settings, Ranks(), no_report)
+    fit(states[2], data, settings.model_copy(update={"seed": 1}), Ranks(), no_report)
+    for left, right in zip(weights(states[0]), weights(states[1]), strict=True):
+        assert torch.equal(left, right)
+    assert not torch.equal(weights(states[0])[0], weights(states[2])[0])
+
+
+def slow_loss(model, batch, settings, negatives_GN) -> torch.Tensor:
+    """The definition, position by position: mean over targets of the sampled softmax, plus the regularisers."""
+    losses, gates, users = [], [], []
+    order = torch.randperm(int((batch.targets_BL >= 0).sum()))
+    queries_BLE = model.encode_positions(torch.from_numpy(batch.item_rows_BL))
+    places = torch.from_numpy(batch.targets_BL >= 0).nonzero()[order]
+    size = -(-len(places) // len(negatives_GN))
+    for index, (row, column) in enumerate(places.tolist()):
+        user = model.user_rows(torch.tensor([batch.user_keys_B[row]]))
+        query = model.mol.query_side(queries_BLE[row, column].unsqueeze(0), user)
+        target = torch.tensor([batch.targets_BL[row, column]], dtype=torch.int64)
+        positive = model.mol.pairs(query, model.item_side(target))
+        negatives_N = negatives_GN[index // size]
+        scores = model.mol.pairs(query, model.item_side(negatives_N)).scores_BN
+        losses.append(sampled_softmax_loss(positive.scores_BN[0], scores, (negatives_N == target).unsqueeze(0)))
+        gates.append(positive.gates_BNP[0])
+        users.append(model.mol.user_vectors(user))
+    regulariser = settings.mutual_information_weight * mutual_information_loss(torch.cat(gates))
+    regulariser = regulariser + settings.user_norm_weight * user_norm_loss(torch.cat(users))
+    return torch.cat(losses).sum() + len(losses) * regulariser
+
+
+@pytest.mark.parametrize("positions_per_negatives", [1, 5, 1000])
+@pytest.mark.parametrize("tile_pairs", [1, 40, 100_000])
+def test_a_step_in_tiles_has_the_gradients_of_the_definition(monkeypatch, positions_per_negatives, tile_pairs):
+    monkeypatch.setitem(step.TILE_PAIRS, "cpu", tile_pairs)
+    settings = SETTINGS.model_copy(
+        update={"positions_per_negatives": positions_per_negatives, "mutual_information_weight": 0.5}
+    )
+    data = training_data(settings, num_users=4)
+    batch = next(epoch_batches(data.windows, 2, seed=0, epoch=1, rank=0))
+    model = start(settings, SURE_MODEL).model.double().train()
+    expected = copy.deepcopy(model)
+    num_targets = int((batch.targets_BL >= 0).sum())
+    torch.manual_seed(9)
+    found, count = accumulate_gradients(model, batch, settings)
+    assert count == num_targets
+    torch.manual_seed(9)
+    # The step draws its order first, then its negatives.
+    state = torch.get_rng_state()
+    torch.randperm(num_targets)
+    negatives_GN = torch.randint(NUM_ITEMS, (-(-num_targets // positions_per_negatives), settings.num_negatives))
+    torch.set_rng_state(state)
+    slow_loss(expected, batch, settings, negatives_GN).backward()
+    for (name, left), right in zip(model.named_parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(left.grad, right.grad, msg=lambda text, name=name: f"{name}: {text}")
+    assert torch.isfinite(found)
+
+
+def test_a_run_that_stopped_goes_on_as_if_it_had_not():
+    data = training_data(SETTINGS, num_users=60)
+    whole, stopped = start(SETTINGS), start(SETTINGS)
+    fit(whole, data, SETTINGS, Ranks(), no_report)
+    saved: list[TrainingState] = []
+
+    def stop(state: TrainingState) -> None:
+        saved.append(copy.deepcopy(state))
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        fit(stopped, data, SETTINGS, Ranks(), stop)
+    torch.manual_seed(12345)  # whatever happened in between
+    fit(saved[0], data, SETTINGS, Ranks(), no_report)
+    for left, right in zip(weights(whole), weights(saved[0]), strict=True):
+        assert torch.equal(left, right)
+    assert [report.loss for report in whole.history] == [report.loss for report in saved[0].history]
+
+
+def report(epoch: int, hit_rate: float, users: int = 10, loss: float = 1.0) -> EpochReport:
+    return EpochReport(epoch, loss, hit_rate, users, 100, 1.0, 1.0)
+
+
+def test_training_stops_after_patience_epochs_without_a_better_one():
+    state = TrainingState(None, None)
+    settings = TrainSettings(max_epochs=10, patience=2)
+    for epoch, (hit_rate, finished) in enumerate([(0.1, False), (0.3, False), (0.3, False), (0.2, True)], start=1):
+        state.history.append(report(epoch, hit_rate))
+        assert state.is_finished(settings) == finished
+    assert state.best.epoch == 2
+
+
+def test_without_validation_users_the_loss_decides():
+    state = TrainingState(None, None, [report(1, 0.0, 0, 2.0), report(2, 0.0, 0, 1.0), report(3, 0.0, 0, 1.5)])
+    assert state.best.epoch == 2
+
+
+def test_the_weights_of_the_best_epoch_are_kept(monkeypatch):
+    hits = iter([3, 5, 1])
+    monkeypatch.setattr(training, "count_model_hits", lambda model, users, k: next(hits))
+    kept: list[list[torch.Tensor]] = []
+    state = start(SETTINGS)
+    fit(state, training_data(SETTINGS, num_users=60), SETTINGS, Ranks(), lambda s: kept.append(weights(s)))
+    assert state.best.epoch == 2
+    for best, second, last in zip(state.best_weights.values(), kept[1], kept[2], strict=True):
+        assert torch.equal(best, second)
+        assert last.shape == best.shape
+    assert not torch.equal(next(iter(state.best_weights.values())), kept[2][0])
+
+
+def test_divergence_is_said_so():
+    state = start(SETTINGS)
+    with torch.no_grad():
+        state.model.mol.cross_out.bias.fill_(float("nan"))
+    with pytest.raises(InputError, match=r"train\.learning_rate"):
+        fit(state, training_data(SETTINGS, num_users=60), SETTINGS, Ranks(), no_report)
+
+
+def test_gradients_of_all_ranks_weigh_every_target_alike(monkeypatch):
+    """Two ranks with 30 and 10 targets: the average is that of one process with all 40."""
+    settings = SETTINGS
+    alone, first, second = (start(settings, SURE_MODEL).model for _ in range(3))
+    for model, value in ((first, 2.0), (second, 8.0)):
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, value)
+    for parameter in alone.parameters():
+        parameter.grad = torch.full_like(parameter, 10.0)
+    other = torch.cat([*(parameter.grad.flatten() for parameter in second.parameters()), torch.tensor([10.0])])
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: values.add_(other))
+    training._average_gradients(alone, 40, Ranks())
+    training._average_gradients(first, 30, replace(Ranks(), world_size=2))
+    for left, right in zip(first.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(left.grad, right.grad)

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+import torch
+
+from pipeline.data.batches import ValidationUsers, validation_users
+from pipeline.model import validation
+from pipeline.model.model import RetrievalModel
+from tests.model.planted import NUM_ITEMS, SMALL_MODEL, sequences
+
+
+def make_users(num_users: int = 60) -> ValidationUsers:
+    rng = np.random.default_rng(5)
+    histories = [rng.integers(NUM_ITEMS, size=rng.integers(0, 12)) for _ in range(num_users)]
+    held_out = [rng.integers(NUM_ITEMS, size=rng.integers(0, 4)) for _ in range(num_users)]
+    return validation_users(sequences(histories), sequences(held_out), np.arange(num_users))
+
+
+def slow_hits(scores_BN: torch.Tensor, users: ValidationUsers, k: int) -> int:
+    """Sort everything that each user has not seen; ties by row."""
+    hits = 0
+    for scores_N, user in zip(scores_BN, users.tiles(1), strict=True):
+        unseen = [row for row in range(NUM_ITEMS) if row not in user.histories.item_rows]
+        best = sorted(unseen, key=lambda row: (-scores_N[row].item(), row))[:k]
+        hits += bool(set(best) & set(user.held_out.item_rows.tolist()))
+    return hits
+
+
+@pytest.mark.parametrize(("query_tile", "item_tile"), [(128, 128), (7, 9), (1, 1)])
+def test_hits_of_the_model_are_those_of_sorting_all_unseen_items(monkeypatch, query_tile, item_tile):
+    monkeypatch.setattr(validation, "QUERY_TILE", query_tile)
+    monkeypatch.setattr(validation, "ITEM_TILE", item_tile)
+    torch.manual_seed(0)
+    model = RetrievalModel(SMALL_MODEL, NUM_ITEMS).eval().requires_grad_(False)
+    users = make_users()
+    rows_BL, lengths_B = (torch.from_numpy(array) for array in users.histories.last(SMALL_MODEL.max_length))
+    query = model.query_side(rows_BL, lengths_B, torch.from_numpy(users.user_keys))
+    scores_BN = model.mol(query, model.item_side(torch.arange(NUM_ITEMS)))
+    for k in (1, 5, 20):
+        assert validation.count_model_hits(model, users, k) == slow_hits(scores_BN, users, k)
+
+
+def test_popular_hits_settle_ties_by_row():
+    users = make_users()
+    counts = torch.tensor(np.random.default_rng(1).integers(5, size=NUM_ITEMS))
+    scores_BN = counts.expand(len(users), -1)
+    for k in (1, 5, 20):
+        assert validation.count_popular_hits(counts, users, k) == slow_hits(scores_BN, users, k)
+
+
+def test_no_users_no_hits():
+    nobody = make_users().take(np.empty(0, dtype=np.int64))
+    assert validation.count_popular_hits(torch.ones(NUM_ITEMS), nobody, 10) == 0

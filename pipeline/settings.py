@@ -184,6 +184,7 @@ class ClusterSettings(Config):
     threads_per_actor: PositiveInt = 1
     max_stages_per_wave: PositiveInt = 64
     deadline_minutes: PositiveInt = 720
+    no_progress_minutes: PositiveInt = 5  # a search in which no unit moves for so long has failed
 
 
 class OutputSettings(Config):

@@ -31,6 +31,7 @@ from pipeline.settings import ClusterSettings
 # Ray restarts an actor that dies without end, and 2.60 has no supported way to say otherwise (max_restarts passes
 # through arguments that leave with 2.64). A unit that kills its actor so often is what kills it.
 MAX_ATTEMPTS = 4
+LESS_MEMORY = "lower search.query_tile and search.item_tile, or raise output.num_buckets or corpus.num_shards"
 # Units under way for each actor of a chain: one that it works on and one that waits for it.
 UNITS_PER_ACTOR = 2
 # Storage and network: attempts in one process, after waits of about 1, 2 and 4 seconds.
@@ -77,7 +78,8 @@ def run_chain(what: str, units: Sequence[int], stages: Sequence[Stage], threads:
     ledger_name = f"ledger-{uuid.uuid4().hex}"
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     ledger = Ledger.options(name=ledger_name, scheduling_strategy=here).remote(list(units), window)
-    dataset = ray.data.from_arrow([row(unit, b"") for unit in units])
+    # from_arrow would start a task per block, to describe it.
+    dataset = ray.data.from_items([{"unit": unit, "payload": b""} for unit in units], override_num_blocks=len(units))
     for position, stage in enumerate(stages):
         place = Place(position, is_last=stage is stages[-1])
         dataset = _add_stage(dataset, stage, place, ledger_name, threads)
@@ -196,10 +198,12 @@ class StageActor:
         if begun > MAX_ATTEMPTS:
             raise InfrastructureError(
                 f"unit {unit} has ended the process of {self._stage.name} {MAX_ATTEMPTS} times (out of memory?); "
-                "lower search.query_tile and search.item_tile, or raise output.num_buckets"
+                + LESS_MEMORY
             )
         try:
             result = with_backoff(lambda: self._function(unit, payload))
+        except torch.OutOfMemoryError as error:
+            raise InfrastructureError(f"{self._stage.name}, unit {unit}: {error}; {LESS_MEMORY}") from None
         except torch.AcceleratorError as error:
             log.error("%s, unit %d: %s; leaving the process for a fresh one", self._stage.name, unit, error)
             os._exit(1)  # after a device-side fault every later call in this process fails too
@@ -262,7 +266,8 @@ def _translated(error: Exception) -> Exception:
         return type(cause)(str(cause).partition(ADDED_BY_RAY)[0])
     if isinstance(cause, ExecutionTimeoutError):
         return InfrastructureError(
-            f"no unit moved for minutes; is the cluster short of nodes? {str(cause).splitlines()[0]}"
+            "no unit moved for cluster.no_progress_minutes; is a node missing? If a unit takes longer than that, raise "
+            f"output.num_buckets or the limit. {str(cause).splitlines()[0]}"
         )
     if isinstance(cause, RayTaskError) and isinstance(cause.cause, Exception):
         return cause.cause

@@ -17,8 +17,6 @@ from ray.data import DataContext
 from pipeline.errors import InfrastructureError, InputError
 from pipeline.settings import Settings
 
-# Without progress for this long an execution fails, and a retry resumes. Longer than loading a model and a shard.
-NO_PROGRESS_SECONDS = 300
 # Actors of one stage that may die in a row while they load, each being replaced by a fresh process.
 MAX_DEATHS_WHILE_LOADING = 2
 # A job past its deadline is interrupted; when that does not end it, its process is, so many seconds later.
@@ -96,7 +94,7 @@ def connect(settings: Settings) -> Cluster:
         log.info("%s", describe())
     cluster = describe()
     check_root(settings, cluster)
-    _set_data_defaults()
+    _set_data_defaults(settings)
     return cluster
 
 
@@ -230,10 +228,10 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous or signal.SIG_DFL)
 
 
-def _set_data_defaults() -> None:
+def _set_data_defaults(settings: Settings) -> None:
     """Ray Data as every job wants it; a dataset takes these when it is created."""
     context = DataContext.get_current()
-    context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
+    context.execution_no_progress_timeout_s = settings.cluster.no_progress_minutes * 60
     context.max_consecutive_actor_init_deaths = MAX_DEATHS_WHILE_LOADING
     context.enable_progress_bars = False  # the jobs log their own progress, in units
     context.print_on_execution_start = False

@@ -4,10 +4,10 @@ Stage s of a wave holds one shard in a fixed pool of actors; a unit's batch flow
 running top-k. A wave is as many stages as the cluster holds at once; between waves the running top-k is spilled.
 """
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from pipeline.artifacts import FileEntry, Manifest, Night
 from pipeline.distributed.chain import Stage, run_chain
@@ -18,8 +18,6 @@ from pipeline.errors import InputError
 from pipeline.io.corpus import open_corpus
 from pipeline.io.storage import Storage, open_storage
 from pipeline.settings import ClusterSettings, Settings
-
-log = logging.getLogger("nightrails")
 
 
 @dataclass(frozen=True)
@@ -48,30 +46,15 @@ def search_units(
     storage = open_storage(storage_uri)
     manifest = open_corpus(storage, night.corpus)
     check_k(settings, manifest)
-    if not units:
-        return {}
-    cluster = connect(settings)
-    entries = [entry for entry in manifest.files if entry.rows]  # a shard without items has nothing to say
-    waves = plan_waves(len(entries), cluster, settings.cluster)
     counts: dict[int, bytes] = {}
-    with deadline(settings.cluster.deadline_minutes):
-        for wave in waves:
-            is_last = wave is waves[-1]
-            pending = units if is_last else unspilled(storage, scratch, wave.last, units)
-            if not pending:
-                continue
-            stages = wave_stages(storage_uri, night, settings, entries, wave, source, scratch)
-            stages.append(
-                Stage(Writer, {**_common(storage_uri, night, settings), "sink": sink}, **_one(settings))
-                if is_last
-                else Stage(
-                    Spill,
-                    {"storage_uri": storage_uri, "scratch": scratch, "num_covered": wave.last},
-                    **_one(settings),
-                )
-            )
-            what = f"search shards {wave.first} to {wave.last - 1} of {len(entries)}"
-            counts = run_chain(what, pending, stages, settings.cluster.threads_per_actor)
+    if units:
+        entries = tuple(entry for entry in manifest.files if entry.rows)  # a shard without items has nothing to say
+        *spilling, last = plan_waves(len(entries), connect(settings), settings.cluster)
+        fan_out = _FanOut(storage_uri, night, settings, entries, source, scratch)
+        with deadline(settings.cluster.deadline_minutes):
+            for wave in spilling:
+                fan_out.run(wave, unspilled(storage, scratch, wave.last, units), *fan_out.spill(wave))
+            counts = fan_out.run(last, units, Writer, {**fan_out.common, "sink": sink})
     for info in storage.list(f"{scratch}/"):
         storage.delete(info.key)
     return counts
@@ -103,26 +86,44 @@ def chain_needs(num_shards: int, settings: ClusterSettings) -> list[ActorNeed]:
     ]
 
 
-def wave_stages(
-    storage_uri: str,
-    night: Night,
-    settings: Settings,
-    entries: Sequence[FileEntry],
-    wave: Wave,
-    source: type[QuerySource],
-    scratch: str,
-) -> list[Stage]:
-    """The stages of a wave but for the last: encode the queries, then one stage per shard."""
-    common = _common(storage_uri, night, settings)
-    cluster = settings.cluster
-    encoder = {**common, "source": source, "scratch": scratch, "num_covered": wave.first}
-    searchers = [
-        Stage(
-            ShardSearcher, {**common, "entry": entry}, cluster.replicas, cluster.cpus_per_actor, cluster.gpus_per_actor
-        )
-        for entry in entries[wave.first : wave.last]
-    ]
-    return [Stage(QueryEncoder, encoder, cluster.replicas, cluster.cpus_per_actor), *searchers]
+@dataclass(frozen=True)
+class _FanOut:
+    """What the waves of one search have in common."""
+
+    storage_uri: str
+    night: Night
+    settings: Settings
+    entries: tuple[FileEntry, ...]
+    source: type[QuerySource]
+    scratch: str
+
+    @property
+    def common(self) -> dict[str, Any]:
+        return {"storage_uri": self.storage_uri, "night": self.night, "settings": self.settings}
+
+    def spill(self, wave: Wave) -> tuple[type[Spill], dict[str, Any]]:
+        return Spill, {"storage_uri": self.storage_uri, "scratch": self.scratch, "num_covered": wave.last}
+
+    def run(
+        self, wave: Wave, units: Sequence[int], end: type[Spill | Writer], end_arguments: Mapping[str, Any]
+    ) -> dict[int, bytes]:
+        """Encode the queries, meet the shards of the wave one after the other, and hand over to `end`."""
+        if not units:
+            return {}
+        cluster = self.settings.cluster
+        encoder = {**self.common, "source": self.source, "scratch": self.scratch, "num_covered": wave.first}
+        place = (cluster.replicas, cluster.cpus_per_actor)
+        searchers = [
+            Stage(ShardSearcher, {**self.common, "entry": entry}, *place, cluster.gpus_per_actor)
+            for entry in self.entries[wave.first : wave.last]
+        ]
+        stages = [
+            Stage(QueryEncoder, encoder, *place),
+            *searchers,
+            Stage(end, end_arguments, 1, cluster.cpus_per_actor),
+        ]
+        what = f"search shards {wave.first} to {wave.last - 1} of {len(self.entries)}"
+        return run_chain(what, units, stages, cluster.threads_per_actor)
 
 
 def unspilled(storage: Storage, scratch: str, num_covered: int, units: Sequence[int]) -> list[int]:
@@ -137,11 +138,3 @@ def check_k(settings: Settings, corpus: Manifest) -> None:
     num_items = int(corpus.counts["num_items"])
     if settings.search.k > num_items:
         raise InputError(f"search.k is {settings.search.k}, but the corpus has {num_items} items; lower search.k")
-
-
-def _common(storage_uri: str, night: Night, settings: Settings) -> dict[str, object]:
-    return {"storage_uri": storage_uri, "night": night, "settings": settings}
-
-
-def _one(settings: Settings) -> dict[str, float]:
-    return {"num_actors": 1, "num_cpus": settings.cluster.cpus_per_actor}

@@ -26,7 +26,7 @@ from pipeline.io.checkpoint import load_model
 from pipeline.io.corpus import read_shard
 from pipeline.io.histories import read_bucket
 from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
-from pipeline.io.storage import Storage, open_storage
+from pipeline.io.storage import ObjectNotFoundError, Storage, open_storage
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval.filters import Exclusions
@@ -175,8 +175,13 @@ def spill_key(scratch: str, num_covered: int, unit: int) -> str:
 
 def read_spilled(storage: Storage, key: str, num_queries: int) -> TopK:
     """A spilled running top-k. Raises InfrastructureError when it is not of these queries."""
-    with storage.open(key) as file:
-        found = topk_from_columns(read_parquet_bytes(file, f"{storage.uri}/{key}"))
+    try:
+        data = storage.read(key)
+    except ObjectNotFoundError:
+        raise InfrastructureError(
+            f"{storage.uri}/{key}: gone; has another process finished this search meanwhile? Run again"
+        ) from None
+    found = topk_from_columns(read_parquet_bytes(data, f"{storage.uri}/{key}"))
     if len(found) != num_queries:
         storage.delete(key)
         raise InfrastructureError(f"{storage.uri}/{key}: of {len(found)} queries, not {num_queries}; run again")

@@ -16,7 +16,8 @@ from tests.distributed import worlds
 from tests.distributed.worlds import World, make_world, read_table, without_ray
 
 NUM_UNITS = 6
-TWO_WAVES = ["cluster.max_stages_per_wave=2", f"output.num_buckets={NUM_UNITS}"]
+ONE_WAVE = [f"output.num_buckets={NUM_UNITS}", "cluster.threads_per_actor=2"]
+TWO_WAVES = [*ONE_WAVE, "cluster.max_stages_per_wave=2"]
 
 
 class DyingSearcher(ShardSearcher):
@@ -77,7 +78,7 @@ def test_a_run_is_the_same_on_ray_and_a_rerun_computes_only_what_is_missing(loca
 
 @pytest.mark.ray
 def test_a_searcher_killed_in_the_middle_of_a_unit_costs_no_row(local_ray, tmp_path, monkeypatch, expected):
-    world = make_world(tmp_path / "root", overrides=TWO_WAVES)
+    world = make_world(tmp_path / "root", overrides=ONE_WAVE)
     open_world(monkeypatch, world)
     monkeypatch.setattr(search, "ShardSearcher", DyingSearcher)
     with pytest.MonkeyPatch.context() as here:

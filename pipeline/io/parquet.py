@@ -47,16 +47,6 @@ def read_parquet_bytes(data: bytes | pa.NativeFile, origin: str, columns: Sequen
         raise InputError(f"{origin}: not a sound Parquet file ({reason}); restore it or remove it") from error
 
 
-def read_footer(data: bytes | pa.NativeFile, origin: str) -> dict[str, str]:
-    """The text metadata in the footer, without Arrow's own entry."""
-    source = pa.BufferReader(data) if isinstance(data, bytes) else data
-    try:
-        found = pq.read_metadata(source).metadata or {}
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{origin}: not a sound Parquet file ({' '.join(str(error).split())})") from error
-    return {key.decode(): value.decode() for key, value in found.items() if key != b"ARROW:schema"}
-
-
 def check_no_extension_types(schema: pa.Schema, origin: str) -> None:
     """Raise InputError that names the first column, at any depth, whose type Arrow would hand to foreign code."""
     for field in _fields(schema):

@@ -4,6 +4,7 @@ Endpoint, region and credentials come from the standard AWS chain (environment, 
 uses them, and from nowhere else.
 """
 
+import functools
 import logging
 import os
 import random
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import boto3
+import botocore.loaders
+import botocore.session
 import pyarrow as pa
 from botocore.config import Config as ClientConfig
 from botocore.exceptions import BotoCoreError, ClientError
@@ -191,7 +194,9 @@ class S3Storage(Storage):
 
 
 def _make_clients() -> _Clients:
-    session = boto3.session.Session()
+    core = botocore.session.Session()
+    core.register_component("data_loader", _descriptions())
+    session = boto3.session.Session(botocore_session=core)
     patient = session.client("s3", config=_client_config(_attempts()))
     single = session.client("s3", config=_client_config(1))
     scheme, _, host = patient.meta.endpoint_url.partition("://")
@@ -204,6 +209,12 @@ def _make_clients() -> _Clients:
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_attempts()),
     )
     return _Clients(os.getpid(), patient, single, files)
+
+
+@functools.cache
+def _descriptions() -> Any:
+    """botocore's description of S3 and its endpoints: reading it is most of the time that a client takes to make."""
+    return botocore.loaders.create_loader()
 
 
 def _client_config(attempts: int) -> ClientConfig:

@@ -38,23 +38,31 @@ class Unit:
         return pa.Table.from_pylist(_nest(self.candidates), schema=schema.nested_candidates(*types)), users
 
 
-def make_unit(layout: str = "long", ids: str = "string", seed: int = 0) -> Unit:
+def make_unit(
+    layout: str = "long",
+    ids: str = "string",
+    seed: int = 0,
+    num_users: int = 9,
+    run_id: str = RUN_ID,
+    model: str = MODEL,
+    first_user: int = 0,
+) -> Unit:
     """Users 0 to 7 have histories; 8 has none. User 1 has seen all but two items, user 2 everything."""
     rng = random.Random(seed)
     name_user, name_item = (
-        ((lambda n: f"ü{n:03d}"), (lambda n: f"item {n:03d}"))
+        ((lambda n: f"ü{first_user + n:03d}"), (lambda n: f"item {n:03d}"))
         if ids == "string"
-        else ((lambda n: 2**53 + n), (lambda n: -5 + 7 * n))
+        else ((lambda n: 2**53 + first_user + n), (lambda n: -5 + 7 * n))
     )
     histories = {user: rng.choices(range(NUM_ITEMS), k=rng.randrange(1, 12)) for user in range(8)}
     histories[1], histories[2] = list(range(2, NUM_ITEMS)), list(range(NUM_ITEMS))
     candidates: list[Row] = []
     users: list[Row] = []
-    for user in range(9):
+    for user in range(num_users):
         scores = {item: float(np.float32(rng.choice([-0.5, 0.25, rng.random()]))) for item in range(NUM_ITEMS)}
         unseen = sorted(set(range(NUM_ITEMS)) - set(histories.get(user, ())), key=lambda item: (-scores[item], item))
         best = unseen[:K] if user in histories else []
-        provenance = {"source": "mol", "surface": "home", "ds": DS, "model_version": MODEL, "run_id": RUN_ID}
+        provenance = {"source": "mol", "surface": "home", "ds": DS, "model_version": model, "run_id": run_id}
         for rank, item in enumerate(best, 1):
             row = {"user_id": name_user(user), "rank": rank, "item_id": name_item(item), "score": scores[item]}
             candidates.append(row | provenance)
@@ -68,20 +76,20 @@ def make_unit(layout: str = "long", ids: str = "string", seed: int = 0) -> Unit:
                 "num_rule_filtered": 0,
                 "reason": "" if status == "ok" else "because",
                 "ds": DS,
-                "run_id": RUN_ID,
+                "run_id": run_id,
             }
         )
     id_type = pa.string() if ids == "string" else pa.int64()
     expected = Expected(
-        requested=pa.array([name_user(user) for user in range(9)], id_type),
+        requested=pa.array([name_user(user) for user in range(num_users)], id_type),
         histories=_bucket([name_user(user) for user in range(8)], [histories[user] for user in range(8)], id_type),
         item_ids=pa.array([name_item(item) for item in range(NUM_ITEMS)], id_type),
         k=K,
         layout=layout,  # type: ignore[arg-type]
         surface="home",
         ds=DS,
-        model_version=MODEL,
-        run_id=RUN_ID,
+        model_version=model,
+        run_id=run_id,
     )
     return Unit(candidates, users, expected)
 

@@ -1,18 +1,17 @@
 """The parts of an evaluation that run inside a search: who asks, what a unit's lists are worth, and the audit."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from pipeline.artifacts import FileEntry, Night
-from pipeline.data.interactions import Bucket
+from pipeline.artifacts import Night
+from pipeline.data.interactions import Bucket, Int64
 from pipeline.distributed.batches import QueryBatch
 from pipeline.distributed.queries import Requested, take_sequences
-from pipeline.distributed.stages import encode_queries, seen_items
+from pipeline.distributed.stages import seen_items
 from pipeline.errors import InputError, MismatchError
 from pipeline.io.checkpoint import load_model
-from pipeline.io.corpus import read_shard
+from pipeline.io.corpus import open_corpus, read_shard
 from pipeline.io.evaluations import (
     Exposure,
     Sample,
@@ -25,13 +24,8 @@ from pipeline.io.evaluations import (
 )
 from pipeline.io.histories import read_bucket, read_items
 from pipeline.io.storage import Storage, open_storage
-from pipeline.retrieval.evaluation import (
-    brute_force,
-    evaluable_users,
-    held_out_targets,
-    rank_by_popularity,
-    sampling_keys,
-)
+from pipeline.retrieval.baselines import brute_force, rank_by_popularity
+from pipeline.retrieval.heldout import evaluable_users, held_out_targets, sampling_keys
 from pipeline.retrieval.metrics import MeanSum, Rows, measured_cutoffs, overlap_at_k, ranking_sums
 from pipeline.retrieval.topk import NO_ITEM, TopK
 from pipeline.settings import Settings
@@ -87,6 +81,9 @@ class EvaluationSink:
         targets = held_out_targets(bucket).take(requested.at)
         cutoffs = measured_cutoffs(self._settings.evaluate.cutoffs, search.k)
         is_audited = np.isin(requested.at, self._audited.select(unit, bucket).at)
+        if search.method == "exact" and is_audited.any():
+            # Before the scores, so that a unit that is done was verified too.
+            self._verify(unit, batch, ranked_BK, is_audited)
         scores = UnitScores(
             unit=unit,
             queries=len(requested.at),
@@ -98,9 +95,24 @@ class EvaluationSink:
         write_scores(self._storage, self._night.evaluation, scores)
         return {"queries": scores.queries}
 
+    def _verify(self, unit: int, batch: QueryBatch, ranked_BK: Int64, is_audited: NDArray[np.bool_]) -> None:
+        """Hold an exact search against brute force: every pair in float64, everything sorted."""
+        of_query = np.flatnonzero(is_audited[batch.searched])
+        shards = (
+            read_shard(self._storage, self._night.corpus, entry)
+            for entry in open_corpus(self._storage, self._night.corpus).files
+            if entry.rows
+        )
+        mol = load_model(self._storage, self._night.checkpoint).mol
+        queries = batch.queries.take(torch.from_numpy(of_query))
+        k = self._settings.search.k
+        _, exact_BK = brute_force(mol, queries, shards, batch.excluded.take(of_query), k)
+        overlap = MeanSum.of(overlap_at_k(ranked_BK[batch.searched[of_query]], exact_BK, k))
+        write_overlap(self._storage, self._night.evaluation, UnitOverlap(unit=unit, overlap=overlap))
+
 
 class AuditSink:
-    """Compares the lists that were evaluated with those of exact search for the same users."""
+    """Compares the lists of an approximate search with those of exact search for the same users."""
 
     def __init__(self, storage_uri: str, night: Night, settings: Settings) -> None:
         self._storage, self._night, self._k = open_storage(storage_uri), night, settings.search.k
@@ -118,39 +130,6 @@ class AuditSink:
         overlap = MeanSum.of(overlap_at_k(audited_BK, exact_BK, self._k))
         write_overlap(self._storage, self._night.evaluation, UnitOverlap(unit=unit, overlap=overlap))
         return {"queries": overlap.count}
-
-
-class KeySampler:
-    """Draws for the sample: the sampling keys of a unit's evaluable users."""
-
-    def __init__(self, storage_uri: str, night: Night, settings: Settings) -> None:
-        self._storage, self._night, self._settings = open_storage(storage_uri), night, settings.evaluate
-
-    def __call__(self, unit: int, payload: bytes) -> bytes:
-        """uint64 numbers: the evaluable users, those without history, and the smallest keys, ascending."""
-        bucket = read_bucket(self._storage, self._night.histories, unit)
-        at, num_without_history = evaluable_users(bucket)
-        keys = np.sort(sampling_keys(bucket.user_keys[at], self._settings.seed))[: self._settings.max_queries]
-        return np.concatenate([np.array([len(at), num_without_history], dtype=np.uint64), keys]).tobytes()
-
-
-class BruteForcer:
-    """Audits an exact search: the same queries again, every pair in float64, sorted the plain way."""
-
-    def __init__(self, storage_uri: str, night: Night, settings: Settings, entries: Sequence[FileEntry]) -> None:
-        self._storage, self._night, self._k = open_storage(storage_uri), night, settings.search.k
-        self._entries = entries
-        self._model = load_model(self._storage, night.checkpoint)
-        self._users = AuditedUsers(storage_uri, night, settings)
-        self._sink = AuditSink(storage_uri, night, settings)
-
-    def __call__(self, unit: int, payload: bytes) -> bytes:
-        bucket = read_bucket(self._storage, self._night.histories, unit)
-        batch = encode_queries(self._model, bucket, self._users, unit)
-        shards = (read_shard(self._storage, self._night.corpus, entry) for entry in self._entries)
-        scores_BK, rows_BK = brute_force(self._model.mol, batch.queries, shards, batch.excluded, self._k)
-        self._sink.write(unit, batch, TopK(torch.from_numpy(scores_BK), torch.from_numpy(rows_BK)))
-        return payload
 
 
 def expose(model_BK: Rows, popular_BK: Rows) -> Exposure:

@@ -12,9 +12,11 @@ import torch
 
 from pipeline.data.interactions import Bucket
 from pipeline.distributed import evaluate as evaluation
-from pipeline.distributed import heldout
+from pipeline.distributed import heldout, search
+from pipeline.distributed import sample as sampling
 from pipeline.distributed.embed import embed_corpus
-from pipeline.distributed.evaluate import NUM_VERIFIED, evaluate, make_sample
+from pipeline.distributed.evaluate import evaluate
+from pipeline.distributed.sample import NUM_VERIFIED, make_sample
 from pipeline.distributed.stages import encode_sequences
 from pipeline.errors import InputError
 from pipeline.io.evaluations import overlap_key, read_metrics, read_sample, read_scores, scores_key
@@ -48,9 +50,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def here(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[int]]]:
     """Chains run in this process; the stages and units that ran."""
     ran = without_ray(monkeypatch)
-    from pipeline.distributed import search
-
-    monkeypatch.setattr(evaluation, "run_chain", search.run_chain)
+    monkeypatch.setattr(sampling, "run_tasks", lambda what, function, arguments: [function(*a) for a in arguments])
     monkeypatch.setattr(evaluation, "connect", search.connect)
     return ran
 

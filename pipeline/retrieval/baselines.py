@@ -1,7 +1,4 @@
-"""What an evaluation asks and compares with: held-out targets, a seeded sample, popularity and a brute-force oracle.
-
-B queries, N items, K kept, U users of a bucket.
-"""
+"""What a search is compared with: the most popular items, and a brute-force oracle. B queries, N items, K kept."""
 
 import copy
 from collections.abc import Iterable
@@ -10,10 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.data.interactions import Bucket, Int64, Sequences, offsets_of
+from pipeline.data.interactions import Int64
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
 from pipeline.retrieval.filters import Exclusions
-from pipeline.retrieval.metrics import Targets
 from pipeline.retrieval.search import PopularityScorer, search_items
 from pipeline.retrieval.shard import Shard
 from pipeline.retrieval.topk import NO_ITEM
@@ -22,35 +18,6 @@ from pipeline.settings import SearchSettings
 ORACLE_TILE = 4_096  # items that the oracle scores at once
 # Exact up to 2^24: popularity is scored by place, so that no two items tie and the scan need not look further.
 MAX_PLACES = 1 << 24
-
-
-def held_out_targets(bucket: Bucket) -> Targets:
-    """(U users): the distinct items of each user's test events that are not in the history before the test.
-
-    An item seen before is excluded from every list, so it could not be found and is no target. A user may have none.
-    """
-    test, visible = bucket.held_out("test"), bucket.cut("before_test")
-    span = 1 + int(bucket.item_rows.max(initial=0))
-    wanted, seen = np.unique(_pairs(test, span)), _pairs(visible, span)
-    new = wanted[~np.isin(wanted, seen)]
-    counts = np.bincount(new // span, minlength=bucket.num_users).astype(np.int64)
-    return Targets(offsets_of(counts), (new % span).astype(np.int32))
-
-
-def evaluable_users(bucket: Bucket) -> tuple[Int64, int]:
-    """The users with a visible event and a target, and how many have a target but no visible event."""
-    has_target = held_out_targets(bucket).counts_B > 0
-    has_history = bucket.cut("before_test").lengths > 0
-    return np.flatnonzero(has_target & has_history), int((has_target & ~has_history).sum())
-
-
-def sampling_keys(user_keys: Int64, seed: int) -> NDArray[np.uint64]:
-    """(U,): a pseudo-random number for each user (splitmix64). The m smallest of all users are a sample of m, whatever
-    the buckets and the order in which they are met."""
-    mixed = user_keys.astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % (1 << 64))
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return mixed ^ (mixed >> np.uint64(31))
 
 
 def rank_by_popularity(counts_N: Int64, excluded: Exclusions, settings: SearchSettings) -> Int64:
@@ -107,8 +74,3 @@ def _scores(mol64: MixtureOfLogits, queries64: QuerySide, shard: Shard) -> NDArr
         items = ItemSide(shard.items.components_NXD[tile].double(), shard.items.gate_NP[tile].double())
         tiles.append(mol64(queries64, items).float().numpy())
     return np.concatenate(tiles, axis=1)
-
-
-def _pairs(sequences: Sequences, span: int) -> Int64:
-    users = np.repeat(np.arange(len(sequences.lengths), dtype=np.int64), sequences.lengths)
-    return users * span + sequences.item_rows

@@ -2,6 +2,8 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+# For pip, for example an index of PyTorch builds.
+PIP_ARGS ?=
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -15,7 +17,7 @@ setup: $(STAMP)  ## Virtual environment in .venv with exactly the locked version
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "nightrails needs $(PYTHON); set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 lint: setup  ## Format, lint, types, import contracts

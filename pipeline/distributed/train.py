@@ -11,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray.train
 import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -200,7 +199,7 @@ def read_training_data(
         raise InputError(f"{storage.uri}/{histories.prefix}: no user has two events to train on; give a longer log")
     num_users = sum(_by_rank(len(own_users), ranks, device))
     share = settings.train.validation_queries / max(num_users, 1)
-    counts = np.array(read_items(storage, histories)["num_train_events"])
+    counts = read_items(storage, histories)["num_train_events"].to_numpy().copy()
     return TrainingData(
         own_windows,
         num_steps(num_windows, settings.train.batch_size),

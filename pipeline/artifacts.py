@@ -82,16 +82,13 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The embedded items in logical shards: `shard-00000.safetensors` …"""
+    """The embedded items in logical shards: `shard-00000-<sha16>.safetensors` …, each with a sidecar."""
 
     id: str
 
     @property
     def prefix(self) -> str:
         return f"corpora/{self.id}"
-
-    def shard_key(self, shard: int) -> str:
-        return f"{self.prefix}/shard-{shard:05d}.safetensors"
 
 
 @dataclass(frozen=True)

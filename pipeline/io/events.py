@@ -24,10 +24,10 @@ from pipeline.data.columns import (
 from pipeline.data.sources import SourceSpec
 from pipeline.errors import InputError
 from pipeline.io.delimited import RawRows, text_header, text_rows
-from pipeline.io.logs import Log, day_of, open_log
+from pipeline.io.logs import Log, day_of, open_log, storage_of
 from pipeline.io.opening import errors_name, opened
 from pipeline.io.parquet import check_no_extension_types
-from pipeline.io.storage import Storage, open_storage
+from pipeline.io.storage import Storage
 from pipeline.settings import Settings
 
 READERS = 16  # footers are small: reading them is waiting
@@ -60,7 +60,7 @@ def newest_day(settings: Settings) -> date:
     if log.is_partitioned:
         return max(day for file in log.files if (day := day_of(file.key)) is not None)
     check_columns(log)
-    storage = open_storage(log.uri)
+    storage = storage_of(log)
     newest, example = OLDEST_US - 1, ""
     for file in log.files:
         for rows in read_rows(storage, log, file.key, None, ("event_ts",)):
@@ -81,7 +81,7 @@ def newest_day(settings: Settings) -> date:
 def check_columns(log: Log) -> LogColumns:
     """Look at the head of every file. Raises InputError that names the file and the column: a column that is
     missing, has a type that cannot be read, or another type than in the first file."""
-    storage = open_storage(log.uri)
+    storage = storage_of(log)
     with ThreadPoolExecutor(READERS) as pool:
         heads = list(pool.map(lambda file: _head(storage, log, file), log.files))
     first = heads[0]

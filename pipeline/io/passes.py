@@ -23,7 +23,7 @@ from pipeline.data.splitting import clean_bucket, item_counts
 from pipeline.errors import InputError
 from pipeline.io.events import LogColumns, check_columns, read_rows
 from pipeline.io.histories import read_bucket, write_bucket
-from pipeline.io.logs import Log, day_of, open_items, open_log
+from pipeline.io.logs import Log, day_of, open_items, open_log, storage_of
 from pipeline.io.parquet import read_parquet_bytes
 from pipeline.io.preparation import MAX_REJECTED
 from pipeline.io.spill import (
@@ -87,7 +87,7 @@ def read_catalogue(job: Job) -> pa.Table | None:
     items = open_items(job.settings, job.ds)
     if items is None:
         return None
-    storage = open_storage(items.uri)
+    storage = storage_of(items)
     tables = []
     for found in items.files:
         with storage.open(found.key) as file:
@@ -135,7 +135,7 @@ def map_pieces(job: Job, number: int, pieces: tuple[Piece, ...]) -> tuple[int, M
     for piece in pieces:
         row = piece.first_row
         key = job.log.files[piece.file].key
-        for raw in read_rows(open_storage(job.log.uri), job.log, key, piece.row_groups, job.columns.names):
+        for raw in read_rows(storage_of(job.log), job.log, key, piece.row_groups, job.columns.names):
             cleaned = clean_rows(_numbered(raw.table, piece.file, row), job.log.source, types, period, MAX_REJECTED)
             row += raw.table.num_rows
             counts.update(cleaned.counts)

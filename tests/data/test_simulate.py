@@ -7,7 +7,8 @@ import pyarrow.compute as pc
 import pytest
 
 from pipeline import schema
-from pipeline.data.simulate import first_day, make_world, simulate_days, simulate_items, simulated_prefix
+from pipeline.data.simulate import simulate_days, simulate_items, simulated_prefix
+from pipeline.data.tastes import first_day, make_world
 from pipeline.settings import SimulateSettings
 
 SETTINGS = SimulateSettings(

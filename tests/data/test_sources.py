@@ -1,0 +1,29 @@
+import pytest
+
+from pipeline.config import validate
+from pipeline.data.sources import SourceSpec
+from pipeline.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"colums": {}}, "colums: unknown key; did you mean 'columns'"),
+        ({"columns": {"user": "uid"}}, "columns.user: unknown key"),
+        ({"time_unit": "sec"}, "time_unit"),
+        ({"csv": {"delimiter": "::"}}, "works only with quote: ''"),
+        ({"event_type": "view", "columns": {"event_type": "kind"}}, "not both"),
+        ({"event_weights": {"view": -1.0}}, "must not be negative"),
+        ({"value_is_weight": True}, "value_is_weight needs columns.event_value"),
+        ({"optional_columns": ["user_id"]}, "optional_columns"),
+    ],
+)
+def test_a_faulty_source_is_refused_with_its_key(values, says):
+    with pytest.raises(InputError) as error:
+        validate(SourceSpec, values, "conf/sources/mine.yaml")
+    assert says in str(error.value)
+
+
+def test_only_named_columns_are_read():
+    spec = validate(SourceSpec, {"columns": {"user_id": "uid", "event_id": "key"}}, "mine")
+    assert spec.columns.named == {"user_id": "uid", "item_id": "item_id", "event_ts": "event_ts", "event_id": "key"}

@@ -143,6 +143,15 @@ def summary(history: Sequence[EpochReport], best: EpochReport) -> dict[str, Any]
     }
 
 
+def progress(report: EpochReport, popularity: float, max_epochs: int) -> str:
+    """The line that a person sees after each epoch."""
+    return (
+        f"epoch {report.epoch} of at most {max_epochs}: loss {report.loss:.3f}, HR@{VALIDATION_CUTOFF} "
+        f"{report.hit_rate:.4f} (popularity {popularity:.4f}), {report.num_positions / report.seconds:,.0f} "
+        f"positions/s, {report.seconds + report.validation_seconds:.0f} s"
+    )
+
+
 def _remove_run(storage: Storage, night: Night) -> None:
     filesystem, path = _place(storage, f"training/{night.checkpoint.id}")
     filesystem.delete_dir(path)
@@ -151,6 +160,7 @@ def _remove_run(storage: Storage, night: Night) -> None:
 def _train_worker(config: dict[str, Any]) -> None:
     """What every worker runs, from the last checkpoint if there is one."""
     settings: Settings = config["settings"]
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S")
     context = ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size())
     torch.set_num_threads(settings.train.threads_per_worker)
@@ -171,10 +181,7 @@ def _train_worker(config: dict[str, Any]) -> None:
         if ranks.rank != 0:
             ray.train.report(metrics)
             return
-        log.info(
-            "epoch %d: loss %.4f, HR@%d %.4f (popularity %.4f), %.0f positions/s",
-            last.epoch, last.loss, VALIDATION_CUTOFF, last.hit_rate, popularity, last.num_positions / last.seconds,
-        )  # fmt: skip
+        log.info("%s", progress(last, popularity, settings.train.max_epochs))
         with tempfile.TemporaryDirectory() as folder:
             save_state(Path(folder), state)
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))

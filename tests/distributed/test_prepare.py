@@ -311,6 +311,14 @@ def test_a_log_without_a_usable_row_is_refused(tmp_path):
         run(settings_for(tmp_path, tmp_path / "lake"))
 
 
+@pytest.mark.s3
+@pytest.mark.usefixtures("serial")
+def test_on_s3_the_files_are_the_same(tmp_path, s3_uri):
+    in_the_store, on_disk = simulated(s3_uri), simulated(tmp_path)
+    assert [f.sha256 for f in run(in_the_store)[1].files] == [f.sha256 for f in run(on_disk)[1].files]
+    assert not [found for found in open_storage(s3_uri).list() if "_spill" in found.key]
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_on_ray_the_files_are_the_same(tmp_path, monkeypatch):

@@ -233,6 +233,7 @@ def test_a_delimiter_cut_by_a_read_is_still_replaced(size):
     assert b"".join(parts) == data.replace(b"::", b"|")
 
 
+@pytest.mark.s3
 def test_a_log_on_s3_is_read_like_a_folder(s3_uri, tmp_path):
     storage = open_storage(s3_uri)
     data = write(tmp_path / "a.parquet", events()).read_bytes()

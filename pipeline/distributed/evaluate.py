@@ -86,12 +86,12 @@ def collect(storage: Storage, night: Night, settings: Settings, sample: Sample, 
 
 def describe_protocol(settings: Settings, sample: Sample, num_items: int) -> str:
     """What was asked and what counts as found, in a sentence."""
-    split = settings.split
-    held_out = (
-        "their last event" if split.method == "leave_one_out" else f"their events of the last {split.test_days} day(s)"
-    )
-    asked = f"up to {settings.evaluate.max_queries} of {sample.num_evaluable} users"
+    days = settings.split.test_days
+    last_days = "the last day" if days == 1 else f"the last {days} days"
+    held_out = "their last event" if settings.split.method == "leave_one_out" else f"their events of {last_days}"
+    most, everybody = settings.evaluate.max_queries, sample.num_evaluable
+    asked = f"all {everybody} users" if everybody <= most else f"{most} of {everybody} users"
     return (
-        f"{asked} (seed {settings.evaluate.seed}), from their histories before {held_out}; to be found are the items "
+        f"{asked} with something to find, from their histories before {held_out}; to be found are the items "
         f"of those events that are not in the history; all {num_items} items are ranked, items of the history excluded"
     )

@@ -123,6 +123,7 @@ def test_metrics_equal_those_worked_out_user_by_user(world, here):
     assert metrics["gini"]["popularity"] > metrics["gini"]["model"] > 0
     assert (metrics["k"], metrics["cutoffs"], metrics["method"]) == (10, [3, 10], "exact")
     json.dumps(metrics, allow_nan=False)
+    assert metrics["protocol"].startswith(f"all {len(found)} users with something to find, from their histories before")
 
 
 def test_users_without_an_event_before_the_test_are_counted_apart(world, here):
@@ -179,7 +180,9 @@ def test_preselecting_everything_overlaps_fully(world, here):
 
 def test_a_sample_has_the_asked_size_and_is_the_same_for_any_number_of_buckets(world, here):
     few = other(world, "evaluate.max_queries=9")
-    assert run(few)["queries"] == 9
+    metrics = run(few)
+    assert metrics["queries"] == 9
+    assert metrics["protocol"].startswith("9 of ")
     chosen = {
         user
         for unit, bucket in enumerate(buckets(few))

@@ -4,13 +4,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import InputError
-from pipeline.io.logs import Snapshot, storage_of
+from pipeline.io.logs import Snapshot
 from pipeline.io.parquet import read_parquet_bytes
+from pipeline.io.storage import open_storage
 
 
 def read_user_ids(queries: Snapshot) -> pa.Array:
     """The distinct `user_id`s of the table, as string or int64, ascending. Raises InputError for a null one."""
-    storage = storage_of(queries)
+    storage = open_storage(queries.uri)
     parts = []
     for info in queries.files:
         origin = f"{storage.uri}/{info.key}"

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -108,17 +109,27 @@ def worker_that_dies_once(config: dict[str, Any]) -> None:
     def fit(state, data, settings, ranks, on_epoch):
         with (root / "starts").open("a") as file:
             file.write(json.dumps([ranks.rank, len(state.history)]) + "\n")
-        if ranks.rank == 1 and len(state.history) == 0:
-            real_report = on_epoch
 
-            def on_epoch(state):
-                real_report(state)
+        def report(state):
+            if ranks.rank == 1 and len(state.history) == 2 and not (root / "killed").exists():
+                wait_for_saved_state(root / "training")
+                (root / "killed").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
+            on_epoch(state)
 
-        real_fit(state, data, settings, ranks, on_epoch)
+        real_fit(state, data, settings, ranks, report)
 
     train.fit = fit
     real_worker(config)
+
+
+def wait_for_saved_state(folder: Path) -> None:
+    """Ray Train counts a reported checkpoint when it next looks, which is not at once."""
+    for _ in range(600):
+        if any("checkpoint_" in path.read_text() for path in folder.glob("*/checkpoint_manager_snapshot.json")):
+            return
+        time.sleep(0.1)
+    raise TimeoutError(f"no checkpoint in {folder} after a minute")
 
 
 real_worker = train._train_worker

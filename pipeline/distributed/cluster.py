@@ -85,6 +85,9 @@ def connect(settings: Settings) -> Cluster:
             ray.init(
                 address=address,
                 logging_level=logging.WARNING,
+                # The workers' output is Ray's own chatter, a line a second from Ray Train alone; their errors arrive
+                # as exceptions, and what a person should read comes through pipeline/distributed/progress.py.
+                log_to_driver=False,
                 **({"include_dashboard": False} if address == "local" else {}),
             )
         except (ConnectionError, RuntimeError) as error:

@@ -4,7 +4,6 @@ The run is named by the checkpoint's id. Ray Train starts the workers again when
 last checkpoint again when the whole job does.
 """
 
-import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from typing import Any
 
 import ray.train
 import torch
+from ray.actor import ActorHandle
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -29,6 +29,7 @@ from pipeline.data.batches import (
     validation_users,
 )
 from pipeline.distributed.cluster import ActorNeed, connect, preflight
+from pipeline.distributed.progress import messages_logged
 from pipeline.errors import InfrastructureError, InputError, NightrailsError
 from pipeline.io.checkpoint import write_checkpoint
 from pipeline.io.histories import read_bucket, read_items
@@ -53,8 +54,6 @@ from pipeline.settings import Settings
 
 STATES_KEPT = 2
 
-log = logging.getLogger("nightrails")
-
 
 def train_checkpoint(storage: Storage, night: Night, settings: Settings) -> Manifest:
     """Train tonight's model, unless it exists, and leave it as the Checkpoint artifact."""
@@ -65,7 +64,8 @@ def train_checkpoint(storage: Storage, night: Night, settings: Settings) -> Mani
         raise InputError(f"{storage.uri}/{night.histories.prefix}: not there; run jobs/prepare.py first")
     need = ActorNeed("training worker", settings.train.num_workers, *_resources(settings))
     preflight(connect(settings), [need])
-    result = _run(storage, night, settings)
+    with messages_logged() as messages:
+        result = _run(storage, night, settings, messages)
     manifest = _keep_best(storage, night, settings, result)
     _remove_run(storage, night)
     return manifest
@@ -80,12 +80,17 @@ def _place(storage: Storage, key: str) -> tuple[Any, str]:
     return storage.arrow_path(key)
 
 
-def _run(storage: Storage, night: Night, settings: Settings) -> ray.train.Result:
+def _run(storage: Storage, night: Night, settings: Settings, messages: ActorHandle) -> ray.train.Result:
     cpus, gpus = _resources(settings)
     filesystem, path = _place(storage, "training")
     trainer = TorchTrainer(
         _train_worker,
-        train_loop_config={"root": storage.uri, "histories": night.histories, "settings": settings},
+        train_loop_config={
+            "root": storage.uri,
+            "histories": night.histories,
+            "settings": settings,
+            "messages": messages,
+        },
         torch_config=TorchConfig(backend="nccl" if settings.train.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=settings.train.num_workers,
@@ -160,7 +165,6 @@ def _remove_run(storage: Storage, night: Night) -> None:
 def _train_worker(config: dict[str, Any]) -> None:
     """What every worker runs, from the last checkpoint if there is one."""
     settings: Settings = config["settings"]
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S")
     context = ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size())
     torch.set_num_threads(settings.train.threads_per_worker)
@@ -181,7 +185,7 @@ def _train_worker(config: dict[str, Any]) -> None:
         if ranks.rank != 0:
             ray.train.report(metrics)
             return
-        log.info("%s", progress(last, popularity, settings.train.max_epochs))
+        config["messages"].say.remote(progress(last, popularity, settings.train.max_epochs))
         with tempfile.TemporaryDirectory() as folder:
             save_state(Path(folder), state)
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))

@@ -7,6 +7,7 @@ serves until it is interrupted, and prints what another process must set to use 
 
 import argparse
 import contextlib
+import io
 import os
 import socket
 import threading
@@ -31,7 +32,7 @@ class Fault:
 
     method: str
     part_of_path: str
-    action: Literal["refuse", "lose_answer", "cut_body"]
+    action: Literal["refuse", "lose_answer", "arrive_late", "cut_body"]  # late: just before the next write
     status: str = "503 Slow Down"
     times: int = 1
 
@@ -43,6 +44,7 @@ class _App:
     inner: Callable[..., Iterable[bytes]]
     faults: list[Fault] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
+    late: list[dict[str, Any]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -52,7 +54,14 @@ class _App:
         if fault and fault.action == "refuse":
             start_response(fault.status, [("Content-Length", "0")])
             return []
+        if fault and fault.action == "arrive_late":
+            body_of_request = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
+            self.late.append(dict(environ) | {"wsgi.input": io.BytesIO(body_of_request)})
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            return []
         with self.lock if method in WRITES else contextlib.nullcontext():
+            while method in WRITES and self.late:
+                list(self.inner(self.late.pop(), lambda *_: None))
             if fault is None:
                 return list(self.inner(environ, start_response))
             answer: list[Any] = []

@@ -161,6 +161,16 @@ class TestCommits:
             commit(storage, RUN, ours)
         assert published(storage, "home", DS) == theirs
 
+    def test_a_commit_never_fills_a_gap_below_the_last_one(self) -> None:
+        storage = open_storage(fresh_memory())
+        place = write_run_manifest(storage, RUN, manifest_of(RUN, []))
+        ours = propose(RUN, None, *place)
+        for run in (OTHER, OTHER):
+            commit(storage, run, propose(run, published(storage, "home", DS), *place))
+        storage.delete(commit_key("home", DS, 1))
+        with pytest.raises(ConflictError, match=r"\(commit 2\)"):
+            commit(storage, RUN, ours)
+
     def test_the_same_run_published_by_another_process_is_fine(self) -> None:
         storage = open_storage(fresh_memory())
         place = write_run_manifest(storage, RUN, manifest_of(RUN, []))

@@ -336,6 +336,12 @@ class TestS3:
             assert storage.create("commit", b"ours")
         assert storage.read("commit") == b"ours"
 
+    def test_a_create_that_arrives_after_we_looked_is_known_as_ours(self, s3_uri: str, s3_server: S3Server) -> None:
+        storage = open_storage(s3_uri)
+        with s3_server.fault(Fault("PUT", "commit", "arrive_late")):
+            assert storage.create("commit", b"ours")
+        assert storage.read("commit") == b"ours"
+
     def test_a_lost_answer_of_a_refusal_is_no_success(self, s3_uri: str, s3_server: S3Server) -> None:
         storage = open_storage(s3_uri)
         storage.create("commit", b"theirs")

@@ -57,8 +57,7 @@ class _App:
         if fault and fault.action == "arrive_late":
             body_of_request = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
             self.late.append(dict(environ) | {"wsgi.input": io.BytesIO(body_of_request)})
-            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
-            return []
+            return self._hang_up(environ, start_response)
         with self.lock if method in WRITES else contextlib.nullcontext():
             while method in WRITES and self.late:
                 list(self.inner(self.late.pop(), lambda *_: None))
@@ -69,7 +68,11 @@ class _App:
         if fault.action == "cut_body":
             start_response(*answer[-1])
             return [body[: len(body) // 2]]
-        environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)  # the work is done, nobody hears of it
+        return self._hang_up(environ, start_response)  # the work is done, nobody hears of it
+
+    def _hang_up(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+        start_response("500 Never Sent", [("Content-Length", "0")])
         return []
 
     def _next_fault(self, method: str, path: str) -> Fault | None:

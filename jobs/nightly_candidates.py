@@ -20,6 +20,7 @@ def run(settings: Settings, ds: date | None) -> Outcome:
     from jobs import embed_items, evaluate, prepare, publish, retrieve, simulate_log, train
     from pipeline.distributed.cluster import connect, deadline
     from pipeline.io.night import open_night
+    from pipeline.io.storage import check_store
     from pipeline.quality.report import how_to_read, three_users
     from pipeline.quality.stories import read_stories
 
@@ -29,6 +30,7 @@ def run(settings: Settings, ds: date | None) -> Outcome:
     already = publish.already_published(storage, night)
     if already:
         return already
+    check_store(storage)  # a store that cannot publish is better known before the work than after it
     log.info("%s for ds=%s: %s", settings.name, night.ds, night.run.run_id)
     seconds: dict[str, float] = {}
     with deadline(settings.cluster.deadline_minutes):

@@ -46,9 +46,9 @@ class Manifest(Config):
     lineage: dict[str, str]  # ids of the artifacts and inputs it was made from
     settings: dict[str, Any]  # resolved configuration of the part
     files: tuple[FileEntry, ...] = Field(strict=False)
-    counts: dict[str, float] = {}
+    counts: dict[str, float] = Field(default_factory=dict)
     created_at: str
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)

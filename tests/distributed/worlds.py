@@ -131,19 +131,24 @@ def without_ray(monkeypatch: pytest.MonkeyPatch, cpus: float = 64.0) -> list[tup
     return ran
 
 
-def retrieve(world: World, units: Sequence[int] | None = None) -> pa.Table:
+def retrieve(world: World) -> pa.Table:
     """Embed, search and read back the candidates, without what names the run."""
+    run_search(world)
+    return read_table(world, "candidates")
+
+
+def run_search(world: World) -> None:
+    """Embed the items and search for all users."""
     embed.embed_corpus(world.storage, world.night, world.settings)
     search.search_units(
         world.storage.uri,
         world.night,
         world.settings,
-        range(world.settings.output.num_buckets) if units is None else units,
+        range(world.settings.output.num_buckets),
         TonightsUsers,
         CandidateSink,
         f"{world.night.run.prefix}/_wave",
     )
-    return read_table(world, "candidates")
 
 
 def read_table(world: World, name: str) -> pa.Table:

@@ -29,7 +29,7 @@ def main() -> None:
 def measure(num_queries: int) -> None:
     from pipeline.distributed import search, stages
     from pipeline.distributed.cluster import connect
-    from tests.distributed.worlds import make_world, retrieve
+    from tests.distributed.worlds import make_world, run_search
 
     with tempfile.TemporaryDirectory() as folder:
         world = make_world(
@@ -72,7 +72,7 @@ def measure(num_queries: int) -> None:
         watcher = threading.Thread(target=watch)
         watcher.start()
         started = time.monotonic()
-        retrieve(world)
+        run_search(world)
         seconds = time.monotonic() - started
         over.set()
         watcher.join()

@@ -7,6 +7,7 @@ reason), validation.json (where every row of the log went) and manifest.json.
 from datetime import date
 
 from pipeline.command import Outcome, command
+from pipeline.errors import InputError
 from pipeline.settings import Settings
 
 
@@ -28,6 +29,9 @@ def run(settings: Settings, ds: date | None) -> Outcome:
         manifest = prepare(job)
     else:
         remove_spill(storage, night.histories)  # what a crash at the very end has left
+    faults = settings.faults_with(int(manifest.counts["items"]), f"{night.histories.prefix}/items.parquet")
+    if faults:  # before hours of training
+        raise InputError("; ".join(faults))
     return {
         "status": "exists" if existed else "made",
         "ds": night.ds.isoformat(),

@@ -243,19 +243,11 @@ class Settings(Config):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
-        faults = []
-        if self.log.source == SIMULATED and self.train.num_negatives >= self.simulate.num_items:
-            faults.append(
-                f"train.num_negatives ({self.train.num_negatives}) must be less than "
-                f"simulate.num_items ({self.simulate.num_items})"
-            )
-        if self.log.source == SIMULATED and self.search.k > self.simulate.num_items:
-            faults.append(
-                f"search.k ({self.search.k}) must be at most the number of items (simulate.num_items is "
-                f"{self.simulate.num_items})"
-            )
+        if self.log.source != SIMULATED:
+            return self
+        faults = self.faults_with(self.simulate.num_items, "simulate.num_items")
         held_out = self.split.validation_days + self.split.test_days
-        if self.log.source == SIMULATED and self.split.method == "time" and held_out >= self.simulate.num_days:
+        if self.split.method == "time" and held_out >= self.simulate.num_days:
             faults.append(
                 f"split.validation_days + split.test_days ({held_out}) must leave days of simulate.num_days "
                 f"({self.simulate.num_days}) to train on"
@@ -263,3 +255,15 @@ class Settings(Config):
         if faults:
             raise ValueError("\n  ".join(faults))
         return self
+
+    def faults_with(self, num_items: int, known_from: str) -> list[str]:
+        """What cannot be asked of a corpus of so many items; `known_from` says who counted them."""
+        faults = []
+        if self.train.num_negatives >= num_items:
+            faults.append(
+                f"train.num_negatives ({self.train.num_negatives}) must be less than the number of items "
+                f"({known_from}: {num_items})"
+            )
+        if self.search.k > num_items:
+            faults.append(f"search.k ({self.search.k}) must be at most the number of items ({known_from}: {num_items})")
+        return faults

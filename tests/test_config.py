@@ -133,8 +133,11 @@ def test_a_day_may_be_written_plain_or_quoted():
         ),
         (["log.source=default"], "give log.uri with every log.source but 'simulated'"),
         (["log.uri=/data/log"], "give log.uri with every log.source but 'simulated'"),
-        (["simulate.num_items=128"], "train.num_negatives (128) must be less than simulate.num_items (128)"),
-        (["search.k=3000"], "search.k (3000) must be at most the number of items (simulate.num_items is 2000)"),
+        (
+            ["simulate.num_items=128"],
+            "train.num_negatives (128) must be less than the number of items (simulate.num_items: 128)",
+        ),
+        (["search.k=3000"], "search.k (3000) must be at most the number of items (simulate.num_items: 2000)"),
         (
             ["simulate.num_days=2"],
             "split.validation_days + split.test_days (2) must leave days of simulate.num_days (2)",

@@ -68,7 +68,8 @@ def open_log(settings: Settings, ds: date | None = None) -> Log:
         uri, listed = _simulated(settings, "log/")
     else:
         uri, listed = _listing(settings.log.uri, "log.uri")
-        listed = [file for file in listed if fnmatch.fnmatch(Path(file.key).name, source.files)]
+        if not f"/{settings.log.uri}".endswith(f"/{listed[0].key}"):  # a folder, and not the very file
+            listed = [file for file in listed if fnmatch.fnmatch(Path(file.key).name, source.files)]
     place = settings.log.uri or uri
     if not listed:
         raise InputError(f"log.uri {place}: the log is empty: no file there matches {source.files!r} ({path})")

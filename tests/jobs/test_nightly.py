@@ -12,11 +12,21 @@ import polars as pl
 import pytest
 
 from pipeline.io.runs import latest_files, read_latest
+from tests.conftest import use_aws_environment
 from tests.jobs.nightly import REPOSITORY, Ended, command_line, run_job
 
 pytestmark = pytest.mark.ray
 
 PROVENANCE = ["ds", "model_version", "run_id"]
+
+
+@pytest.fixture(scope="module")
+def s3_server():
+    from tests.s3_server import S3Server
+
+    server = S3Server()
+    yield server
+    server.stop()
 
 
 @dataclass(frozen=True)
@@ -140,3 +150,54 @@ def test_a_killed_night_resumes_and_yesterdays_table_stays_readable(published):
     columns = [name for name in shorter.columns if name not in PROVENANCE]
     expected = published.table.filter(pl.col("rank") <= 15).select(columns).sort("user_id", "rank")
     assert shorter.select(columns).sort("user_id", "rank").equals(expected)
+
+
+@pytest.mark.s3
+def test_the_same_night_on_s3_gives_the_same_table(published, s3_server, monkeypatch):
+    """Nothing of it on the local disk; the simulated inputs have the same names in every store."""
+    use_aws_environment(monkeypatch, s3_server.environment)
+    root = f"s3://{s3_server.make_bucket()}/nightrails"
+    ended = run_job("nightly_candidates", root)
+    assert ended.code == 0, ended.stderr[-4_000:]
+    assert ended.last_line["run_id"] == published.ended.last_line["run_id"]
+    assert pl.from_arrow(read_latest(root, "candidates")).equals(published.table)
+
+
+@pytest.mark.s3
+def test_wrong_credentials_and_a_missing_bucket_are_a_persons_business(s3_server, monkeypatch):
+    use_aws_environment(monkeypatch, s3_server.environment)
+    missing = run_job("nightly_candidates", "s3://no-such-bucket/nightrails")
+    assert missing.code == 20
+    assert "no bucket 'no-such-bucket'" in missing.last_line["error"]
+    bucket = s3_server.make_bucket()
+    refused = run_job("nightly_candidates", f"s3://{bucket}/nightrails", {"AWS_SECRET_ACCESS_KEY": "wrong"})
+    assert refused.code == 20
+    assert "standard AWS chain" in refused.last_line["error"]
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_store_that_does_not_answer_is_worth_a_retry():
+    nobody = {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_MAX_ATTEMPTS": "1",
+    }
+    ended = run_job("nightly_candidates", "s3://bucket/nightrails", nobody)
+    assert ended.code == 30
+    assert "Traceback" not in ended.stderr
+
+
+def test_more_candidates_than_items_are_refused_before_training(tmp_path):
+    log = tmp_path / "log.csv"
+    rows = [
+        f"u{user},i{(user + step) % 12},5,{1_700_000_000 + user * 977 + step * 86_400}"
+        for user in range(9)
+        for step in range(5)
+    ]
+    log.write_text("\n".join(rows) + "\n")
+    keys = {"log.source": "amazon_ratings", "log.uri": log, "train.num_negatives": 4}
+    ended = run_job("nightly_candidates", str(tmp_path / "root"), **keys)
+    assert ended.code == 20
+    assert "search.k (20) must be at most the number of items" in ended.last_line["error"]
+    assert "── train" not in ended.stderr

@@ -149,3 +149,15 @@ def test_when_a_worker_is_killed_training_goes_on_from_the_last_epoch(local_ray,
     loaded = load_model(storage, night.checkpoint)
     assert all(torch.isfinite(value).all() for value in loaded.state_dict().values())
     assert train.train_checkpoint(storage, night, settings).id == night.checkpoint.id  # it exists: nothing runs
+
+
+@pytest.mark.s3
+def test_a_runs_state_lies_below_the_root_on_s3_too_and_is_removed(s3_uri):
+    settings = Settings.model_validate(PLAIN | {"root": s3_uri})
+    storage, night = open_storage(s3_uri), name_night(settings, date(2026, 11, 20), [], {})
+    filesystem, path = train._place(storage, f"training/{night.checkpoint.id}")
+    with filesystem.open_output_stream(f"{path}/state.json") as file:
+        file.write(b"[]")
+    assert storage.read(f"training/{night.checkpoint.id}/state.json") == b"[]"
+    train._remove_run(storage, night)
+    assert not [info for info in storage.list("training/") if info.size]

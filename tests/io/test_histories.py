@@ -6,7 +6,7 @@ from pipeline.artifacts import Histories
 from pipeline.data.interactions import Bucket
 from pipeline.errors import ConflictError, InputError
 from pipeline.io.histories import bucket_from_table, bucket_to_table, read_bucket, read_items, write_bucket
-from pipeline.io.parquet import read_footer
+from pipeline.io.parquet import read_parquet_bytes
 from pipeline.io.storage import Storage, open_storage
 from pipeline.schema import histories as histories_schema
 
@@ -47,8 +47,8 @@ def test_a_bucket_reads_back_as_it_was_written(storage: Storage, user_ids):
 def test_the_file_has_our_schema_and_says_whose_it_is(tmp_path):
     storage = open_storage(str(tmp_path))
     write_bucket(storage, HISTORIES, 0, make_bucket(pa.array(["a", "b"])))
-    footer = read_footer(storage.read(HISTORIES.bucket_key(0)), "bucket")
-    assert footer == {"histories_id": HISTORIES.id, "schema_version": "1"}
+    footer = read_parquet_bytes(storage.read(HISTORIES.bucket_key(0)), "bucket").schema.metadata
+    assert footer == {b"histories_id": HISTORIES.id.encode(), b"schema_version": b"1"}
     assert bucket_to_table(make_bucket(pa.array(["a", "b"]))).schema.equals(histories_schema(pa.string()))
 
 

@@ -18,7 +18,6 @@ log = logging.getLogger("nightrails")
 def run(settings: Settings, ds: date | None) -> Outcome:
     """Make and publish the candidates of one day; `ds` None is the newest day in the log."""
     from jobs import embed_items, evaluate, prepare, publish, retrieve, simulate_log, train
-    from pipeline.distributed.cluster import connect, deadline
     from pipeline.io.night import open_night
     from pipeline.io.storage import check_store
     from pipeline.quality.report import how_to_read, three_users
@@ -30,6 +29,8 @@ def run(settings: Settings, ds: date | None) -> Outcome:
     already = publish.already_published(storage, night)
     if already:
         return already
+    from pipeline.distributed.cluster import connect, deadline  # brings torch and Ray, which the above does not need
+
     check_store(storage)  # a store that cannot publish is better known before the work than after it
     log.info("%s for ds=%s: %s", settings.name, night.ds, night.run.run_id)
     seconds: dict[str, float] = {}

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+import torch  # noqa: F401 - here, while this process has one thread: loaded amid Ray's threads, its MKL once aborted
 from ray.data import DataContext
 
 from pipeline.errors import InfrastructureError, InputError

@@ -97,7 +97,8 @@ def cause_of(error: BaseException) -> BaseException:
     return next(iter(ours + read_back), error)
 
 
-RAISED = re.compile(r"^(?:[\w.]+\.)?(\w+): (.*?)(?=\n\n|\Z)", re.MULTILINE | re.DOTALL)
+# Up to where the traceback, or what Ray Data adds to it, goes on.
+RAISED = re.compile(r"^(?:[\w.]+\.)?(\w+): (.*?)(?=\n\n|\nFailed to apply UDF|\Z)", re.MULTILINE | re.DOTALL)
 
 
 def _from_traceback(text: str) -> BaseException | None:

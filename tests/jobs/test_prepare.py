@@ -10,7 +10,8 @@ from tests.jobs.nightly import Ended, run_job
 
 
 def prepare(root: Path, lake: Path, source: str = "default", **keys: object) -> Ended:
-    return run_job("prepare", str(root), **{"log.uri": lake, "log.source": source}, **keys)
+    few = {"train.num_negatives": 1, "search.k": 1}  # the logs here have a handful of items
+    return run_job("prepare", str(root), **{"log.uri": lake, "log.source": source} | few, **keys)
 
 
 def empty(lake: Path) -> None:

@@ -82,10 +82,9 @@ def cause_of(error: BaseException) -> BaseException:
         current = queue.pop(0)
         if current is None or any(current is known for known in seen):
             continue
-        if (
-            type(current).__module__ == errors.__name__
-        ):  # Ray's RayTaskError(InputError) is one too, but speaks traceback
-            return current
+        if type(current).__module__ == errors.__name__:  # RayTaskError(InputError) is one too, but speaks traceback
+            said, advice, _ = str(current).partition(ADVICE_OF_RAY)
+            return type(current)(said) if advice else current
         seen.append(current)
         context = None if current.__suppress_context__ else current.__context__
         workers = getattr(current, "worker_failures", None)
@@ -97,8 +96,9 @@ def cause_of(error: BaseException) -> BaseException:
     return next(iter(ours + read_back), error)
 
 
-# Up to where the traceback, or what Ray Data adds to it, goes on.
-RAISED = re.compile(r"^(?:[\w.]+\.)?(\w+): (.*?)(?=\n\n|\nFailed to apply UDF|\Z)", re.MULTILINE | re.DOTALL)
+# Ray Data may append advice on its own retries to whatever was raised.
+ADVICE_OF_RAY = "\nFailed to apply UDF transform"
+RAISED = re.compile(rf"^(?:[\w.]+\.)?(\w+): (.*?)(?=\n\n|{ADVICE_OF_RAY}|\Z)", re.MULTILINE | re.DOTALL)
 
 
 def _from_traceback(text: str) -> BaseException | None:

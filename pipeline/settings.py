@@ -9,7 +9,7 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from pipeline.config import Config
 
@@ -35,6 +35,14 @@ def default_root() -> str:
     return str((Path.home() if unpacked_by_ray else here) / "nightrails-data")
 
 
+def absolute(place: str) -> str:
+    """A folder by its full path, for workers that stand elsewhere; a URI as it is."""
+    return place if "://" in place else str(Path(place).expanduser().absolute())
+
+
+Place = Annotated[str, Field(min_length=1), AfterValidator(absolute)]  # a folder, a file or a URI
+
+
 class SimulateSettings(Config):
     """The simulated log (`jobs/simulate_log.py`)."""
 
@@ -55,7 +63,7 @@ class SimulateSettings(Config):
 class LogSettings(Config):
     """Where the interactions are and which column map of `conf/sources/` reads them."""
 
-    uri: str | None = None  # only a simulated log has a place of its own
+    uri: Place | None = None  # only a simulated log has a place of its own
     source: str = SIMULATED
 
     @model_validator(mode="after")
@@ -68,7 +76,7 @@ class LogSettings(Config):
 class SnapshotSettings(Config):
     """An optional Parquet table: the catalogue (`items`) or the users to serve tonight (`queries`)."""
 
-    uri: str | None = None  # without it: the ids found in the log
+    uri: Place | None = None  # without it: the ids found in the log
 
 
 class SplitSettings(Config):
@@ -214,7 +222,7 @@ class GateSettings(Config):
 class Settings(Config):
     """The whole configuration of a night."""
 
-    root: str = Field(default_factory=default_root, min_length=1)
+    root: Place = Field(default_factory=default_root, validate_default=True)
     root_is_shared: bool = False  # a local root that every node of the cluster mounts
     name: str = "candidates"
     log: LogSettings = LogSettings()

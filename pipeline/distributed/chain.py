@@ -38,8 +38,6 @@ UNITS_PER_ACTOR = 2
 MAX_TRIES = 4
 FIRST_WAIT_SECONDS = 1.0
 SECONDS_BETWEEN_LOG_LINES = 60.0
-# Ray Data appends advice on its own retries to whatever a stage raises.
-ADDED_BY_RAY = "\nFailed to apply UDF transform"
 
 ROW = pa.schema([pa.field("unit", pa.int32()), pa.field("payload", pa.large_binary())])
 Payload = bytes | pa.Buffer
@@ -263,7 +261,7 @@ def _translated(error: Exception) -> Exception:
     """Our own error if one lies behind Ray's, the stage's if it failed by itself, else an infrastructure error."""
     cause = cause_of(error)
     if isinstance(cause, NightrailsError):
-        return type(cause)(str(cause).partition(ADDED_BY_RAY)[0])
+        return cause
     if isinstance(cause, ExecutionTimeoutError):
         return InfrastructureError(
             "no unit moved for cluster.no_progress_minutes; is a node missing? If a unit takes longer than that, raise "

@@ -85,7 +85,7 @@ def connect(settings: Settings) -> Cluster:
             # "local" always starts a new instance, whatever cluster the machine's last `ray start` has left behind.
             ray.init(
                 address=address,
-                logging_level=logging.WARNING,
+                logging_level=logging.ERROR,
                 # The workers' output is Ray's own chatter, a line a second from Ray Train alone; their errors arrive
                 # as exceptions, and what a person should read comes through pipeline/distributed/progress.py.
                 log_to_driver=False,

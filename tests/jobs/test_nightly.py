@@ -20,15 +20,6 @@ pytestmark = pytest.mark.ray
 PROVENANCE = ["ds", "model_version", "run_id"]
 
 
-@pytest.fixture(scope="module")
-def s3_server():
-    from tests.s3_server import S3Server
-
-    server = S3Server()
-    yield server
-    server.stop()
-
-
 @dataclass(frozen=True)
 class Published:
     root: str

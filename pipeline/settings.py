@@ -98,7 +98,7 @@ class PrepareSettings(Config):
 
 
 class MolSettings(Config):
-    """Mixture-of-Logits (mol.md 1): P_Q × P_X components of width d, gated by three small networks."""
+    """Mixture-of-Logits (arXiv 2407.15462): P_Q × P_X components of width d, gated by three small networks."""
 
     num_query_components: PositiveInt = 8
     num_item_components: PositiveInt = 4

@@ -1,4 +1,4 @@
-"""The fan-out of a search over the shards: a chain of stages, in waves (design section 6).
+"""The fan-out of a search over the shards: a chain of stages, in waves.
 
 Stage s of a wave holds one shard in a fixed pool of actors; a unit's batch flows through all of them and carries its
 running top-k. A wave is as many stages as the cluster holds at once; between waves the running top-k is spilled.

@@ -20,7 +20,7 @@ class SasRec(nn.Module):
         self.settings = settings
         self.positions = nn.Embedding(settings.max_length, settings.dim)
         self.blocks = nn.ModuleList(SasRecBlock(settings) for _ in range(settings.num_blocks))
-        # Without affine parameters: the similarity reads a query of fixed norm (mol.md 1.2).
+        # Without affine parameters: the similarity reads a query of fixed norm.
         self.norm = nn.LayerNorm(settings.dim, eps=FINAL_NORM_EPS, elementwise_affine=False)
         self.reset_parameters()
 

@@ -1,4 +1,7 @@
-"""What training minimises (mol.md 2 and 3.1). Shapes: T training positions, N negatives, P component pairs, D width."""
+"""What training minimises (Ding & Zhai, arXiv 2407.15462).
+
+Shapes: T training positions, N negatives, P component pairs, D width.
+"""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Mixture-of-Logits (mol.md 1; Ding & Zhai, arXiv 2407.15462): a similarity learned over component pairs.
+"""Mixture-of-Logits (Ding & Zhai, arXiv 2407.15462): a similarity learned over component pairs.
 
 Shapes: B queries, N items, E embedding, Q/X query/item components, D component width, P = Q·X pairs of components with
 p = i·X + j for query component i and item component j. `*` is any number of leading batch dimensions, equal on both
@@ -97,7 +97,7 @@ class MixtureOfLogits(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier-normal matrices and zero biases (mol.md 1.6, which leaves two of the biases random by accident)."""
+        """Xavier-normal matrices and zero biases (the authors' code leaves two of the biases random)."""
         for parameter in self.parameters():
             if parameter.dim() >= 2:
                 nn.init.xavier_normal_(parameter)

@@ -74,7 +74,7 @@ class MolScorer:
         return scores_BN
 
     def coarse_tile(self, low: int, high: int) -> Tensor:
-        # mean over p of <f_i, g_j> = <mean f, mean g> (mol.md 4.2): one dot product of width D.
+        # mean over p of <f_i, g_j> = <mean f, mean g>: one dot product of width D.
         return self.queries.mean_BD @ self.shard.mean_ND[low:high].T
 
     def pairs(self, at_BM: Tensor, dtype: torch.dtype) -> Tensor:

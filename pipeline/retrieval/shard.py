@@ -13,7 +13,7 @@ class Shard:
     """Items `first_row` to `first_row + N` of the item index.
 
     `items` holds components (N, X, D) and item gates (N, P); `mean_ND` is the mean over an item's X components, the
-    item side of TopKAvg's stage 1 (mol.md 4.2); `is_eligible_N` is False where tonight's rules hide an item from all.
+    item side of TopKAvg's stage 1; `is_eligible_N` is False where tonight's rules hide an item from all.
     """
 
     first_row: int

@@ -1,4 +1,4 @@
-"""MoL against the golden vector and the laws that its definition implies (facts of mol.md section 8 by number)."""
+"""MoL against the golden vector and the laws that its definition implies, by number."""
 
 import json
 import math

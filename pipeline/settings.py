@@ -167,19 +167,28 @@ class CorpusSettings(Config):
     num_shards: PositiveInt = 4
 
 
+SearchMethod = Literal[
+    "exact", "exact_two_stage", "topk_avg", "topk_per_embd", "comb_topk", "topk_low_rank"
+]  # README: "How it works" says what each does
+
+
 class SearchSettings(Config):
     """Top-k search (`jobs/retrieve.py`)."""
 
     k: PositiveInt = 100
-    method: Literal["exact", "topk_avg"] = "exact"
-    num_preselected: PositiveInt = 1_000  # K' of TopKAvg: items per shard that the full MoL rescores
-    query_tile: PositiveInt = 64
+    method: SearchMethod = "exact"
+    num_preselected: PositiveInt = 1_000  # K' of TopKAvg and TopKLowRank, K_avg of CombTopK; per shard
+    num_per_embd: PositiveInt = 100  # K' of TopKPerEmbd and CombTopK, per pair of components and shard
+    max_escalated: Count = 0  # items per query and shard scored beyond the candidates to prove a list exact
+    query_tile: PositiveInt = 64  # the plain search's tiles; none of the results depends on them
     item_tile: PositiveInt = 512
 
     @model_validator(mode="after")
     def _preselects_enough(self) -> Self:
-        if self.method != "exact" and self.num_preselected < self.k:
+        if self.method in ("topk_avg", "topk_low_rank", "comb_topk") and self.num_preselected < self.k:
             raise ValueError(f"search.num_preselected ({self.num_preselected}) must be at least search.k ({self.k})")
+        if self.method == "topk_per_embd" and self.num_per_embd < self.k:
+            raise ValueError(f"search.num_per_embd ({self.num_per_embd}) must be at least search.k ({self.k})")
         return self
 
 

@@ -79,13 +79,18 @@ def decode_batch(payload: pa.Buffer | bytes) -> tuple[QueryBatch, TopK]:
 
 
 def topk_columns(found: TopK) -> dict[str, pa.Array]:
-    """The running top-k as two columns of lists, rows in 32 bits."""
-    return {"scores": _to_lists(found.scores_BK, pa.float32()), "rows": _to_lists(found.rows_BK.int(), pa.int32())}
+    """The running top-k as columns: lists of scores, of rows in 32 bits, and the bounds."""
+    return {
+        "scores": _to_lists(found.scores_BK, pa.float32()),
+        "rows": _to_lists(found.rows_BK.int(), pa.int32()),
+        "bound": pa.array(found.bounds_B.cpu().numpy()),
+    }
 
 
 def topk_from_columns(columns: pa.RecordBatch | pa.Table) -> TopK:
     """The inverse of `topk_columns`."""
-    return TopK(_to_tensor(columns["scores"]), _to_tensor(columns["rows"]).long())
+    bounds_B = torch.from_numpy(columns["bound"].to_numpy().copy())
+    return TopK(_to_tensor(columns["scores"]), _to_tensor(columns["rows"]).long(), bounds_B)
 
 
 def _to_lists(values_BW: Tensor, kind: pa.DataType) -> pa.FixedSizeListArray:

@@ -77,7 +77,7 @@ class EvaluationSink:
         ranked_BK = np.full((len(requested.at), search.k), NO_ITEM, dtype=np.int64)
         ranked_BK[batch.searched] = found.rows_BK.numpy()
         seen = seen_items(take_sequences(bucket.cut(HeldOutUsers.part), requested.at), len(self._popularity_N))
-        popular_BK = rank_by_popularity(self._popularity_N, seen, search)
+        popular_BK = rank_by_popularity(self._popularity_N, seen, search.k)
         targets = held_out_targets(bucket).take(requested.at)
         cutoffs = measured_cutoffs(self._settings.evaluate.cutoffs, search.k)
         is_audited = np.isin(requested.at, self._audited.select(unit, bucket).at)

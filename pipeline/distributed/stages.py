@@ -29,6 +29,7 @@ from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
 from pipeline.io.storage import ObjectNotFoundError, Storage, open_storage
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import QuerySide
+from pipeline.retrieval.backends import open_index
 from pipeline.retrieval.filters import Exclusions
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.topk import TopK, empty_topk
@@ -82,14 +83,14 @@ class ShardSearcher:
         storage = open_storage(storage_uri)
         self._device = device_for(settings.cluster)
         self._search = settings.search
-        self._mol = load_model(storage, night.checkpoint).mol.to(self._device)
-        self._shard = read_shard(storage, night.corpus, entry).to(self._device)
+        mol = load_model(storage, night.checkpoint).mol.to(self._device)
+        self._index = open_index(mol, read_shard(storage, night.corpus, entry).to(self._device), settings.search)
 
     def __call__(self, unit: int, payload: bytes) -> pa.Buffer:
         batch, running = decode_batch(payload)
         queries = QuerySide(batch.queries.components_BQD.to(self._device), batch.queries.gate_BP.to(self._device))
-        running = TopK(running.scores_BK.to(self._device), running.rows_BK.to(self._device))
-        return encode_batch(batch, search_shard(self._mol, queries, self._shard, batch.excluded, self._search, running))
+        found = search_shard(self._index, queries, batch.excluded, self._search, running.to(self._device))
+        return encode_batch(batch, found)
 
 
 class Spill:

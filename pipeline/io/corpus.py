@@ -24,7 +24,7 @@ from pipeline.retrieval.shard import Shard
 from pipeline.settings import Settings
 
 SIDECAR = re.compile(r"shard-(\d{5,})\.json")
-NAMES = ("components", "gate", "mean")
+NAMES = ("components", "gate", "mean", "low_rank")
 
 
 def write_shard(storage: Storage, corpus: Corpus, index: int, shard: Shard, item_ids: pa.Array) -> FileEntry:
@@ -33,7 +33,9 @@ def write_shard(storage: Storage, corpus: Corpus, index: int, shard: Shard, item
     When another attempt was first, its entry stands and is returned. Raises InputError that names the first item
     whose vectors are not finite: one such item would rank first for every query.
     """
-    tensors = dict(zip(NAMES, (shard.items.components_NXD, shard.items.gate_NP, shard.mean_ND), strict=True))
+    tensors = dict(
+        zip(NAMES, (shard.items.components_NXD, shard.items.gate_NP, shard.mean_ND, shard.low_rank_NR), strict=True)
+    )
     _check_finite(tensors, item_ids)
     tensors = {name: tensor.float().contiguous().cpu() for name, tensor in tensors.items()}
     data = save_tensors(tensors | {"first_row": torch.tensor([shard.first_row])})
@@ -72,13 +74,14 @@ def read_shard(storage: Storage, corpus: Corpus, entry: FileEntry) -> Shard:
         raise InputError(f"{storage.uri}/{key}: damaged, its SHA-256 is not that of the manifest; embed again")
     try:
         tensors = load_tensors(data)
-        components_NXD, gate_NP, mean_ND = (tensors[name] for name in NAMES)
+        components_NXD, gate_NP, mean_ND, low_rank_NR = (tensors[name] for name in NAMES)
         first_row = int(tensors["first_row"])
     except (SafetensorError, KeyError) as error:
         raise InputError(f"{storage.uri}/{key}: not a shard of ours ({error}); embed again") from None
-    if not len(components_NXD) == len(gate_NP) == len(mean_ND) == entry.rows:
+    if not len(components_NXD) == len(gate_NP) == len(mean_ND) == len(low_rank_NR) == entry.rows:
         raise InputError(f"{storage.uri}/{key}: {len(mean_ND)} items, but the manifest says {entry.rows}; embed again")
-    return Shard(first_row, ItemSide(components_NXD, gate_NP), mean_ND, torch.ones(entry.rows, dtype=torch.bool))
+    is_eligible_N = torch.ones(entry.rows, dtype=torch.bool)
+    return Shard(first_row, ItemSide(components_NXD, gate_NP), mean_ND, low_rank_NR, is_eligible_N)
 
 
 def write_corpus_manifest(

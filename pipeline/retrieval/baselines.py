@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -10,31 +11,25 @@ from numpy.typing import NDArray
 from pipeline.data.interactions import Int64
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
 from pipeline.retrieval.filters import Exclusions
-from pipeline.retrieval.search import PopularityScorer, search_items
 from pipeline.retrieval.shard import Shard
 from pipeline.retrieval.topk import NO_ITEM
-from pipeline.settings import SearchSettings
 
 ORACLE_TILE = 4_096  # items that the oracle scores at once
-# Exact up to 2^24: popularity is scored by place, so that no two items tie and the scan need not look further.
-MAX_PLACES = 1 << 24
 
 
-def rank_by_popularity(counts_N: Int64, excluded: Exclusions, settings: SearchSettings) -> Int64:
+def rank_by_popularity(counts_N: Int64, excluded: Exclusions, k: int) -> Int64:
     """(B, K) item rows: for each query the k items with the most events that are not excluded, ties by row.
 
-    Goes through the same search as the model, over the most popular items only: as many as could ever be needed.
+    In the order of popularity the i-th item that is left has place i + the number of excluded places before it.
     """
-    most_excluded = int(np.diff(excluded.offsets).max(initial=0))
-    num_needed = min(len(counts_N), settings.k + most_excluded, MAX_PLACES)
     row_of_place = np.lexsort((np.arange(len(counts_N)), -counts_N))
-    place_of_row = np.empty_like(row_of_place)
-    place_of_row[row_of_place] = np.arange(len(counts_N))
-    by_place = Exclusions(excluded.offsets, place_of_row[excluded.rows].astype(np.int32))
-    scorer = PopularityScorer(-torch.arange(num_needed, dtype=torch.float32), num_queries=len(excluded))
-    exact = settings.model_copy(update={"method": "exact"})
-    places_BK = search_items(scorer, 0, torch.ones(num_needed, dtype=torch.bool), by_place, exact).rows_BK.numpy()
-    return np.where(places_BK >= 0, row_of_place[places_BK], NO_ITEM)
+    place_of_row = np.argsort(row_of_place)
+    places_BK = np.full((len(excluded), k), len(counts_N), dtype=np.int64)
+    for query, (low, high) in enumerate(pairwise(excluded.offsets)):
+        hidden = np.unique(place_of_row[excluded.rows[low:high]])
+        num_before = np.searchsorted(hidden - np.arange(len(hidden)), np.arange(k), side="right")
+        places_BK[query] = np.arange(k) + num_before
+    return np.append(row_of_place, NO_ITEM)[np.minimum(places_BK, len(counts_N))]
 
 
 @torch.inference_mode()

@@ -1,235 +1,167 @@
-"""Top-k of one shard under MoL: exact, or TopKAvg (Ding & Zhai 2025, section 4). B queries, N items, M candidates.
+"""Top-k of one shard under MoL, by any of the algorithms. B queries, N items, M candidates, K kept.
 
-Scores are scanned in float32 by tiles, and the survivors scored again in float64. A published score is that float64
-score rounded once to float32, so it does not depend on how the corpus was cut, tiled or batched; float32 products do,
-in their last bits. A scan that cannot prove that its survivors hold the true top-k is repeated with more of them.
+A published score is the float64 score rounded once to float32, so it depends neither on how the corpus was cut, tiled
+or batched, nor on the backend. Everything before only decides which items are worth that.
 """
 
-import copy
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
-from pipeline.retrieval.filters import Exclusions, ShardMask
-from pipeline.retrieval.shard import Shard
+from pipeline.model.mol import QuerySide
+from pipeline.retrieval import candidates as stage1
+from pipeline.retrieval.candidates import Candidates, QueryMap
+from pipeline.retrieval.filters import Exclusions, ShardMask, mask_shard
+from pipeline.retrieval.index import ShardIndex, Shortlist
 from pipeline.retrieval.topk import NO_ITEM, TopK, concat_queries, empty_topk, merge_topk, select_topk
 from pipeline.settings import SearchSettings
 
-# Survivors of a scan beyond k. More are only needed where many scores lie within `error_bound` of the k-th.
+# Survivors of a scan beyond k. More are only needed where many scores lie within the scan's error of the k-th.
 SLACK = 28
 WIDEN = 4
-# Pairs whose items are gathered at once, 2 to 4 KB each.
-PAIRS_PER_STEP = 32_768
-
-
-class Scorer(Protocol):
-    """Scores of a batch of queries over the N items of one shard; items are addressed within the shard."""
-
-    @property
-    def error_bound(self) -> float:
-        """Of a float32 score against the float64 one."""
-
-    def __len__(self) -> int:
-        """Number of queries."""
-
-    def take(self, queries: Tensor | slice) -> "Scorer":
-        """The same for some of the queries."""
-
-    def tile(self, low: int, high: int) -> Tensor:
-        """(B, high - low) float32: every query against items `low` to `high`."""
-
-    def coarse_tile(self, low: int, high: int) -> Tensor:
-        """(B, high - low): the cheap score by which TopKAvg preselects."""
-
-    def pairs(self, at_BM: Tensor, dtype: torch.dtype) -> Tensor:
-        """(B, M): each query against its own items."""
-
-
-@dataclass(frozen=True)
-class MolScorer:
-    """Scores by Mixture-of-Logits from the shard's cached item side; no item is ever projected again."""
-
-    mol: MixtureOfLogits
-    mol64: MixtureOfLogits
-    queries: QuerySide
-    shard: Shard
-
-    @property
-    def error_bound(self) -> float:
-        # Scores lie within ±1/τ; the test of this bound measures the error over gates of many kinds.
-        return 1e-5 / self.mol.temperature
-
-    def __len__(self) -> int:
-        return int(self.queries.gate_BP.shape[0])
-
-    def take(self, queries: Tensor | slice) -> "MolScorer":
-        return MolScorer(self.mol, self.mol64, self.queries.take(queries), self.shard)
-
-    def tile(self, low: int, high: int) -> Tensor:
-        scores_BN: Tensor = self.mol(self.queries, self.shard.items.take(slice(low, high)))
-        return scores_BN
-
-    def coarse_tile(self, low: int, high: int) -> Tensor:
-        # mean over p of <f_i, g_j> = <mean f, mean g>: one dot product of width D.
-        return self.queries.mean_BD @ self.shard.mean_ND[low:high].T
-
-    def pairs(self, at_BM: Tensor, dtype: torch.dtype) -> Tensor:
-        items = self.shard.items.take(at_BM)
-        # One group per query: (B, 1, …) queries against (B, M, …) items.
-        queries = QuerySide(self.queries.components_BQD.to(dtype)[:, None], self.queries.gate_BP.to(dtype)[:, None])
-        mol = self.mol64 if dtype == torch.float64 else self.mol
-        scores_BM: Tensor = mol(queries, ItemSide(items.components_NXD.to(dtype), items.gate_NP.to(dtype)))[:, 0]
-        return scores_BM
-
-
-@dataclass(frozen=True)
-class PopularityScorer:
-    """The same order for everybody: more events first, ties by row. The baseline beside the model."""
-
-    scores_N: Tensor
-    num_queries: int
-    error_bound: float = 0.0
-
-    @classmethod
-    def from_counts(cls, counts_N: Tensor, num_queries: int) -> "PopularityScorer":
-        """Scores N, N - 1, … by falling count: without ties, and exact in float32 up to 16 million items."""
-        order_N = counts_N.argsort(descending=True, stable=True)
-        scores_N = torch.empty(len(counts_N), dtype=torch.float32)
-        scores_N[order_N] = torch.arange(len(counts_N), 0, -1, dtype=torch.float32)
-        return cls(scores_N, num_queries)
-
-    def __len__(self) -> int:
-        return self.num_queries
-
-    def take(self, queries: Tensor | slice) -> "PopularityScorer":
-        return PopularityScorer(self.scores_N, len(torch.arange(self.num_queries)[queries]))
-
-    def tile(self, low: int, high: int) -> Tensor:
-        return self.scores_N[low:high].repeat(self.num_queries, 1)
-
-    def coarse_tile(self, low: int, high: int) -> Tensor:
-        return self.tile(low, high)
-
-    def pairs(self, at_BM: Tensor, dtype: torch.dtype) -> Tensor:
-        return self.scores_N[at_BM].to(dtype)
+# Queries whose candidates are held at once: with CombTopK's thousands each, tens of megabytes.
+QUERIES_AT_ONCE = 1_024
 
 
 @torch.inference_mode()
 def search_shard(
-    mol: MixtureOfLogits,
+    index: ShardIndex,
     queries: QuerySide,
-    shard: Shard,
     excluded: Exclusions,
     settings: SearchSettings,
     running: TopK | None = None,
+    query_map: QueryMap | None = None,
 ) -> TopK:
     """Improve each query's running top-k with the best eligible, not excluded items of one shard.
 
-    Shapes: queries (B, Q, D) and (B, P), shard (N, …); returns (B, k). Every score is the exact MoL score of its
-    pair. `running` must come from other shards. Memory is bounded by query_tile × item_tile, never by B × N.
+    Shapes: queries (B, Q, D) and (B, P); returns (B, k). Every score is the exact MoL score of its pair, and
+    `bounds_B` says what can have been missed. `running` must come from other shards. `query_map` belongs to the
+    low-rank table. Memory does not grow with B × N.
     """
-    scorer = MolScorer(mol, copy.deepcopy(mol).double(), queries, shard)
-    return search_items(scorer, shard.first_row, shard.is_eligible_N, excluded, settings, running)
-
-
-@torch.inference_mode()
-def search_items(
-    scorer: Scorer,
-    first_row: int,
-    is_eligible_N: Tensor,
-    excluded: Exclusions,
-    settings: SearchSettings,
-    running: TopK | None = None,
-) -> TopK:
-    """`search_shard` for any scorer."""
-    if len(excluded) != len(scorer):
-        raise ValueError(f"{len(excluded)} exclusion lists for {len(scorer)} queries")
+    if len(excluded) != len(queries.gate_BP):
+        raise ValueError(f"{len(excluded)} exclusion lists for {len(queries.gate_BP)} queries")
     if running is None:
-        running = empty_topk(len(scorer), settings.k, is_eligible_N.device)
-    if not len(scorer) or not len(is_eligible_N):
+        running = empty_topk(len(excluded), settings.k, queries.gate_BP.device)
+    if not len(excluded) or not len(index):
         return running
+    if not (queries.components_BQD.isfinite().all() and queries.gate_BP.isfinite().all()):
+        raise ValueError("a query is not a number; leave it out and say so")
+    search = _Search(index, settings, query_map)
     parts = []
-    for start in range(0, len(scorer), settings.query_tile):
-        tile = slice(start, min(start + settings.query_tile, len(scorer)))
-        mask = ShardMask(is_eligible_N, first_row, excluded.narrow(tile.start, tile.stop))
+    for low in range(0, len(excluded), QUERIES_AT_ONCE):
+        tile = slice(low, min(low + QUERIES_AT_ONCE, len(excluded)))
+        mask = mask_shard(index.is_eligible_N, index.first_row, excluded.narrow(tile.start, tile.stop))
         so_far = running.take(tile)
-        found = _search(scorer.take(tile), mask, so_far, settings, settings.k + SLACK)
-        rows_BK = torch.where(found.rows_BK == NO_ITEM, NO_ITEM, found.rows_BK + first_row)
-        parts.append(merge_topk(so_far, TopK(found.scores_BK, rows_BK), settings.k))
+        found = search(queries.take(tile), mask, so_far.scores_BK[:, -1])
+        rows_BK = torch.where(found.rows_BK == NO_ITEM, NO_ITEM, found.rows_BK + index.first_row)
+        parts.append(merge_topk(so_far, TopK(found.scores_BK, rows_BK, found.bounds_B), settings.k))
     return concat_queries(parts)
 
 
-def _search(scorer: Scorer, mask: ShardMask, running: TopK, settings: SearchSettings, num_kept: int) -> TopK:
-    """The k best of one shard for one tile of queries; rows within the shard.
+@dataclass(frozen=True)
+class _Search:
+    """One way to search one shard; rows are within it. `reached_B` is each query's k-th score in other shards."""
 
-    What the scan left out scores at most the last survivor's float32 score plus the error bound. Where the k-th
-    float64 score found here or before is above that, the result is proven; the other queries are scanned again.
-    """
-    scores_BM, at_BM = _shortlist(scorer, mask, settings, num_kept)
-    found = _rescore(scorer, scores_BM, at_BM, running, settings.k)
-    if scores_BM.shape[1] < num_kept:
-        return found  # nothing was left out
-    beyond_B = scores_BM[:, -1] + scorer.error_bound
-    threshold_B = torch.maximum(found.scores_BK[:, -1], running.scores_BK[:, -1])
-    open_queries = ((beyond_B >= threshold_B) & (scores_BM[:, -1] > -torch.inf)).nonzero()[:, 0]
-    if not len(open_queries):
-        return found
-    again = _search(
-        scorer.take(open_queries), mask.take(open_queries), running.take(open_queries), settings, num_kept * WIDEN
-    )
-    scores_BK = found.scores_BK.index_copy(0, open_queries, again.scores_BK)
-    return TopK(scores_BK, found.rows_BK.index_copy(0, open_queries, again.rows_BK))
+    index: ShardIndex
+    settings: SearchSettings
+    query_map: QueryMap | None
 
+    def __call__(self, queries: QuerySide, mask: ShardMask, reached_B: Tensor) -> TopK:
+        method, k = self.settings.method, self.settings.k
+        if method == "exact_two_stage":
+            return self._exact(queries, mask, reached_B, stage1.topk_per_embd(self.index, queries, k, mask)[0])
+        if method == "exact":
+            seeds_BM = self._seeds(queries, mask) if self.index.scan_skips else None
+            return self._exact(queries, mask, reached_B, seeds_BM)
+        at_BM, bound_B = self._candidates(queries, mask)
+        found = self._best_of(queries, at_BM, reached_B, bound_B)
+        return self._escalate(queries, mask, reached_B, found) if self.settings.max_escalated else found
 
-def _shortlist(scorer: Scorer, mask: ShardMask, settings: SearchSettings, num_kept: int) -> tuple[Tensor, Tensor]:
-    """The best by float32 score, descending: (B, M) scores and items, M = min(num_kept, all there are)."""
-    if settings.method == "exact":
-        return _scan(scorer.tile, mask, num_kept, settings.item_tile)
-    coarse_BM, at_BM = _scan(scorer.coarse_tile, mask, settings.num_preselected, settings.item_tile)
-    fine_BM = _in_steps(scorer, at_BM, torch.float32).masked_fill(coarse_BM == -torch.inf, -torch.inf)
-    scores_BM, best_BM = fine_BM.topk(min(num_kept, fine_BM.shape[1]), dim=1)
-    return scores_BM, at_BM.gather(1, best_BM)
+    def _candidates(self, queries: QuerySide, mask: ShardMask) -> Candidates:
+        settings, index = self.settings, self.index
+        match settings.method:
+            case "topk_avg":
+                return stage1.topk_avg(index, queries, settings.num_preselected, mask)
+            case "topk_per_embd":
+                return stage1.topk_per_embd(index, queries, settings.num_per_embd, mask)
+            case "comb_topk":
+                return stage1.comb_topk(index, queries, settings.num_per_embd, settings.num_preselected, mask)
+            case "topk_low_rank" if self.query_map is not None:
+                return stage1.topk_low_rank(index, queries, settings.num_preselected, mask, self.query_map)
+        raise ValueError(f"no stage 1 for method {settings.method!r}")
 
+    def _seeds(self, queries: QuerySide, mask: ShardMask) -> Tensor:
+        """Items that are probably good: their k-th score lets the scan skip most of the others."""
+        if self.query_map is not None:
+            return stage1.topk_low_rank(self.index, queries, self.settings.num_preselected, mask, self.query_map)[0]
+        return stage1.topk_avg(self.index, queries, self.settings.num_preselected, mask)[0]
 
-def _scan(
-    tile_of: Callable[[int, int], Tensor], mask: ShardMask, num_kept: int, item_tile: int
-) -> tuple[Tensor, Tensor]:
-    """The `num_kept` best of all items by their tile scores, in descending order."""
-    scores_BM, at_BM = torch.empty(0), torch.empty(0)
-    for low in range(0, mask.num_items, item_tile):
-        tile_BN = mask.hide(tile_of(low, min(low + item_tile, mask.num_items)), low)
-        tile_BM, in_tile_BM = tile_BN.topk(min(num_kept, tile_BN.shape[1]), dim=1)
-        in_tile_BM += low
-        if low:
-            tile_BM = torch.cat([scores_BM, tile_BM], dim=1)
-            in_tile_BM = torch.cat([at_BM, in_tile_BM], dim=1)
-            tile_BM, best_BM = tile_BM.topk(min(num_kept, tile_BM.shape[1]), dim=1)
-            in_tile_BM = in_tile_BM.gather(1, best_BM)
-        scores_BM, at_BM = tile_BM, in_tile_BM
-    return scores_BM, at_BM
+    def _exact(self, queries: QuerySide, mask: ShardMask, reached_B: Tensor, seeds_BM: Tensor | None) -> TopK:
+        """The paper's exact two-stage algorithm (mol.md 4.3): the seeds' k-th score is a floor for all items.
 
+        An item of the true top-k reaches the floor, so does its largest logit, and the scan scores all of those.
+        """
+        if seeds_BM is not None:
+            unknown_B = torch.full_like(reached_B, torch.inf)
+            seeds = self._best_of(queries, seeds_BM, reached_B, unknown_B)
+            reached_B = torch.maximum(reached_B, seeds.scores_BK[:, -1])
+        return self._scan(queries, mask, reached_B, self.settings.k + SLACK)
 
-def _rescore(scorer: Scorer, scores_BM: Tensor, at_BM: Tensor, running: TopK, k: int) -> TopK:
-    """The k best by float64 score of candidates in descending order of their float32 score.
+    def _scan(self, queries: QuerySide, mask: ShardMask, reached_B: Tensor, num_kept: int) -> TopK:
+        """Exact search: repeated for the queries whose kept items cannot be shown to hold the true top-k."""
+        found = self._scanned(queries, mask, reached_B, num_kept, max_scored=len(self.index))
+        needed_B = torch.maximum(found.scores_BK[:, -1], reached_B)
+        is_open_B = (found.bounds_B >= needed_B) & (found.bounds_B > -torch.inf)
+        bounds_B = torch.full_like(found.bounds_B, -torch.inf)
+        if not is_open_B.any() or num_kept >= len(self.index):
+            return TopK(found.scores_BK, found.rows_BK, bounds_B)
+        open_B = is_open_B.nonzero()[:, 0]
+        part = mask.take(open_B.cpu().numpy().astype(np.int64))
+        again = self._scan(queries.take(open_B), part, reached_B[open_B], num_kept * WIDEN)
+        scores_BK = found.scores_BK.index_copy(0, open_B, again.scores_BK)
+        return TopK(scores_BK, found.rows_BK.index_copy(0, open_B, again.rows_BK), bounds_B)
 
-    Only those that can still beat the query's running k-th score are scored again.
-    """
-    if scores_BM.isnan().any():  # topk puts them first, so none can have been left out
-        raise ValueError("a score is not a number: the queries or the item shard hold non-finite values")
-    hopeful_BM = scores_BM + scorer.error_bound >= running.scores_BK[:, -1:]
-    hopeful_BM &= scores_BM > -torch.inf
-    num_hopeful = int(hopeful_BM.sum(dim=1).max())
-    hopeful_BM, at_BM = hopeful_BM[:, :num_hopeful], at_BM[:, :num_hopeful]
-    exact_BM = _in_steps(scorer, at_BM, torch.float64).float()
-    return select_topk(exact_BM.masked_fill(~hopeful_BM, -torch.inf), at_BM, k)
+    def _scanned(self, queries: QuerySide, mask: ShardMask, reached_B: Tensor, num_kept: int, max_scored: int) -> TopK:
+        """The best of one scan, and a bound on the scores of all items that it did not keep."""
+        error = self.index.scan_error
+        kept, unscored_B = self.index.scan(queries, num_kept, mask, reached_B - error, max_scored)
+        is_full_B = (kept.at_BM != NO_ITEM).all(dim=1) & (kept.at_BM.shape[1] == num_kept)
+        dropped_B = (kept.scores_BM.amin(dim=1) + error).where(is_full_B, -torch.inf)
+        return self._rescored(queries, kept, error, reached_B, torch.maximum(dropped_B, unscored_B))
 
+    def _escalate(self, queries: QuerySide, mask: ShardMask, reached_B: Tensor, found: TopK) -> TopK:
+        """Prove or improve an approximate result: scan what can still reach its k-th score, within the budget."""
+        k = self.settings.k
+        floor_B = torch.maximum(found.scores_BK[:, -1], reached_B)
+        more = self._scanned(queries, mask, floor_B, k + SLACK, self.settings.max_escalated)
+        scores_BM = torch.cat([found.scores_BK, more.scores_BK], dim=1)
+        rows_BM, by_row_BM = torch.cat([found.rows_BK, more.rows_BK], dim=1).sort(dim=1)
+        is_repeated_BM = (rows_BM == rows_BM.roll(1, dims=1)).index_fill(1, rows_BM.new_zeros(1), False)
+        scores_BM = scores_BM.gather(1, by_row_BM).masked_fill(is_repeated_BM, -torch.inf)
+        return select_topk(scores_BM, rows_BM, k, torch.minimum(more.bounds_B, found.bounds_B))
 
-def _in_steps(scorer: Scorer, at_BM: Tensor, dtype: torch.dtype) -> Tensor:
-    """`scorer.pairs`, a bounded number of pairs at a time."""
-    width = max(1, PAIRS_PER_STEP // len(at_BM))
-    steps = [scorer.pairs(at_BM[:, low : low + width], dtype) for low in range(0, at_BM.shape[1], width)]
-    return torch.cat(steps, dim=1) if steps else torch.empty(at_BM.shape, dtype=dtype, device=at_BM.device)
+    def _best_of(self, queries: QuerySide, at_BM: Tensor, reached_B: Tensor, bound_B: Tensor) -> TopK:
+        """Stage 2: the best of the candidates by exact score."""
+        scored = Shortlist(self.index.score(queries, at_BM), at_BM)
+        return self._rescored(queries, scored, self.index.score_error, reached_B, bound_B)
+
+    def _rescored(
+        self, queries: QuerySide, scored: Shortlist, error: float, reached_B: Tensor, bounds_B: Tensor
+    ) -> TopK:
+        """The k best by float64 score of candidates whose scores are right to within `error`.
+
+        Only those are scored again that can be among the k best and beat what the query has reached.
+        """
+        scores_BM, k = scored.scores_BM, self.settings.k
+        if scores_BM.isnan().any():
+            raise ValueError("a score is not a number: the queries or the item shard hold non-finite values")
+        needed_B = reached_B - error
+        if scores_BM.shape[1] > k:
+            needed_B = torch.maximum(needed_B, scores_BM.topk(k, dim=1).values[:, -1] - 2 * error)
+        is_hopeful_BM = (scores_BM >= needed_B[:, None]) & (scores_BM > -torch.inf)
+        hopeful = Shortlist(
+            scores_BM.masked_fill(~is_hopeful_BM, -torch.inf), scored.at_BM.masked_fill(~is_hopeful_BM, NO_ITEM)
+        ).cut(int(is_hopeful_BM.sum(dim=1).max()))
+        return select_topk(self.index.rescore(queries, hopeful.at_BM), hopeful.at_BM, k, bounds_B)

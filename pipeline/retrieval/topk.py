@@ -12,27 +12,44 @@ NO_ITEM = -1
 class TopK:
     """Each query's best items so far: score descending, ties by item row ascending.
 
-    A query with fewer than K items is padded at the end with score -inf and row `NO_ITEM`.
+    A query with fewer than K items is padded at the end with score -inf and row `NO_ITEM`. No item that was passed
+    over can score more than `bounds_B`: the list is proven exact where the K-th score is above that.
     """
 
     scores_BK: Tensor  # float32
     rows_BK: Tensor  # int64, rows of the whole item index
+    bounds_B: Tensor  # float32: -inf where nothing better can have been missed, +inf where nothing is known
 
     def __len__(self) -> int:
         return int(self.scores_BK.shape[0])
 
     def take(self, queries: Tensor | slice) -> "TopK":
         """The same for some of the queries."""
-        return TopK(self.scores_BK[queries], self.rows_BK[queries])
+        return TopK(self.scores_BK[queries], self.rows_BK[queries], self.bounds_B[queries])
+
+    def to(self, device: torch.device | str) -> "TopK":
+        """The same on a device."""
+        return TopK(self.scores_BK.to(device), self.rows_BK.to(device), self.bounds_B.to(device))
+
+    @property
+    def is_proven_B(self) -> Tensor:
+        """Whether the list is certainly that of exact search."""
+        return (self.bounds_B < self.scores_BK[:, -1]) | (self.bounds_B == -torch.inf)
+
+    @property
+    def gaps_B(self) -> Tensor:
+        """By how much at most the i-th true score exceeds the i-th found one, for every i (mol.md 4.4)."""
+        return (self.bounds_B - self.scores_BK[:, -1]).clamp_min(0).masked_fill(self.is_proven_B, 0)
 
 
 def empty_topk(num_queries: int, k: int, device: torch.device | str = "cpu") -> TopK:
-    """No item yet for any query."""
+    """No item yet for any query, and none passed over."""
     scores_BK = torch.full((num_queries, k), -torch.inf, device=device)
-    return TopK(scores_BK, torch.full((num_queries, k), NO_ITEM, dtype=torch.int64, device=device))
+    rows_BK = torch.full((num_queries, k), NO_ITEM, dtype=torch.int64, device=device)
+    return TopK(scores_BK, rows_BK, torch.full((num_queries,), -torch.inf, device=device))
 
 
-def select_topk(scores_BM: Tensor, rows_BM: Tensor, k: int) -> TopK:
+def select_topk(scores_BM: Tensor, rows_BM: Tensor, k: int, bounds_B: Tensor | None = None) -> TopK:
     """The k best of M candidates, each of a different item; -inf marks what is no candidate.
 
     Ordering by row first and then, stably, by score makes the order total, so that the result depends neither on
@@ -41,25 +58,28 @@ def select_topk(scores_BM: Tensor, rows_BM: Tensor, k: int) -> TopK:
     rows_BM, by_row_BM = rows_BM.sort(dim=1)
     scores_BM, by_score_BM = scores_BM.gather(1, by_row_BM).sort(dim=1, descending=True, stable=True)
     scores_BK, rows_BK = scores_BM[:, :k], rows_BM.gather(1, by_score_BM[:, :k])
-    return _padded(scores_BK, rows_BK.masked_fill(scores_BK == -torch.inf, NO_ITEM), k)
+    if bounds_B is None:
+        bounds_B = torch.full((len(scores_BM),), -torch.inf, device=scores_BM.device)
+    return _padded(TopK(scores_BK, rows_BK.masked_fill(scores_BK == -torch.inf, NO_ITEM), bounds_B), k)
 
 
 def merge_topk(left: TopK, right: TopK, k: int) -> TopK:
     """The k best of both; the two must cover disjoint items."""
     scores_BM = torch.cat([left.scores_BK, right.scores_BK], dim=1)
     rows_BM = torch.cat([left.rows_BK, right.rows_BK], dim=1)
-    return select_topk(scores_BM, rows_BM, k)
+    return select_topk(scores_BM, rows_BM, k, torch.maximum(left.bounds_B, right.bounds_B))
 
 
 def concat_queries(parts: list[TopK]) -> TopK:
     """The results of consecutive groups of queries as one."""
-    return TopK(torch.cat([p.scores_BK for p in parts]), torch.cat([p.rows_BK for p in parts]))
+    fields = ([getattr(part, name) for part in parts] for name in ("scores_BK", "rows_BK", "bounds_B"))
+    return TopK(*(torch.cat(field) for field in fields))
 
 
-def _padded(scores_BK: Tensor, rows_BK: Tensor, k: int) -> TopK:
-    missing = k - scores_BK.shape[1]
+def _padded(found: TopK, k: int) -> TopK:
+    missing = k - found.scores_BK.shape[1]
     if missing <= 0:
-        return TopK(scores_BK, rows_BK)
-    pad = empty_topk(scores_BK.shape[0], missing, scores_BK.device)
-    scores = torch.cat([scores_BK, pad.scores_BK.to(scores_BK.dtype)], dim=1)
-    return TopK(scores, torch.cat([rows_BK, pad.rows_BK], dim=1))
+        return found
+    pad = empty_topk(len(found), missing, found.scores_BK.device)
+    scores_BK = torch.cat([found.scores_BK, pad.scores_BK.to(found.scores_BK.dtype)], dim=1)
+    return TopK(scores_BK, torch.cat([found.rows_BK, pad.rows_BK], dim=1), found.bounds_B)

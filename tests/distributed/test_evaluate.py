@@ -143,14 +143,14 @@ def test_exact_search_is_verified_against_brute_force(world, here):
 def test_a_search_that_loses_its_best_item_fails_the_verification(world, here, monkeypatch):
     from pipeline.distributed import stages
 
-    real = stages.search_shard
+    real = stages.open_index
 
-    def lossy(mol, queries, shard, excluded, settings, running):
+    def lossy(mol, shard, settings):
         hidden = shard.is_eligible_N.clone()
         hidden[::2] = False
-        return real(mol, queries, replace(shard, is_eligible_N=hidden), excluded, settings, running)
+        return real(mol, replace(shard, is_eligible_N=hidden), settings)
 
-    monkeypatch.setattr(stages, "search_shard", lossy)
+    monkeypatch.setattr(stages, "open_index", lossy)
     assert run(other(world, "evaluate.seed=5"))["overlap"]["mean"] < 0.8
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pipeline.retrieval.backends import open_index
 from pipeline.retrieval.baselines import brute_force, rank_by_popularity
 from pipeline.retrieval.search import search_shard
 from pipeline.settings import SearchSettings
@@ -14,7 +15,7 @@ def test_popularity_equals_a_sorted_list_without_what_each_has_seen(k):
     rng = np.random.default_rng(0)
     counts = rng.integers(0, 5, 50)  # many ties
     seen = [rng.choice(50, size, replace=False) for size in (0, 3, 30, 50)]
-    found = rank_by_popularity(counts, exclusions(seen), SearchSettings(k=k, query_tile=3, item_tile=7))
+    found = rank_by_popularity(counts, exclusions(seen), k)
     by_popularity = sorted(range(50), key=lambda row: (-counts[row], row))
     for query, hidden in enumerate(seen):
         expected = [row for row in by_popularity if row not in set(hidden.tolist())][:k]
@@ -22,7 +23,7 @@ def test_popularity_equals_a_sorted_list_without_what_each_has_seen(k):
 
 
 def test_popularity_of_nobody_is_empty():
-    assert rank_by_popularity(np.array([3, 1]), exclusions([]), SearchSettings(k=2)).shape == (0, 2)
+    assert rank_by_popularity(np.array([3, 1]), exclusions([]), 2).shape == (0, 2)
 
 
 @pytest.mark.parametrize("num_shards", [1, 4])
@@ -31,7 +32,8 @@ def test_brute_force_agrees_with_exact_search_to_the_last_bit(num_shards):
     scores, rows = brute_force(world.mol, world.queries, world.shards(num_shards), world.excluded, k=12)
     settings, found = SearchSettings(k=12, query_tile=4, item_tile=16), None
     for shard in world.shards(num_shards):
-        found = search_shard(world.mol, world.queries, shard, world.excluded, settings, found)
+        index = open_index(world.mol, shard, settings)
+        found = search_shard(index, world.queries, world.excluded, settings, found)
     assert found is not None
     assert rows.tolist() == found.rows_BK.tolist()
     assert scores.tolist() == found.scores_BK.tolist()

@@ -1,25 +1,25 @@
 import numpy as np
 import torch
 
-from pipeline.retrieval.filters import ShardMask, no_exclusions
+from pipeline.retrieval.filters import mask_shard, no_exclusions
 from tests.retrieval.worlds import exclusions
 
 
 def test_a_query_loses_its_own_items_and_no_other():
-    mask = ShardMask(torch.ones(4, dtype=torch.bool), first_row=10, excluded=exclusions([[11, 99], [], [13, 10]]))
+    mask = mask_shard(torch.ones(4, dtype=torch.bool), first_row=10, excluded=exclusions([[11, 99], [], [13, 10]]))
     hidden = mask.hide(torch.zeros(3, 4), low=0)
     assert hidden.isneginf().tolist() == [[False, True, False, False], [False] * 4, [True, False, False, True]]
 
 
 def test_a_tile_is_hidden_like_its_part_of_the_whole():
-    mask = ShardMask(torch.tensor([True, True, False, True, True]), 0, exclusions([[0, 3], [1, 4]]))
+    mask = mask_shard(torch.tensor([True, True, False, True, True]), 0, exclusions([[0, 3], [1, 4]]))
     whole = mask.hide(torch.zeros(2, 5), 0)
     tiles = torch.cat([mask.hide(torch.zeros(2, 2), 0), mask.hide(torch.zeros(2, 3), 2)], dim=1)
     assert torch.equal(whole, tiles)
 
 
 def test_an_ineligible_item_is_hidden_from_all():
-    mask = ShardMask(torch.tensor([True, False]), 0, no_exclusions(3))
+    mask = mask_shard(torch.tensor([True, False]), 0, no_exclusions(3))
     assert mask.hide(torch.zeros(3, 2), 0).isneginf().tolist() == [[False, True]] * 3
 
 

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.model.mol import ItemSide
-from pipeline.retrieval.search import PopularityScorer, search_items, search_shard
+from pipeline.model.mol import ItemSide, QuerySide
+from pipeline.retrieval.backends import open_index
+from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.shard import Shard, make_shard, shard_bounds
 from pipeline.retrieval.topk import TopK
 from pipeline.settings import SearchSettings
@@ -17,7 +18,8 @@ from tests.retrieval.worlds import World, all_scores, as_lists, brute_force, exc
 def search(world: World, num_shards: int, config: SearchSettings, order: int = 1) -> TopK:
     found = None
     for shard in world.shards(num_shards)[::order]:
-        found = search_shard(world.mol, world.queries, shard, world.excluded, config, found)
+        index = open_index(world.mol, shard, config)
+        found = search_shard(index, world.queries, world.excluded, config, found)
     assert found is not None
     return found
 
@@ -105,7 +107,9 @@ def test_an_ineligible_item_never_takes_a_place():
     is_eligible = torch.rand(150, generator=torch.Generator().manual_seed(1)) < 0.3
     shard = replace(world.shards(1)[0], is_eligible_N=is_eligible)
     for method in ("exact", "topk_avg"):
-        found = search_shard(world.mol, world.queries, shard, world.excluded, config(method=method))
+        settings = config(method=method)
+        index = open_index(world.mol, shard, settings)
+        found = search_shard(index, world.queries, world.excluded, settings)
         expected = brute_force(all_scores(world).masked_fill(~is_eligible, -torch.inf), 10)
         assert as_lists(found) == expected
 
@@ -123,7 +127,11 @@ def test_a_score_that_is_not_a_number_stops_the_search():
     components[23] = torch.nan
     shard = make_shard(0, ItemSide(components, world.items.gate_NP))
     with pytest.raises(ValueError, match="not a number"):
-        search_shard(world.mol, world.queries, shard, world.excluded, config())
+        open_index(world.mol, shard, config())
+    broken = QuerySide(world.queries.components_BQD * torch.inf, world.queries.gate_BP)
+    index = open_index(world.mol, world.shards(1)[0], config())
+    with pytest.raises(ValueError, match="not a number"):
+        search_shard(index, broken, world.excluded, config())
 
 
 def test_float32_scores_stay_within_the_error_bound():
@@ -134,15 +142,6 @@ def test_float32_scores_stay_within_the_error_bound():
             error = (world.mol(world.queries, world.items) - all_scores(world)).abs().max()
         worst = max(worst, float(error) * world.mol.temperature)
     assert worst < 1e-5 / 2
-
-
-def test_popularity_gives_everybody_the_most_frequent_items_they_may_see():
-    counts = torch.tensor([5, 9, 9, 0, 7])
-    excluded = exclusions([[], [1, 4]])
-    found = search_items(
-        PopularityScorer.from_counts(counts, 2), 0, torch.ones(5, dtype=torch.bool), excluded, config(k=3)
-    )
-    assert found.rows_BK.tolist() == [[1, 2, 4], [2, 0, 3]]
 
 
 def test_shard_bounds_cover_every_item_once():

@@ -1,0 +1,199 @@
+"""TopKLowRank: one inner product per item that follows MoL itself, instead of its mean component.
+
+The score matrix of queries and items is close to low rank though a score is no inner product. Exact scores of all items
+against a sample of tonight's queries give each item a short vector (ANNCUR, Yadav et al. 2022, for cross-encoders); a
+query finds its own either by a linear map of its features, fitted on the sample (distilled), or by its exact scores
+against a few landmark items (landmark).
+
+Legend: L sample queries, B queries, S sampled items, N items, R rank, Z features, Q/X query/item components, D width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
+from pipeline.retrieval.index import ShardIndex
+
+ITEMS_AT_ONCE = 2_048
+# Tried on held-out queries. The low-rank part is shrunk, most of all for items whose mean score lies far below their
+# peaks; adding the whole mean back (1) buries just those.
+MEAN_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+RIDGES = (0.001, 0.01, 0.1, 1.0)  # as a share of what the features weigh
+HELD_OUT_SHARE = 0.125
+
+
+@dataclass(frozen=True)
+class DistilledMap:
+    """A query's vector from its own components and gate: no exact score is needed."""
+
+    centre_Z: Tensor
+    weights_ZR: Tensor
+
+    def __call__(self, queries: QuerySide) -> Tensor:
+        vectors_BR: Tensor = (query_features(queries) - self.centre_Z) @ self.weights_ZR
+        return vectors_BR
+
+
+@dataclass(frozen=True)
+class LandmarkMap:
+    """A query's vector from its exact scores against S landmark items: what fits them best."""
+
+    mol: MixtureOfLogits
+    landmarks: ItemSide
+    centre_S: Tensor
+    weights_SR: Tensor
+    bias_R: Tensor
+
+    def __call__(self, queries: QuerySide) -> Tensor:
+        scores_BS = self.mol(queries, self.landmarks)
+        vectors_BR: Tensor = (scores_BS - self.centre_S) @ self.weights_SR + self.bias_R
+        return vectors_BR
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What makes the low-rank table: an item's vector is its scores against the sample times the basis, less a centre.
+
+    The last direction before the rotation is the mean score. The rotation spreads every direction over all columns, so
+    that one scale serves the whole table in 8 bits.
+    """
+
+    sample: QuerySide  # (L, Q, D) and (L, P)
+    basis_LR: Tensor
+    centre_R: Tensor
+
+    def place(self, scores_LN: Tensor) -> Tensor:
+        """(N, R): the vectors of items from their exact scores against the sample."""
+        vectors_NR: Tensor = scores_LN.T @ self.basis_LR - self.centre_R
+        return vectors_NR
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted low-rank stage 1, and what was chosen on queries that were held out of the fit."""
+
+    low_rank: LowRank
+    query_map: DistilledMap
+    ridge: float
+    mean_weight: float
+    recall: float  # of the held-out queries, among the sampled items
+
+
+def query_features(queries: QuerySide) -> Tensor:
+    """(B, Z): components, gate, their absolute values, and 1."""
+    values_BV = torch.cat([queries.components_BQD.flatten(1), queries.gate_BP], dim=1)
+    return torch.cat([values_BV, values_BV.abs(), torch.ones_like(values_BV[:, :1])], dim=1)
+
+
+def fit_low_rank(
+    sample: QuerySide, scores_LS: Tensor, rank: int, num_wanted: int, num_preselected: int, seed: int = 0
+) -> Fit:
+    """Fit on exact scores (L, S) of sample queries against items drawn uniformly.
+
+    Some of the queries are held out; the ridge and the weight of the mean are those with the best recall on them, of
+    the `num_wanted` best sampled items among the `num_preselected` first by prediction. Raises ValueError when there
+    are not more fitted queries and items than directions.
+    """
+    num_fitted = len(scores_LS) - max(1, round(HELD_OUT_SHARE * len(scores_LS)))
+    if rank > min(num_fitted - 1, scores_LS.shape[1]):
+        raise ValueError(f"rank {rank} is too much for {num_fitted} queries and {scores_LS.shape[1]} items")
+    fitted, held_out = sample.take(slice(0, num_fitted)), sample.take(slice(num_fitted, None))
+    directions = _directions(scores_LS[:num_fitted], rank)
+    truth_HK = scores_LS[num_fitted:].topk(min(num_wanted, scores_LS.shape[1]), dim=1).indices
+    best: tuple[float, DistilledMap, float, float] | None = None
+    for ridge in RIDGES:
+        for mean_weight in MEAN_WEIGHTS:
+            query_map = _ridge_map(query_features(fitted), directions, ridge, mean_weight)
+            predicted_HS = query_map(held_out) @ directions.vectors_SR.T
+            recall = _recall(predicted_HS, truth_HK, num_preselected)
+            if best is None or recall > best[0]:
+                best = recall, query_map, ridge, mean_weight
+    assert best is not None
+    recall, query_map, ridge, mean_weight = best
+    rotation_RR = _rotation(rank, seed)
+    low_rank = LowRank(fitted, directions.basis_LR @ rotation_RR, directions.centre_R @ rotation_RR)
+    rotated = DistilledMap(query_map.centre_Z, query_map.weights_ZR @ rotation_RR)
+    return Fit(low_rank, rotated, ridge, mean_weight, recall)
+
+
+def fit_landmarks(
+    mol: MixtureOfLogits, low_rank: LowRank, landmarks: ItemSide, mean_weight: float, ridge: float = 0.01
+) -> LandmarkMap:
+    """The other way to place a query among the vectors of the same table: least squares on S landmark items."""
+    scores_LS = mol(low_rank.sample, landmarks)
+    vectors_SR = low_rank.place(scores_LS)
+    # The direction of the mean in the rotated table: what all queries of the sample add up to.
+    mean_S = scores_LS.mean(dim=0)
+    gram_RR = vectors_SR.T @ vectors_SR
+    gram_RR += ridge * gram_RR.diagonal().mean() * torch.eye(len(gram_RR))
+    weights_SR = torch.linalg.solve(gram_RR, vectors_SR.T).T
+    return LandmarkMap(mol, landmarks, mean_S, weights_SR, mean_weight * (mean_S - mean_S.mean()) @ weights_SR)
+
+
+def low_rank_table(index: ShardIndex, low_rank: LowRank) -> Tensor:
+    """(N, R): the vectors of a shard's items, a tile of exact scores (L, N) at a time."""
+    num_queries = len(low_rank.sample.gate_BP)
+    tiles = [low_rank.centre_R.new_empty(0, len(low_rank.centre_R))]
+    for low in range(0, len(index), ITEMS_AT_ONCE):
+        at_N = torch.arange(low, min(low + ITEMS_AT_ONCE, len(index)), device=index.is_eligible_N.device)
+        tiles.append(low_rank.place(index.score(low_rank.sample, at_N.expand(num_queries, -1).contiguous())))
+    return torch.cat(tiles)
+
+
+@dataclass(frozen=True)
+class _Directions:
+    """R directions among the sampled items: R - 1 of the deviations from the item mean, then the mean itself."""
+
+    basis_LR: Tensor
+    centre_R: Tensor
+    vectors_SR: Tensor
+    coefficients_LR: Tensor  # of the fitted queries; the last column is that of the whole mean
+
+
+def _directions(scores_LS: Tensor, rank: int) -> _Directions:
+    num_queries = len(scores_LS)
+    mean_S = scores_LS.mean(dim=0)
+    deviations_LS = scores_LS - mean_S
+    values_L, vectors_LL = torch.linalg.eigh((deviations_LS @ deviations_LS.T).double())
+    top = values_L.argsort(descending=True)[: rank - 1]
+    scales = values_L[top].clamp_min(values_L.max() * 1e-9 + 1e-30).sqrt()
+    size = (mean_S - mean_S.mean()).norm()
+    size = torch.where(size > 1e-6, size, 1.0)  # a corpus of one item has no spread
+    mean_L1 = torch.full((num_queries, 1), 1 / num_queries) / size
+    basis_LR = torch.cat([(vectors_LL[:, top] / scales).float(), mean_L1], dim=1)
+    vectors_SR = scores_LS.T @ basis_LR
+    coefficients_LR = torch.cat([deviations_LS @ vectors_SR[:, :-1], size.expand(num_queries, 1)], dim=1)
+    centre_R = vectors_SR.mean(dim=0)
+    return _Directions(basis_LR, centre_R, vectors_SR - centre_R, coefficients_LR)
+
+
+def _ridge_map(features_LZ: Tensor, directions: _Directions, ridge: float, mean_weight: float) -> DistilledMap:
+    """Ridge regression of the coefficients; the last feature is 1, and its row of the weights is the bias."""
+    centre_Z = features_LZ.mean(dim=0)
+    centre_Z[-1] = 0
+    scale_Z = (features_LZ - centre_Z).square().mean(dim=0).sqrt().clamp_min(1e-6)
+    inputs_LZ = ((features_LZ - centre_Z) / scale_Z)[:, :-1].double()
+    gram_ZZ = inputs_LZ.T @ inputs_LZ + ridge * len(inputs_LZ) * torch.eye(inputs_LZ.shape[1])
+    wanted_LR = directions.coefficients_LR[:, :-1].double()
+    weights_ZR = torch.linalg.solve(gram_ZZ, inputs_LZ.T @ (wanted_LR - wanted_LR.mean(dim=0)))
+    weights_ZR = (weights_ZR / scale_Z[:-1, None]).float()
+    weights_ZR = torch.cat([weights_ZR, wanted_LR.mean(dim=0, keepdim=True).float()])
+    mean_Z1 = torch.zeros(len(weights_ZR), 1)
+    mean_Z1[-1] = mean_weight * directions.coefficients_LR[0, -1]
+    return DistilledMap(centre_Z, torch.cat([weights_ZR, mean_Z1], dim=1))
+
+
+def _recall(predicted_HS: Tensor, truth_HK: Tensor, num_preselected: int) -> float:
+    """Mean share of the true best items among the first by prediction."""
+    num_kept = min(num_preselected, predicted_HS.shape[1])
+    threshold_H = predicted_HS.topk(num_kept, dim=1).values[:, -1]
+    return float((predicted_HS.gather(1, truth_HK) >= threshold_H[:, None]).float().mean())
+
+
+def _rotation(rank: int, seed: int) -> Tensor:
+    """(R, R): a random orthogonal matrix."""
+    generator = torch.Generator().manual_seed(seed)
+    rotation_RR: Tensor = torch.linalg.qr(torch.randn(rank, rank, generator=generator, dtype=torch.float64))[0].float()
+    return rotation_RR

@@ -1,0 +1,235 @@
+"""Laws of the algorithms of Ding & Zhai (2025), section 4: the conformance facts of their maths, on random worlds."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.retrieval import candidates
+from pipeline.retrieval.backends import open_index
+from pipeline.retrieval.filters import mask_shard
+from pipeline.retrieval.low_rank import fit_landmarks, fit_low_rank, low_rank_table
+from pipeline.retrieval.search import search_shard
+from pipeline.retrieval.shard import make_shard
+from pipeline.retrieval.topk import NO_ITEM, TopK
+from pipeline.settings import SearchSettings
+from tests.retrieval.worlds import World, all_scores, as_lists, brute_force, exclusions, make_world
+
+K = 6
+APPROXIMATE = ["topk_avg", "topk_per_embd", "comb_topk", "topk_low_rank"]
+
+
+def ask(method: str, num_kept: int = 25, k: int = K, max_escalated: int = 0) -> SearchSettings:
+    return SearchSettings(
+        k=k, method=method, num_preselected=num_kept, num_per_embd=max(num_kept, k), max_escalated=max_escalated
+    )
+
+
+def search(world: World, config: SearchSettings, num_shards: int = 1) -> TopK:
+    """With a low-rank table fitted on queries of the same world."""
+    sample = make_world(num_queries=60, num_items=1, seed=99).queries
+    scores = world.mol(sample, world.items).detach()
+    rank = min(8, len(world.items.gate_NP))
+    fit = fit_low_rank(sample, scores, rank, num_wanted=3, num_preselected=10)
+    found, scores = None, scores[: len(fit.low_rank.sample.gate_BP)]
+    for shard in world.shards(num_shards):
+        table = fit.low_rank.place(scores[:, shard.first_row : shard.first_row + len(shard)])
+        index = open_index(world.mol, replace(shard, low_rank_NR=table), config)
+        found = search_shard(index, world.queries, world.excluded, config, found, fit.query_map)
+    assert found is not None
+    return found
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 120), st.sampled_from([*APPROXIMATE, "exact_two_stage"]))
+def test_a_method_that_preselects_everything_equals_brute_force(seed, num_items, method):
+    world = make_world(num_queries=4, num_items=num_items, seed=seed)
+    found = search(world, ask(method, num_kept=max(K, num_items)))
+    assert as_lists(found) == brute_force(all_scores(world), K)
+    assert found.is_proven_B.all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from(APPROXIMATE), st.integers(1, 3), st.integers(K, 40))
+def test_whatever_is_returned_is_allowed_unique_and_carries_its_exact_score(seed, method, num_shards, num_kept):
+    world = make_world(num_queries=5, num_items=90, seed=seed)
+    found = search(world, ask(method, num_kept), num_shards)
+    scores_BN = all_scores(world)
+    for query, entries in enumerate(as_lists(found)):
+        rows = [row for _, row in entries]
+        assert len(set(rows)) == len(rows)
+        assert entries == sorted(entries, key=lambda entry: (-entry[0], entry[1]))
+        assert [score for score, _ in entries] == scores_BN[query, rows].tolist()
+        assert torch.isfinite(scores_BN[query, rows]).all()  # neither excluded nor padding
+
+
+@pytest.mark.parametrize("method", APPROXIMATE)
+def test_recall_rises_with_what_is_preselected(method):
+    world = make_world(num_queries=40, num_items=300, max_excluded=0)
+    exact = [{row for _, row in entries} for entries in as_lists(search(world, ask("exact")))]
+    recalls = []
+    for num_kept in (K, 20, 80, 300):
+        found = as_lists(search(world, ask(method, num_kept)))
+        recalls.append(sum(len({row for _, row in f} & e) for f, e in zip(found, exact, strict=True)))
+    assert recalls == sorted(recalls)
+    assert recalls[-1] == 40 * K
+
+
+def sets(at_BM: torch.Tensor) -> list[set[int]]:
+    return [set(row) - {NO_ITEM} for row in at_BM.tolist()]
+
+
+def test_candidate_sets_are_nested_and_the_combination_is_the_union():
+    world = make_world(num_queries=7, num_items=200)
+    (shard,) = world.shards(1)
+    index = open_index(world.mol, shard, ask("exact"))
+    mask = mask_shard(shard.is_eligible_N, 0, world.excluded)
+    num_pairs = world.queries.gate_BP.shape[1]
+    smaller: list[set[int]] = [set()] * 7
+    for num_kept in (1, 2, 10, 50):
+        by_component, _ = candidates.topk_per_embd(index, world.queries, num_kept, mask)
+        by_mean, _ = candidates.topk_avg(index, world.queries, 30, mask)
+        both, _ = candidates.comb_topk(index, world.queries, num_kept, 30, mask)
+        for few, many, mean, union in zip(smaller, sets(by_component), sets(by_mean), sets(both), strict=True):
+            assert few <= many
+            assert len(many) <= num_pairs * num_kept
+            assert union == many | mean
+        smaller = sets(by_component)
+
+
+def test_no_item_is_a_candidate_twice():
+    at = torch.tensor([[3, 1, 3, -1, 0, 1], [-1, -1, -1, -1, -1, -1], [5, 4, 3, 2, 1, 0]])
+    assert candidates.distinct(at).tolist() == [[3, 1, 0, -1, -1, -1], [-1] * 6, [5, 4, 3, 2, 1, 0]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from(["topk_per_embd", "comb_topk"]), st.integers(K, 60), st.integers(1, 3))
+def test_a_free_certificate_is_never_wrong(seed, method, num_kept, num_shards):
+    world = make_world(num_queries=6, num_items=100, seed=seed)
+    found = search(world, ask(method, num_kept), num_shards)
+    exact = search(world, ask("exact"))
+    proven = found.is_proven_B
+    assert torch.equal(found.rows_BK[proven], exact.rows_BK[proven])
+    # However far off: the i-th score is at least the true one less the gap.
+    is_short = exact.scores_BK.isneginf()
+    assert ((found.scores_BK >= exact.scores_BK - found.gaps_B[:, None] - 1e-6) | is_short).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from(APPROXIMATE), st.sampled_from([1, 20, 60, 1_000]), st.integers(1, 3))
+def test_an_escalated_search_proves_what_it_says(seed, method, budget, num_shards):
+    world = make_world(num_queries=6, num_items=120, seed=seed)
+    plain, exact = search(world, ask(method), num_shards), search(world, ask("exact"))
+    found = search(world, ask(method, max_escalated=budget), num_shards)
+    assert (found.scores_BK >= plain.scores_BK).all()
+    assert torch.equal(found.rows_BK[found.is_proven_B], exact.rows_BK[found.is_proven_B])
+    is_short = exact.scores_BK.isneginf()
+    assert ((found.scores_BK >= exact.scores_BK - found.gaps_B[:, None] - 1e-6) | is_short).all()
+    if budget >= 120:
+        assert found.is_proven_B.all()
+
+
+def test_numbering_the_items_otherwise_changes_no_result():
+    world = make_world(num_items=140)
+    order = torch.randperm(140, generator=torch.Generator().manual_seed(0))
+    place = torch.empty(140, dtype=torch.int64)
+    place[order] = torch.arange(140)
+    lists = [place[world.excluded.narrow(q, q + 1).rows].numpy() for q in range(len(world.excluded))]
+    shuffled = replace(world, items=world.items.take(order), excluded=exclusions(lists))
+    for method in ["exact", "exact_two_stage", *APPROXIMATE]:
+        found, again = (as_lists(search(w, ask(method))) for w in (world, shuffled))
+        assert [[(score, int(order[row])) for score, row in entries] for entries in again] == found, method
+
+
+@pytest.mark.parametrize("method", ["exact_two_stage", *APPROXIMATE])
+def test_the_other_queries_of_a_batch_do_not_change_a_bit(method):
+    world = make_world(num_queries=7)
+    together = as_lists(search(world, ask(method)))
+    for query in range(7):
+        one = slice(query, query + 1)
+        alone = replace(world, queries=world.queries.take(one), excluded=world.excluded.narrow(query, query + 1))
+        assert as_lists(search(alone, ask(method)))[0] == together[query]
+
+
+@pytest.mark.parametrize("method", APPROXIMATE)
+def test_exclusions_act_before_an_item_takes_a_place(method):
+    """What is excluded is replaced by the next best candidate: as good as if the item did not exist."""
+    world = make_world(num_queries=3, num_items=150, max_excluded=0)
+    first = search(world, ask(method, 20))
+    hidden = first.rows_BK[:, :3].numpy()
+    excluded = search(replace(world, excluded=exclusions(list(hidden))), ask(method, 20))
+    for query in range(3):
+        left = torch.tensor(sorted(set(range(150)) - set(hidden[query].tolist())))
+        without = replace(
+            world,
+            items=world.items.take(left),
+            queries=world.queries.take(slice(query, query + 1)),
+            excluded=exclusions([[]]),
+        )
+        if method == "topk_low_rank":
+            continue  # its table would be fitted anew
+        expected = [(score, int(left[row])) for score, row in as_lists(search(without, ask(method, 20)))[0]]
+        assert as_lists(excluded)[query] == expected
+    assert not any(set(rows) & set(mine) for rows, mine in zip(excluded.rows_BK.tolist(), hidden.tolist(), strict=True))
+
+
+def test_a_query_with_fifty_thousand_exclusions_gets_the_best_of_the_rest():
+    world = make_world(num_queries=2, num_items=60_000, max_excluded=0)
+    hidden = np.random.default_rng(0).choice(60_000, 50_000, replace=False)
+    world = replace(world, excluded=exclusions([hidden, np.array([], dtype=np.int64)]))
+    expected = brute_force(all_scores(world), K)
+    for method in ("exact", "comb_topk"):
+        assert as_lists(search(world, ask(method, 2_000)))[0] == expected[0]
+
+
+# --- the low-rank table
+
+
+def test_the_low_rank_table_of_a_shard_comes_from_its_exact_scores():
+    world = make_world(num_items=70)
+    sample = make_world(num_queries=40, seed=5).queries
+    scores = world.mol(sample, world.items).detach()
+    low_rank = fit_low_rank(sample, scores, 6, 3, 20).low_rank
+    parts = [low_rank_table(open_index(world.mol, shard, ask("exact")), low_rank) for shard in world.shards(3)]
+    torch.testing.assert_close(torch.cat(parts), low_rank.place(scores[: len(low_rank.sample.gate_BP)]))
+
+
+def test_scores_of_low_rank_are_recovered_up_to_what_the_sample_spans():
+    """With nearly as many directions as queries their scores come back, up to a constant per query."""
+    sample, world = make_world(num_queries=24, seed=1).queries, make_world(num_items=300)
+    scores = world.mol(sample, world.items).detach()
+    fit = fit_low_rank(sample, scores, rank=20, num_wanted=5, num_preselected=50)
+    assert len(fit.low_rank.sample.gate_BP) == 21  # the other three chose between the fits
+    vectors = fit.low_rank.place(scores[:21])
+    wanted = scores[:21] - scores[:21].mean(dim=1, keepdim=True)
+    solved = torch.linalg.lstsq(vectors.double(), wanted.T.double())
+    error = (vectors.double() @ solved.solution - wanted.T).norm() / wanted.norm()
+    assert error < 0.15
+
+
+def test_a_rank_above_the_sample_is_refused():
+    sample, world = make_world(num_queries=10).queries, make_world(num_items=300)
+    with pytest.raises(ValueError, match="rank 64 is too much for 9 queries"):
+        fit_low_rank(sample, world.mol(sample, world.items).detach(), 64, 5, 50)
+
+
+def test_both_ways_to_place_a_query_find_far_more_than_the_mean_component():
+    everybody = make_world(num_queries=330, num_items=400, max_excluded=0)
+    sample, few = everybody.queries.take(slice(30, None)), everybody.excluded.narrow(0, 30)
+    world = replace(everybody, queries=everybody.queries.take(slice(0, 30)), excluded=few)
+    scores = world.mol(sample, world.items).detach()
+    fit = fit_low_rank(sample, scores, 12, 5, 40)
+    landmarks = fit_landmarks(world.mol, fit.low_rank, world.items.take(torch.arange(0, 400, 4)), fit.mean_weight)
+    table = fit.low_rank.place(scores[: len(fit.low_rank.sample.gate_BP)])
+    index = open_index(world.mol, make_shard(0, world.items, table), ask("topk_low_rank", 40))
+    exact = [{row for _, row in entries} for entries in as_lists(search(world, ask("exact")))]
+
+    def recall(method: str, query_map=None) -> float:
+        found = as_lists(search_shard(index, world.queries, world.excluded, ask(method, 40), query_map=query_map))
+        return sum(len({row for _, row in f} & e) for f, e in zip(found, exact, strict=True)) / (30 * K)
+
+    assert recall("topk_low_rank", landmarks) > recall("topk_avg") + 0.25
+    assert recall("topk_low_rank", fit.query_map) > recall("topk_avg") + 0.2

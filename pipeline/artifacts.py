@@ -13,8 +13,8 @@ from pipeline.settings import Settings
 # Raised by hand when the same inputs would give other content.
 HISTORIES_VERSION = 1
 MODEL_VERSION = 1
-CORPUS_VERSION = 1
-SEARCH_VERSION = 1
+CORPUS_VERSION = 2
+SEARCH_VERSION = 2
 
 FORMAT = 1
 
@@ -163,7 +163,9 @@ def name_night(
     )
     train = settings.train.model_dump(mode="json", exclude={"threads_per_worker", "use_gpu", "max_failures"})
     checkpoint = Checkpoint(fingerprint("model", MODEL_VERSION, histories.id, settings.model, train))
-    corpus = Corpus(fingerprint("corpus", CORPUS_VERSION, checkpoint.id, settings.corpus))
+    left_out = set() if settings.has_low_rank else {"low_rank"}
+    shards = settings.corpus.model_dump(mode="json", exclude=left_out)
+    corpus = Corpus(fingerprint("corpus", CORPUS_VERSION, checkpoint.id, shards))
     search = settings.search.model_dump(mode="json", exclude={"query_tile", "item_tile"})
     searched = fingerprint("search", SEARCH_VERSION, corpus.id, search)
     evaluation = Evaluation(fingerprint("evaluation", searched, settings.evaluate))

@@ -161,10 +161,20 @@ class TrainSettings(Config):
     seed: Count = 0
 
 
+class LowRankSettings(Config):
+    """The table of TopKLowRank, fitted on exact scores of tonight's users. Built when the search uses it."""
+
+    rank: PositiveInt = 64  # numbers per item
+    num_queries: PositiveInt = 2_048  # users; all items are scored against most of them
+    num_items: PositiveInt = 32_768  # items on which the fit is made
+    seed: Count = 0
+
+
 class CorpusSettings(Config):
     """Item shards. Their number is logical: an approximate result depends on it, the machines do not."""
 
     num_shards: PositiveInt = 4
+    low_rank: LowRankSettings = LowRankSettings()
 
 
 SearchMethod = Literal[
@@ -248,6 +258,11 @@ class Settings(Config):
     output: OutputSettings = OutputSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     gates: GateSettings = GateSettings()
+
+    @property
+    def has_low_rank(self) -> bool:
+        """Whether the corpus needs the low-rank table."""
+        return self.search.method == "topk_low_rank"
 
     @field_validator("name")
     @classmethod

@@ -11,7 +11,7 @@ from pipeline.distributed.queries import Requested, take_sequences
 from pipeline.distributed.stages import seen_items
 from pipeline.errors import InputError, MismatchError
 from pipeline.io.checkpoint import load_model
-from pipeline.io.corpus import open_corpus, read_shard
+from pipeline.io.corpus import open_corpus, read_shard, shard_entries
 from pipeline.io.evaluations import (
     Exposure,
     Sample,
@@ -100,8 +100,7 @@ class EvaluationSink:
         of_query = np.flatnonzero(is_audited[batch.searched])
         shards = (
             read_shard(self._storage, self._night.corpus, entry)
-            for entry in open_corpus(self._storage, self._night.corpus).files
-            if entry.rows
+            for entry in shard_entries(open_corpus(self._storage, self._night.corpus))
         )
         mol = load_model(self._storage, self._night.checkpoint).mol
         queries = batch.queries.take(torch.from_numpy(of_query))

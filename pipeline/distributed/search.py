@@ -15,7 +15,7 @@ from pipeline.distributed.cluster import ActorNeed, Cluster, connect, deadline, 
 from pipeline.distributed.queries import QuerySource
 from pipeline.distributed.stages import QueryEncoder, ShardSearcher, Sink, Spill, Writer, spill_key
 from pipeline.errors import InputError
-from pipeline.io.corpus import open_corpus
+from pipeline.io.corpus import open_corpus, shard_entries
 from pipeline.io.storage import Storage, open_storage
 from pipeline.settings import ClusterSettings, Settings
 
@@ -48,7 +48,7 @@ def search_units(
     check_k(settings, manifest)
     counts: dict[int, bytes] = {}
     if units:
-        entries = tuple(entry for entry in manifest.files if entry.rows)  # a shard without items has nothing to say
+        entries = shard_entries(manifest)
         *spilling, last = plan_waves(len(entries), connect(settings), settings.cluster)
         fan_out = _FanOut(storage_uri, night, settings, entries, source, scratch)
         with deadline(settings.cluster.deadline_minutes):

@@ -23,7 +23,7 @@ from pipeline.distributed.chain import device_for
 from pipeline.distributed.queries import QuerySource, take_sequences
 from pipeline.errors import InfrastructureError, MismatchError
 from pipeline.io.checkpoint import load_model
-from pipeline.io.corpus import read_shard
+from pipeline.io.corpus import read_low_rank, read_shard
 from pipeline.io.histories import read_bucket
 from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
 from pipeline.io.storage import ObjectNotFoundError, Storage, open_storage
@@ -85,11 +85,14 @@ class ShardSearcher:
         self._search = settings.search
         mol = load_model(storage, night.checkpoint).mol.to(self._device)
         self._index = open_index(mol, read_shard(storage, night.corpus, entry).to(self._device), settings.search)
+        fit = read_low_rank(storage, night.corpus)
+        self._query_map = fit.query_map.to(self._device) if fit else None
 
     def __call__(self, unit: int, payload: bytes) -> pa.Buffer:
         batch, running = decode_batch(payload)
         queries = QuerySide(batch.queries.components_BQD.to(self._device), batch.queries.gate_BP.to(self._device))
-        found = search_shard(self._index, queries, batch.excluded, self._search, running.to(self._device))
+        running = running.to(self._device)
+        found = search_shard(self._index, queries, batch.excluded, self._search, running, self._query_map)
         return encode_batch(batch, found)
 
 

@@ -19,7 +19,8 @@ from pipeline.artifacts import Corpus, FileEntry, Manifest, Night
 from pipeline.errors import InputError
 from pipeline.io.manifests import file_entry, now, read_manifest, versions, write_manifest
 from pipeline.io.storage import ObjectNotFoundError, Storage, put
-from pipeline.model.mol import ItemSide
+from pipeline.model.mol import ItemSide, QuerySide
+from pipeline.retrieval.low_rank import DistilledMap, Fit, LowRank
 from pipeline.retrieval.shard import Shard
 from pipeline.settings import Settings
 
@@ -41,14 +42,7 @@ def write_shard(storage: Storage, corpus: Corpus, index: int, shard: Shard, item
     data = save_tensors(tensors | {"first_row": torch.tensor([shard.first_row])})
     key = f"shard-{index:05d}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors"
     put(storage, f"{corpus.prefix}/{key}", data)
-    entry = file_entry(key, data, rows=len(shard))
-    sidecar = _sidecar_key(corpus, index)
-    while not storage.create(sidecar, entry.model_dump_json(indent=1).encode()):
-        first = _read_sidecar(storage, sidecar, _sizes(storage, corpus))
-        if first is not None:
-            return first
-        storage.delete(sidecar)  # it names a file that is gone
-    return entry
+    return _claim(storage, corpus, _sidecar_key(corpus, index), file_entry(key, data, rows=len(shard)))
 
 
 def done_shards(storage: Storage, corpus: Corpus) -> dict[int, FileEntry]:
@@ -65,23 +59,49 @@ def done_shards(storage: Storage, corpus: Corpus) -> dict[int, FileEntry]:
 
 def read_shard(storage: Storage, corpus: Corpus, entry: FileEntry) -> Shard:
     """One shard on the CPU, every item eligible. Raises InputError when it is missing or damaged."""
-    key = f"{corpus.prefix}/{entry.key}"
+    key, tensors = f"{corpus.prefix}/{entry.key}", _read_tensors(storage, corpus, entry)
     try:
-        data = storage.read(key)
-    except ObjectNotFoundError:
-        raise InputError(f"{storage.uri}/{key}: the shard is gone; remove the corpus and embed again") from None
-    if hashlib.sha256(data).hexdigest() != entry.sha256:
-        raise InputError(f"{storage.uri}/{key}: damaged, its SHA-256 is not that of the manifest; embed again")
-    try:
-        tensors = load_tensors(data)
         components_NXD, gate_NP, mean_ND, low_rank_NR = (tensors[name] for name in NAMES)
         first_row = int(tensors["first_row"])
-    except (SafetensorError, KeyError) as error:
+    except KeyError as error:
         raise InputError(f"{storage.uri}/{key}: not a shard of ours ({error}); embed again") from None
     if not len(components_NXD) == len(gate_NP) == len(mean_ND) == len(low_rank_NR) == entry.rows:
         raise InputError(f"{storage.uri}/{key}: {len(mean_ND)} items, but the manifest says {entry.rows}; embed again")
     is_eligible_N = torch.ones(entry.rows, dtype=torch.bool)
     return Shard(first_row, ItemSide(components_NXD, gate_NP), mean_ND, low_rank_NR, is_eligible_N)
+
+
+def write_low_rank(storage: Storage, corpus: Corpus, fit: Fit) -> None:
+    """Keep the fit of the low-rank table, before any shard is made. When another attempt was first, its fit stands."""
+    tensors = {
+        "sample_components": fit.low_rank.sample.components_BQD,
+        "sample_gate": fit.low_rank.sample.gate_BP,
+        "basis": fit.low_rank.basis_LR,
+        "centre": fit.low_rank.centre_R,
+        "map_centre": fit.query_map.centre_Z,
+        "map_weights": fit.query_map.weights_ZR,
+        "choice": torch.tensor([fit.ridge, fit.mean_weight, fit.recall], dtype=torch.float64),
+    }
+    data = save_tensors({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
+    key = f"low-rank-{hashlib.sha256(data).hexdigest()[:16]}.safetensors"
+    put(storage, f"{corpus.prefix}/{key}", data)
+    _claim(storage, corpus, _low_rank_key(corpus), file_entry(key, data, rows=len(fit.low_rank.basis_LR)))
+
+
+def low_rank_entry(storage: Storage, corpus: Corpus) -> FileEntry | None:
+    """The fit's file, None when there is no fit."""
+    return _read_sidecar(storage, _low_rank_key(corpus), _sizes(storage, corpus))
+
+
+def read_low_rank(storage: Storage, corpus: Corpus) -> Fit | None:
+    """The fit of the corpus's low-rank table, None when it has none. Raises InputError when it is damaged."""
+    entry = low_rank_entry(storage, corpus)
+    if entry is None:
+        return None
+    tensors = _read_tensors(storage, corpus, entry)
+    sample = QuerySide(tensors["sample_components"], tensors["sample_gate"])
+    query_map = DistilledMap(tensors["map_centre"], tensors["map_weights"])
+    return Fit(LowRank(sample, tensors["basis"], tensors["centre"]), query_map, *tensors["choice"].tolist())
 
 
 def write_corpus_manifest(
@@ -95,18 +115,26 @@ def write_corpus_manifest(
         "num_shards": len(files),
         "bytes_per_item": round(sum(entry.bytes for entry in files) / max(1, num_items), 1),
     }
+    extra, fit = low_rank_entry(storage, night.corpus), read_low_rank(storage, night.corpus)
+    if fit is not None:
+        counts |= {"low_rank_ridge": fit.ridge, "low_rank_mean_weight": fit.mean_weight, "low_rank_recall": fit.recall}
     manifest = Manifest(
         kind="corpus",
         id=night.corpus.id,
         lineage={"checkpoint": night.checkpoint.id, "histories": night.histories.id},
         settings={"corpus": settings.corpus.model_dump(mode="json")},
-        files=files,
+        files=files if extra is None else (*files, extra),
         counts=counts,
         created_at=now(),
         versions=versions(),
     )
     write_manifest(storage, night.corpus.prefix, manifest)
     return manifest
+
+
+def shard_entries(manifest: Manifest) -> tuple[FileEntry, ...]:
+    """The shards of a corpus that hold items, in order."""
+    return tuple(entry for entry in manifest.files if entry.key.startswith("shard-") and entry.rows)
 
 
 def open_corpus(storage: Storage, corpus: Corpus) -> Manifest:
@@ -125,6 +153,35 @@ def _check_finite(tensors: Mapping[str, torch.Tensor], item_ids: pa.Array) -> No
             f"item {item_ids[int(bad[0])].as_py()!r}: its vectors are not finite numbers, nor are those of "
             f"{len(bad) - 1} others; the model has diverged: train again with a lower train.learning_rate"
         )
+
+
+def _claim(storage: Storage, corpus: Corpus, sidecar: str, entry: FileEntry) -> FileEntry:
+    """Make a file count by its sidecar; the first of several attempts stands and is returned."""
+    while not storage.create(sidecar, entry.model_dump_json(indent=1).encode()):
+        first = _read_sidecar(storage, sidecar, _sizes(storage, corpus))
+        if first is not None:
+            return first
+        storage.delete(sidecar)  # it names a file that is gone
+    return entry
+
+
+def _read_tensors(storage: Storage, corpus: Corpus, entry: FileEntry) -> dict[str, torch.Tensor]:
+    key = f"{corpus.prefix}/{entry.key}"
+    try:
+        data = storage.read(key)
+    except ObjectNotFoundError:
+        raise InputError(f"{storage.uri}/{key}: the file is gone; remove the corpus and embed again") from None
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise InputError(f"{storage.uri}/{key}: damaged, its SHA-256 is not that of the manifest; embed again")
+    try:
+        tensors: dict[str, torch.Tensor] = load_tensors(data)
+    except SafetensorError as error:
+        raise InputError(f"{storage.uri}/{key}: not a file of ours ({error}); embed again") from None
+    return tensors
+
+
+def _low_rank_key(corpus: Corpus) -> str:
+    return f"{corpus.prefix}/low-rank.json"
 
 
 def _sidecar_key(corpus: Corpus, index: int) -> str:

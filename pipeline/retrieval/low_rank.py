@@ -8,6 +8,7 @@ against a few landmark items (landmark).
 Legend: L sample queries, B queries, S sampled items, N items, R rank, Z features, Q/X query/item components, D width.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,11 @@ ITEMS_AT_ONCE = 2_048
 MEAN_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 RIDGES = (0.001, 0.01, 0.1, 1.0)  # as a share of what the features weigh
 HELD_OUT_SHARE = 0.125
+# Directions per sample query: with as many directions as queries the fit follows their noise.
+MAX_RANK_SHARE = 0.25
+# What the choice is made for: the best items of the corpus, within these multiples of their number.
+NUM_WANTED = 100
+WITHIN = (2, 5, 10)
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,10 @@ class DistilledMap:
 
     centre_Z: Tensor
     weights_ZR: Tensor
+
+    def to(self, device: torch.device | str) -> "DistilledMap":
+        """The same map on a device."""
+        return DistilledMap(self.centre_Z.to(device), self.weights_ZR.to(device))
 
     def __call__(self, queries: QuerySide) -> Tensor:
         vectors_BR: Tensor = (query_features(queries) - self.centre_Z) @ self.weights_ZR
@@ -64,6 +74,11 @@ class LowRank:
     basis_LR: Tensor
     centre_R: Tensor
 
+    def to(self, device: torch.device | str) -> "LowRank":
+        """The same on a device."""
+        sample = QuerySide(self.sample.components_BQD.to(device), self.sample.gate_BP.to(device))
+        return LowRank(sample, self.basis_LR.to(device), self.centre_R.to(device))
+
     def place(self, scores_LN: Tensor) -> Tensor:
         """(N, R): the vectors of items from their exact scores against the sample."""
         vectors_NR: Tensor = scores_LN.T @ self.basis_LR - self.centre_R
@@ -87,27 +102,25 @@ def query_features(queries: QuerySide) -> Tensor:
     return torch.cat([values_BV, values_BV.abs(), torch.ones_like(values_BV[:, :1])], dim=1)
 
 
-def fit_low_rank(
-    sample: QuerySide, scores_LS: Tensor, rank: int, num_wanted: int, num_preselected: int, seed: int = 0
-) -> Fit:
-    """Fit on exact scores (L, S) of sample queries against items drawn uniformly.
+def fit_low_rank(sample: QuerySide, scores_LS: Tensor, rank: int, item_share: float = 1.0, seed: int = 0) -> Fit:
+    """Fit on exact scores (L, S) of sample queries against a share of the items, drawn uniformly.
 
-    Some of the queries are held out; the ridge and the weight of the mean are those with the best recall on them, of
-    the `num_wanted` best sampled items among the `num_preselected` first by prediction. Raises ValueError when there
-    are not more fitted queries and items than directions.
+    Some of the queries are held out; the ridge and the weight of the mean are those with the best recall on them.
+    Raises ValueError when there are not more fitted queries and items than directions.
     """
     num_fitted = len(scores_LS) - max(1, round(HELD_OUT_SHARE * len(scores_LS)))
     if rank > min(num_fitted - 1, scores_LS.shape[1]):
         raise ValueError(f"rank {rank} is too much for {num_fitted} queries and {scores_LS.shape[1]} items")
     fitted, held_out = sample.take(slice(0, num_fitted)), sample.take(slice(num_fitted, None))
     directions = _directions(scores_LS[:num_fitted], rank)
-    truth_HK = scores_LS[num_fitted:].topk(min(num_wanted, scores_LS.shape[1]), dim=1).indices
+    num_wanted = max(1, min(round(NUM_WANTED * item_share), scores_LS.shape[1] // max(WITHIN)))
+    truth_HK = scores_LS[num_fitted:].topk(num_wanted, dim=1).indices
     best: tuple[float, DistilledMap, float, float] | None = None
     for ridge in RIDGES:
         for mean_weight in MEAN_WEIGHTS:
             query_map = _ridge_map(query_features(fitted), directions, ridge, mean_weight)
             predicted_HS = query_map(held_out) @ directions.vectors_SR.T
-            recall = _recall(predicted_HS, truth_HK, num_preselected)
+            recall = sum(_recall(predicted_HS, truth_HK, num_wanted * times) for times in WITHIN) / len(WITHIN)
             if best is None or recall > best[0]:
                 best = recall, query_map, ridge, mean_weight
     assert best is not None
@@ -134,12 +147,19 @@ def fit_landmarks(
 
 def low_rank_table(index: ShardIndex, low_rank: LowRank) -> Tensor:
     """(N, R): the vectors of a shard's items, a tile of exact scores (L, N) at a time."""
-    num_queries = len(low_rank.sample.gate_BP)
-    tiles = [low_rank.centre_R.new_empty(0, len(low_rank.centre_R))]
+    tiles = [low_rank.place(scores_LN) for scores_LN in _score_tiles(index, low_rank.sample)]
+    return torch.cat([low_rank.centre_R.new_empty(0, len(low_rank.centre_R)), *tiles])
+
+
+def score_all(index: ShardIndex, queries: QuerySide) -> Tensor:
+    """(B, N): the scores of stage 2 for all items of a shard."""
+    return torch.cat(list(_score_tiles(index, queries)), dim=1)
+
+
+def _score_tiles(index: ShardIndex, queries: QuerySide) -> Iterator[Tensor]:
     for low in range(0, len(index), ITEMS_AT_ONCE):
         at_N = torch.arange(low, min(low + ITEMS_AT_ONCE, len(index)), device=index.is_eligible_N.device)
-        tiles.append(low_rank.place(index.score(low_rank.sample, at_N.expand(num_queries, -1).contiguous())))
-    return torch.cat(tiles)
+        yield index.score(queries, at_N.expand(len(queries.gate_BP), -1).contiguous())
 
 
 @dataclass(frozen=True)

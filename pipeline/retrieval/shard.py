@@ -1,11 +1,17 @@
-"""One shard of the corpus: everything item-side, computed once."""
+"""One shard of the corpus: everything item-side, computed once. N items, X components of width D, P pairs, R rank."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import ItemSide
+
+# Items that are projected at once. Always exactly so many (the last tile is padded): a matrix product of another
+# shape may differ in its last bits, and an item's vectors must not depend on how the corpus is cut.
+ITEM_TILE = 1_024
 
 
 @dataclass(frozen=True)
@@ -45,3 +51,14 @@ def make_shard(first_row: int, items: ItemSide, low_rank_NR: Tensor | None = Non
 def shard_bounds(num_items: int, num_shards: int) -> list[tuple[int, int]]:
     """First and last row (exclusive) of each logical shard: contiguous, sizes differing by at most one."""
     return [(s * num_items // num_shards, (s + 1) * num_items // num_shards) for s in range(num_shards)]
+
+
+@torch.inference_mode()
+def embed_rows(model: RetrievalModel, rows_N: Tensor) -> ItemSide:
+    """The item side of the given item rows, computed in tiles of one shape."""
+    tiles = []
+    for low in range(0, max(1, len(rows_N)), ITEM_TILE):  # without items (more shards than items) for the shapes
+        part = rows_N[low : low + ITEM_TILE]
+        tiles.append(model.item_side(pad(part, (0, ITEM_TILE - len(part)))).take(slice(0, len(part))))
+    components_NXD = torch.cat([tile.components_NXD for tile in tiles])
+    return ItemSide(components_NXD, torch.cat([tile.gate_NP for tile in tiles]))

@@ -4,10 +4,12 @@ import torch
 from pipeline.distributed import embed
 from pipeline.distributed.cluster import Cluster, Node
 from pipeline.distributed.embed import ShardEmbedder, embed_corpus, embed_items
+from pipeline.distributed.low_rank import sample_queries
 from pipeline.errors import InputError, MismatchError
-from pipeline.io.corpus import done_shards, open_corpus, read_shard
+from pipeline.io.corpus import done_shards, open_corpus, read_low_rank, read_shard, shard_entries
 from pipeline.io.histories import read_items
 from pipeline.io.parquet import write_parquet_bytes
+from pipeline.retrieval import shard
 from pipeline.settings import ClusterSettings
 from tests.distributed.worlds import World, make_world, model_of, without_ray
 
@@ -19,7 +21,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(autouse=True)
 def _tiles(monkeypatch):
-    monkeypatch.setattr(embed, "ITEM_TILE", 16)
+    monkeypatch.setattr(shard, "ITEM_TILE", 16)
 
 
 @pytest.mark.parametrize("num_shards", [1, 2, 7, 200])
@@ -30,21 +32,21 @@ def test_shards_hold_every_item_once_whatever_their_number(world, monkeypatch, n
     assert len(manifest.files) == num_shards
     assert manifest.counts["num_items"] == 130
     shards = [read_shard(other.storage, other.night.corpus, entry) for entry in manifest.files]
-    assert [shard.first_row for shard in shards] == [s * 130 // num_shards for s in range(num_shards)]
+    assert [part.first_row for part in shards] == [s * 130 // num_shards for s in range(num_shards)]
     whole = embed_items(model_of(world), 0, 130)
     for name in ("components_NXD", "gate_NP"):
-        found = torch.cat([getattr(shard.items, name) for shard in shards])
+        found = torch.cat([getattr(part.items, name) for part in shards])
         assert torch.equal(found, getattr(whole.items, name))  # to the last bit
-    assert torch.equal(torch.cat([shard.mean_ND for shard in shards]), whole.mean_ND)
+    assert torch.equal(torch.cat([part.mean_ND for part in shards]), whole.mean_ND)
 
 
 def test_items_are_embedded_as_the_model_does(world):
     model = model_of(world)
     expected = model.item_side(torch.arange(40, 73))
-    shard = embed_items(model, 40, 73)
-    torch.testing.assert_close(shard.items.components_NXD, expected.components_NXD)
-    torch.testing.assert_close(shard.items.gate_NP, expected.gate_NP)
-    torch.testing.assert_close(shard.mean_ND, expected.mean_ND)
+    found = embed_items(model, 40, 73)
+    torch.testing.assert_close(found.items.components_NXD, expected.components_NXD)
+    torch.testing.assert_close(found.items.gate_NP, expected.gate_NP)
+    torch.testing.assert_close(found.mean_ND, expected.mean_ND)
 
 
 def test_a_rerun_embeds_only_what_is_missing(tmp_path, monkeypatch):
@@ -94,3 +96,42 @@ def test_embedders_leave_room_and_share_gpus():
     assert embed._num_embedders(nodes, ClusterSettings()) == 8
     assert embed._num_embedders(nodes, ClusterSettings(gpus_per_actor=2.0)) == 2
     assert embed._num_embedders(Cluster((Node(2.0),), is_local=True), ClusterSettings()) == 1
+
+
+def test_the_low_rank_table_is_fitted_once_and_holds_every_item(tmp_path, monkeypatch):
+    ran = without_ray(monkeypatch)
+    overrides = ["search.method=topk_low_rank", "corpus.low_rank.rank=8", "corpus.low_rank.num_queries=60"]
+    world = make_world(tmp_path, num_users=100, overrides=overrides)
+    manifest = embed_corpus(world.storage, world.night, world.settings)
+    assert [name for name, _ in ran] == ["LowRankFitter", "ShardEmbedder"]
+    assert [entry.key.split("-")[0] for entry in manifest.files] == ["shard"] * 3 + ["low"]
+    assert 0 < manifest.counts["low_rank_recall"] <= 1
+    fit = read_low_rank(world.storage, world.night.corpus)
+    assert fit is not None
+    model = model_of(world)
+    scores = model.mol(fit.low_rank.sample, model.item_side(torch.arange(120))).detach()
+    tables = [read_shard(world.storage, world.night.corpus, e).low_rank_NR for e in shard_entries(manifest)]
+    torch.testing.assert_close(torch.cat(tables), fit.low_rank.place(scores), atol=1e-4, rtol=1e-4)
+    ran.clear()
+    world.storage.delete(f"{world.night.corpus.prefix}/manifest.json")
+    world.storage.delete(f"{world.night.corpus.prefix}/shard-00001.json")
+    assert embed_corpus(world.storage, world.night, world.settings).files == manifest.files
+    assert [name for name, _ in ran] == ["ShardEmbedder"]  # the fit stands
+
+
+def test_the_sample_is_of_users_with_a_history_and_the_same_every_time(tmp_path):
+    world = make_world(tmp_path, num_users=50, overrides=["corpus.low_rank.num_queries=30"])
+    model = model_of(world)
+    first = sample_queries(world.storage, world.night, world.settings, model)
+    again = sample_queries(world.storage, world.night, world.settings, model)
+    assert len(first.gate_BP) == 30
+    assert torch.equal(first.components_BQD, again.components_BQD)
+    everybody = world.with_settings("corpus.low_rank.num_queries=500")
+    assert len(sample_queries(everybody.storage, everybody.night, everybody.settings, model).gate_BP) == 50
+
+
+def test_a_method_without_the_table_shares_the_corpus_of_another(tmp_path):
+    world = make_world(tmp_path)
+    ids = {m: world.with_settings(f"search.method={m}").night.corpus.id for m in ("exact", "topk_avg", "topk_low_rank")}
+    assert ids["exact"] == ids["topk_avg"] != ids["topk_low_rank"]
+    assert world.with_settings("corpus.low_rank.rank=9").night.corpus.id == ids["exact"]

@@ -331,3 +331,16 @@ def test_requested_ids_are_grouped_by_their_bucket():
     assert sorted(user for group in groups for user in group.to_pylist()) == sorted(ids.to_pylist())
     for bucket, group in enumerate(groups):
         assert set(user_bucket(group, 7).tolist()) <= {bucket}
+
+
+def test_low_rank_search_finds_more_than_the_mean_component_at_equal_cost(tmp_path: Path, monkeypatch):
+    without_ray(monkeypatch)
+    world = make_world(tmp_path, num_users=200, num_items=600, overrides=["corpus.low_rank.rank=32"])
+    pairs = {}
+    for method in ("exact", "topk_avg", "topk_low_rank"):
+        table = retrieve(world.with_settings(f"search.method={method}", "search.num_preselected=40"))
+        pairs[method] = set(zip(table["user_id"].to_pylist(), table["item_id"].to_pylist(), strict=True))
+    assert len(pairs["exact"]) == 2_000
+    hits = {method: len(found & pairs["exact"]) for method, found in pairs.items()}
+    assert hits["topk_low_rank"] > hits["topk_avg"]
+    assert hits["topk_low_rank"] > 1_600, hits

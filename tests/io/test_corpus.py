@@ -80,7 +80,7 @@ def test_a_damaged_or_missing_shard_is_refused(storage):
     data = bytearray(storage.read(f"{CORPUS.prefix}/{entry.key}"))
     data[-1] ^= 1
     storage.delete(f"{CORPUS.prefix}/{entry.key}")
-    with pytest.raises(InputError, match="the shard is gone"):
+    with pytest.raises(InputError, match="the file is gone"):
         read_shard(storage, CORPUS, entry)
     storage.create(f"{CORPUS.prefix}/{entry.key}", bytes(data))
     with pytest.raises(InputError, match="SHA-256 is not that of the manifest"):

@@ -33,7 +33,7 @@ def search(world: World, config: SearchSettings, num_shards: int = 1) -> TopK:
     sample = make_world(num_queries=60, num_items=1, seed=99).queries
     scores = world.mol(sample, world.items).detach()
     rank = min(8, len(world.items.gate_NP))
-    fit = fit_low_rank(sample, scores, rank, num_wanted=3, num_preselected=10)
+    fit = fit_low_rank(sample, scores, rank)
     found, scores = None, scores[: len(fit.low_rank.sample.gate_BP)]
     for shard in world.shards(num_shards):
         table = fit.low_rank.place(scores[:, shard.first_row : shard.first_row + len(shard)])
@@ -192,7 +192,7 @@ def test_the_low_rank_table_of_a_shard_comes_from_its_exact_scores():
     world = make_world(num_items=70)
     sample = make_world(num_queries=40, seed=5).queries
     scores = world.mol(sample, world.items).detach()
-    low_rank = fit_low_rank(sample, scores, 6, 3, 20).low_rank
+    low_rank = fit_low_rank(sample, scores, 6).low_rank
     parts = [low_rank_table(open_index(world.mol, shard, ask("exact")), low_rank) for shard in world.shards(3)]
     torch.testing.assert_close(torch.cat(parts), low_rank.place(scores[: len(low_rank.sample.gate_BP)]))
 
@@ -201,7 +201,7 @@ def test_scores_of_low_rank_are_recovered_up_to_what_the_sample_spans():
     """With nearly as many directions as queries their scores come back, up to a constant per query."""
     sample, world = make_world(num_queries=24, seed=1).queries, make_world(num_items=300)
     scores = world.mol(sample, world.items).detach()
-    fit = fit_low_rank(sample, scores, rank=20, num_wanted=5, num_preselected=50)
+    fit = fit_low_rank(sample, scores, rank=20)
     assert len(fit.low_rank.sample.gate_BP) == 21  # the other three chose between the fits
     vectors = fit.low_rank.place(scores[:21])
     wanted = scores[:21] - scores[:21].mean(dim=1, keepdim=True)
@@ -213,7 +213,7 @@ def test_scores_of_low_rank_are_recovered_up_to_what_the_sample_spans():
 def test_a_rank_above_the_sample_is_refused():
     sample, world = make_world(num_queries=10).queries, make_world(num_items=300)
     with pytest.raises(ValueError, match="rank 64 is too much for 9 queries"):
-        fit_low_rank(sample, world.mol(sample, world.items).detach(), 64, 5, 50)
+        fit_low_rank(sample, world.mol(sample, world.items).detach(), 64)
 
 
 def test_both_ways_to_place_a_query_find_far_more_than_the_mean_component():
@@ -221,7 +221,7 @@ def test_both_ways_to_place_a_query_find_far_more_than_the_mean_component():
     sample, few = everybody.queries.take(slice(30, None)), everybody.excluded.narrow(0, 30)
     world = replace(everybody, queries=everybody.queries.take(slice(0, 30)), excluded=few)
     scores = world.mol(sample, world.items).detach()
-    fit = fit_low_rank(sample, scores, 12, 5, 40)
+    fit = fit_low_rank(sample, scores, 12)
     landmarks = fit_landmarks(world.mol, fit.low_rank, world.items.take(torch.arange(0, 400, 4)), fit.mean_weight)
     table = fit.low_rank.place(scores[: len(fit.low_rank.sample.gate_BP)])
     index = open_index(world.mol, make_shard(0, world.items, table), ask("topk_low_rank", 40))

@@ -1,0 +1,75 @@
+"""Fitting the low-rank table of a corpus: one unit of work, before the shards are made."""
+
+import logging
+
+import numpy as np
+import torch
+
+from pipeline.artifacts import Night
+from pipeline.distributed.chain import device_for
+from pipeline.distributed.queries import take_sequences
+from pipeline.distributed.stages import encode_sequences
+from pipeline.errors import InputError
+from pipeline.io.checkpoint import load_model
+from pipeline.io.corpus import write_low_rank
+from pipeline.io.histories import read_bucket
+from pipeline.io.storage import Storage, open_storage
+from pipeline.model.model import RetrievalModel
+from pipeline.model.mol import QuerySide
+from pipeline.retrieval.backends import open_index
+from pipeline.retrieval.heldout import sampling_keys
+from pipeline.retrieval.low_rank import MAX_RANK_SHARE, fit_low_rank, score_all
+from pipeline.retrieval.shard import embed_rows, make_shard
+from pipeline.settings import Settings
+
+log = logging.getLogger("nightrails")
+
+
+class LowRankFitter:
+    """Scores a sample of tonight's users against a sample of the items and fits the low-rank table on that."""
+
+    def __init__(self, storage_uri: str, night: Night, settings: Settings) -> None:
+        self._storage, self._night, self._settings = open_storage(storage_uri), night, settings
+        self._device = device_for(settings.cluster)
+
+    def __call__(self, unit: int, payload: bytes) -> bytes:
+        """Nothing comes in or goes out but the fit's file; the unit is not used."""
+        settings = self._settings.corpus.low_rank
+        model = load_model(self._storage, self._night.checkpoint).to(self._device)
+        queries = sample_queries(self._storage, self._night, self._settings, model)
+        rng = np.random.default_rng(settings.seed)
+        num_items = min(settings.num_items, model.num_items)
+        rows = np.sort(rng.choice(model.num_items, num_items, replace=False))
+        items = embed_rows(model, torch.from_numpy(rows).to(self._device))
+        scores_LS = score_all(open_index(model.mol, make_shard(0, items), self._settings.search), queries)
+        rank = min(settings.rank, int(MAX_RANK_SHARE * len(scores_LS)), num_items)
+        if rank < 2:
+            raise InputError(f"{len(scores_LS)} users are too few for search.method topk_low_rank; use exact")
+        if rank < settings.rank:
+            log.warning("the low-rank table has rank %d, not %d: there are few users or items", rank, settings.rank)
+        fit = fit_low_rank(queries, scores_LS, rank, num_items / model.num_items, settings.seed)
+        write_low_rank(self._storage, self._night.corpus, fit)
+        return payload
+
+
+def sample_queries(storage: Storage, night: Night, settings: Settings, model: RetrievalModel) -> QuerySide:
+    """The queries of up to `corpus.low_rank.num_queries` of tonight's users, as many as there are.
+
+    Users are put into buckets by a hash, so the first buckets are a random sample, with tonight's mix of history
+    lengths: what the fit must see (a sample of long histories costs recall on short ones).
+    """
+    wanted, seed = settings.corpus.low_rank.num_queries, settings.corpus.low_rank.seed
+    parts: list[QuerySide] = []
+    for unit in range(settings.output.num_buckets):
+        missing = wanted - sum(len(part.gate_BP) for part in parts)
+        if missing <= 0:
+            break
+        bucket = read_bucket(storage, night.histories, unit)
+        histories = bucket.cut("whole")
+        keys = sampling_keys(bucket.user_keys, seed)
+        at = np.argsort(keys, kind="stable")
+        at = at[histories.lengths[at] > 0][:missing]
+        queries = encode_sequences(model, take_sequences(histories, at), bucket.user_keys[at])
+        is_finite = queries.components_BQD.isfinite().flatten(1).all(dim=1) & queries.gate_BP.isfinite().all(dim=1)
+        parts.append(queries.take(is_finite.nonzero()[:, 0]))
+    return QuerySide(torch.cat([p.components_BQD for p in parts]), torch.cat([p.gate_BP for p in parts]))

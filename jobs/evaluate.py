@@ -12,9 +12,11 @@ log = logging.getLogger("nightrails")
 def run(settings: Settings, ds: date | None) -> Outcome:
     from pipeline.io.evaluations import read_metrics
     from pipeline.io.night import open_night
+    from pipeline.io.tunings import tuned
     from pipeline.quality.report import metrics_table
 
     storage, night = open_night(settings, ds)
+    settings = tuned(storage, night, settings)
     metrics = read_metrics(storage, night.evaluation)
     status = "already evaluated"
     if metrics is None:

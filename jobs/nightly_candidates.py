@@ -17,7 +17,7 @@ log = logging.getLogger("nightrails")
 
 def run(settings: Settings, ds: date | None) -> Outcome:
     """Make and publish the candidates of one day; `ds` None is the newest day in the log."""
-    from jobs import embed_items, evaluate, prepare, publish, retrieve, simulate_log, train
+    from jobs import embed_items, evaluate, prepare, publish, retrieve, simulate_log, train, tune
     from pipeline.io.night import open_night
     from pipeline.io.storage import check_store
     from pipeline.quality.report import how_to_read, three_users
@@ -36,7 +36,7 @@ def run(settings: Settings, ds: date | None) -> Outcome:
     seconds: dict[str, float] = {}
     with deadline(settings.cluster.deadline_minutes):
         connect(settings)
-        for step in (prepare, train, embed_items, retrieve, evaluate, publish):
+        for step in (prepare, train, embed_items, tune, retrieve, evaluate, publish):
             name = step.__name__.removeprefix("jobs.")
             log.info("── %s", name)
             started = time.monotonic()

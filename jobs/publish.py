@@ -18,18 +18,20 @@ def run(settings: Settings, ds: date | None) -> Outcome:
     from pipeline.io.night import open_night
     from pipeline.io.runs import finished_units
     from pipeline.io.storage import check_store
+    from pipeline.io.tunings import read_tuning, tuned
     from pipeline.quality.gates import check_gates
     from pipeline.quality.inspection import describe_run, inspect_run
 
     storage, night = open_night(settings, ds)
     if already := already_published(storage, night):
         return already
+    settings = tuned(storage, night, settings)
     head = published(storage, night.run.table, night.ds)
     check_store(storage)
     sidecars = finished_units(storage, night.run, settings.output.num_buckets)
     verdicts = check_gates(read_metrics(storage, night.evaluation), settings.gates)
     inspection = inspect_run(storage, night, settings, sidecars)
-    manifest = describe_run(night, settings, inspection, verdicts)
+    manifest = describe_run(night, settings, inspection, verdicts, read_tuning(storage, night))
     proposal = propose(night.run, head, *write_run_manifest(storage, night.run, manifest))
     standing = commit(storage, night.run, proposal)
     refresh_latest(storage, night.run.table)

@@ -12,8 +12,10 @@ def run(settings: Settings, ds: date | None) -> Outcome:
     from pipeline.distributed.sinks import CandidateSink
     from pipeline.io.night import open_night
     from pipeline.io.runs import done_units
+    from pipeline.io.tunings import tuned
 
     storage, night = open_night(settings, ds)
+    settings = tuned(storage, night, settings)
     done = done_units(storage, night.run)
     pending = [unit for unit in range(settings.output.num_buckets) if unit not in done]
     search_units(storage.uri, night, settings, pending, TonightsUsers, CandidateSink, f"{night.run.prefix}/_wave")

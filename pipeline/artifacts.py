@@ -92,6 +92,17 @@ class Corpus:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """How tonight's corpus is searched, when that is measured and chosen: `tuning.json`."""
+
+    id: str
+
+    @property
+    def key(self) -> str:
+        return f"tunings/{self.id}/tuning.json"
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Held-out metrics of a corpus searched in one way: `metrics.json`."""
 
@@ -131,6 +142,7 @@ class Night:
     histories: Histories
     checkpoint: Checkpoint
     corpus: Corpus
+    tuning: Tuning
     evaluation: Evaluation
     run: CandidateRun
 
@@ -166,11 +178,17 @@ def name_night(
     left_out = set() if settings.has_low_rank else {"low_rank"}
     shards = settings.corpus.model_dump(mode="json", exclude=left_out)
     corpus = Corpus(fingerprint("corpus", CORPUS_VERSION, checkpoint.id, shards))
-    search = settings.search.model_dump(mode="json", exclude={"query_tile", "item_tile"})
+    without = {"query_tile", "item_tile"}
+    if settings.search.method == "tuned":
+        without |= {"num_preselected", "num_per_embd"}
+    else:
+        without |= {"target_recall", "tuning"}
+    search = settings.search.model_dump(mode="json", exclude=without)
     searched = fingerprint("search", SEARCH_VERSION, corpus.id, search)
     evaluation = Evaluation(fingerprint("evaluation", searched, settings.evaluate))
     run = fingerprint("run", searched, settings.output, _plain(queries), settings.name, ds.isoformat())
-    return Night(ds, histories, checkpoint, corpus, evaluation, CandidateRun(settings.name, ds, run))
+    candidates = CandidateRun(settings.name, ds, run)
+    return Night(ds, histories, checkpoint, corpus, Tuning(searched), evaluation, candidates)
 
 
 def _plain(objects: Iterable[InputObject]) -> list[list[str | int]]:

@@ -177,9 +177,16 @@ class CorpusSettings(Config):
     low_rank: LowRankSettings = LowRankSettings()
 
 
-SearchMethod = Literal[
-    "exact", "exact_two_stage", "topk_avg", "topk_per_embd", "comb_topk", "topk_low_rank"
-]  # README: "How it works" says what each does
+# README, "How it works", says what each does; "tuned" measures and chooses tonight.
+SearchMethod = Literal["tuned", "exact", "exact_two_stage", "topk_avg", "topk_per_embd", "comb_topk", "topk_low_rank"]
+
+
+class TuningSettings(Config):
+    """How the search is chosen when `search.method` is `tuned`."""
+
+    num_queries: PositiveInt = 256  # a seeded sample of tonight's users
+    max_seconds: PositiveInt = 300
+    seed: Count = 0
 
 
 class SearchSettings(Config):
@@ -189,9 +196,16 @@ class SearchSettings(Config):
     method: SearchMethod = "exact"
     num_preselected: PositiveInt = 1_000  # K' of TopKAvg and TopKLowRank, K_avg of CombTopK; per shard
     num_per_embd: PositiveInt = 100  # K' of TopKPerEmbd and CombTopK, per pair of components and shard
+    target_recall: Share = 0.99  # of `tuned`, against exact search
+    tuning: TuningSettings = TuningSettings()
     max_escalated: Count = 0  # items per query and shard scored beyond the candidates to prove a list exact
     query_tile: PositiveInt = 64  # the plain search's tiles; none of the results depends on them
     item_tile: PositiveInt = 512
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the method finds the true top-k by construction."""
+        return self.method in ("exact", "exact_two_stage")
 
     @model_validator(mode="after")
     def _preselects_enough(self) -> Self:
@@ -262,7 +276,7 @@ class Settings(Config):
     @property
     def has_low_rank(self) -> bool:
         """Whether the corpus needs the low-rank table."""
-        return self.search.method == "topk_low_rank"
+        return self.search.method in ("topk_low_rank", "tuned")
 
     @field_validator("name")
     @classmethod

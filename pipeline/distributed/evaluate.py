@@ -40,7 +40,7 @@ def evaluate(storage: Storage, night: Night, settings: Settings) -> dict[str, An
 
 def _audit(storage: Storage, night: Night, settings: Settings, sample: Sample) -> None:
     """Compare the lists of an approximate search with exact search; an exact one was verified as it went."""
-    if settings.search.method == "exact":
+    if settings.search.is_exact:
         return
     todo = missing_units(storage, night.evaluation, sample.audit_units, audit=True)
     search = settings.search.model_copy(update={"method": "exact"})
@@ -77,7 +77,7 @@ def collect(storage: Storage, night: Night, settings: Settings, sample: Sample, 
             "mean": overlap.mean,
             "low": low,
             "high": high,
-            "against": "brute force in float64" if search.method == "exact" else "exact search",
+            "against": "brute force in float64" if search.is_exact else "exact search",
         },
         "coverage": {name: catalogue_coverage(counts) for name, counts in exposure.items()},
         "gini": {name: gini(counts) for name, counts in exposure.items()},

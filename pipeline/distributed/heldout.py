@@ -81,7 +81,7 @@ class EvaluationSink:
         targets = held_out_targets(bucket).take(requested.at)
         cutoffs = measured_cutoffs(self._settings.evaluate.cutoffs, search.k)
         is_audited = np.isin(requested.at, self._audited.select(unit, bucket).at)
-        if search.method == "exact" and is_audited.any():
+        if search.is_exact and is_audited.any():
             # Before the scores, so that a unit that is done was verified too.
             self._verify(unit, batch, ranked_BK, is_audited)
         scores = UnitScores(

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from pipeline.artifacts import Night
+from pipeline.data.interactions import Bucket, Int64
 from pipeline.distributed.chain import device_for
 from pipeline.distributed.queries import take_sequences
 from pipeline.distributed.stages import encode_sequences
@@ -52,6 +53,27 @@ class LowRankFitter:
         return payload
 
 
+# The users of a bucket by their sampling keys: the lower ones serve the fit, the others judge what came of it.
+FITTED_SHARE = 0.8
+
+
+def fitted_users(bucket: Bucket, seed: int) -> Int64:
+    """Users of a bucket with a history that the fit may use, in random order."""
+    at = _by_key(bucket, seed)
+    return at[: int(np.ceil(FITTED_SHARE * len(at)))]
+
+
+def judging_users(bucket: Bucket, seed: int) -> Int64:
+    """Users of a bucket with a history that no fit has used, in random order."""
+    at = _by_key(bucket, seed)
+    return at[int(np.ceil(FITTED_SHARE * len(at))) :]
+
+
+def _by_key(bucket: Bucket, seed: int) -> Int64:
+    at = np.argsort(sampling_keys(bucket.user_keys, seed), kind="stable")
+    return at[bucket.cut("whole").lengths[at] > 0]
+
+
 def sample_queries(storage: Storage, night: Night, settings: Settings, model: RetrievalModel) -> QuerySide:
     """The queries of up to `corpus.low_rank.num_queries` of tonight's users, as many as there are.
 
@@ -65,11 +87,8 @@ def sample_queries(storage: Storage, night: Night, settings: Settings, model: Re
         if missing <= 0:
             break
         bucket = read_bucket(storage, night.histories, unit)
-        histories = bucket.cut("whole")
-        keys = sampling_keys(bucket.user_keys, seed)
-        at = np.argsort(keys, kind="stable")
-        at = at[histories.lengths[at] > 0][:missing]
-        queries = encode_sequences(model, take_sequences(histories, at), bucket.user_keys[at])
+        at = fitted_users(bucket, seed)[:missing]
+        queries = encode_sequences(model, take_sequences(bucket.cut("whole"), at), bucket.user_keys[at])
         is_finite = queries.components_BQD.isfinite().flatten(1).all(dim=1) & queries.gate_BP.isfinite().all(dim=1)
         parts.append(queries.take(is_finite.nonzero()[:, 0]))
     return QuerySide(torch.cat([p.components_BQD for p in parts]), torch.cat([p.gate_BP for p in parts]))

@@ -56,7 +56,7 @@ def make_sample(
     merged = np.sort(np.concatenate(list(keys.values())))
     query_threshold = int(merged[: settings.evaluate.max_queries][-1])
     units = [unit for unit in sorted(keys) if keys[unit].size and keys[unit][0] <= query_threshold]
-    if settings.search.method == "exact":
+    if settings.search.is_exact:
         audit_units = [next(unit for unit in units if keys[unit][0] == merged[0])]
         mine = keys[audit_units[0]]
         audit_threshold = int(mine[mine <= query_threshold][:NUM_VERIFIED][-1])

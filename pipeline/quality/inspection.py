@@ -21,6 +21,7 @@ from pipeline.io.parquet import read_parquet_bytes
 from pipeline.io.queries import read_user_ids
 from pipeline.io.runs import Sidecar, read_file
 from pipeline.io.storage import Storage
+from pipeline.io.tunings import TuningRecord
 from pipeline.quality.audit import UnitAudit, audit_unit, require_sound
 from pipeline.quality.gates import Verdict
 from pipeline.quality.promises import Expected
@@ -84,8 +85,14 @@ def requested_by_unit(settings: Settings, ds: date) -> RequestedUsers:
     return lambda unit, _: user_ids.filter(pa.array(units == unit))
 
 
-def describe_run(night: Night, settings: Settings, inspection: Inspection, verdicts: Sequence[Verdict]) -> RunManifest:
-    """The manifest of a run that passed."""
+def describe_run(
+    night: Night,
+    settings: Settings,
+    inspection: Inspection,
+    verdicts: Sequence[Verdict],
+    tuning: TuningRecord | None = None,
+) -> RunManifest:
+    """The manifest of a run that passed; `tuning` says how its search was chosen, if it was."""
     counts: Counter[str] = Counter()
     for audit in inspection.audits:
         counts.update({"candidates": audit.num_rows, "users": audit.num_users, **audit.statuses})
@@ -105,7 +112,8 @@ def describe_run(night: Night, settings: Settings, inspection: Inspection, verdi
             "corpus": night.corpus.id,
             "evaluation": night.evaluation.id,
         },
-        settings=settings.model_dump(mode="json", include={"search", "output", "gates"}),
+        settings=settings.model_dump(mode="json", include={"search", "output", "gates"})
+        | ({"tuning": tuning.model_dump(mode="json")} if tuning else {}),
         audits=(every_row, *(verdict.plain() for verdict in verdicts)),
         versions=versions(),
     )

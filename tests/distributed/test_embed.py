@@ -127,7 +127,7 @@ def test_the_sample_is_of_users_with_a_history_and_the_same_every_time(tmp_path)
     assert len(first.gate_BP) == 30
     assert torch.equal(first.components_BQD, again.components_BQD)
     everybody = world.with_settings("corpus.low_rank.num_queries=500")
-    assert len(sample_queries(everybody.storage, everybody.night, everybody.settings, model).gate_BP) == 50
+    assert len(sample_queries(everybody.storage, everybody.night, everybody.settings, model).gate_BP) == 41
 
 
 def test_a_method_without_the_table_shares_the_corpus_of_another(tmp_path):

@@ -1,7 +1,7 @@
 """A small finished night up to the checkpoint: histories of random users and a model with random weights."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from pipeline.artifacts import InputObject, Night, name_night
 from pipeline.config import apply_overrides
 from pipeline.data.interactions import Bucket, offsets_of, user_bucket
-from pipeline.distributed import embed, search
+from pipeline.distributed import embed, search, tune
 from pipeline.distributed.chain import Stage
 from pipeline.distributed.cluster import Cluster, Node
 from pipeline.distributed.queries import TonightsUsers
@@ -60,7 +60,7 @@ class World:
         """The same histories and model under other settings of what follows."""
         settings = Settings.model_validate(apply_overrides(self.settings.model_dump(mode="json"), overrides))
         named = _night(settings)
-        night = Night(DAY, self.night.histories, self.night.checkpoint, named.corpus, named.evaluation, named.run)
+        night = replace(named, histories=self.night.histories, checkpoint=self.night.checkpoint)
         return World(self.storage, settings, night)
 
 
@@ -125,7 +125,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch, cpus: float = 64.0) -> list[tup
             payloads[unit] = payload
         return payloads
 
-    for module in (embed, search):
+    for module in (embed, search, tune):
         monkeypatch.setattr(module, "run_chain", run_here)
         monkeypatch.setattr(module, "connect", lambda settings: Cluster((Node(cpus),), is_local=True))
     return ran

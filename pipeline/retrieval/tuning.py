@@ -1,0 +1,202 @@
+"""Choosing how to search tonight's model: the cheapest way that reaches a recall, measured on one shard.
+
+How well each algorithm does depends on the model, so nothing is assumed: exact search is the judge, on a seeded sample
+of queries with their own exclusions. B queries, K wanted, M candidates.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.model.mol import QuerySide
+from pipeline.retrieval.candidates import QueryMap
+from pipeline.retrieval.filters import Exclusions
+from pipeline.retrieval.index import ShardIndex
+from pipeline.retrieval.search import search_shard
+from pipeline.retrieval.topk import NO_ITEM
+from pipeline.settings import SearchMethod, SearchSettings
+
+Z95 = 1.959964
+# K' grows by such steps until the recall is reached or the method costs more than the best one so far.
+STEP = math.sqrt(2)
+# A method whose candidates exceed this share of the shard is no shortcut.
+MAX_SHARE = 0.25
+# Timed until so many seconds or runs have passed.
+TIMING_SECONDS, TIMING_RUNS = 0.5, 5
+JUDGE_SHARE = 0.5  # of the time: what exact search may take
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to search and what it did. Recall is the mean over the queries, `recall_low` its 95 % lower bound."""
+
+    method: SearchMethod
+    num_preselected: int
+    num_per_embd: int
+    recall: float
+    recall_low: float
+    milliseconds_per_query: float
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was chosen, against which target, and everything that was tried."""
+
+    chosen: Trial
+    target_recall: float
+    k: int  # of this shard: its share of a list's k items, with a margin
+    num_queries: int
+    num_items: int
+    exact_milliseconds_per_query: float
+    trials: tuple[Trial, ...]
+
+    @property
+    def reason(self) -> str:
+        """In a sentence."""
+        found = f"recall@{self.k} {self.chosen.recall:.4f} (at least {self.chosen.recall_low:.4f})"
+        cost = f"{self.chosen.milliseconds_per_query:.2f} ms a query, exact {self.exact_milliseconds_per_query:.2f}"
+        if self.chosen.method == "exact":
+            return f"nothing that was tried reaches recall {self.target_recall} for less than exact search ({cost})"
+        return f"{found} on {self.num_queries} queries, the cheapest of {len(self.trials)} trials ({cost})"
+
+
+def share_of_k(k: int, num_shards: int) -> int:
+    """How many of a list's k items may come from one of several shards: the mean and three standard deviations.
+
+    Items are put into shards regardless of their scores, so the number is binomial.
+    """
+    mean = k / num_shards
+    return min(k, math.ceil(mean + 3 * math.sqrt(mean * (1 - 1 / num_shards))))
+
+
+def tune(
+    index: ShardIndex,
+    queries: QuerySide,
+    excluded: Exclusions,
+    settings: SearchSettings,
+    query_map: QueryMap | None,
+    max_seconds: float,
+) -> Tuning:
+    """Try every algorithm on one shard and choose the fastest whose recall@k is at least `settings.target_recall`.
+
+    The recall's lower bound must reach the target. Ends soon after `max_seconds`; then what was tried decides. When
+    exact search is too slow for the time, fewer queries judge.
+    """
+    started = time.monotonic()
+    queries, excluded, truth_BK, exact = _judge(index, queries, excluded, settings, query_map, max_seconds)
+    trials: list[Trial] = [exact]
+    methods: tuple[SearchMethod, ...] = ("topk_low_rank", "topk_avg", "comb_topk", "topk_per_embd")
+    for method in methods:
+        if method == "topk_low_rank" and query_map is None:
+            continue
+        for config in _grid(method, settings, len(index), queries.gate_BP.shape[1]):
+            if time.monotonic() - started > max_seconds:
+                break
+            trial = _try(index, queries, excluded, config, query_map, truth_BK)
+            trials.append(trial)
+            too_slow = trial.milliseconds_per_query > _best(trials, settings.target_recall).milliseconds_per_query
+            if too_slow or trial.recall_low >= settings.target_recall:
+                break
+    chosen = _best(trials, settings.target_recall)
+    return Tuning(
+        chosen,
+        settings.target_recall,
+        settings.k,
+        len(excluded),
+        len(index),
+        exact.milliseconds_per_query,
+        tuple(trials),
+    )
+
+
+def _best(trials: Sequence[Trial], target: float) -> Trial:
+    good = [trial for trial in trials if trial.recall_low >= target]
+    return min(good, key=lambda trial: trial.milliseconds_per_query)
+
+
+def _judge(
+    index: ShardIndex,
+    queries: QuerySide,
+    excluded: Exclusions,
+    settings: SearchSettings,
+    query_map: QueryMap | None,
+    max_seconds: float,
+) -> tuple[QuerySide, Exclusions, Tensor, Trial]:
+    """The queries that there is time for, with their exact lists."""
+    exact = settings.model_copy(update={"method": "exact"})
+    few = min(8, len(excluded))
+    seconds = _seconds(index, queries.take(slice(0, few)), excluded.narrow(0, few), exact, query_map) / few
+    num_queries = min(len(excluded), max(few, int(JUDGE_SHARE * max_seconds / seconds)))
+    queries, excluded = queries.take(slice(0, num_queries)), excluded.narrow(0, num_queries)
+    begun = time.monotonic()
+    truth = search_shard(index, queries, excluded, exact, query_map=query_map)
+    milliseconds = 1e3 * (time.monotonic() - begun) / num_queries
+    trial = Trial("exact", settings.num_preselected, settings.num_per_embd, 1.0, 1.0, milliseconds)
+    return queries, excluded, truth.rows_BK, trial
+
+
+def _grid(method: SearchMethod, settings: SearchSettings, num_items: int, num_pairs: int) -> Iterator[SearchSettings]:
+    """Ever more candidates, up to a share of the shard."""
+    most = max(settings.k, int(MAX_SHARE * num_items))
+    fixed = {"method": method, "max_escalated": 0}
+    if method in ("topk_avg", "topk_low_rank"):
+        num_kept = float(2 * settings.k)
+        while num_kept <= most:
+            yield settings.model_copy(update=fixed | {"num_preselected": int(num_kept)})
+            num_kept *= STEP
+        return
+    per_embd = float(settings.k) if method == "topk_per_embd" else settings.k / 4
+    while per_embd * num_pairs <= 4 * most:  # the lists overlap
+        num_kept = min(num_items, max(settings.k, int(10 * per_embd)))
+        yield settings.model_copy(update=fixed | {"num_per_embd": max(1, int(per_embd)), "num_preselected": num_kept})
+        per_embd *= STEP
+
+
+def _try(
+    index: ShardIndex,
+    queries: QuerySide,
+    excluded: Exclusions,
+    config: SearchSettings,
+    query_map: QueryMap | None,
+    truth_BK: Tensor,
+) -> Trial:
+    found = search_shard(index, queries, excluded, config, query_map=query_map)
+    recalls_B = overlaps(found.rows_BK, truth_BK)
+    spread = float(recalls_B.std()) / math.sqrt(len(recalls_B)) if len(recalls_B) > 1 else 1.0
+    recall = float(recalls_B.mean())
+    # A perfect score on a few queries is no proof: then the rule of three bounds what can have been missed.
+    margin = Z95 * spread if recall < 1 else 3 / max(1, int((truth_BK != NO_ITEM).sum()))
+    seconds = _seconds(index, queries, excluded, config, query_map)
+    return Trial(
+        config.method,
+        config.num_preselected,
+        config.num_per_embd,
+        recall,
+        recall - margin,
+        1e3 * seconds / len(recalls_B),
+    )
+
+
+def overlaps(found_BK: Tensor, truth_BK: Tensor) -> Tensor:
+    """(B,): the share of the true items that were found; 1 where there is none to find."""
+    is_found_BK = (truth_BK[:, :, None] == found_BK[:, None, :]).any(dim=2)
+    is_item_BK = truth_BK != NO_ITEM
+    counts_B = is_item_BK.sum(dim=1)
+    return torch.where(counts_B > 0, (is_found_BK & is_item_BK).sum(dim=1) / counts_B.clamp_min(1), 1.0)
+
+
+def _seconds(
+    index: ShardIndex, queries: QuerySide, excluded: Exclusions, config: SearchSettings, query_map: QueryMap | None
+) -> float:
+    """Median time of a search of all queries."""
+    times: list[float] = []
+    while len(times) < TIMING_RUNS and sum(times) < TIMING_SECONDS:
+        begun = time.monotonic()
+        search_shard(index, queries, excluded, config, query_map=query_map)
+        times.append(time.monotonic() - begun)
+    return float(np.median(times))

@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+
+from pipeline.distributed.embed import embed_corpus
+from pipeline.distributed.low_rank import fitted_users, judging_users
+from pipeline.distributed.tune import judging_batches, tune_search
+from pipeline.errors import InputError
+from pipeline.io.histories import read_bucket
+from pipeline.io.tunings import tuned
+from pipeline.retrieval import tuning
+from tests.distributed.worlds import make_world, retrieve, without_ray
+
+TUNED = ["search.method=tuned", "corpus.low_rank.rank=16", "search.tuning.max_seconds=20"]
+
+
+@pytest.fixture
+def here(monkeypatch):
+    monkeypatch.setattr(tuning, "TIMING_SECONDS", 0.01)
+    return without_ray(monkeypatch)
+
+
+def test_a_search_is_chosen_once_and_then_stands(tmp_path, here):
+    world = make_world(tmp_path, num_users=150, num_items=300, overrides=TUNED)
+    with pytest.raises(InputError, match=r"run jobs/tune\.py first"):
+        tuned(world.storage, world.night, world.settings)
+    embed_corpus(world.storage, world.night, world.settings)
+    chosen = tune_search(world.storage, world.night, world.settings)
+    assert chosen.measured["chosen"]["recall_low"] >= 0.99
+    here.clear()
+    assert tune_search(world.storage, world.night, world.settings) == chosen
+    assert not here
+    search = tuned(world.storage, world.night, world.settings).search
+    assert (search.method, search.num_preselected) == (chosen.method, chosen.num_preselected)
+    assert search.k == 10  # of a list; what was tuned for is a shard's share of it
+    assert chosen.measured["k"] == 8
+
+
+def test_without_a_corpus_nothing_can_be_chosen(tmp_path, here):
+    world = make_world(tmp_path, overrides=TUNED)
+    with pytest.raises(InputError, match="there is no such corpus"):
+        tune_search(world.storage, world.night, world.settings)
+
+
+def test_settings_that_name_a_method_are_left_alone(tmp_path):
+    world = make_world(tmp_path)
+    assert tuned(world.storage, world.night, world.settings) is world.settings
+
+
+def test_nobody_judges_a_fit_that_has_seen_him(tmp_path):
+    world = make_world(tmp_path, num_users=60)
+    for unit in range(3):
+        bucket = read_bucket(world.storage, world.night.histories, unit)
+        fitted, judging = fitted_users(bucket, 0), judging_users(bucket, 0)
+        assert not np.intersect1d(fitted, judging).size
+        assert len(fitted) + len(judging) == bucket.num_users
+        assert len(fitted) >= 0.8 * bucket.num_users
+
+
+def test_judges_come_with_what_they_have_seen(tmp_path):
+    world = make_world(tmp_path, num_users=60, overrides=["search.tuning.num_queries=7"])
+    batches = judging_batches(world.storage, world.night, world.settings)
+    assert sum(len(batch.excluded) for batch in batches) == 7
+    assert all((np.diff(batch.excluded.offsets) > 0).all() for batch in batches)
+
+
+def test_a_tuned_night_is_searched_as_chosen(tmp_path, here):
+    world = make_world(tmp_path, num_users=150, num_items=300, overrides=TUNED)
+    embed_corpus(world.storage, world.night, world.settings)
+    tune_search(world.storage, world.night, world.settings)
+    resolved = tuned(world.storage, world.night, world.settings)
+    found = retrieve(type(world)(world.storage, resolved, world.night))
+    assert found.num_rows == 1_500

@@ -1,0 +1,91 @@
+"""The choice of a search against its own judge."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pipeline.retrieval import tuning
+from pipeline.retrieval.backends import open_index
+from pipeline.retrieval.low_rank import fit_low_rank
+from pipeline.retrieval.search import search_shard
+from pipeline.retrieval.shard import make_shard
+from pipeline.retrieval.tuning import overlaps, share_of_k, tune
+from pipeline.settings import SearchSettings
+from tests.retrieval.worlds import World, make_world
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(tuning, "TIMING_SECONDS", 0.01)
+
+
+def low_rank_world() -> tuple[World, World, torch.Tensor, tuning.QueryMap]:
+    """Queries to tune on, others to check with, the low-rank table and its map."""
+    world = make_world(num_queries=500, num_items=3_000)
+    sample = world.queries.take(slice(200, None))
+    scores = world.mol(sample, world.items).detach()
+    fit = fit_low_rank(sample, scores, 32)
+    table = fit.low_rank.place(scores[: len(fit.low_rank.sample.gate_BP)])
+
+    def part(low: int, high: int) -> World:
+        return replace(world, queries=world.queries.take(slice(low, high)), excluded=world.excluded.narrow(low, high))
+
+    return part(0, 100), part(100, 200), table, fit.query_map
+
+
+@pytest.mark.parametrize("target", [0.5, 0.9])
+def test_what_is_chosen_keeps_its_promise_on_other_queries(target):
+    asked, others, table, query_map = low_rank_world()
+    settings = SearchSettings(k=10, method="tuned", target_recall=target)
+    index = open_index(asked.mol, make_shard(0, asked.items, table), settings)
+    choice = tune(index, asked.queries, asked.excluded, settings, query_map, max_seconds=60)
+    assert choice.chosen.recall_low >= target
+    assert choice.num_queries == 100
+    assert all(
+        trial.milliseconds_per_query >= choice.chosen.milliseconds_per_query
+        for trial in choice.trials
+        if trial.recall_low >= target
+    )
+    update = {name: getattr(choice.chosen, name) for name in ("method", "num_preselected", "num_per_embd")}
+    found, exact = (
+        search_shard(index, others.queries, others.excluded, settings.model_copy(update=u), query_map=query_map)
+        for u in (update, {"method": "exact"})
+    )
+    assert overlaps(found.rows_BK, exact.rows_BK).mean() > target - 0.05
+    assert choice.chosen.method in choice.reason or "recall@10" in choice.reason
+
+
+def test_exact_search_is_chosen_where_nothing_else_is_good_enough(monkeypatch):
+    asked, _, table, query_map = low_rank_world()
+    monkeypatch.setattr(tuning, "MAX_SHARE", 0.01)
+    settings = SearchSettings(k=10, method="tuned", target_recall=1.0)
+    index = open_index(asked.mol, make_shard(0, asked.items, table), settings)
+    choice = tune(index, asked.queries, asked.excluded, settings, query_map, max_seconds=60)
+    assert choice.chosen.method == "exact"
+    assert "nothing that was tried reaches recall 1.0" in choice.reason
+
+
+def test_little_time_means_fewer_queries_and_no_trial():
+    asked, _, table, query_map = low_rank_world()
+    settings = SearchSettings(k=10, method="tuned")
+    index = open_index(asked.mol, make_shard(0, asked.items, table), settings)
+    choice = tune(index, asked.queries, asked.excluded, settings, query_map, max_seconds=1e-6)
+    assert choice.num_queries == 8
+    assert [trial.method for trial in choice.trials] == ["exact"]
+
+
+def test_overlap_counts_true_items_and_not_padding():
+    found, truth = (
+        torch.tensor([[3, 1, -1], [-1, -1, -1], [7, 8, 9]]),
+        torch.tensor([[1, 2, -1], [-1, -1, -1], [9, 8, 7]]),
+    )
+    assert overlaps(found, truth).tolist() == [0.5, 1.0, 1.0]
+
+
+def test_a_shard_gives_its_share_of_a_list_with_a_margin():
+    assert share_of_k(100, 1) == 100
+    assert share_of_k(100, 4) == 38  # 25 + 3 · 4.33
+    assert share_of_k(10, 1_000) == 1
+    draws = torch.multinomial(torch.ones(4), 100 * 2_000, replacement=True).view(2_000, 100)
+    assert ((draws == 0).sum(dim=1) > share_of_k(100, 4)).float().mean() < 0.005

@@ -196,6 +196,8 @@ class SearchSettings(Config):
     method: SearchMethod = "exact"
     num_preselected: PositiveInt = 1_000  # K' of TopKAvg and TopKLowRank, K_avg of CombTopK; per shard
     num_per_embd: PositiveInt = 100  # K' of TopKPerEmbd and CombTopK, per pair of components and shard
+    # The native search keeps the tables of stage 1 so; scores are exact with any.
+    table_dtype: Literal["float32", "bfloat16", "int8"] = "bfloat16"
     target_recall: Share = 0.99  # of `tuned`, against exact search
     tuning: TuningSettings = TuningSettings()
     max_escalated: Count = 0  # items per query and shard scored beyond the candidates to prove a list exact

@@ -52,11 +52,11 @@ class ShardIndex(Protocol):
 
     @property
     def score_error(self) -> float:
-        """Largest error of `score` against the float64 score."""
+        """What the error of `score` against the float64 score is expected to stay below."""
 
     @property
     def scan_error(self) -> float:
-        """The same for the scores of `scan`."""
+        """Bound on the error of the scores of `scan`."""
 
     @property
     def scan_skips(self) -> bool:
@@ -75,8 +75,11 @@ class ShardIndex(Protocol):
         Exact for the table as it is stored; of equal items the first is kept. Scores are those inner products.
         """
 
-    def score(self, queries: QuerySide, at_BM: Tensor) -> Tensor:
-        """Stage 2: (B, M) MoL scores of candidates from cached tables, -inf where there is none."""
+    def score(self, queries: QuerySide, at_BM: Tensor, is_proof: bool = False) -> Tensor:
+        """Stage 2: (B, M) MoL scores of candidates from cached tables, -inf where there is none.
+
+        Within `score_error` on trained models; as a proof, within `scan_error` on any.
+        """
 
     def rescore(self, queries: QuerySide, at_BM: Tensor) -> Tensor:
         """(B, M): scores in float64 from float32 tables, rounded once to float32; -inf where there is none."""
@@ -84,11 +87,11 @@ class ShardIndex(Protocol):
     def scan(
         self, queries: QuerySide, num_kept: int, mask: ShardMask, floor_B: Tensor, max_scored: int
     ) -> tuple[Shortlist, Tensor]:
-        """The best of all allowed items, and a bound (B,) on the scores of those that were not scored, -inf if none.
+        """The best of all allowed items, and a bound (B,) on the scores of those that there was no budget to score.
 
         Keeps the `num_kept` best of those that reach the floor. An item may be skipped when its largest logit, which
         its score cannot exceed, proves that it would not be kept. After `max_scored` items of a query are scored, the
-        rest only raises the bound.
+        others only raise the bound, which is -inf when there are none.
         """
 
 

@@ -115,16 +115,17 @@ def fit_low_rank(sample: QuerySide, scores_LS: Tensor, rank: int, item_share: fl
     directions = _directions(scores_LS[:num_fitted], rank)
     num_wanted = max(1, min(round(NUM_WANTED * item_share), scores_LS.shape[1] // max(WITHIN)))
     truth_HK = scores_LS[num_fitted:].topk(num_wanted, dim=1).indices
-    best: tuple[float, DistilledMap, float, float] | None = None
+    whole_mean_S = directions.coefficients_LR[0, -1] * directions.vectors_SR[:, -1]
+    tried: list[tuple[float, float, float]] = []
     for ridge in RIDGES:
+        query_map = _ridge_map(query_features(fitted), directions, ridge, mean_weight=0.0)
+        predicted_HS = query_map(held_out) @ directions.vectors_SR.T
         for mean_weight in MEAN_WEIGHTS:
-            query_map = _ridge_map(query_features(fitted), directions, ridge, mean_weight)
-            predicted_HS = query_map(held_out) @ directions.vectors_SR.T
-            recall = sum(_recall(predicted_HS, truth_HK, num_wanted * times) for times in WITHIN) / len(WITHIN)
-            if best is None or recall > best[0]:
-                best = recall, query_map, ridge, mean_weight
-    assert best is not None
-    recall, query_map, ridge, mean_weight = best
+            guess_HS = predicted_HS + mean_weight * whole_mean_S
+            recall = sum(_recall(guess_HS, truth_HK, num_wanted * times) for times in WITHIN) / len(WITHIN)
+            tried.append((recall, ridge, mean_weight))
+    recall, ridge, mean_weight = max(tried, key=lambda entry: entry[0])
+    query_map = _ridge_map(query_features(fitted), directions, ridge, mean_weight)
     rotation_RR = _rotation(rank, seed)
     low_rank = LowRank(fitted, directions.basis_LR @ rotation_RR, directions.centre_R @ rotation_RR)
     rotated = DistilledMap(query_map.centre_Z, query_map.weights_ZR @ rotation_RR)

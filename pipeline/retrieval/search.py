@@ -129,7 +129,8 @@ class _Search:
         kept, unscored_B = self.index.scan(queries, num_kept, mask, reached_B - error, max_scored)
         is_full_B = (kept.at_BM != NO_ITEM).all(dim=1) & (kept.at_BM.shape[1] == num_kept)
         dropped_B = (kept.scores_BM.amin(dim=1) + error).where(is_full_B, -torch.inf)
-        return self._rescored(queries, kept, error, reached_B, torch.maximum(dropped_B, unscored_B))
+        bounds_B = torch.maximum(dropped_B, unscored_B)
+        return self._rescored(queries, kept, torch.full_like(reached_B, error), reached_B, bounds_B)[0]
 
     def _escalate(self, queries: QuerySide, mask: ShardMask, reached_B: Tensor, found: TopK) -> TopK:
         """Prove or improve an approximate result: scan what can still reach its k-th score, within the budget."""
@@ -143,25 +144,41 @@ class _Search:
         return select_topk(scores_BM, rows_BM, k, torch.minimum(more.bounds_B, found.bounds_B))
 
     def _best_of(self, queries: QuerySide, at_BM: Tensor, reached_B: Tensor, bound_B: Tensor) -> TopK:
-        """Stage 2: the best of the candidates by exact score."""
-        scored = Shortlist(self.index.score(queries, at_BM), at_BM)
-        return self._rescored(queries, scored, self.index.score_error, reached_B, bound_B)
+        """Stage 2: the best of the candidates by exact score. A bound on the others is worth a careful score."""
+        is_proof = bool(bound_B.isfinite().any())
+        error = self.index.scan_error if is_proof else self.index.score_error
+        scored = Shortlist(self.index.score(queries, at_BM, is_proof), at_BM)
+        found, worst_B = self._rescored(queries, scored, torch.full_like(reached_B, error), reached_B, bound_B)
+        is_off_B = worst_B > error / 2
+        if is_proof or not is_off_B.any():
+            return found
+        # Gates sharper than expected: scores are less exact than the margin that decided what was scored again.
+        off_B = is_off_B.nonzero()[:, 0]
+        wider = Shortlist(scored.scores_BM[off_B], scored.at_BM[off_B])
+        again, _ = self._rescored(queries.take(off_B), wider, 4 * worst_B[off_B], reached_B[off_B], bound_B[off_B])
+        scores_BK = found.scores_BK.index_copy(0, off_B, again.scores_BK)
+        return TopK(scores_BK, found.rows_BK.index_copy(0, off_B, again.rows_BK), bound_B)
 
     def _rescored(
-        self, queries: QuerySide, scored: Shortlist, error: float, reached_B: Tensor, bounds_B: Tensor
-    ) -> TopK:
-        """The k best by float64 score of candidates whose scores are right to within `error`.
+        self, queries: QuerySide, scored: Shortlist, error_B: Tensor, reached_B: Tensor, bounds_B: Tensor
+    ) -> tuple[TopK, Tensor]:
+        """The k best by float64 score of candidates whose scores are right to within `error_B`.
 
-        Only those are scored again that can be among the k best and beat what the query has reached.
+        Only those are scored again that can be among the k best and beat what the query has reached. Also returns
+        the largest error (B,) that was met.
         """
         scores_BM, k = scored.scores_BM, self.settings.k
         if scores_BM.isnan().any():
             raise ValueError("a score is not a number: the queries or the item shard hold non-finite values")
-        needed_B = reached_B - error
+        needed_B = reached_B - error_B
         if scores_BM.shape[1] > k:
-            needed_B = torch.maximum(needed_B, scores_BM.topk(k, dim=1).values[:, -1] - 2 * error)
+            needed_B = torch.maximum(needed_B, scores_BM.topk(k, dim=1).values[:, -1] - 2 * error_B)
         is_hopeful_BM = (scores_BM >= needed_B[:, None]) & (scores_BM > -torch.inf)
         hopeful = Shortlist(
             scores_BM.masked_fill(~is_hopeful_BM, -torch.inf), scored.at_BM.masked_fill(~is_hopeful_BM, NO_ITEM)
         ).cut(int(is_hopeful_BM.sum(dim=1).max()))
-        return select_topk(self.index.rescore(queries, hopeful.at_BM), hopeful.at_BM, k, bounds_B)
+        exact_BM = self.index.rescore(queries, hopeful.at_BM)
+        worst_B = torch.zeros_like(reached_B)
+        if exact_BM.shape[1]:
+            worst_B = (exact_BM - hopeful.scores_BM).abs().nan_to_num(0.0).amax(dim=1)  # -inf on both sides: padding
+        return select_topk(exact_BM, hopeful.at_BM, k, bounds_B), worst_B

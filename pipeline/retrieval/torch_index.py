@@ -72,7 +72,7 @@ class TorchIndex:
         return _best(tile_of, mask, num_kept, len(self), STAGE1_QUERIES, STAGE1_ITEMS)
 
     @torch.inference_mode()
-    def score(self, queries: QuerySide, at_BM: Tensor) -> Tensor:
+    def score(self, queries: QuerySide, at_BM: Tensor, is_proof: bool = False) -> Tensor:
         return _in_steps(lambda at: self._pairs(queries, at, torch.float32), at_BM)
 
     @torch.inference_mode()

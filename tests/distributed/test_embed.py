@@ -111,7 +111,8 @@ def test_the_low_rank_table_is_fitted_once_and_holds_every_item(tmp_path, monkey
     model = model_of(world)
     scores = model.mol(fit.low_rank.sample, model.item_side(torch.arange(120))).detach()
     tables = [read_shard(world.storage, world.night.corpus, e).low_rank_NR for e in shard_entries(manifest)]
-    torch.testing.assert_close(torch.cat(tables), fit.low_rank.place(scores), atol=1e-4, rtol=1e-4)
+    expected = fit.low_rank.place(scores)
+    assert (torch.cat(tables) - expected).norm() < 0.01 * expected.norm()  # scored in bfloat16
     ran.clear()
     world.storage.delete(f"{world.night.corpus.prefix}/manifest.json")
     world.storage.delete(f"{world.night.corpus.prefix}/shard-00001.json")

@@ -29,12 +29,19 @@ def ask(method: str, num_kept: int = 25, k: int = K, max_escalated: int = 0) -> 
 
 
 def search(world: World, config: SearchSettings, num_shards: int = 1) -> TopK:
-    """With a low-rank table fitted on queries of the same world."""
+    """The low-rank table, where it is asked for, is fitted on queries of another world."""
+    found = None
+    if config.method != "topk_low_rank":
+        for shard in world.shards(num_shards):
+            index = open_index(world.mol, shard, config)
+            found = search_shard(index, world.queries, world.excluded, config, found)
+        assert found is not None
+        return found
     sample = make_world(num_queries=60, num_items=1, seed=99).queries
     scores = world.mol(sample, world.items).detach()
     rank = min(8, len(world.items.gate_NP))
     fit = fit_low_rank(sample, scores, rank)
-    found, scores = None, scores[: len(fit.low_rank.sample.gate_BP)]
+    scores = scores[: len(fit.low_rank.sample.gate_BP)]
     for shard in world.shards(num_shards):
         table = fit.low_rank.place(scores[:, shard.first_row : shard.first_row + len(shard)])
         index = open_index(world.mol, replace(shard, low_rank_NR=table), config)
@@ -194,7 +201,8 @@ def test_the_low_rank_table_of_a_shard_comes_from_its_exact_scores():
     scores = world.mol(sample, world.items).detach()
     low_rank = fit_low_rank(sample, scores, 6).low_rank
     parts = [low_rank_table(open_index(world.mol, shard, ask("exact")), low_rank) for shard in world.shards(3)]
-    torch.testing.assert_close(torch.cat(parts), low_rank.place(scores[: len(low_rank.sample.gate_BP)]))
+    expected = low_rank.place(scores[: len(low_rank.sample.gate_BP)])
+    assert (torch.cat(parts) - expected).norm() < 0.01 * expected.norm()  # stage 2 may score in bfloat16
 
 
 def test_scores_of_low_rank_are_recovered_up_to_what_the_sample_spans():

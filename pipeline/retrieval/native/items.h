@@ -1,0 +1,94 @@
+// The item side of a shard: a row per item, its components and then its gate, in two planes.
+//
+// The high plane is the row rounded to bfloat16, half up; the low plane is what the rounding took, as the difference of
+// the bits. Together they are the exact float32 row in the memory of one, and bfloat16 scoring reads only the first.
+#pragma once
+
+#include "product.h"
+
+namespace nr {
+
+struct Items {
+  const uint16_t* high;  // (N, stride)
+  const int16_t* low;    // (N, stride)
+  int64_t stride;        // numbers, a multiple of 32 (64 bytes)
+  int width;             // X · D + P, even
+
+  inline void row(int64_t item, float* to) const {
+    const uint16_t* h = high + item * stride;
+    const int16_t* l = low + item * stride;
+    for (int n = 0; n < width; n++) {
+      const uint32_t bits = ((uint32_t)h[n] << 16) + (uint32_t)(int32_t)l[n];
+      std::memcpy(to + n, &bits, 4);
+    }
+  }
+
+  // The rows of 48 items as operand B: [blocks][groups][16].
+  template <class K>
+  void gather(const int32_t* at, typename K::Group* b) const {
+    const int groups = width / K::PER_GROUP;
+    for (int block = 0; block < BLOCKS; block++, at += BLOCK, b += (int64_t)groups * BLOCK) {
+      if constexpr (K::PER_GROUP == 2) {
+        const uint32_t* rows[BLOCK];
+        for (int c = 0; c < BLOCK; c++) rows[c] = (const uint32_t*)(high + at[c] * stride);
+        transpose(rows, groups, b);
+      } else {
+        thread_local std::vector<float> floats;
+        floats.resize((size_t)BLOCK * (width + BLOCK));
+        const uint32_t* rows[BLOCK];
+        for (int c = 0; c < BLOCK; c++) {
+          float* to = floats.data() + (size_t)c * (width + BLOCK);
+          row(at[c], to);
+          rows[c] = (const uint32_t*)to;
+        }
+        if constexpr (sizeof(typename K::Group) == 4) {
+          transpose(rows, groups, (uint32_t*)b);
+        } else {
+          for (int g = 0; g < groups; g++)
+            for (int c = 0; c < BLOCK; c++) b[g * BLOCK + c] = floats[(size_t)c * (width + BLOCK) + g];
+        }
+      }
+    }
+  }
+
+  void prefetch(int64_t item) const {
+    const char* from = (const char*)(high + item * stride);
+    for (int64_t byte = 0; byte < 2 * width; byte += 64) _mm_prefetch(from + byte, _MM_HINT_T0);
+  }
+
+  // Sixteen rows of 32-bit numbers to [groups][16]. Rows may be read up to a multiple of sixteen numbers.
+  static void transpose(const uint32_t* const rows[BLOCK], int groups, uint32_t* to) {
+#ifdef NR_AVX2
+    for (int g = 0; g < groups; g++)
+      for (int c = 0; c < BLOCK; c++) to[g * BLOCK + c] = rows[c][g];
+#else
+    for (int g = 0; g < groups; g += BLOCK) {
+      __m512i a[BLOCK], b[BLOCK];
+      for (int c = 0; c < BLOCK; c++) a[c] = _mm512_loadu_si512(rows[c] + g);
+      for (int c = 0; c < BLOCK; c += 2) {
+        b[c] = _mm512_unpacklo_epi32(a[c], a[c + 1]);
+        b[c + 1] = _mm512_unpackhi_epi32(a[c], a[c + 1]);
+      }
+      for (int c = 0; c < BLOCK; c += 4) {
+        a[c] = _mm512_unpacklo_epi64(b[c], b[c + 2]);
+        a[c + 1] = _mm512_unpackhi_epi64(b[c], b[c + 2]);
+        a[c + 2] = _mm512_unpacklo_epi64(b[c + 1], b[c + 3]);
+        a[c + 3] = _mm512_unpackhi_epi64(b[c + 1], b[c + 3]);
+      }
+      // a[4q + t] holds numbers t, t + 4, t + 8, t + 12 of rows 4q … 4q + 3.
+      for (int t = 0; t < 4; t++) {
+        const __m512i even01 = _mm512_shuffle_i32x4(a[t], a[4 + t], 0x88), odd01 = _mm512_shuffle_i32x4(a[t], a[4 + t], 0xdd);
+        const __m512i even23 = _mm512_shuffle_i32x4(a[8 + t], a[12 + t], 0x88);
+        const __m512i odd23 = _mm512_shuffle_i32x4(a[8 + t], a[12 + t], 0xdd);
+        b[t] = _mm512_shuffle_i32x4(even01, even23, 0x88);
+        b[t + 8] = _mm512_shuffle_i32x4(even01, even23, 0xdd);
+        b[t + 4] = _mm512_shuffle_i32x4(odd01, odd23, 0x88);
+        b[t + 12] = _mm512_shuffle_i32x4(odd01, odd23, 0xdd);
+      }
+      for (int n = 0; n < BLOCK && g + n < groups; n++) _mm512_storeu_si512(to + (int64_t)(g + n) * BLOCK, b[n]);
+    }
+#endif
+  }
+};
+
+}  // namespace nr

@@ -1,0 +1,93 @@
+// One matrix product for everything: C[rows][48] = A[rows][groups] · B[groups][48].
+//
+// A is row-major; B comes in blocks of sixteen columns, [groups][16] each. A group is what one multiply-add takes of
+// the depth: two bfloat16, four 8-bit integers, one float or one double. The sums of some rows stay in registers and
+// are handed to `done(row, sums)`. A column is summed in the same order wherever it stands.
+#pragma once
+
+#include "lanes.h"
+
+namespace nr {
+
+struct Bf16 {
+  typedef VF Sum;
+  typedef uint32_t Group;
+  static constexpr int PER_GROUP = 2;
+  typedef VI Factor;
+  static Factor factor(const Group* a) { return broadcast<VI>((int32_t)*a); }
+  static Sum multiply_add(Sum sum, Factor a, VI b) {
+#ifdef NR_AVX2
+    sum = first_of_pair(a) * first_of_pair(b) + sum;
+    return second_of_pair(a) * second_of_pair(b) + sum;
+#else
+    return (VF)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#endif
+  }
+  static VI column(const Group* b) { return load<VI>(b); }
+};
+
+// A is unsigned (the signed value plus 128); the caller starts the sums at -128 times the column's sum.
+struct Int8 {
+  typedef VI Sum;
+  typedef uint32_t Group;
+  static constexpr int PER_GROUP = 4;
+  typedef VI Factor;
+  static Factor factor(const Group* a) { return broadcast<VI>((int32_t)*a); }
+  static Sum multiply_add(Sum sum, Factor a, VI b) {
+#ifdef NR_AVX2
+    for (int byte = 0; byte < 4; byte++) sum += ((VI)((VU)a << (24 - 8 * byte) >> 24)) * ((b << (24 - 8 * byte)) >> 24);
+    return sum;
+#else
+    return (VI)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#endif
+  }
+  static VI column(const Group* b) { return load<VI>(b); }
+};
+
+template <class V>
+struct Real {
+  typedef V Sum;
+  typedef typename ScalarOf<V>::type Group;
+  static constexpr int PER_GROUP = 1;
+  typedef V Factor;
+  static Factor factor(const Group* a) { return broadcast<V>(*a); }
+  static Sum multiply_add(Sum sum, Factor a, V b) { return a * b + sum; }
+  static V column(const Group* b) { return load<V>(b); }
+};
+typedef Real<VF> Float32;
+typedef Real<VD> Float64;
+
+// Rows whose sums fit the registers.
+template <class K>
+constexpr int ROWS_AT_ONCE = ACCUMULATORS / PARTS<typename K::Sum>;
+
+template <class K, class Done>
+inline void product(const typename K::Group* a, int row_stride, int num_rows, const typename K::Group* b,
+                    int64_t block_stride, int num_groups, const typename K::Sum* start, Done done) {
+  typedef typename K::Sum Sum;
+  constexpr int PARTS_HERE = PARTS<Sum>, PER_BLOCK = PARTS_HERE / BLOCKS, LANES_HERE = LANES<Sum>;
+  constexpr int R = ROWS_AT_ONCE<K>;
+  for (int row = 0; row < num_rows; row += R) {
+    Sum sums[R][PARTS_HERE];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 12
+      for (int p = 0; p < PARTS_HERE; p++) sums[r][p] = start ? start[p] : Sum{};
+    const typename K::Group* rows = a + (int64_t)row * row_stride;
+    for (int g = 0; g < num_groups; g++) {
+      decltype(K::column(b)) columns[PARTS_HERE];
+#pragma GCC unroll 12
+      for (int p = 0; p < PARTS_HERE; p++)
+        columns[p] = K::column(b + (p / PER_BLOCK) * block_stride + (int64_t)g * BLOCK + (p % PER_BLOCK) * LANES_HERE);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) {
+        const auto factor = K::factor(rows + (int64_t)r * row_stride + g);
+#pragma GCC unroll 12
+        for (int p = 0; p < PARTS_HERE; p++) sums[r][p] = K::multiply_add(sums[r][p], factor, columns[p]);
+      }
+    }
+    done(row, sums);
+  }
+}
+
+}  // namespace nr

@@ -1,0 +1,144 @@
+// The best num_kept of a stream of scores, for one query. Items come in ascending order.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "lanes.h"
+
+namespace nr {
+
+// Items that a query may not be shown, ascending; walked once, as the items come.
+struct Excluded {
+  const int32_t *next, *end;
+  bool has(int32_t item) {
+    while (next < end && *next < item) next++;
+    return next < end && *next == item;
+  }
+};
+
+class Reservoir {
+ public:
+  // What is at most `floor` is never kept. Room for `room` times what is kept, and one block.
+  void reset(int num_kept, int room, float floor, Excluded excluded) {
+    kept_ = num_kept;
+    capacity_ = num_kept * room + 64;
+    if ((int)scores_.size() < capacity_ + BLOCK) {
+      scores_.resize(capacity_ + BLOCK);
+      items_.resize(capacity_ + BLOCK);
+      keys_.resize(capacity_ + BLOCK);
+    }
+    size_ = settled_ = 0;
+    threshold_ = floor;
+    excluded_ = excluded;
+  }
+
+  // Scores above this are worth adding; it only rises.
+  float threshold() const { return threshold_; }
+
+  void add(uint32_t mask, VF scores, VI items) {
+    int added = compress(scores_.data() + size_, mask, scores);
+    compress(items_.data() + size_, mask, items);
+    size_ += added;
+    if (size_ > capacity_ - LANES<VF>) settle();
+  }
+
+  void add(float score, int32_t item) {
+    scores_[size_] = score;
+    items_[size_++] = item;
+    if (size_ > capacity_ - LANES<VF>) settle();
+  }
+
+  // Raises the threshold now, if there is enough.
+  void settle() {
+    drop_excluded();
+    if (size_ > kept_ && !cut_roughly()) cut_exactly();
+  }
+
+  // Writes what is best, in any order, and pads with -inf and -1. Of equal scores the first items stay.
+  void finish(float factor, float* scores, int64_t* items) {
+    drop_excluded();
+    if (size_ > kept_) cut_exactly();
+    for (int i = 0; i < size_; i++) scores[i] = scores_[i] * factor, items[i] = items_[i];
+    for (int i = size_; i < kept_; i++) scores[i] = -INFINITY, items[i] = -1;
+  }
+
+ private:
+  void drop_excluded() {
+    if (excluded_.next < excluded_.end) {
+      int n = settled_;
+      for (int i = settled_; i < size_; i++)
+        if (!excluded_.has(items_[i])) scores_[n] = scores_[i], items_[n++] = items_[i];
+      size_ = n;
+    }
+    settled_ = size_;
+  }
+
+  // Keeps what is above a pivot from a sample, if that is at least what must be kept and noticeably less than all.
+  bool cut_roughly() {
+    constexpr int SAMPLE = 256;
+    if (size_ < 2 * SAMPLE) return false;
+    float sample[SAMPLE];
+    for (int i = 0; i < SAMPLE; i++) sample[i] = scores_[(int64_t)i * size_ / SAMPLE];
+    const float share = (float)kept_ / size_;
+    const int place = (int)(SAMPLE * share + 2 * std::sqrt(SAMPLE * share * (1 - share)) + 1);
+    if (place >= SAMPLE * 7 / 8) return false;
+    std::nth_element(sample, sample + place, sample + SAMPLE, [](float a, float b) { return a > b; });
+    const float pivot = sample[place];
+    int above = 0;
+    for (int i = 0; i < size_; i++) above += scores_[i] > pivot;
+    if (above < kept_) return false;
+    const VF pivots = broadcast<VF>(pivot);
+    int n = 0;
+    for (int i = 0; i < size_; i += LANES<VF>) {
+      const VF scores = load<VF>(scores_.data() + i);
+      const VI items = load<VI>(items_.data() + i);
+      uint32_t mask = mask_above(scores, pivots);
+      if (size_ - i < LANES<VF>) mask &= (1u << (size_ - i)) - 1;
+      compress(items_.data() + n, mask, items);
+      n += compress(scores_.data() + n, mask, scores);
+    }
+    size_ = settled_ = n;
+    threshold_ = std::max(threshold_, pivot);
+    return true;
+  }
+
+  void cut_exactly() {
+    for (int i = 0; i < size_; i++) keys_[i] = key_of(scores_[i], items_[i]);
+    std::nth_element(keys_.begin(), keys_.begin() + (kept_ - 1), keys_.begin() + size_, std::greater<uint64_t>());
+    float worst = INFINITY;
+    for (int i = 0; i < kept_; i++) {
+      items_[i] = (int32_t)~(uint32_t)keys_[i];
+      scores_[i] = score_of(keys_[i]);
+      worst = std::min(worst, scores_[i]);
+    }
+    size_ = settled_ = kept_;
+    threshold_ = std::max(threshold_, worst);
+  }
+
+  // Larger for a larger score, then for a smaller item.
+  static uint64_t key_of(float score, int32_t item) {
+    uint32_t bits;
+    score += 0.0f;  // -0 is 0
+    std::memcpy(&bits, &score, 4);
+    bits = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    return (uint64_t)bits << 32 | ~(uint32_t)item;
+  }
+  static float score_of(uint64_t key) {
+    uint32_t bits = key >> 32;
+    bits = bits & 0x80000000u ? bits & 0x7fffffffu : ~bits;
+    float score;
+    std::memcpy(&score, &bits, 4);
+    return score;
+  }
+
+  int kept_ = 0, capacity_ = 0, size_ = 0, settled_ = 0;
+  float threshold_ = 0;
+  Excluded excluded_{};
+  std::vector<float> scores_;
+  std::vector<int32_t> items_;
+  std::vector<uint64_t> keys_;
+};
+
+}  // namespace nr

@@ -1,0 +1,24 @@
+// A loop over tiles on several threads, started for the call: a call takes milliseconds to seconds, a start microseconds.
+#pragma once
+
+#include <atomic>
+#include <thread>
+#include <vector>
+
+namespace nr {
+
+// body(tile) for each tile, on workers that make() builds once per thread.
+template <class Make>
+inline void for_tiles(int64_t num_tiles, int num_threads, Make make) {
+  std::atomic<int64_t> next{0};
+  auto run = [&] {
+    auto body = make();
+    for (int64_t tile = next++; tile < num_tiles; tile = next++) body(tile);
+  };
+  std::vector<std::thread> threads;
+  for (int t = 1; t < num_threads && t < num_tiles; t++) threads.emplace_back(run);
+  run();
+  for (auto& thread : threads) thread.join();
+}
+
+}  // namespace nr

@@ -1,0 +1,36 @@
+"""The native search kernels, one shared library per instruction set. Without a C++ compiler the rest installs all the
+same, and the search runs on PyTorch. Everything else about the package is in pyproject.toml."""
+
+import platform
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+NATIVE = Path("pipeline/retrieval/native")
+FLAGS = {
+    "avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mavx512vnni -mfma",
+    "avx2": "-mavx2 -mfma",
+}
+COMMON = "-std=c++17 -O3 -pthread -fno-math-errno -Wno-maybe-uninitialized"
+
+
+def libraries() -> list[Extension]:
+    """Loaded with ctypes, never imported; `optional` because a machine without a compiler is no reason to stop."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return []
+    return [
+        Extension(
+            f"pipeline.retrieval.native.{name}",
+            sources=sorted(str(path) for path in NATIVE.glob("*.cpp")),
+            depends=sorted(str(path) for path in NATIVE.glob("*.h")),
+            define_macros=[(f"NR_{name.upper()}", "1")],
+            extra_compile_args=COMMON.split() + flags.split(),
+            extra_link_args=["-pthread"],
+            language="c++",
+            optional=True,
+        )
+        for name, flags in FLAGS.items()
+    ]
+
+
+setup(ext_modules=libraries())

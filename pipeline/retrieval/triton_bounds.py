@@ -73,7 +73,8 @@ class QueryBounds:
     def score_bound(self, products_B: Tensor) -> Tensor:
         """What an item with this largest product can score at most; rounded up, -inf stays."""
         scores_B = ((products_B.double() + self.error_B) / self.temperature).float()
-        return torch.nextafter(scores_B, torch.full_like(scores_B, torch.inf)).where(products_B > -torch.inf, -torch.inf)
+        above_B = torch.nextafter(scores_B, torch.full_like(scores_B, torch.inf))
+        return above_B.where(products_B > -torch.inf, -torch.inf)
 
     def within(self, found: Found, left_B: Tensor, items_NXD: Tensor) -> tuple[Found, Tensor]:
         """The first `left_B` of each list, and the largest product of the others."""

@@ -14,7 +14,6 @@ from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
 from pipeline.retrieval.filters import ShardMask
 from pipeline.retrieval.index import FLOAT32_ERROR, Shortlist, Table, hide_missing
 from pipeline.retrieval.shard import Shard
-from pipeline.retrieval.topk import NO_ITEM
 from pipeline.retrieval.triton_bounds import LogitBounds
 from pipeline.retrieval.triton_launch import allow, collect_bounded, score_above, score_pairs
 from pipeline.retrieval.triton_layout import lay_out_items, lay_out_queries, lay_out_weights

@@ -19,7 +19,7 @@ def matrix_product(left, right):
     """left @ right in float32; of 8-bit integers exact."""
     if INTERPRETED:  # it would multiply the bit patterns of bfloat16 (triton issue 11584), and integers would wrap
         return tl.dot(left.to(tl.float32), right.to(tl.float32))
-    elif left.dtype == tl.int8:
+    elif left.dtype == tl.int8:  # noqa: RET505 (a branch that is compiled away may not be left out)
         return tl.dot(left, right, out_dtype=tl.int32).to(tl.float32)
     else:
         return tl.dot(left, right, input_precision=FLOAT32_PRODUCT)
@@ -151,8 +151,9 @@ def list_kernel(
         count += tl.sum(num_bits)
         for _ in range(tl.max(num_bits)):
             lowest = word & (0 - word)
-            item = first_item + w * 32 + _count_bits(lowest - 1)
-            tl.store(at_ptr + query * capacity + place, item, mask=(word != 0) & (place < capacity))
+            bit = ((lowest.to(tl.float32).to(tl.int32, bitcast=True) >> 23) & 0xFF) - 127  # the exponent of 2^bit
+            at = query * capacity + place
+            tl.store(at_ptr + at, first_item + w * 32 + bit, mask=(word != 0) & (place < capacity))
             word ^= lowest
             place += 1
     tl.store(counts_ptr + query, count)

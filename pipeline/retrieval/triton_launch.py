@@ -16,11 +16,11 @@ from torch.nn.functional import pad
 
 from pipeline.retrieval import triton_kernels, triton_mol
 from pipeline.retrieval.filters import ShardMask
-from pipeline.retrieval.triton_layout import ItemRows, MolQueries, MolWeights, block_of
+from pipeline.retrieval.triton_layout import ItemRows, MolQueries, MolWeights, block_of, padded_size
 
 NUM_PROGRAMS = 1_024  # several for each multiprocessor of a large GPU
 MAX_WORDS = 1 << 26  # of 32 marks each: 256 MB
-WORDS_PER_BLOCK = 1_024
+MAX_WORDS_PER_BLOCK = 1_024
 PAIRS_PER_BLOCK = 256
 CANDIDATES_PER_BLOCK = 32
 
@@ -144,8 +144,9 @@ def _mark_and_list(
             words, num_words, allowed.queries, allowed.items, num_pairs, low, num_items, BLOCK=PAIRS_PER_BLOCK
         )
     triton_kernels.list_kernel[(num_queries,)](
-        words, words_allowed, found.at_BC, found.counts_B, num_words, low, found.at_BC.shape[1], BLOCK_W=WORDS_PER_BLOCK
-    )
+        words, words_allowed, found.at_BC, found.counts_B, num_words, low, found.at_BC.shape[1],
+        BLOCK_W=min(MAX_WORDS_PER_BLOCK, padded_size(num_words)),
+    )  # fmt: skip
     return passed
 
 

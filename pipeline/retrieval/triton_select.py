@@ -52,7 +52,9 @@ class Kept:
         return Shortlist(_scores_of(self._keys_BK), at_BK.masked_fill(self._keys_BK == NO_KEY, NO_ITEM))
 
 
-def best_products(queries_BQD: Tensor, items_NXD: Tensor, mask: ShardMask, num_kept: int, margin_B: Tensor) -> Shortlist:
+def best_products(
+    queries_BQD: Tensor, items_NXD: Tensor, mask: ShardMask, num_kept: int, margin_B: Tensor
+) -> Shortlist:
     """The `num_kept` allowed items with the largest inner products, exact; queries are padded with zeros."""
     allowed, num_queries = allow(mask), len(mask)
     floor_B, capacity = _sampled_floor(queries_BQD, items_NXD, mask, num_kept)

@@ -3,11 +3,15 @@
 Shapes: B sequences, L positions, E embedding.
 """
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.model.dropout import dropout
-from pipeline.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from pipeline.settings import ModelSettings
 
 FINAL_NORM_EPS = 1e-6
 
@@ -15,7 +19,7 @@ FINAL_NORM_EPS = 1e-6
 class SasRec(nn.Module):
     """Reads embedded events in order and gives one query per position, which knows nothing of later positions."""
 
-    def __init__(self, settings: ModelSettings) -> None:
+    def __init__(self, settings: "ModelSettings") -> None:
         super().__init__()
         self.settings = settings
         self.positions = nn.Embedding(settings.max_length, settings.dim)
@@ -44,7 +48,7 @@ class SasRec(nn.Module):
 class SasRecBlock(nn.Module):
     """Causal self-attention and a feed-forward network, each normalised at its input and added to its input."""
 
-    def __init__(self, settings: ModelSettings) -> None:
+    def __init__(self, settings: "ModelSettings") -> None:
         super().__init__()
         self.settings = settings
         dim = settings.dim

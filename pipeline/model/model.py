@@ -3,18 +3,22 @@
 Shapes: B queries, N items, L positions, E embedding.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from pipeline.model.encoders import SasRec
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
-from pipeline.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from pipeline.settings import ModelSettings
 
 
 class RetrievalModel(nn.Module):
     """One item table serves the encoder's input and the item side of the similarity."""
 
-    def __init__(self, settings: ModelSettings, num_items: int) -> None:
+    def __init__(self, settings: "ModelSettings", num_items: int) -> None:
         super().__init__()
         self.settings = settings
         self.num_items = num_items

@@ -6,6 +6,7 @@ sides or absent.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,9 @@ from torch.nn import functional as F
 
 from pipeline.errors import InputError
 from pipeline.model.dropout import dropout, keep_mask
-from pipeline.settings import MolSettings
+
+if TYPE_CHECKING:  # only a name here: the model and its search run where pydantic is not installed
+    from pipeline.settings import MolSettings
 
 MIN_NORM = 1e-6
 
@@ -78,7 +81,7 @@ class GatedLinearUnit(nn.Module):
 class MixtureOfLogits(nn.Module):
     """phi(q, x) = sum over p of gate_p(q, x) · <f_i(q), g_j(x)> / temperature, gates from three small networks."""
 
-    def __init__(self, dim: int, settings: MolSettings) -> None:
+    def __init__(self, dim: int, settings: "MolSettings") -> None:
         super().__init__()
         self.settings = settings
         self.temperature = settings.temperature

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval.triton_launch import Found, gathered_products
-from pipeline.retrieval.triton_layout import ItemRows, pad_columns
+from pipeline.retrieval.triton_layout import ITEMS_PER_STEP, ItemRows, pad_columns
 from pipeline.retrieval.triton_tables import accumulation_error
 
-ITEMS_PER_STEP = 262_144
 BFLOAT16_ROUNDING = 2.0**-8  # of a vector, as a share of its norm
 TINY = 2.0**-20  # for what is computed here in float32, as a share
 

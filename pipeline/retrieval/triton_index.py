@@ -98,12 +98,13 @@ class TritonIndex:
         width = max(1, PAIRS_PER_STEP // max(1, len(at_BM)))
         side = QuerySide(queries.components_BQD.double()[:, None], queries.gate_BP.double()[:, None])
         steps = []
-        for part_BM in at_BM.split(width, dim=1):
+        for low in range(0, at_BM.shape[1], width):
+            part_BM = at_BM[:, low : low + width]
             items = self._rows.take(part_BM.clamp_min(0))
             # One group per query: (B, 1, …) queries against (B, M, …) items.
             scores_BM = self._mol64(side, ItemSide(items.components_NXD.double(), items.gate_NP.double()))[:, 0]
             steps.append(hide_missing(scores_BM.float(), part_BM))
-        return torch.cat(steps, dim=1)
+        return torch.cat(steps, dim=1) if steps else torch.empty(at_BM.shape, device=at_BM.device)
 
     @torch.inference_mode()
     def scan(

@@ -166,8 +166,9 @@ def gathered_products_kernel(
     BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """The largest products of the items in each query's list, in plain float32; -inf beyond the list."""
-    query = tl.program_id(0).to(tl.int64)
-    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    blocks = tl.cdiv(capacity, BLOCK_M)
+    query = (tl.program_id(0) // blocks).to(tl.int64)
+    m = tl.program_id(0) % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
     is_listed = m < tl.load(counts_ptr + query)
     item = tl.load(at_ptr + query * capacity + m, mask=is_listed & (m < capacity), other=0)
     row = item.to(tl.int64) * item_stride

@@ -157,7 +157,7 @@ def gathered_products(queries_BQD: Tensor, items_NXD: Tensor, found: Found) -> T
     sizes, _, _ = _product_options(items_NXD[:, 0])
     widths = {name: sizes[name] for name in ("D", "BLOCK_D", "NUM_D")}
     if scores_BC.numel():
-        triton_kernels.gathered_products_kernel[(num_queries, triton.cdiv(capacity, CANDIDATES_PER_BLOCK))](
+        triton_kernels.gathered_products_kernel[(num_queries * triton.cdiv(capacity, CANDIDATES_PER_BLOCK),)](
             queries_BQD, items_NXD, found.at_BC, found.counts_B, scores_BC, capacity, items_NXD.stride(0),
             Q=queries_BQD.shape[1], X=items_NXD.shape[1], BLOCK_M=CANDIDATES_PER_BLOCK, **widths,
         )  # fmt: skip

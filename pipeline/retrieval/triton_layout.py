@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
 
 MAX_BLOCK_D = 256  # columns of a product that are held at once
+ITEMS_PER_STEP = 262_144
 ROW_MULTIPLE = 16  # items' rows begin at multiples of 32 bytes, the unit of GPU memory
 
 
@@ -62,7 +63,8 @@ class MolShape:
 
     def pad_pairs(self, values: Tensor) -> Tensor:
         """(*, P) in the model's order to (*, PP) in the kernels'; what is added is zero."""
-        by_pair = values.unflatten(-1, (self.num_query_components, self.num_item_components)).transpose(-1, -2)
+        sizes = (self.num_query_components, self.num_item_components)
+        by_pair = values.reshape(*values.shape[:-1], *sizes).transpose(-1, -2)
         missing_i = self.padded_query_components - self.num_query_components
         missing_j = self.padded_item_components - self.num_item_components
         return pad(by_pair, (0, missing_i, 0, missing_j)).flatten(-2).contiguous()
@@ -86,26 +88,33 @@ class ItemRows:
     @property
     def components_NXD(self) -> Tensor:
         """bfloat16, a view."""
-        width = self.shape.num_item_components * self.shape.dim
-        return self.high_NW[:, :width].view(torch.bfloat16).unflatten(1, (-1, self.shape.dim))
+        num_components, dim = self.shape.num_item_components, self.shape.dim
+        return self.high_NW.view(torch.bfloat16)[:, : num_components * dim].view(-1, num_components, dim)
 
     def take(self, at: Tensor) -> ItemSide:
         """The float32 items `at` (*,), bit for bit as they were given."""
         values = ((self.high_NW[at].to(torch.int32) << 16) + self.low_NW[at].to(torch.int32)).view(torch.float32)
-        sizes = [self.shape.num_item_components * self.shape.dim]
-        sizes.append(self.shape.num_item_components * self.shape.num_query_components)
-        components, gate = values[..., : sum(sizes)].split(sizes, dim=-1)
-        gate = gate.unflatten(-1, (self.shape.num_item_components, -1)).transpose(-1, -2).flatten(-2)
-        return ItemSide(components.unflatten(-1, (-1, self.shape.dim)), gate)
+        num_components, dim = self.shape.num_item_components, self.shape.dim
+        num_queries = self.shape.num_query_components
+        end = num_components * dim
+        components = values[..., :end].reshape(*at.shape, num_components, dim)
+        gate = values[..., end : end + num_components * num_queries].reshape(*at.shape, num_components, num_queries)
+        return ItemSide(components, gate.transpose(-1, -2).flatten(-2))
 
 
 def lay_out_items(shape: MolShape, items: ItemSide) -> ItemRows:
-    """Of float32 items."""
-    gate = items.gate_NP.unflatten(1, (shape.num_query_components, -1)).transpose(1, 2).flatten(1)
-    values = torch.cat([items.components_NXD.flatten(1), gate], dim=1).float()
-    bits = pad(values, (0, shape.row_width - values.shape[1])).view(torch.int32)
-    high = (bits + 0x8000) >> 16
-    return ItemRows(shape, high.to(torch.int16), (bits - (high << 16)).to(torch.int16))
+    """Of float32 items; some at a time, so that a shard may fill most of the memory."""
+    num_items, device = len(items.gate_NP), items.gate_NP.device
+    high_NW, low_NW = (torch.empty(num_items, shape.row_width, dtype=torch.int16, device=device) for _ in range(2))
+    sizes = (shape.num_query_components, shape.num_item_components)
+    for low in range(0, num_items, ITEMS_PER_STEP):
+        some = slice(low, low + ITEMS_PER_STEP)
+        gate = items.gate_NP[some].reshape(-1, *sizes).transpose(1, 2).flatten(1)
+        values = torch.cat([items.components_NXD[some].flatten(1), gate], dim=1).float()
+        bits = pad(values, (0, shape.row_width - values.shape[1])).view(torch.int32)
+        high = (bits + 0x8000) >> 16
+        high_NW[some], low_NW[some] = high.to(torch.int16), (bits - (high << 16)).to(torch.int16)
+    return ItemRows(shape, high_NW, low_NW)
 
 
 @dataclass(frozen=True)

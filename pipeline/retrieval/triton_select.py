@@ -65,7 +65,8 @@ def best_products(
     is_proven_B = (found.counts_B <= capacity) & ((floor_B == -torch.inf) | (kept.worst_B >= floor_B + margin_B))
     best = kept.result()
     open_B = (~is_proven_B).nonzero()[:, 0]
-    for some_B in open_B.split(SWEEP_QUERIES) if len(open_B) else ():
+    for start in range(0, len(open_B), SWEEP_QUERIES):
+        some_B = open_B[start : start + SWEEP_QUERIES]
         part = mask.take(some_B.cpu().numpy())
         swept = _sweep(queries_BQD[some_B], items_NXD, allow(part), num_kept, margin_B[some_B])
         best.scores_BM[some_B], best.at_BM[some_B] = swept.scores_BM, swept.at_BM

@@ -26,6 +26,7 @@ from pipeline.retrieval.topk import NO_ITEM
 from pipeline.retrieval.torch_index import TorchIndex
 from pipeline.retrieval.triton_index import TritonIndex
 from pipeline.retrieval.triton_kernels import IS_INTERPRETED
+from pipeline.retrieval.triton_layout import MolShape, lay_out_items
 from pipeline.retrieval.triton_tables import quantised_table
 from pipeline.settings import MolSettings, SearchSettings
 from tests.retrieval.worlds import exclusions, make_world
@@ -188,6 +189,43 @@ def test_of_equal_items_the_first_are_kept_though_no_list_can_hold_them_all(devi
     assert listed(found) == best(queries_BD.cpu() @ vectors_ND.cpu().T, is_allowed_BN, 25)
 
 
+def test_a_threshold_that_was_too_high_is_noticed(device, monkeypatch):
+    monkeypatch.setattr(triton_select, "MIN_CAPACITY", 32)
+    case = make_case(device, num_queries=3, num_items=300)
+    exact_BN = table_products(case.items.components_NXD.mean(dim=1), case.queries.mean_BD)
+    # So many reach the first; of the second query exactly as many as are wanted do, but it cannot be sure of them.
+    nth_best = exact_BN.masked_fill(~is_allowed(case.mask).cpu(), -torch.inf).sort(dim=1, descending=True).values
+    floor_B = torch.stack([nth_best[0, 3], nth_best[1, 19], nth_best[2, 25]]).float().to(device)
+    swept = []
+    sweep = triton_select._sweep
+    monkeypatch.setattr(triton_select, "_sweep", lambda *args: swept.append(len(args[0])) or sweep(*args))
+    monkeypatch.setattr(triton_select, "_sampled_floor", lambda *_: (floor_B, 300))
+    found = case.index().preselect("mean", case.queries.mean_BD, 20, case.mask)
+    assert_best(found, exact_BN, is_allowed(case.mask), 20, error=2e-6)
+    assert swept == [2]
+
+
+def test_results_are_kept_in_their_total_order():
+    kept = triton_select.Kept(1, 4, torch.device("cpu"))
+    scores_BM = torch.tensor([[-1.0, 0.0, -0.0, -3.0, 5.0, 9.0]])
+    at_BC = torch.tensor([[7, 6, 2, 1, 3, 0]], dtype=torch.int32)
+    kept.add(scores_BM, triton_launch.Found(at_BC, torch.tensor([5], dtype=torch.int32)))  # the last is beyond the list
+    assert kept.result().at_BM.tolist() == [[3, 2, 6, 7]]
+    assert kept.result().scores_BM.tolist() == [[5.0, 0.0, 0.0, -1.0]]
+
+
+def test_rows_give_back_every_bit_of_float32():
+    patterns = [0x3F808000, 0x3F818000, 0x3F807FFF, 0x3F808001, 0x00000001, 0x3FFFFFFF]  # halves, and their neighbours
+    values = torch.tensor([*patterns, *(p - (1 << 31) for p in patterns)], dtype=torch.int32).view(torch.float32)
+    items = ItemSide(values[:, None, None].expand(-1, 3, 2), values[:, None] * torch.arange(1, 7))
+    rows = lay_out_items(MolShape(2, 3, 2, 4), items)
+    taken = rows.take(torch.arange(len(values)))
+    assert torch.equal(taken.components_NXD.view(torch.int32), items.components_NXD.contiguous().view(torch.int32))
+    assert torch.equal(taken.gate_NP.view(torch.int32), items.gate_NP.view(torch.int32))
+    nearest = values.bfloat16().float()
+    torch.testing.assert_close((rows.components_NXD[:, 0, 0].float() - values).abs(), (nearest - values).abs())
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", [*SMALL, *LARGE])
 def test_scores_and_rescores_are_those_of_the_model(device, shape, precision):
@@ -244,9 +282,9 @@ def test_a_scan_with_a_floor_skips_what_cannot_reach_it_and_says_how_high_that_i
     assert (unreached_BN.amax(dim=1) < floor_B.cpu()).all()
 
 
-@pytest.mark.parametrize("max_scored", [0, 1, 170])
-def test_a_scan_on_a_budget_scores_no_more_and_bounds_the_rest(device, monkeypatch, max_scored):
-    monkeypatch.setattr(triton_index, "SCAN_ITEMS", 64)
+@pytest.mark.parametrize(("max_scored", "at_once"), [(0, 64), (1, 512), (170, 64), (170, 512)])
+def test_a_scan_on_a_budget_scores_no_more_and_bounds_the_rest(device, monkeypatch, max_scored, at_once):
+    monkeypatch.setattr(triton_index, "SCAN_ITEMS", at_once)
     case = make_case(device, num_queries=4, num_items=300)
     index, exact_BN, is_allowed_BN = case.index(), case.scores(), case.is_allowed()
     nothing_B = torch.full((4,), -torch.inf, device=device)

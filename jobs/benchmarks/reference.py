@@ -63,7 +63,7 @@ class ReferenceSearch:
 
     def prepare(self) -> None:
         """Make the tables of the first stage, which otherwise happens in the first search."""
-        assert len(self._mean_DN) and len(self._components_DXN)
+        self._mean_DN.shape, self._components_DXN.shape  # noqa: B018
 
     def _by_mean(self, queries_BE: Tensor, num_kept: int) -> Tensor:
         sums_BD = self._query_components(queries_BE).sum(dim=1).to(self.stage1_dtype)

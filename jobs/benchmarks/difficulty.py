@@ -1,12 +1,10 @@
-"""How hard a bench world is for the paper's heuristics: python -m jobs.benchmarks.difficulty books --queries 100
+"""How hard a bench world is for the paper's heuristics: python -m jobs.benchmarks.worlds m100k books
 
 Recall of the first stages against exact MoL (float32, all pairs), without any time in it. B queries, N items, K kept,
 Q/X query/item components.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -75,7 +73,9 @@ def _among(scores_BN: Tensor, num_kept: int) -> Tensor:
 def _recalls(scores_BN: Tensor, is_candidate_BN: Tensor) -> dict[str, float]:
     found = {"candidates": float(is_candidate_BN.sum(dim=1).float().mean())}
     for cutoff in CUTOFFS:
-        found[f"recall@{cutoff}"] = float(is_candidate_BN.gather(1, scores_BN.topk(cutoff, dim=1).indices).float().mean())
+        found[f"recall@{cutoff}"] = float(
+            is_candidate_BN.gather(1, scores_BN.topk(cutoff, dim=1).indices).float().mean()
+        )
     return found
 
 

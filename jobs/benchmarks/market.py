@@ -19,7 +19,7 @@ from pipeline.data.interactions import Float32, Int64, Sequences, offsets_of
 Float64 = npt.NDArray[np.float64]
 Generator = np.random.Generator
 
-FAMILY_SHARE = 0.6  # of the variance of a value's vector, common to its family
+FAMILY_SHARE = 0.4  # of the variance of a value's vector, common to its family
 VALUES_PER_FAMILY = 20
 OWN_SHARE = 0.2  # of the variance of an item's vector, its own in every aspect
 ROW_SCALE = 0.25  # of an item row's entries
@@ -35,7 +35,7 @@ class MarketRecipe:
     num_values: tuple[int, ...]  # of each aspect
     aspect_shares: tuple[float, ...]  # of tastes that are about this aspect
     max_tastes: int
-    zipf_exponent: float = 0.9
+    zipf_exponent: float = 0.7
     dim: int = 64
     max_length: int = 16
     seed: int = 0

@@ -7,7 +7,7 @@ PIP_ARGS ?=
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test test-all smoke nightly clean
+.PHONY: help setup lint test test-all smoke nightly bench clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ smoke: setup  ## The nightly job on a tiny log, in about a minute
 
 nightly: setup  ## Simulate a 30-day log and run the whole nightly job on it
 	$(BIN)/python jobs/nightly_candidates.py --config conf/demo.yaml
+
+bench: setup  ## How fast the search is, against the paper's own way and faiss (an hour on 2 cores, the first time)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[bench]'
+	$(BIN)/python jobs/bench.py
 
 clean:  ## Remove the virtual environment and caches (never data)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -55,6 +55,7 @@ def load_library(path: Path) -> ctypes.CDLL:
     """The library with its functions declared."""
     library = ctypes.CDLL(str(path))
     library.nr_num_blocks.restype = ctypes.c_int64
+    library.nr_peak.restype = ctypes.c_double
     return library
 
 

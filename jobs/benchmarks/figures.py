@@ -1,0 +1,271 @@
+"""The figures of `make bench`: our search against the paper's public way, faiss and the machine, side by side.
+
+B queries, N items, K kept, M preselected, D width.
+"""
+
+import ctypes
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from jobs.benchmarks.dot_product import faiss_threads
+from jobs.benchmarks.reference import ReferenceSearch
+from jobs.benchmarks.timing import Row, Timing, median_ratio, row, time_interleaved
+from jobs.benchmarks.worlds import BenchWorld
+from pipeline.model.mol import ItemSide
+from pipeline.retrieval.backends import open_index
+from pipeline.retrieval.filters import Exclusions, mask_shard, no_exclusions
+from pipeline.retrieval.index import ShardIndex
+from pipeline.retrieval.low_rank import DistilledMap, fit_low_rank, low_rank_table, score_all
+from pipeline.retrieval.native_index import NativeIndex
+from pipeline.retrieval.native_library import cpu_flags, native_library
+from pipeline.retrieval.search import search_shard
+from pipeline.retrieval.shard import Shard, make_shard
+from pipeline.retrieval.topk import TopK
+from pipeline.retrieval.torch_index import TorchIndex
+from pipeline.retrieval.tuning import Tuning, overlaps, tune
+from pipeline.settings import SearchSettings
+
+log = logging.getLogger("nightrails")
+
+FIT_ITEMS = 32_768
+ITEMS_OF_PEAK, WIDTH_OF_PEAK = 100_000, 256
+TUNING_QUERIES, TUNING_SECONDS = 256, 600
+# Queries of one call: many for what is fast, few for what is slow, as each is used.
+BULK, PORTABLE, EXACT, REFERENCE, BRUTE = 1_024, 128, 32, 16, 1
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A world with its low-rank table, laid out for both backends."""
+
+    world: BenchWorld
+    query_map: DistilledMap
+    shard: Shard
+    native: ShardIndex
+    portable: ShardIndex
+    fit_seconds: float
+    table_seconds: float
+    fit_recall: float
+
+
+def has_amx() -> bool:
+    """Whether the CPU has matrix tiles: without them half of each ratio is asked for."""
+    return "amx_bf16" in cpu_flags()
+
+
+def prepare(world: BenchWorld, rank: int, num_sample: int) -> Prepared:
+    """Fit and make the low-rank table, as the nightly job does."""
+    settings = SearchSettings()
+    begun = time.monotonic()
+    sample = world.sample.take(slice(0, num_sample))
+    rows = (
+        torch.randperm(len(world.items.gate_NP), generator=torch.Generator().manual_seed(0))[:FIT_ITEMS].sort().values
+    )
+    drawn = open_index(world.mol, make_shard(0, world.items.take(rows)), settings)
+    fit = fit_low_rank(sample, score_all(drawn, sample), rank, len(rows) / len(world.items.gate_NP))
+    fitted = time.monotonic()
+    plain = make_shard(0, world.items)
+    table_NR = low_rank_table(open_index(world.mol, plain, settings), fit.low_rank)
+    shard = make_shard(0, world.items, table_NR)
+    made = time.monotonic()
+    native = open_index(world.mol, shard, settings)
+    if not isinstance(native, NativeIndex):
+        log.warning("no native kernels here: both backends are PyTorch")
+    portable = TorchIndex(world.mol, shard, settings)
+    return Prepared(world, fit.query_map, shard, native, portable, fitted - begun, made - fitted, fit.recall)
+
+
+def choose(
+    prepared: Prepared, index: ShardIndex, k: int, target: float, num_queries: int
+) -> tuple[Tuning, SearchSettings]:
+    """The cheapest search at the target recall, on queries that are not timed later."""
+    queries = prepared.world.queries.take(slice(BULK, BULK + num_queries))
+    settings = SearchSettings(k=k, method="tuned", target_recall=target)
+    tuning = tune(index, queries, no_exclusions(num_queries), settings, prepared.query_map, TUNING_SECONDS)
+    names = ("method", "num_preselected", "num_per_embd")
+    return tuning, settings.model_copy(update={name: getattr(tuning.chosen, name) for name in names})
+
+
+def compare(prepared: Prepared, k: int, target: float, num_rounds: int) -> list[Row]:
+    """Our best, portable and exact search against the paper's CombTopK 100/1000 and brute force."""
+    world, native, portable = prepared.world, prepared.native, prepared.portable
+    tuning, best = choose(prepared, native, k, target, TUNING_QUERIES)
+    log.info("k = %d: best is %s K' = %d; %s", k, best.method, best.num_preselected, tuning.reason)
+    slow_tuning, slow = choose(prepared, portable, k, target, TUNING_QUERIES // 4)
+    log.info("portable: %s K' = %d; %s", slow.method, slow.num_preselected, slow_tuning.reason)
+    exact = best.model_copy(update={"method": "exact"})
+    reference = ReferenceSearch(world.mol, world.item_rows_NE)
+    reference.prepare()
+    found: dict[str, TopK] = {}
+
+    def ours(name: str, index: ShardIndex, settings: SearchSettings, num_queries: int) -> Callable[[], None]:
+        def run() -> None:
+            queries = world.queries.take(slice(0, num_queries))
+            nothing = no_exclusions(num_queries)
+            found[name] = search_shard(index, queries, nothing, settings, query_map=prepared.query_map)
+
+        return run
+
+    def comb() -> None:
+        found["reference CombTopK"] = reference.comb_topk(world.encodings_BE[:REFERENCE], k, 100, 1_000)
+
+    def brute() -> None:
+        found["reference brute force"] = reference.brute_force(world.encodings_BE[:BRUTE], k)
+
+    timings = time_interleaved(
+        {
+            "best": ours("best", native, best, BULK),
+            "portable": ours("portable", portable, slow, PORTABLE),
+            "exact": ours("exact", native, exact, EXACT),
+            "reference CombTopK": comb,
+            "reference brute force": brute,
+        },
+        num_rounds,
+    )
+    sizes = {"best": BULK, "portable": PORTABLE, "exact": EXACT, "reference CombTopK": REFERENCE}
+    sizes["reference brute force"] = BRUTE
+    each = {name: _per_query(timing, sizes[name]) for name, timing in timings.items()}
+    truth = found["exact"].rows_BK
+    for name, result in found.items():
+        n = min(len(result), len(truth))
+        recall = float(overlaps(result.rows_BK[:n], truth[:n]).mean())
+        log.info("  %-22s %9.3f ms a query, recall@%d %.4f", name, 1e3 * each[name].median_wall, k, recall)
+    share = 1.0 if has_amx() else 0.5
+    ratio = {
+        "best against reference CombTopK 100/1000": ("reference CombTopK", "best", 200, 800),
+        "best against reference brute force": ("reference brute force", "best", 4_000, 12_000),
+        "exact against reference brute force": ("reference brute force", "exact", 30, 60),
+        "portable best against reference CombTopK 100/1000": ("reference CombTopK", "portable", 25, 80),
+    }
+    return [
+        row(f"{figure}, k = {k}", median_ratio(each[a], each[b]), must * share, proud * share, "higher", "×")
+        for figure, (a, b, must, proud) in ratio.items()
+    ]
+
+
+def compare_faiss(prepared: Prepared, num_threads: int, num_rounds: int) -> Row:
+    """Stage 1, top-1000 at width 64, against faiss's exact search of the same vectors."""
+    import faiss
+
+    rows_ND, queries_BD = prepared.shard.low_rank_NR, prepared.query_map(prepared.world.queries.take(slice(0, 512)))
+    items, queries = rows_ND.numpy(), queries_BD.numpy()
+    mask = mask_shard(prepared.shard.is_eligible_N, 0, no_exclusions(512))
+
+    def flat() -> None:
+        with faiss_threads(num_threads):
+            faiss.knn(queries, items, 1_000, metric=faiss.METRIC_INNER_PRODUCT)
+
+    timings = time_interleaved(
+        {"faiss": flat, "ours": lambda: prepared.native.preselect("low_rank", queries_BD, 1_000, mask)}, num_rounds
+    )
+    for name, timing in timings.items():
+        nanoseconds = 1e9 * timing.median_wall / 512 / len(rows_ND)
+        log.info("  stage 1, width %d: %s %.3f ns a pair", rows_ND.shape[1], name, nanoseconds)
+    share = 1.0 if has_amx() else 0.5
+    value = median_ratio(timings["faiss"], timings["ours"])
+    return row(
+        f"stage 1 top-1000 (d = {rows_ND.shape[1]}) against faiss.knn", value, 2 * share, 5 * share, "higher", "×"
+    )
+
+
+def share_of_peak(prepared: Prepared, num_rounds: int) -> Row:
+    """Stage 1 at width 256 in bfloat16, one thread, as a share of what registers alone can do."""
+    library = native_library()
+    figure = f"share of bf16 peak in stage 1, d = {WIDTH_OF_PEAK}"
+    if library is None:
+        return row(figure, math.nan, 30, 60, "higher", "%")
+    generator = torch.Generator().manual_seed(0)
+    rows_NR = torch.randn(ITEMS_OF_PEAK, WIDTH_OF_PEAK, generator=generator)
+    queries_BR = torch.randn(512, WIDTH_OF_PEAK, generator=generator)
+    items = ItemSide(*(side[:1].expand(ITEMS_OF_PEAK, *side.shape[1:]) for side in _sides(prepared.world.items)))
+    index = open_index(prepared.world.mol, make_shard(0, items, rows_NR), SearchSettings())
+    mask = mask_shard(index.is_eligible_N, 0, no_exclusions(512))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    timing = time_interleaved({"ours": lambda: index.preselect("low_rank", queries_BR, 200, mask)}, num_rounds)["ours"]
+    torch.set_num_threads(threads)
+    peak = library.nr_peak(ctypes.c_int(1), ctypes.c_double(0.5), ctypes.c_int(1))
+    reached = 2 * WIDTH_OF_PEAK * ITEMS_OF_PEAK * 512 / timing.median_cpu
+    log.info("  bf16 peak of a core %.0f GFLOP/s, stage 1 reaches %.0f", peak / 1e9, reached / 1e9)
+    return row(figure, 100 * reached / peak, 30, 60, "higher", "%")
+
+
+def scaling(prepared: Prepared, best: SearchSettings, num_threads: int, num_rounds: int) -> Row:
+    """The best search on one thread and on all."""
+    queries = prepared.world.queries.take(slice(0, BULK))
+
+    def run(threads: int) -> Callable[[], None]:
+        def search() -> None:
+            torch.set_num_threads(threads)
+            search_shard(prepared.native, queries, no_exclusions(BULK), best, query_map=prepared.query_map)
+
+        return search
+
+    timings = time_interleaved({"one": run(1), "all": run(num_threads)}, num_rounds)
+    torch.set_num_threads(num_threads)
+    value = median_ratio(timings["one"], timings["all"])
+    return row(f"{num_threads} threads against 1", value, 1.8 * num_threads / 2, 1.95 * num_threads / 2, "higher", "×")
+
+
+def filtering(prepared: Prepared, best: SearchSettings, num_rounds: int) -> Row:
+    """What every query's own history costs when it is excluded."""
+    queries, excluded = prepared.world.queries.take(slice(0, BULK)), prepared.world.exclusions.narrow(0, BULK)
+
+    def run(lists: Exclusions) -> Callable[[], TopK]:
+        return lambda: search_shard(prepared.native, queries, lists, best, query_map=prepared.query_map)
+
+    timings = time_interleaved({"with": run(excluded), "without": run(no_exclusions(BULK))}, num_rounds)
+    return row(
+        "time with each query's history excluded",
+        median_ratio(timings["with"], timings["without"]),
+        1.1,
+        1.02,
+        "lower",
+        "×",
+    )
+
+
+def memory(prepared: Prepared) -> Row:
+    """What a searcher's process keeps resident, against its tables."""
+    world = prepared.world
+    tensors = {f"mol.{name}": value for name, value in world.mol.state_dict().items()}
+    dim = torch.tensor(world.item_rows_NE.shape[1])
+    queries = world.queries.take(slice(0, BULK))
+    tensors |= {"components": world.items.components_NXD, "gate": world.items.gate_NP, "dim": dim}
+    tensors |= {"query_components": queries.components_BQD, "query_gate": queries.gate_BP}
+    tensors |= {"low_rank": prepared.shard.low_rank_NR}
+    tensors["settings"] = torch.tensor(list(world.mol.settings.model_dump_json().encode()), dtype=torch.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "shard.safetensors"
+        save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+        command = [sys.executable, "-m", "jobs.benchmarks.memory", str(path)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+    seen = json.loads(said.stdout.splitlines()[-1])
+    mega = 1 << 20
+    per_item = seen["tables"] / seen["items"]
+    log.info(
+        "  resident %d MB, tables %d MB, %.0f bytes an item", seen["resident"] / mega, seen["tables"] / mega, per_item
+    )
+    over = (seen["resident"] / mega - 300) / (seen["tables"] / mega)
+    proud = (1.1 * seen["tables"] / mega + 200 - 300) / (seen["tables"] / mega)
+    return row("(resident set - 300 MB) over shard tables", over, 1.25, proud, "lower", "×")
+
+
+def _per_query(timing: Timing, num_queries: int) -> Timing:
+    return Timing(tuple(t / num_queries for t in timing.wall), tuple(t / num_queries for t in timing.cpu))
+
+
+def _sides(items: ItemSide) -> Sequence[torch.Tensor]:
+    return items.components_NXD, items.gate_NP

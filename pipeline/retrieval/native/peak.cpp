@@ -1,0 +1,60 @@
+// What this machine can do at best: multiply-adds on registers alone, for shares of peak in benchmarks.
+#include <time.h>
+
+#include "product.h"
+#include "threads.h"
+
+namespace nr {
+
+// The time that this thread has really run, whoever else uses the machine.
+static double thread_seconds() {
+  timespec now;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return now.tv_sec + 1e-9 * now.tv_nsec;
+}
+
+// Multiply-adds of numbers per second of one thread, by K's own instruction.
+template <class K>
+static double peak(double seconds) {
+  typedef typename K::Sum Sum;
+  constexpr int SUMS = 20;
+  Sum sums[SUMS] = {};
+  typename K::Group number = 0;
+  const auto factor = K::factor(&number);
+  auto column = decltype(K::column(&number)){};
+  const double begun = thread_seconds();
+  double passed = 0, count = 0;
+  while (passed < seconds) {
+    for (int repeat = 0; repeat < 10000; repeat++) {
+#pragma GCC unroll 20
+      for (int s = 0; s < SUMS; s++) {
+        sums[s] = K::multiply_add(sums[s], factor, column);
+        asm volatile("" : "+x"(sums[s]));  // keeps it in its register, and in the loop
+      }
+    }
+    count += 10000.0 * SUMS * LANES<Sum> * K::PER_GROUP;
+    passed = thread_seconds() - begun;
+  }
+  return count / passed;
+}
+
+}  // namespace nr
+
+using namespace nr;
+
+extern "C" {
+
+// Floating-point operations per second (a multiply-add is two): dtype 0 float32, 1 bfloat16, 2 int8.
+double nr_peak(int dtype, double seconds, int num_threads) {
+  std::vector<double> found(num_threads);
+  std::atomic<int> next{0};
+  for_tiles(num_threads, num_threads, [&] {
+    return [&](int64_t) {
+      found[next++] = dtype == 1 ? peak<Bf16>(seconds) : dtype == 2 ? peak<Int8>(seconds) : peak<Float32>(seconds);
+    };
+  });
+  double sum = 0;
+  for (double each : found) sum += each;
+  return 2 * sum;
+}
+}

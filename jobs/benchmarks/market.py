@@ -19,9 +19,7 @@ from pipeline.data.interactions import Float32, Int64, Sequences, offsets_of
 Float64 = npt.NDArray[np.float64]
 Generator = np.random.Generator
 
-FAMILY_SHARE = 0.4  # of the variance of a value's vector, common to its family
 VALUES_PER_FAMILY = 20
-OWN_SHARE = 0.2  # of the variance of an item's vector, its own in every aspect
 ROW_SCALE = 0.25  # of an item row's entries
 ELSEWHERE_SHARE = 0.08  # of events: something popular, whatever the tastes
 LENGTH_SHAPE = (1.2, 6.0)  # gamma: shape and scale of a history's length beyond the first event
@@ -35,7 +33,9 @@ class MarketRecipe:
     num_values: tuple[int, ...]  # of each aspect
     aspect_shares: tuple[float, ...]  # of tastes that are about this aspect
     max_tastes: int
-    zipf_exponent: float = 0.7
+    zipf_exponent: float = 0.9
+    family_share: float = 0.4  # of the variance of a value's vector, common to its family
+    own_share: float = 0.2  # of the variance of an item's vector, its own in every aspect
     dim: int = 64
     max_length: int = 16
     seed: int = 0
@@ -127,10 +127,10 @@ def _rows(recipe: MarketRecipe, popularity_N: Float64, aspects: Sequence[Aspect]
     width = (recipe.dim - 1) // len(aspects)
     parts = []
     for aspect in aspects:
-        vectors = _value_vectors(int(aspect.value_of_item_N.max()) + 1, width, rng)
+        vectors = _value_vectors(int(aspect.value_of_item_N.max()) + 1, width, recipe.family_share, rng)
         own = rng.standard_normal((recipe.num_items, width), dtype=np.float32)
         shared = vectors[aspect.value_of_item_N]
-        parts.append(np.sqrt(1 - OWN_SHARE) * shared + np.sqrt(OWN_SHARE) * own)
+        parts.append(np.sqrt(1 - recipe.own_share) * shared + np.sqrt(recipe.own_share) * own)
     spare = recipe.dim - 1 - width * len(aspects)
     logarithm_N = np.log(popularity_N)
     popular_N1 = ((logarithm_N - logarithm_N.mean()) / logarithm_N.std())[:, None].astype(np.float32)
@@ -141,11 +141,11 @@ def _rows(recipe: MarketRecipe, popularity_N: Float64, aspects: Sequence[Aspect]
     return rows_NE
 
 
-def _value_vectors(num_values: int, width: int, rng: Generator) -> Float32:
+def _value_vectors(num_values: int, width: int, family_share: float, rng: Generator) -> Float32:
     families = rng.standard_normal((-(-num_values // VALUES_PER_FAMILY), width), dtype=np.float32)
     own = rng.standard_normal((num_values, width), dtype=np.float32)
     of_family = families[rng.integers(0, len(families), num_values)]
-    vectors: Float32 = np.sqrt(FAMILY_SHARE) * of_family + np.sqrt(1 - FAMILY_SHARE) * own
+    vectors: Float32 = np.sqrt(family_share) * of_family + np.sqrt(1 - family_share) * own
     return vectors
 
 

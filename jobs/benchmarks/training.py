@@ -8,7 +8,7 @@ the users' tastes, and for which the plain mean of the logits is nearly right.
 import logging
 import math
 from dataclasses import dataclass
-from itertools import islice
+from typing import Literal
 
 import numpy as np
 import torch
@@ -37,7 +37,8 @@ class ModelRecipe:
     num_item_components: int
     component_dim: int
     num_steps: int
-    gate_preference: float  # for large logits, at the start; what is left of it decides how hard the model is
+    start: Literal["random", "aligned"]
+    gate_preference: float = 0.0  # for large logits, where the start is aligned
     users_per_step: int = 256
     num_negatives: int = 256
     learning_rate: float = 0.003
@@ -88,14 +89,15 @@ def train_model(recipe: ModelRecipe, market: Market) -> RetrievalModel:
     with torch.no_grad():
         model.item_embedding.weight[:-1] = torch.from_numpy(market.rows_NE)
     model.item_embedding.weight.requires_grad_(False)
-    align(model.mol, recipe.gate_preference)
+    if recipe.start == "aligned":
+        align(model.mol, recipe.gate_preference)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, recipe.learning_rate, ADAM_BETAS, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, recipe.num_steps))
     histories = draw_histories(market, recipe.num_steps * recipe.users_per_step, TRAINING_STREAM)
     windows = cut_windows(histories, np.arange(len(histories.lengths)), recipe.market.max_length)
     loss, count = 0.0, 0
-    for step, batch in enumerate(islice(epoch_batches(windows, recipe.num_steps, recipe.seed, 1, 0), recipe.num_steps)):
+    for step, batch in enumerate(epoch_batches(windows, recipe.num_steps, recipe.seed, 1, 0)):
         optimiser.zero_grad(set_to_none=True)
         loss_sum, num_positions = accumulate_gradients(model.train(), batch, recipe.train)
         for parameter in trained:

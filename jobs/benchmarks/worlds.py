@@ -56,20 +56,35 @@ class BenchWorld:
 
 RECIPES: Mapping[str, ModelRecipe] = {
     "books": ModelRecipe(
-        market=MarketRecipe(num_items=695_762, num_values=(2_000, 20_000), aspect_shares=(0.4, 0.6), max_tastes=3),
+        market=MarketRecipe(
+            num_items=695_762,
+            num_values=(5_000, 5_000),
+            aspect_shares=(0.5, 0.5),
+            max_tastes=3,
+            zipf_exponent=1.1,
+            own_share=0.1,
+        ),
         num_query_components=8,
         num_item_components=8,
         component_dim=32,
-        num_steps=1_000,
-        gate_preference=0.08,
+        num_steps=300,
+        start="aligned",
+        gate_preference=0.35,
     ),
     "m100k": ModelRecipe(
-        market=MarketRecipe(num_items=100_000, num_values=(600, 6_000), aspect_shares=(0.4, 0.6), max_tastes=2),
+        market=MarketRecipe(
+            num_items=100_000,
+            num_values=(60, 600, 6_000),
+            aspect_shares=(0.2, 0.4, 0.4),
+            max_tastes=3,
+            zipf_exponent=0.9,
+            family_share=0.5,
+        ),
         num_query_components=8,
         num_item_components=4,
         component_dim=64,
-        num_steps=1_000,
-        gate_preference=0.02,
+        num_steps=400,
+        start="random",
     ),
 }
 SHARPNESS = 0.3  # of the synthetic gates

@@ -20,6 +20,7 @@ TINY = ModelRecipe(
     num_item_components=2,
     component_dim=8,
     num_steps=30,
+    start="aligned",
     gate_preference=0.1,
     users_per_step=32,
     num_negatives=32,

@@ -45,8 +45,8 @@ MODELS = {
         ),
     ),
 }
-EPOCHS = {"diginetica": {"scratch": 3, "warm": 3, "dot": 6}, "ml1m": {"scratch": 4, "warm": 4, "dot": 6}}
-BATCH_SIZES = {"diginetica": 256, "ml1m": 16}
+EPOCHS = {"diginetica": {"scratch": 3, "warm": 2, "dot": 3}, "ml1m": {"scratch": 3, "warm": 3, "dot": 3}}
+BATCH_SIZES = {"diginetica": {"scratch": 64, "warm": 256, "dot": 256}, "ml1m": {"scratch": 16, "warm": 16, "dot": 16}}
 
 
 class InnerProduct(nn.Module):
@@ -118,10 +118,10 @@ def train_settings(name: str, way: str, seed: int) -> TrainSettings:
     return TrainSettings(
         max_epochs=EPOCHS[name][way],
         patience=2 if way == "dot" else EPOCHS[name][way],
-        batch_size=BATCH_SIZES[name],
+        batch_size=BATCH_SIZES[name][way],
         num_negatives=256 if way == "dot" else 64,
         positions_per_negatives=256,
-        learning_rate=2e-3 if way == "dot" else 1e-3,
+        learning_rate=3e-3 if way == "dot" else 2e-3,
         precision="bfloat16" if name == "diginetica" and way != "dot" else "float32",  # whichever is faster
         mutual_information_weight=0.0 if way == "dot" else 0.001,
         seed=seed,

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.interactions import Int64
+from pipeline.data.interactions import Int64, Sequences
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
 from pipeline.retrieval.shard import embed_rows
-from tests.studies.real_models import NUM_VALIDATION, Histories, load_model, permuted_users, read_histories
+from tests.studies.real_models import NUM_VALIDATION, load_model, permuted_users, read_histories
 
 NUM_QUERIES = 300
 BUDGETS = (200, 500, 1_000, 2_000)
@@ -31,13 +31,17 @@ ITEMS_AT_ONCE = 256
 class World:
     """One model with its queries; the truth by exact float32 scores."""
 
-    mol: MixtureOfLogits
+    model: RetrievalModel
     items: ItemSide
     queries: QuerySide
     sample: QuerySide
     counts_N: Tensor  # training events
     truth_BN: Tensor
     sample_LN: Tensor
+
+    @property
+    def mol(self) -> MixtureOfLogits:
+        return self.model.mol
 
     @cached_property
     def best_BK(self) -> Tensor:
@@ -57,16 +61,16 @@ def open_world(data: Path, out: Path, name: str, way: str, seed: int, num_sample
     histories = read_histories(data, name)
     model = load_model(out, name, way, seed, histories.num_items)
     users = permuted_users(histories)[NUM_VALIDATION:]
-    queries = query_side(model, histories, users[:NUM_QUERIES])
-    sample = query_side(model, histories, users[NUM_QUERIES : NUM_QUERIES + num_sample])
+    queries = query_side(model, histories.tonight, users[:NUM_QUERIES])
+    sample = query_side(model, histories.tonight, users[NUM_QUERIES : NUM_QUERIES + num_sample])
     items = embed_rows(model, torch.arange(histories.num_items))
     counts_N = torch.from_numpy(np.bincount(histories.train.item_rows, minlength=histories.num_items))
     truth_BN, sample_LN = (score_all(model.mol, side, items) for side in (queries, sample))
-    return World(model.mol, items, queries, sample, counts_N, truth_BN, sample_LN)
+    return World(model, items, queries, sample, counts_N, truth_BN, sample_LN)
 
 
-def query_side(model: RetrievalModel, histories: Histories, users: Int64) -> QuerySide:
-    rows_UL, lengths_U = histories.tonight.last(model.settings.max_length)
+def query_side(model: RetrievalModel, histories: Sequences, users: Int64) -> QuerySide:
+    rows_UL, lengths_U = histories.last(model.settings.max_length)
     return model.query_side(
         torch.from_numpy(rows_UL[users]), torch.from_numpy(lengths_U[users]), torch.from_numpy(users)
     )

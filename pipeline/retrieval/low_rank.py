@@ -21,6 +21,10 @@ ITEMS_AT_ONCE = 2_048
 # Tried on held-out queries. The low-rank part is shrunk, most of all for items whose mean score lies far below their
 # peaks; adding the whole mean back (1) buries just those.
 MEAN_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+# How much more each of a sample query's best items weighs than its others when its own vector is fitted. Plain least
+# squares serve the many items that nobody will look at; with this much the others only keep the vector in bounds.
+TOP_WEIGHT = 1_000.0
+QUERIES_AT_ONCE = 64  # in that fit: 16 MB of vectors of their best items at rank 64
 RIDGES = (0.001, 0.01, 0.1, 1.0)  # as a share of what the features weigh
 HELD_OUT_SHARE = 0.125
 # Directions per sample query: with as many directions as queries the fit follows their noise.
@@ -115,17 +119,17 @@ def fit_low_rank(sample: QuerySide, scores_LS: Tensor, rank: int, item_share: fl
     directions = _directions(scores_LS[:num_fitted], rank)
     num_wanted = max(1, min(round(NUM_WANTED * item_share), scores_LS.shape[1] // max(WITHIN)))
     truth_HK = scores_LS[num_fitted:].topk(num_wanted, dim=1).indices
-    whole_mean_S = directions.coefficients_LR[0, -1] * directions.vectors_SR[:, -1]
-    tried: list[tuple[float, float, float]] = []
-    for ridge in RIDGES:
-        query_map = _ridge_map(query_features(fitted), directions, ridge, mean_weight=0.0)
-        predicted_HS = query_map(held_out) @ directions.vectors_SR.T
-        for mean_weight in MEAN_WEIGHTS:
-            guess_HS = predicted_HS + mean_weight * whole_mean_S
-            recall = sum(_recall(guess_HS, truth_HK, num_wanted * times) for times in WITHIN) / len(WITHIN)
-            tried.append((recall, ridge, mean_weight))
-    recall, ridge, mean_weight = max(tried, key=lambda entry: entry[0])
-    query_map = _ridge_map(query_features(fitted), directions, ridge, mean_weight)
+    top_LT = scores_LS[:num_fitted].topk(min(num_wanted * max(WITHIN), scores_LS.shape[1]), dim=1)
+    coefficients_LR, of_mean_LR = _top_coefficients(directions, top_LT.values, top_LT.indices)
+    tried: list[tuple[float, DistilledMap, float, float]] = []
+    for mean_weight in MEAN_WEIGHTS:
+        wanted_LR = coefficients_LR - mean_weight * of_mean_LR
+        for ridge in RIDGES:
+            query_map = _ridge_map(query_features(fitted), wanted_LR, ridge, mean_weight * directions.mean_size)
+            predicted_HS = query_map(held_out) @ directions.vectors_SR.T
+            recall = sum(_recall(predicted_HS, truth_HK, num_wanted * times) for times in WITHIN) / len(WITHIN)
+            tried.append((recall, query_map, ridge, mean_weight))
+    recall, query_map, ridge, mean_weight = max(tried, key=lambda entry: entry[0])
     rotation_RR = _rotation(rank, seed)
     low_rank = LowRank(fitted, directions.basis_LR @ rotation_RR, directions.centre_R @ rotation_RR)
     rotated = DistilledMap(query_map.centre_Z, query_map.weights_ZR @ rotation_RR)
@@ -170,7 +174,8 @@ class _Directions:
     basis_LR: Tensor
     centre_R: Tensor
     vectors_SR: Tensor
-    coefficients_LR: Tensor  # of the fitted queries; the last column is that of the whole mean
+    deviations_LR: Tensor  # products of the fitted queries' deviations with the R - 1 directions
+    mean_size: Tensor  # a query's coefficient of the last direction is this times the weight of the mean
 
 
 def _directions(scores_LS: Tensor, rank: int) -> _Directions:
@@ -185,25 +190,47 @@ def _directions(scores_LS: Tensor, rank: int) -> _Directions:
     mean_L1 = torch.full((num_queries, 1), 1 / num_queries) / size
     basis_LR = torch.cat([(vectors_LL[:, top] / scales).float(), mean_L1], dim=1)
     vectors_SR = scores_LS.T @ basis_LR
-    coefficients_LR = torch.cat([deviations_LS @ vectors_SR[:, :-1], size.expand(num_queries, 1)], dim=1)
     centre_R = vectors_SR.mean(dim=0)
-    return _Directions(basis_LR, centre_R, vectors_SR - centre_R, coefficients_LR)
+    return _Directions(basis_LR, centre_R, vectors_SR - centre_R, deviations_LS @ vectors_SR[:, :-1], size)
 
 
-def _ridge_map(features_LZ: Tensor, directions: _Directions, ridge: float, mean_weight: float) -> DistilledMap:
-    """Ridge regression of the coefficients; the last feature is 1, and its row of the weights is the bias."""
+def _top_coefficients(directions: _Directions, scores_LT: Tensor, best_LT: Tensor) -> tuple[Tensor, Tensor]:
+    """The sample queries' coefficients (L, R - 1) of the scores, and those of the mean, to be taken off by its weight.
+
+    Weighted least squares: `best_LT` are each query's best items, and the vectors of all items are orthonormal, so that
+    the others are known by their products with the deviations alone.
+    """
+    vectors_SR = directions.vectors_SR + directions.centre_R
+    mean_S = vectors_SR[:, -1] * directions.mean_size
+    unit_RR = torch.eye(vectors_SR.shape[1] - 1)
+    parts = []
+    for low in range(0, len(best_LT), QUERIES_AT_ONCE):
+        best_AT = best_LT[low : low + QUERIES_AT_ONCE]
+        best_ATR = vectors_SR[best_AT][..., :-1]
+        wanted_AT2 = torch.stack([scores_LT[low : low + QUERIES_AT_ONCE], mean_S[best_AT]], dim=-1)
+        right_AR2 = TOP_WEIGHT * best_ATR.mT @ wanted_AT2
+        right_AR2[..., 0] += directions.deviations_LR[low : low + QUERIES_AT_ONCE]
+        parts.append(torch.linalg.solve(unit_RR + TOP_WEIGHT * best_ATR.mT @ best_ATR, right_AR2))
+    both_LR2 = torch.cat(parts)
+    return both_LR2[..., 0], both_LR2[..., 1]
+
+
+def _ridge_map(features_LZ: Tensor, wanted_LR: Tensor, ridge: float, bias: Tensor) -> DistilledMap:
+    """Ridge regression of the coefficients, and `bias` for the last direction.
+
+    The last feature is 1, and its row of the weights is the bias.
+    """
     centre_Z = features_LZ.mean(dim=0)
     centre_Z[-1] = 0
     scale_Z = (features_LZ - centre_Z).square().mean(dim=0).sqrt().clamp_min(1e-6)
     inputs_LZ = ((features_LZ - centre_Z) / scale_Z)[:, :-1].double()
     gram_ZZ = inputs_LZ.T @ inputs_LZ + ridge * len(inputs_LZ) * torch.eye(inputs_LZ.shape[1])
-    wanted_LR = directions.coefficients_LR[:, :-1].double()
-    weights_ZR = torch.linalg.solve(gram_ZZ, inputs_LZ.T @ (wanted_LR - wanted_LR.mean(dim=0)))
-    weights_ZR = (weights_ZR / scale_Z[:-1, None]).float()
-    weights_ZR = torch.cat([weights_ZR, wanted_LR.mean(dim=0, keepdim=True).float()])
-    mean_Z1 = torch.zeros(len(weights_ZR), 1)
-    mean_Z1[-1] = mean_weight * directions.coefficients_LR[0, -1]
-    return DistilledMap(centre_Z, torch.cat([weights_ZR, mean_Z1], dim=1))
+    mean_R = wanted_LR.double().mean(dim=0)
+    weights_ZR = torch.linalg.solve(gram_ZZ, inputs_LZ.T @ (wanted_LR - mean_R))
+    weights_ZR = torch.cat([(weights_ZR / scale_Z[:-1, None]), mean_R[None]]).float()
+    bias_Z1 = torch.zeros(len(weights_ZR), 1)
+    bias_Z1[-1] = bias
+    return DistilledMap(centre_Z, torch.cat([weights_ZR, bias_Z1], dim=1))
 
 
 def _recall(predicted_HS: Tensor, truth_HK: Tensor, num_preselected: int) -> float:

@@ -103,8 +103,6 @@ def compare(prepared: Prepared, k: int, target: float, num_rounds: int) -> list[
     world, native, portable = prepared.world, prepared.native, prepared.portable
     tuning, best = choose(prepared, native, k, target, TUNING_QUERIES)
     log.info("k = %d: best is %s K' = %d; %s", k, best.method, best.num_preselected, tuning.reason)
-    slow_tuning, slow = choose(prepared, portable, k, target, TUNING_QUERIES // 4)
-    log.info("portable: %s K' = %d; %s", slow.method, slow.num_preselected, slow_tuning.reason)
     exact = best.model_copy(update={"method": "exact"})
     reference = ReferenceSearch(world.mol, world.item_rows_NE)
     reference.prepare()
@@ -127,7 +125,7 @@ def compare(prepared: Prepared, k: int, target: float, num_rounds: int) -> list[
     timings = time_interleaved(
         {
             "best": ours("best", native, best, BULK),
-            "portable": ours("portable", portable, slow, PORTABLE),
+            "portable": ours("portable", portable, best, PORTABLE),
             "exact": ours("exact", native, exact, EXACT),
             "reference CombTopK": comb,
             "reference brute force": brute,

@@ -75,10 +75,8 @@ def measure(folder: Path, num_queries: int, num_items: int, overrides: list[str]
             seconds[name] += time.monotonic() - begun
     bare = sum(seconds.values())
     parts = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
-    print(
-        f"{num_queries} queries × {num_items} items, {THREADS} cores: on Ray {on_ray:.1f} s, bare loop {bare:.1f} s ({parts})"
-    )
-    print(f"Ray reaches {100 * bare / on_ray:.0f} % of the bare loop")
+    print(f"{num_queries} queries × {num_items} items, {THREADS} cores")
+    print(f"on Ray {on_ray:.1f} s, bare loop {bare:.1f} s ({parts}): {100 * bare / on_ray:.0f} % of the bare loop")
 
 
 if __name__ == "__main__":

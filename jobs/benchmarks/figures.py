@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from safetensors.torch import save_file
 from jobs.benchmarks.dot_product import faiss_threads
 from jobs.benchmarks.reference import ReferenceSearch
 from jobs.benchmarks.timing import Row, Timing, median_ratio, row, time_interleaved
-from jobs.benchmarks.worlds import BenchWorld
+from jobs.benchmarks.worlds import BenchWorld, load_bench_world
 from pipeline.model.mol import ItemSide
 from pipeline.retrieval.backends import open_index
 from pipeline.retrieval.filters import Exclusions, mask_shard, no_exclusions
@@ -58,6 +59,64 @@ class Prepared:
     fit_seconds: float
     table_seconds: float
     fit_recall: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `jobs/bench.py` was asked for."""
+
+    world: str
+    num_items: int | None
+    k: list[int]
+    target: float
+    rank: int
+    num_sample: int
+    threads: int
+    rounds: int
+    cache: Path | None
+
+
+def measure(plan: Plan) -> list[Row]:
+    """The whole table, also in the log line by line."""
+    torch.set_num_threads(plan.threads)
+    native_library()
+    log.info("%s; %d threads; AMX: %s", processor(), plan.threads, "yes" if has_amx() else "no, half of each ratio")
+    world = load_bench_world(plan.world, plan.num_items, plan.cache)
+    log.info("%s: %d items, %s", plan.world, len(world.item_rows_NE), world.mol.settings)
+    prepared = prepare(world, plan.rank, plan.num_sample)
+    log.info(
+        "low rank %d: fitted in %.1f s (recall %.3f), table in %.1f s",
+        plan.rank, prepared.fit_seconds, prepared.fit_recall, prepared.table_seconds,
+    )  # fmt: skip
+    rows: list[Row] = []
+    for k in plan.k:
+        rows += compare(prepared, k, plan.target, plan.rounds)
+    _, best = choose(prepared, prepared.native, plan.k[0], plan.target, 64)
+    rows.append(compare_faiss(prepared, plan.threads, plan.rounds))
+    rows.append(share_of_peak(prepared, plan.rounds))
+    rows.append(scaling(prepared, best, plan.threads, plan.rounds))
+    rows.append(filtering(prepared, best, plan.rounds))
+    rows.append(memory(prepared))
+    for each in rows:
+        verdict = "holds" if each["holds"] else "DOES NOT HOLD"
+        log.info(
+            "%-58s %10.3f  must %-10s proud %-10s %s",
+            each["figure"],
+            each["value"],
+            each["must"],
+            each["proud"],
+            verdict,
+        )
+    return rows
+
+
+def processor() -> str:
+    """What the machine calls its CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
 
 
 def has_amx() -> bool:

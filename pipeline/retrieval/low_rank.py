@@ -210,7 +210,8 @@ def _top_coefficients(directions: _Directions, scores_LT: Tensor, best_LT: Tenso
         wanted_AT2 = torch.stack([scores_LT[low : low + QUERIES_AT_ONCE], mean_S[best_AT]], dim=-1)
         right_AR2 = TOP_WEIGHT * best_ATR.mT @ wanted_AT2
         right_AR2[..., 0] += directions.deviations_LR[low : low + QUERIES_AT_ONCE]
-        parts.append(torch.linalg.solve(unit_RR + TOP_WEIGHT * best_ATR.mT @ best_ATR, right_AR2))
+        factor_ARR = torch.linalg.cholesky(unit_RR + TOP_WEIGHT * best_ATR.mT @ best_ATR)
+        parts.append(torch.cholesky_solve(right_AR2, factor_ARR))
     both_LR2 = torch.cat(parts)
     return both_LR2[..., 0], both_LR2[..., 1]
 

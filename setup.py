@@ -7,11 +7,13 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 NATIVE = Path("pipeline/retrieval/native")
+AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mavx512vnni -mfma"
 FLAGS = {
-    "avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mavx512vnni -mfma",
+    "amx": AVX512,  # its tiles are in assembler
+    "avx512": AVX512,
     "avx2": "-mavx2 -mfma",
 }
-COMMON = "-std=c++17 -O3 -pthread -fno-math-errno -Wno-maybe-uninitialized"
+COMMON = "-std=c++17 -O3 -pthread -fno-math-errno -Wno-maybe-uninitialized -Wno-array-bounds"
 
 
 def libraries() -> list[Extension]:
@@ -33,4 +35,5 @@ def libraries() -> list[Extension]:
     ]
 
 
-setup(ext_modules=libraries())
+if __name__ == "__main__":
+    setup(ext_modules=libraries())

@@ -20,7 +20,6 @@ from pipeline.retrieval.native_library import huge_pages
 from pipeline.retrieval.shard import Shard
 from pipeline.settings import SearchSettings
 
-ROWS = 8  # to which the kernels want rows padded
 LINE = 32  # numbers of 16 bits in a cache line
 ITEMS_AT_ONCE = 65_536
 # Of a bfloat16 score times the temperature, on trained models. The search looks at the errors that it meets, and
@@ -72,7 +71,7 @@ class NativeIndex:
         self.first_row, self.is_eligible_N = shard.first_row, shard.is_eligible_N
         self.num_item_components, self.temperature = mol.settings.num_item_components, mol.temperature
         self._library, self._dtype = library, settings.table_dtype
-        self._layout = _Layout(mol)
+        self._layout = _Layout(mol, int(library.nr_rows()))
         self._planes = _split(shard, self._layout)
         self._items = NativeItems(*(c_void_p(p.data_ptr()) for p in self._planes), *self._layout.item_sizes)
         self._tables: dict[Table, _Packed] = {
@@ -212,9 +211,9 @@ class _Packed:
 
 
 class _Layout:
-    """How the kernels want a model: pairs numbered p = j·Q + i with Q even, widths even, H a multiple of ROWS."""
+    """How the kernels want a model: pairs numbered p = j·Q + i with Q even, widths even, weights of whole `rows`."""
 
-    def __init__(self, mol: MixtureOfLogits) -> None:
+    def __init__(self, mol: MixtureOfLogits, rows: int) -> None:
         queries, items, width = (
             mol.settings.num_query_components,
             mol.settings.num_item_components,
@@ -227,7 +226,7 @@ class _Layout:
         num_pairs, hidden = len(i), mol.cross_hidden.out_features
         weights = [mol.cross_hidden.weight, mol.cross_hidden.bias, mol.cross_out.weight, mol.cross_out.bias]
         in_HP, in_H, out_PH, out_P = (weight.detach().float().cpu() for weight in weights)
-        more_H, more_P = -hidden % ROWS, -num_pairs % ROWS
+        more_H, more_P = -hidden % rows, -num_pairs % rows
         self._kept = (
             pad(in_HP[:, self.pair_of_P] * self.is_pair_P, (0, 0, 0, more_H)).contiguous(),
             pad(in_H, (0, more_H)).contiguous(),

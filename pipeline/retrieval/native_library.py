@@ -14,10 +14,14 @@ log = logging.getLogger("nightrails")
 
 CHOICE = "NIGHTRAILS_NATIVE"
 # Best first, each with what /proc/cpuinfo must say.
+_AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni", "fma"}
 LIBRARIES = {
-    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni", "fma"},
+    "amx": _AVX512 | {"amx_tile", "amx_bf16", "amx_int8"},
+    "avx512": _AVX512,
     "avx2": {"avx2", "fma"},
 }
+# Linux lends the tiles of AMX to a process that asks: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
+ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18
 HUGE_PAGE = 2 << 20
 MADV_HUGEPAGE = 14
 
@@ -37,12 +41,20 @@ def native_library() -> ctypes.CDLL | None:
         if choice and name != choice:
             continue
         path = library_path(name)
-        if path is not None and needed <= flags:
+        if path is not None and needed <= flags and (name != "amx" or may_use_tiles()):
             log.info("native kernels for %s", name)
             return load_library(path)
     reason = "there is none for this CPU" if any(map(library_path, LIBRARIES)) else "none was built: no C++ compiler?"
     log.info("no native kernels (%s); searching with PyTorch, many times slower", reason)
     return None
+
+
+@cache
+def may_use_tiles() -> bool:
+    """Ask for AMX's tiles; threads that are started later have them too."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    asked = [ctypes.c_long(number) for number in (ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)]
+    return bool(libc.syscall(*asked) == 0)
 
 
 def library_path(name: str) -> Path | None:

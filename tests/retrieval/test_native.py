@@ -1,6 +1,13 @@
 """The native kernels against plain arithmetic, for every instruction set that this CPU can run."""
 
+import ctypes
+import importlib.util
+import shutil
+import subprocess
+import tempfile
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +29,11 @@ from pipeline.retrieval.torch_index import TorchIndex
 from pipeline.settings import MolSettings, SearchSettings
 from tests.retrieval.worlds import exclusions
 
-USABLE = [name for name, needed in LIBRARIES.items() if library_path(name) and needed <= cpu_flags()]
+ROOT = Path(__file__).parents[2]
+BUILT = [name for name, needed in LIBRARIES.items() if library_path(name) and needed <= cpu_flags()]
+EMULATED = "amx with emulated tiles"  # what is built on the tiles, on any CPU that has the vectors
+CAN_EMULATE = shutil.which("c++") and LIBRARIES["avx512"] <= cpu_flags()
+USABLE = BUILT + ([EMULATED] if CAN_EMULATE else [])
 pytestmark = pytest.mark.skipif(not USABLE, reason="no native library was built for this CPU")
 DTYPES = ["float32", "bfloat16", "int8"]
 
@@ -37,7 +48,11 @@ def as_stored(rows: Tensor, queries: Tensor, dtype: str) -> tuple[Tensor, Tensor
         return rows, queries
     if dtype == "bfloat16":
         return rounded(rows), rounded(queries)
-    scale, scales = 127 / rows.abs().max().clamp_min(1e-30), 127 / queries.abs().amax(1, keepdim=True).clamp_min(1e-30)
+    # As the index has it: one is a division of doubles, the other torch's, which multiplies by the reciprocal.
+    scale, scales = (
+        127 / max(float(rows.abs().max()), 1e-30),
+        127 / queries.abs().amax(1, keepdim=True).clamp_min(1e-30),
+    )
     return (rows * scale).round().clamp(-127, 127) / scale, (queries * scales).round().clamp(-127, 127) / scales
 
 
@@ -47,10 +62,27 @@ def bare_shard(rows: Tensor) -> Shard:
     return make_shard(0, items, rows)
 
 
+@cache
+def library_for(name: str) -> ctypes.CDLL:
+    if name != EMULATED:
+        path = library_path(name)
+        assert path is not None
+        return load_library(path)
+    spec = importlib.util.spec_from_file_location("setup", ROOT / "setup.py")
+    assert spec
+    assert spec.loader
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    sources = sorted((ROOT / build.NATIVE).glob("*.cpp"))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "emulated.so"
+        options = [*build.COMMON.split(), *build.AVX512.split(), "-DNR_AMX", "-DNR_EMULATED_TILES", "-shared", "-fPIC"]
+        subprocess.run(["c++", *options, *map(str, sources), "-o", str(path)], check=True)
+        return load_library(path)
+
+
 def index_for(name: str, mol: MixtureOfLogits, shard: Shard, dtype: str = "bfloat16") -> NativeIndex:
-    path = library_path(name)
-    assert path is not None
-    return NativeIndex(load_library(path), mol, shard, SearchSettings(table_dtype=dtype))
+    return NativeIndex(library_for(name), mol, shard, SearchSettings(table_dtype=dtype))
 
 
 def tiny_mol() -> MixtureOfLogits:
@@ -236,7 +268,7 @@ def test_a_shard_with_a_value_that_is_not_a_number_is_refused():
 
 
 def test_the_environment_chooses_the_library(monkeypatch):
-    for choice in (*USABLE, "off"):
+    for choice in (*BUILT, "off"):
         monkeypatch.setenv("NIGHTRAILS_NATIVE", choice)
         native_library.native_library.cache_clear()
         library = native_library.native_library()

@@ -22,7 +22,11 @@ constexpr int ACCUMULATORS = 24;
 constexpr int BLOCK = 16;
 constexpr int BLOCKS = 3;
 constexpr int COLUMNS = BLOCK * BLOCKS;
-constexpr int ROWS = 8;  // rows of a product are padded to a multiple of this
+#ifdef NR_AMX
+constexpr int ROWS = 16;  // rows of a product are padded to a multiple of this
+#else
+constexpr int ROWS = 8;
+#endif
 
 typedef float VF __attribute__((vector_size(VECTOR_BYTES)));
 typedef double VD __attribute__((vector_size(VECTOR_BYTES)));

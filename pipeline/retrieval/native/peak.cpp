@@ -25,6 +25,18 @@ static double peak(double seconds) {
   const double begun = thread_seconds();
   double passed = 0, count = 0;
   while (passed < seconds) {
+#ifdef NR_AMX
+    if constexpr (K::PER_GROUP > 1) {
+      constexpr int IN_TILES = 1000;
+      for (int repeat = 0; repeat < IN_TILES; repeat++) {
+        tile_dot<K, 0, 6, 7>(), tile_dot<K, 1, 6, 7>(), tile_dot<K, 2, 6, 7>();
+        tile_dot<K, 3, 6, 7>(), tile_dot<K, 4, 6, 7>(), tile_dot<K, 5, 6, 7>();
+      }
+      count += 6.0 * IN_TILES * TILE * TILE * TILE * K::PER_GROUP;
+      passed = thread_seconds() - begun;
+      continue;
+    }
+#endif
     for (int repeat = 0; repeat < 10000; repeat++) {
 #pragma GCC unroll 20
       for (int s = 0; s < SUMS; s++) {

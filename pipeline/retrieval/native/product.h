@@ -6,6 +6,7 @@
 #pragma once
 
 #include "lanes.h"
+#include "tiles.h"
 
 namespace nr {
 
@@ -61,9 +62,72 @@ typedef Real<VD> Float64;
 template <class K>
 constexpr int ROWS_AT_ONCE = ACCUMULATORS / PARTS<typename K::Sum>;
 
+#ifdef NR_AMX
+
+template <class K, int C, int A, int B>
+inline void tile_dot() {
+  if constexpr (K::PER_GROUP == 2)
+    tile_dot_bf16<C, A, B>();
+  else
+    tile_dot_int8<C, A, B>();
+}
+
+// The same in tiles, sixteen rows at a time; a depth that is left over from whole tiles goes through vectors.
+template <class K, class Done>
+inline void product_in_tiles(const typename K::Group* a, int row_stride, int num_rows, const typename K::Group* b,
+                             int64_t block_stride, int num_groups, const typename K::Sum* start, Done done) {
+  typedef typename K::Sum Sum;
+  static_assert(BLOCKS == 3 && PARTS<Sum> == BLOCKS && TILE % ROWS_AT_ONCE<K> == 0 && ROWS % TILE == 0);
+  const int in_tiles = num_groups / TILE * TILE;
+  for (int row = 0; row < num_rows; row += TILE) {
+    const typename K::Group* rows = a + (int64_t)row * row_stride;
+    Sum sums[TILE][BLOCKS];
+    if (start || !in_tiles)
+      for (auto& of_row : sums)
+        for (int p = 0; p < BLOCKS; p++) of_row[p] = start ? start[p] : Sum{};
+    if (in_tiles) {
+      if (start) {
+        tile_load<0>(&sums[0][0], sizeof sums[0]);
+        tile_load<1>(&sums[0][1], sizeof sums[0]);
+        tile_load<2>(&sums[0][2], sizeof sums[0]);
+      } else {
+        tile_zero<0>();
+        tile_zero<1>();
+        tile_zero<2>();
+      }
+      for (int g = 0; g < in_tiles; g += TILE) {
+        const typename K::Group* columns = b + (int64_t)g * BLOCK;
+        tile_load<3>(rows + g, (int64_t)row_stride * 4);
+        tile_load<4>(columns, BLOCK * 4);
+        tile_dot<K, 0, 3, 4>();
+        tile_load<5>(columns + block_stride, BLOCK * 4);
+        tile_dot<K, 1, 3, 5>();
+        tile_load<6>(columns + 2 * block_stride, BLOCK * 4);
+        tile_dot<K, 2, 3, 6>();
+      }
+      tile_store<0>(&sums[0][0], sizeof sums[0]);
+      tile_store<1>(&sums[0][1], sizeof sums[0]);
+      tile_store<2>(&sums[0][2], sizeof sums[0]);
+    }
+    for (int g = in_tiles; g < num_groups; g++)
+      for (int p = 0; p < BLOCKS; p++) {
+        const auto column = K::column(b + p * block_stride + (int64_t)g * BLOCK);
+        for (int r = 0; r < TILE; r++)
+          sums[r][p] = K::multiply_add(sums[r][p], K::factor(rows + (int64_t)r * row_stride + g), column);
+      }
+    for (int r = 0; r < TILE; r += ROWS_AT_ONCE<K>)
+      done(row + r, reinterpret_cast<const Sum(&)[ROWS_AT_ONCE<K>][BLOCKS]>(sums[r]));
+  }
+}
+
+#endif
+
 template <class K, class Done>
 inline void product(const typename K::Group* a, int row_stride, int num_rows, const typename K::Group* b,
                     int64_t block_stride, int num_groups, const typename K::Sum* start, Done done) {
+#ifdef NR_AMX
+  if constexpr (K::PER_GROUP > 1) return product_in_tiles<K>(a, row_stride, num_rows, b, block_stride, num_groups, start, done);
+#endif
   typedef typename K::Sum Sum;
   constexpr int PARTS_HERE = PARTS<Sum>, PER_BLOCK = PARTS_HERE / BLOCKS, LANES_HERE = LANES<Sum>;
   constexpr int R = ROWS_AT_ONCE<K>;

@@ -129,6 +129,9 @@ using namespace nr;
 
 extern "C" {
 
+// What rows of a product are padded to: a model's weights must be.
+int nr_rows() { return ROWS; }
+
 int64_t nr_num_blocks(int64_t num_items) { return num_blocks(num_items); }
 
 // rows (num_items, dim) float32 -> table [blocks][groups][16]; starts [blocks][16] for int8; both are filled whole.

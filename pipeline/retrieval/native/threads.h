@@ -5,6 +5,8 @@
 #include <thread>
 #include <vector>
 
+#include "tiles.h"
+
 namespace nr {
 
 // body(tile) for each tile, on workers that make() builds once per thread.
@@ -12,6 +14,7 @@ template <class Make>
 inline void for_tiles(int64_t num_tiles, int num_threads, Make make) {
   std::atomic<int64_t> next{0};
   auto run = [&] {
+    [[maybe_unused]] TileUse use;
     auto body = make();
     for (int64_t tile = next++; tile < num_tiles; tile = next++) body(tile);
   };

@@ -196,7 +196,9 @@ class SearchSettings(Config):
     method: SearchMethod = "exact"
     num_preselected: PositiveInt = 1_000  # K' of TopKAvg and TopKLowRank, K_avg of CombTopK; per shard
     num_per_embd: PositiveInt = 100  # K' of TopKPerEmbd and CombTopK, per pair of components and shard
-    # The native search keeps the tables of stage 1 so; scores are exact with any.
+    # auto: the native kernels on CPUs that they were built for, else PyTorch. The same lists come from any.
+    backend: Literal["auto", "torch", "native", "triton"] = "auto"
+    # Native and Triton kernels keep the tables of stage 1 so; scores are exact with any.
     table_dtype: Literal["float32", "bfloat16", "int8"] = "bfloat16"
     target_recall: Share = 0.99  # of `tuned`, against exact search
     tuning: TuningSettings = TuningSettings()

@@ -89,9 +89,10 @@ class TritonIndex:
         return Shortlist(best.scores_BM * queries.scale_B[:, None], best.at_BM)
 
     @torch.inference_mode()
-    def score(self, queries: QuerySide, at_BM: Tensor) -> Tensor:
-        laid_out = lay_out_queries(self._shape, queries, self.temperature, self._dtype)
-        return score_pairs(self._rows, self._weights, laid_out, at_BM.to(torch.int32).contiguous())
+    def score(self, queries: QuerySide, at_BM: Tensor, is_proof: bool = False) -> Tensor:
+        weights, dtype = (self._weights32, torch.float32) if is_proof else (self._weights, self._dtype)
+        laid_out = lay_out_queries(self._shape, queries, self.temperature, dtype)
+        return score_pairs(self._rows, weights, laid_out, at_BM.to(torch.int32).contiguous())
 
     @torch.inference_mode()
     def rescore(self, queries: QuerySide, at_BM: Tensor) -> Tensor:

@@ -6,11 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.errors import InputError
 from pipeline.model.mol import ItemSide, QuerySide
+from pipeline.retrieval import backends
 from pipeline.retrieval.backends import open_index
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.shard import Shard, make_shard, shard_bounds
 from pipeline.retrieval.topk import TopK
+from pipeline.retrieval.torch_index import TorchIndex
 from pipeline.settings import SearchSettings
 from tests.retrieval.worlds import World, all_scores, as_lists, brute_force, exclusions, make_world
 
@@ -169,3 +172,17 @@ def test_a_shard_moves_as_a_whole():
     moved: Shard = shard.to("cpu")
     assert torch.equal(moved.mean_ND, shard.items.components_NXD.mean(dim=1))
     assert len(moved) == 150
+
+
+@pytest.mark.parametrize("backend", ["native", "triton"])
+def test_a_backend_that_cannot_run_here_is_refused_by_name(backend, monkeypatch):
+    monkeypatch.setattr(backends, "native_library", lambda: None)
+    world = make_world(0, num_items=30)
+    with pytest.raises(InputError, match=f"search.backend={backend}.*search.backend=auto"):
+        open_index(world.mol, world.shards(1)[0], config().model_copy(update={"backend": backend}))
+
+
+def test_the_portable_backend_can_be_asked_for():
+    world = make_world(0, num_items=30)
+    index = open_index(world.mol, world.shards(1)[0], config().model_copy(update={"backend": "torch"}))
+    assert isinstance(index, TorchIndex)

@@ -80,7 +80,7 @@ def write_low_rank(storage: Storage, corpus: Corpus, fit: Fit) -> None:
         "centre": fit.low_rank.centre_R,
         "map_centre": fit.query_map.centre_Z,
         "map_weights": fit.query_map.weights_ZR,
-        "choice": torch.tensor([fit.ridge, fit.mean_weight, fit.recall], dtype=torch.float64),
+        "choice": torch.tensor([fit.ridge, fit.mean_weight, fit.top_weight, fit.recall], dtype=torch.float64),
     }
     data = save_tensors({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
     key = f"low-rank-{hashlib.sha256(data).hexdigest()[:16]}.safetensors"
@@ -117,7 +117,8 @@ def write_corpus_manifest(
     }
     extra, fit = low_rank_entry(storage, night.corpus), read_low_rank(storage, night.corpus)
     if fit is not None:
-        counts |= {"low_rank_ridge": fit.ridge, "low_rank_mean_weight": fit.mean_weight, "low_rank_recall": fit.recall}
+        names = ("ridge", "mean_weight", "top_weight", "recall")
+        counts |= {f"low_rank_{name}": getattr(fit, name) for name in names}
     manifest = Manifest(
         kind="corpus",
         id=night.corpus.id,

@@ -8,8 +8,9 @@ against a few landmark items (landmark).
 Legend: L sample queries, B queries, S sampled items, N items, R rank, Z features, Q/X query/item components, D width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -21,9 +22,10 @@ ITEMS_AT_ONCE = 2_048
 # Tried on held-out queries. The low-rank part is shrunk, most of all for items whose mean score lies far below their
 # peaks; adding the whole mean back (1) buries just those.
 MEAN_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-# How much more each of a sample query's best items weighs than its others when its own vector is fitted. Plain least
-# squares serve the many items that nobody will look at; with this much the others only keep the vector in bounds.
-TOP_WEIGHT = 1_000.0
+# How much more each of a sample query's best items weighs than its others when its own vector is fitted, tried
+# likewise. Plain least squares (0) serve the many items that nobody will look at; with 1,000 the others only keep the
+# vector in bounds. Real models gain by it, models that are far from low rank lose.
+TOP_WEIGHTS = (0.0, 10.0, 1_000.0)
 QUERIES_AT_ONCE = 64  # in that fit: 16 MB of vectors of their best items at rank 64
 RIDGES = (0.001, 0.01, 0.1, 1.0)  # as a share of what the features weigh
 HELD_OUT_SHARE = 0.125
@@ -97,6 +99,7 @@ class Fit:
     query_map: DistilledMap
     ridge: float
     mean_weight: float
+    top_weight: float
     recall: float  # of the held-out queries, among the sampled items
 
 
@@ -109,7 +112,7 @@ def query_features(queries: QuerySide) -> Tensor:
 def fit_low_rank(sample: QuerySide, scores_LS: Tensor, rank: int, item_share: float = 1.0, seed: int = 0) -> Fit:
     """Fit on exact scores (L, S) of sample queries against a share of the items, drawn uniformly.
 
-    Some of the queries are held out; the ridge and the weight of the mean are those with the best recall on them.
+    Some of the queries are held out; the ridge and the weights of mean and top are those with the best recall on them.
     Raises ValueError when there are not more fitted queries and items than directions.
     """
     num_fitted = len(scores_LS) - max(1, round(HELD_OUT_SHARE * len(scores_LS)))
@@ -120,20 +123,23 @@ def fit_low_rank(sample: QuerySide, scores_LS: Tensor, rank: int, item_share: fl
     num_wanted = max(1, min(round(NUM_WANTED * item_share), scores_LS.shape[1] // max(WITHIN)))
     truth_HK = scores_LS[num_fitted:].topk(num_wanted, dim=1).indices
     top_LT = scores_LS[:num_fitted].topk(min(num_wanted * max(WITHIN), scores_LS.shape[1]), dim=1)
-    coefficients_LR, of_mean_LR = _top_coefficients(directions, top_LT.values, top_LT.indices)
-    tried: list[tuple[float, DistilledMap, float, float]] = []
-    for mean_weight in MEAN_WEIGHTS:
-        wanted_LR = coefficients_LR - mean_weight * of_mean_LR
-        for ridge in RIDGES:
-            query_map = _ridge_map(query_features(fitted), wanted_LR, ridge, mean_weight * directions.mean_size)
+    features_LZ = query_features(fitted)
+    best: tuple[float, DistilledMap, float, float, float] | None = None
+    for top_weight in TOP_WEIGHTS:
+        coefficients_LR, of_mean_LR = _top_coefficients(directions, top_LT.values, top_LT.indices, top_weight)
+        for mean_weight, ridge in product(MEAN_WEIGHTS, RIDGES):
+            wanted_LR = coefficients_LR - mean_weight * of_mean_LR
+            query_map = _ridge_map(features_LZ, wanted_LR, ridge, mean_weight * directions.mean_size)
             predicted_HS = query_map(held_out) @ directions.vectors_SR.T
-            recall = sum(_recall(predicted_HS, truth_HK, num_wanted * times) for times in WITHIN) / len(WITHIN)
-            tried.append((recall, query_map, ridge, mean_weight))
-    recall, query_map, ridge, mean_weight = max(tried, key=lambda entry: entry[0])
+            recall = _recall(predicted_HS, truth_HK, [num_wanted * times for times in WITHIN])
+            if best is None or recall > best[0]:
+                best = recall, query_map, ridge, mean_weight, top_weight
+    assert best is not None
+    recall, query_map, ridge, mean_weight, top_weight = best
     rotation_RR = _rotation(rank, seed)
     low_rank = LowRank(fitted, directions.basis_LR @ rotation_RR, directions.centre_R @ rotation_RR)
     rotated = DistilledMap(query_map.centre_Z, query_map.weights_ZR @ rotation_RR)
-    return Fit(low_rank, rotated, ridge, mean_weight, recall)
+    return Fit(low_rank, rotated, ridge, mean_weight, top_weight, recall)
 
 
 def fit_landmarks(
@@ -194,7 +200,9 @@ def _directions(scores_LS: Tensor, rank: int) -> _Directions:
     return _Directions(basis_LR, centre_R, vectors_SR - centre_R, deviations_LS @ vectors_SR[:, :-1], size)
 
 
-def _top_coefficients(directions: _Directions, scores_LT: Tensor, best_LT: Tensor) -> tuple[Tensor, Tensor]:
+def _top_coefficients(
+    directions: _Directions, scores_LT: Tensor, best_LT: Tensor, top_weight: float
+) -> tuple[Tensor, Tensor]:
     """The sample queries' coefficients (L, R - 1) of the scores, and those of the mean, to be taken off by its weight.
 
     Weighted least squares: `best_LT` are each query's best items, and the vectors of all items are orthonormal, so that
@@ -208,9 +216,9 @@ def _top_coefficients(directions: _Directions, scores_LT: Tensor, best_LT: Tenso
         best_AT = best_LT[low : low + QUERIES_AT_ONCE]
         best_ATR = vectors_SR[best_AT][..., :-1]
         wanted_AT2 = torch.stack([scores_LT[low : low + QUERIES_AT_ONCE], mean_S[best_AT]], dim=-1)
-        right_AR2 = TOP_WEIGHT * best_ATR.mT @ wanted_AT2
+        right_AR2 = top_weight * best_ATR.mT @ wanted_AT2
         right_AR2[..., 0] += directions.deviations_LR[low : low + QUERIES_AT_ONCE]
-        factor_ARR = torch.linalg.cholesky(unit_RR + TOP_WEIGHT * best_ATR.mT @ best_ATR)
+        factor_ARR = torch.linalg.cholesky(unit_RR + top_weight * best_ATR.mT @ best_ATR)
         parts.append(torch.cholesky_solve(right_AR2, factor_ARR))
     both_LR2 = torch.cat(parts)
     return both_LR2[..., 0], both_LR2[..., 1]
@@ -234,11 +242,12 @@ def _ridge_map(features_LZ: Tensor, wanted_LR: Tensor, ridge: float, bias: Tenso
     return DistilledMap(centre_Z, torch.cat([weights_ZR, bias_Z1], dim=1))
 
 
-def _recall(predicted_HS: Tensor, truth_HK: Tensor, num_preselected: int) -> float:
-    """Mean share of the true best items among the first by prediction."""
-    num_kept = min(num_preselected, predicted_HS.shape[1])
-    threshold_H = predicted_HS.topk(num_kept, dim=1).values[:, -1]
-    return float((predicted_HS.gather(1, truth_HK) >= threshold_H[:, None]).float().mean())
+def _recall(predicted_HS: Tensor, truth_HK: Tensor, nums_kept: Sequence[int]) -> float:
+    """Mean share of the true best items among the first by prediction, over several numbers of those."""
+    nums_kept = [min(num, predicted_HS.shape[1]) for num in nums_kept]
+    best_HM = predicted_HS.topk(max(nums_kept), dim=1).values
+    thresholds_HT = best_HM[:, [num - 1 for num in nums_kept]]
+    return float((predicted_HS.gather(1, truth_HK)[:, :, None] >= thresholds_HT[:, None, :]).float().mean())
 
 
 def _rotation(rank: int, seed: int) -> Tensor:

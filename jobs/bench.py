@@ -23,7 +23,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", choices=["books", "m100k", "synthetic"], default="books")
+    parser.add_argument("--world", choices=["books", "books-hard", "m100k", "synthetic"], default="books")
     parser.add_argument("--num-items", type=int, help="another size than the world's own")
     parser.add_argument("--k", type=int, nargs="+", default=[100, 200])
     parser.add_argument("--target", type=float, default=0.99, help="recall@k against exact search")
@@ -31,6 +31,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--num-sample", type=int, default=2_048, help="queries that the low-rank table is fitted on")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--methods", type=Path, metavar="FOLDER", help="also compare all algorithms, and draw them there"
+    )
     parser.add_argument("--cache", type=Path, help="where the trained model is kept")
     return parser.parse_args()
 

@@ -12,7 +12,6 @@ import platform
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,44 +20,28 @@ import torch
 from safetensors.torch import save_file
 
 from jobs.benchmarks.dot_product import faiss_threads
+from jobs.benchmarks.methods import as_json, compare_methods, draw
+from jobs.benchmarks.prepared import Prepared, choose, prepare
 from jobs.benchmarks.reference import ReferenceSearch
 from jobs.benchmarks.timing import Row, Timing, median_ratio, row, time_interleaved
-from jobs.benchmarks.worlds import BenchWorld, load_bench_world
+from jobs.benchmarks.worlds import load_bench_world
 from pipeline.model.mol import ItemSide
 from pipeline.retrieval.backends import open_index
 from pipeline.retrieval.filters import Exclusions, mask_shard, no_exclusions
 from pipeline.retrieval.index import ShardIndex
-from pipeline.retrieval.low_rank import DistilledMap, fit_low_rank, low_rank_table, score_all
-from pipeline.retrieval.native_index import NativeIndex
 from pipeline.retrieval.native_library import cpu_flags, native_library
 from pipeline.retrieval.search import search_shard
-from pipeline.retrieval.shard import Shard, make_shard
+from pipeline.retrieval.shard import make_shard
 from pipeline.retrieval.topk import TopK
-from pipeline.retrieval.torch_index import TorchIndex
-from pipeline.retrieval.tuning import Tuning, overlaps, tune
+from pipeline.retrieval.tuning import overlaps
 from pipeline.settings import SearchSettings
 
 log = logging.getLogger("nightrails")
 
-FIT_ITEMS = 32_768
 ITEMS_OF_PEAK, WIDTH_OF_PEAK = 100_000, 256
-TUNING_QUERIES, TUNING_SECONDS = 256, 600
+TUNING_QUERIES = 256
 # Queries of one call: many for what is fast, few for what is slow, as each is used.
 BULK, PORTABLE, EXACT, REFERENCE, BRUTE = 1_024, 128, 32, 16, 1
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A world with its low-rank table, laid out for both backends."""
-
-    world: BenchWorld
-    query_map: DistilledMap
-    shard: Shard
-    native: ShardIndex
-    portable: ShardIndex
-    fit_seconds: float
-    table_seconds: float
-    fit_recall: float
 
 
 @dataclass(frozen=True)
@@ -74,6 +57,7 @@ class Plan:
     threads: int
     rounds: int
     cache: Path | None
+    methods: Path | None
 
 
 def measure(plan: Plan) -> list[Row]:
@@ -88,10 +72,12 @@ def measure(plan: Plan) -> list[Row]:
         "low rank %d: fitted in %.1f s (recall %.3f), table in %.1f s",
         plan.rank, prepared.fit_seconds, prepared.fit_recall, prepared.table_seconds,
     )  # fmt: skip
+    if plan.methods is not None:
+        write_methods(prepared, plan)
     rows: list[Row] = []
     for k in plan.k:
-        rows += compare(prepared, k, plan.target, plan.rounds)
-    _, best = choose(prepared, prepared.native, plan.k[0], plan.target, 64)
+        found, best = compare(prepared, k, plan.target, plan.rounds)
+        rows += found
     rows.append(compare_faiss(prepared, plan.threads, plan.rounds))
     rows.append(share_of_peak(prepared, plan.rounds))
     rows.append(scaling(prepared, best, plan.threads, plan.rounds))
@@ -110,6 +96,19 @@ def measure(plan: Plan) -> list[Row]:
     return rows
 
 
+def write_methods(prepared: Prepared, plan: Plan) -> None:
+    """Every algorithm on every backend: a table in the log, a file of figures and a picture."""
+    assert plan.methods is not None
+    found = compare_methods(prepared, plan.threads)
+    plan.methods.mkdir(parents=True, exist_ok=True)
+    num_items = len(prepared.native)
+    name = f"{plan.world}-{num_items}"
+    (plan.methods / f"{name}.json").write_text(json.dumps(as_json(found), indent=1))
+    draw(
+        found, f"{plan.world}: {num_items:,} items, {processor()}, {plan.threads} threads", plan.methods / f"{name}.svg"
+    )
+
+
 def processor() -> str:
     """What the machine calls its CPU."""
     try:
@@ -124,43 +123,10 @@ def has_amx() -> bool:
     return "amx_bf16" in cpu_flags()
 
 
-def prepare(world: BenchWorld, rank: int, num_sample: int) -> Prepared:
-    """Fit and make the low-rank table, as the nightly job does."""
-    settings = SearchSettings()
-    begun = time.monotonic()
-    sample = world.sample.take(slice(0, num_sample))
-    rows = (
-        torch.randperm(len(world.items.gate_NP), generator=torch.Generator().manual_seed(0))[:FIT_ITEMS].sort().values
-    )
-    drawn = open_index(world.mol, make_shard(0, world.items.take(rows)), settings)
-    fit = fit_low_rank(sample, score_all(drawn, sample), rank, len(rows) / len(world.items.gate_NP))
-    fitted = time.monotonic()
-    plain = make_shard(0, world.items)
-    table_NR = low_rank_table(open_index(world.mol, plain, settings), fit.low_rank)
-    shard = make_shard(0, world.items, table_NR)
-    made = time.monotonic()
-    native = open_index(world.mol, shard, settings)
-    if not isinstance(native, NativeIndex):
-        log.warning("no native kernels here: both backends are PyTorch")
-    portable = TorchIndex(world.mol, shard, settings)
-    return Prepared(world, fit.query_map, shard, native, portable, fitted - begun, made - fitted, fit.recall)
-
-
-def choose(
-    prepared: Prepared, index: ShardIndex, k: int, target: float, num_queries: int
-) -> tuple[Tuning, SearchSettings]:
-    """The cheapest search at the target recall, on queries that are not timed later."""
-    queries = prepared.world.queries.take(slice(BULK, BULK + num_queries))
-    settings = SearchSettings(k=k, method="tuned", target_recall=target)
-    tuning = tune(index, queries, no_exclusions(num_queries), settings, prepared.query_map, TUNING_SECONDS)
-    names = ("method", "num_preselected", "num_per_embd")
-    return tuning, settings.model_copy(update={name: getattr(tuning.chosen, name) for name in names})
-
-
-def compare(prepared: Prepared, k: int, target: float, num_rounds: int) -> list[Row]:
-    """Our best, portable and exact search against the paper's CombTopK 100/1000 and brute force."""
+def compare(prepared: Prepared, k: int, target: float, num_rounds: int) -> tuple[list[Row], SearchSettings]:
+    """Our best, portable and exact search against the paper's CombTopK 100/1000 and brute force; and what is best."""
     world, native, portable = prepared.world, prepared.native, prepared.portable
-    tuning, best = choose(prepared, native, k, target, TUNING_QUERIES)
+    tuning, best = choose(prepared, native, k, target, slice(BULK, BULK + TUNING_QUERIES))
     log.info("k = %d: best is %s K' = %d; %s", k, best.method, best.num_preselected, tuning.reason)
     exact = best.model_copy(update={"method": "exact"})
     reference = ReferenceSearch(world.mol, world.item_rows_NE)
@@ -206,10 +172,11 @@ def compare(prepared: Prepared, k: int, target: float, num_rounds: int) -> list[
         "exact against reference brute force": ("reference brute force", "exact", 30, 60),
         "portable best against reference CombTopK 100/1000": ("reference CombTopK", "portable", 25, 80),
     }
-    return [
+    rows = [
         row(f"{figure}, k = {k}", median_ratio(each[a], each[b]), must * share, proud * share, "higher", "×")
         for figure, (a, b, must, proud) in ratio.items()
     ]
+    return rows, best
 
 
 def compare_faiss(prepared: Prepared, num_threads: int, num_rounds: int) -> Row:

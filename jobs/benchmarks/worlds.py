@@ -38,7 +38,7 @@ NUM_QUERIES = 4_096  # for evaluation
 NUM_SAMPLE = 8_192  # other users, for fitting
 NUM_JUDGED = 100  # queries on which `main` says how hard a world is
 QUERY_STREAM, SAMPLE_STREAM = 1, 2
-WorldName = Literal["books", "m100k", "synthetic"]
+WorldName = Literal["books", "books-hard", "m100k", "synthetic"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,22 @@ class BenchWorld:
 
 RECIPES: Mapping[str, ModelRecipe] = {
     "books": ModelRecipe(
+        market=MarketRecipe(
+            num_items=695_762,
+            num_values=(30, 300, 3_000, 30_000),
+            aspect_shares=(0.1, 0.2, 0.3, 0.4),
+            max_tastes=4,
+            zipf_exponent=0.9,
+            own_share=0.15,
+        ),
+        num_query_components=8,
+        num_item_components=8,
+        component_dim=32,
+        num_steps=120,
+        start="aligned",
+        gate_preference=0.65,
+    ),
+    "books-hard": ModelRecipe(
         market=MarketRecipe(
             num_items=695_762,
             num_values=(5_000, 5_000),
@@ -94,7 +110,8 @@ def load_bench_world(name: WorldName, num_items: int | None = None, cache: Path 
     """The world of this name, from the cache when it is there; `num_items` makes it larger or smaller.
 
     "books" is 695,762 items with 8 × 8 components of width 32, "m100k" 100,000 with 8 × 4 of width 64; either takes
-    minutes of one core to make. "synthetic" has the sizes of "books", is made in seconds and not kept.
+    minutes of one core to make. "books-hard" has the size of "books", but so many tastes of equal weight that its
+    scores are far from low rank: no real model that we know is like that. "synthetic" has the sizes of "books", is made in seconds and not kept.
     """
     if name == "synthetic":
         market = RECIPES["books"].market

@@ -1,0 +1,70 @@
+"""A bench world made ready to be searched, and the choice of how. B queries, N items, R rank."""
+
+import logging
+import time
+from dataclasses import dataclass
+
+import torch
+
+from jobs.benchmarks.worlds import BenchWorld
+from pipeline.retrieval.backends import open_index
+from pipeline.retrieval.filters import no_exclusions
+from pipeline.retrieval.index import ShardIndex
+from pipeline.retrieval.low_rank import DistilledMap, fit_low_rank, low_rank_table, score_all
+from pipeline.retrieval.native_index import NativeIndex
+from pipeline.retrieval.shard import Shard, make_shard
+from pipeline.retrieval.torch_index import TorchIndex
+from pipeline.retrieval.tuning import Tuning, tune
+from pipeline.settings import SearchSettings
+
+log = logging.getLogger("nightrails")
+
+FIT_ITEMS = 32_768
+TUNING_SECONDS = 600
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A world with its low-rank table, laid out for both backends."""
+
+    world: BenchWorld
+    query_map: DistilledMap
+    shard: Shard
+    native: ShardIndex
+    portable: ShardIndex
+    fit_seconds: float
+    table_seconds: float
+    fit_recall: float
+
+
+def prepare(world: BenchWorld, rank: int, num_sample: int) -> Prepared:
+    """Fit and make the low-rank table, as the nightly job does."""
+    settings = SearchSettings()
+    begun = time.monotonic()
+    sample = world.sample.take(slice(0, num_sample))
+    rows = (
+        torch.randperm(len(world.items.gate_NP), generator=torch.Generator().manual_seed(0))[:FIT_ITEMS].sort().values
+    )
+    drawn = open_index(world.mol, make_shard(0, world.items.take(rows)), settings)
+    fit = fit_low_rank(sample, score_all(drawn, sample), rank, len(rows) / len(world.items.gate_NP))
+    fitted = time.monotonic()
+    plain = make_shard(0, world.items)
+    table_NR = low_rank_table(open_index(world.mol, plain, settings), fit.low_rank)
+    shard = make_shard(0, world.items, table_NR)
+    made = time.monotonic()
+    native = open_index(world.mol, shard, settings)
+    if not isinstance(native, NativeIndex):
+        log.warning("no native kernels here: both backends are PyTorch")
+    portable = TorchIndex(world.mol, shard, settings)
+    return Prepared(world, fit.query_map, shard, native, portable, fitted - begun, made - fitted, fit.recall)
+
+
+def choose(
+    prepared: Prepared, index: ShardIndex, k: int, target: float, queries: slice
+) -> tuple[Tuning, SearchSettings]:
+    """The cheapest search at the target recall on these evaluation queries, which should not be timed later."""
+    asked = prepared.world.queries.take(queries)
+    settings = SearchSettings(k=k, method="tuned", target_recall=target)
+    tuning = tune(index, asked, no_exclusions(len(asked.gate_BP)), settings, prepared.query_map, TUNING_SECONDS)
+    names = ("method", "num_preselected", "num_per_embd")
+    return tuning, settings.model_copy(update={name: getattr(tuning.chosen, name) for name in names})

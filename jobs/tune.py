@@ -21,7 +21,7 @@ def run(settings: Settings, ds: date | None) -> Outcome:
     return {
         "status": "tuned",
         "uri": f"{storage.uri}/{night.tuning.key}",
-        **chosen.model_dump(include={"method", "num_preselected", "num_per_embd", "reason"}),
+        **chosen.model_dump(include={"method", "num_preselected", "num_per_embd", "table_dtype", "reason"}),
     }
 
 

@@ -14,7 +14,7 @@ from pipeline.settings import Settings
 HISTORIES_VERSION = 1
 MODEL_VERSION = 1
 CORPUS_VERSION = 3
-SEARCH_VERSION = 2
+SEARCH_VERSION = 3
 
 FORMAT = 1
 

@@ -181,6 +181,10 @@ class CorpusSettings(Config):
 SearchMethod = Literal["tuned", "exact", "exact_two_stage", "topk_avg", "topk_per_embd", "comb_topk", "topk_low_rank"]
 
 
+# Of the tables of stage 1, widest first.
+TableDtype = Literal["float32", "bfloat16", "int8"]
+
+
 class TuningSettings(Config):
     """How the search is chosen when `search.method` is `tuned`."""
 
@@ -198,8 +202,8 @@ class SearchSettings(Config):
     num_per_embd: PositiveInt = 100  # K' of TopKPerEmbd and CombTopK, per pair of components and shard
     # auto: the native kernels on CPUs that they were built for, else PyTorch. The same lists come from any.
     backend: Literal["auto", "torch", "native", "triton"] = "auto"
-    # Native and Triton kernels keep the tables of stage 1 so; scores are exact with any.
-    table_dtype: Literal["float32", "bfloat16", "int8"] = "bfloat16"
+    # So the native and Triton kernels keep the tables of stage 1; scores are exact with any. `tuned` tries less.
+    table_dtype: TableDtype = "bfloat16"
     target_recall: Share = 0.99  # of `tuned`, against exact search
     tuning: TuningSettings = TuningSettings()
     max_escalated: Count = 0  # items per query and shard scored beyond the candidates to prove a list exact

@@ -126,8 +126,10 @@ def has_amx() -> bool:
 def compare(prepared: Prepared, k: int, target: float, num_rounds: int) -> tuple[list[Row], SearchSettings]:
     """Our best, portable and exact search against the paper's CombTopK 100/1000 and brute force; and what is best."""
     world, native, portable = prepared.world, prepared.native, prepared.portable
-    tuning, best = choose(prepared, native, k, target, slice(BULK, BULK + TUNING_QUERIES))
-    log.info("k = %d: best is %s K' = %d; %s", k, best.method, best.num_preselected, tuning.reason)
+    tuning, best = choose(prepared, k, target, slice(BULK, BULK + TUNING_QUERIES))
+    log.info("k = %d: best is %s, K' = %d, %s", k, best.method, best.num_preselected, best.table_dtype)
+    log.info("  %s", tuning.reason)
+    chosen = prepared.index_with(best.table_dtype)
     exact = best.model_copy(update={"method": "exact"})
     reference = ReferenceSearch(world.mol, world.item_rows_NE)
     reference.prepare()
@@ -149,7 +151,7 @@ def compare(prepared: Prepared, k: int, target: float, num_rounds: int) -> tuple
 
     timings = time_interleaved(
         {
-            "best": ours("best", native, best, BULK),
+            "best": ours("best", chosen, best, BULK),
             "portable": ours("portable", portable, best, PORTABLE),
             "exact": ours("exact", native, exact, EXACT),
             "reference CombTopK": comb,
@@ -228,12 +230,12 @@ def share_of_peak(prepared: Prepared, num_rounds: int) -> Row:
 
 def scaling(prepared: Prepared, best: SearchSettings, num_threads: int, num_rounds: int) -> Row:
     """The best search on one thread and on all."""
-    queries = prepared.world.queries.take(slice(0, BULK))
+    queries, index = prepared.world.queries.take(slice(0, BULK)), prepared.index_with(best.table_dtype)
 
     def run(threads: int) -> Callable[[], None]:
         def search() -> None:
             torch.set_num_threads(threads)
-            search_shard(prepared.native, queries, no_exclusions(BULK), best, query_map=prepared.query_map)
+            search_shard(index, queries, no_exclusions(BULK), best, query_map=prepared.query_map)
 
         return search
 
@@ -246,9 +248,10 @@ def scaling(prepared: Prepared, best: SearchSettings, num_threads: int, num_roun
 def filtering(prepared: Prepared, best: SearchSettings, num_rounds: int) -> Row:
     """What every query's own history costs when it is excluded."""
     queries, excluded = prepared.world.queries.take(slice(0, BULK)), prepared.world.exclusions.narrow(0, BULK)
+    index = prepared.index_with(best.table_dtype)
 
     def run(lists: Exclusions) -> Callable[[], TopK]:
-        return lambda: search_shard(prepared.native, queries, lists, best, query_map=prepared.query_map)
+        return lambda: search_shard(index, queries, lists, best, query_map=prepared.query_map)
 
     timings = time_interleaved({"with": run(excluded), "without": run(no_exclusions(BULK))}, num_rounds)
     return row(

@@ -15,7 +15,7 @@ from pipeline.retrieval.native_index import NativeIndex
 from pipeline.retrieval.shard import Shard, make_shard
 from pipeline.retrieval.torch_index import TorchIndex
 from pipeline.retrieval.tuning import Tuning, tune
-from pipeline.settings import SearchSettings
+from pipeline.settings import SearchSettings, TableDtype
 
 log = logging.getLogger("nightrails")
 
@@ -35,6 +35,12 @@ class Prepared:
     fit_seconds: float
     table_seconds: float
     fit_recall: float
+
+    def index_with(self, table_dtype: TableDtype) -> ShardIndex:
+        """The native index, its tables kept in this type."""
+        if table_dtype == SearchSettings().table_dtype:
+            return self.native
+        return open_index(self.world.mol, self.shard, SearchSettings(table_dtype=table_dtype))
 
 
 def prepare(world: BenchWorld, rank: int, num_sample: int) -> Prepared:
@@ -59,12 +65,10 @@ def prepare(world: BenchWorld, rank: int, num_sample: int) -> Prepared:
     return Prepared(world, fit.query_map, shard, native, portable, fitted - begun, made - fitted, fit.recall)
 
 
-def choose(
-    prepared: Prepared, index: ShardIndex, k: int, target: float, queries: slice
-) -> tuple[Tuning, SearchSettings]:
+def choose(prepared: Prepared, k: int, target: float, queries: slice) -> tuple[Tuning, SearchSettings]:
     """The cheapest search at the target recall on these evaluation queries, which should not be timed later."""
     asked = prepared.world.queries.take(queries)
     settings = SearchSettings(k=k, method="tuned", target_recall=target)
-    tuning = tune(index, asked, no_exclusions(len(asked.gate_BP)), settings, prepared.query_map, TUNING_SECONDS)
-    names = ("method", "num_preselected", "num_per_embd")
-    return tuning, settings.model_copy(update={name: getattr(tuning.chosen, name) for name in names})
+    nothing = no_exclusions(len(asked.gate_BP))
+    tuning = tune(prepared.index_with, asked, nothing, settings, prepared.query_map, TUNING_SECONDS)
+    return tuning, settings.model_copy(update=tuning.chosen.settings)

@@ -111,7 +111,8 @@ def load_bench_world(name: WorldName, num_items: int | None = None, cache: Path 
 
     "books" is 695,762 items with 8 × 8 components of width 32, "m100k" 100,000 with 8 × 4 of width 64; either takes
     minutes of one core to make. "books-hard" has the size of "books", but so many tastes of equal weight that its
-    scores are far from low rank: no real model that we know is like that. "synthetic" has the sizes of "books", is made in seconds and not kept.
+    scores are far from low rank: no real model that we know is like that. "synthetic" has the sizes of "books", is made
+    in seconds and not kept.
     """
     if name == "synthetic":
         market = RECIPES["books"].market

@@ -21,8 +21,9 @@ from pipeline.io.tunings import TuningRecord, read_tuning, write_tuning
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval.backends import open_index
 from pipeline.retrieval.filters import Exclusions
+from pipeline.retrieval.index import ShardIndex
 from pipeline.retrieval.tuning import share_of_k, tune
-from pipeline.settings import Settings
+from pipeline.settings import Settings, TableDtype
 
 
 def tune_search(storage: Storage, night: Night, settings: Settings) -> TuningRecord:
@@ -67,12 +68,16 @@ class Tuner:
             torch.cat([batch.queries.gate_BP for batch in batches]).to(self._device),
         )
         shard = read_shard(storage, night.corpus, entry).to(self._device)
-        index = open_index(model.mol.to(self._device), shard, search)
+        mol = model.mol.to(self._device)
+
+        def open_with(table_dtype: TableDtype) -> ShardIndex:
+            return open_index(mol, shard, search.model_copy(update={"table_dtype": table_dtype}))
+
         fit = read_low_rank(storage, night.corpus)
         query_map = fit.query_map.to(self._device) if fit else None
         wanted = search.model_copy(update={"k": share_of_k(search.k, len(entries))})
         excluded = _joined([batch.excluded for batch in batches])
-        write_tuning(storage, night, tune(index, queries, excluded, wanted, query_map, search.tuning.max_seconds))
+        write_tuning(storage, night, tune(open_with, queries, excluded, wanted, query_map, search.tuning.max_seconds))
         return payload
 
 

@@ -11,7 +11,7 @@ from pipeline.errors import InputError
 from pipeline.io.manifests import versions
 from pipeline.io.storage import ObjectNotFoundError, Storage
 from pipeline.retrieval.tuning import Tuning
-from pipeline.settings import SearchMethod, Settings
+from pipeline.settings import SearchMethod, Settings, TableDtype
 
 
 class TuningRecord(Config):
@@ -21,6 +21,7 @@ class TuningRecord(Config):
     method: SearchMethod
     num_preselected: int
     num_per_embd: int
+    table_dtype: TableDtype
     reason: str
     measured: dict[str, Any]
     versions: dict[str, str]
@@ -33,6 +34,7 @@ def write_tuning(storage: Storage, night: Night, tuning: Tuning) -> None:
         method=tuning.chosen.method,
         num_preselected=tuning.chosen.num_preselected,
         num_per_embd=tuning.chosen.num_per_embd,
+        table_dtype=tuning.chosen.table_dtype,
         reason=tuning.reason,
         measured=asdict(tuning),
         versions=versions(),
@@ -59,6 +61,6 @@ def tuned(storage: Storage, night: Night, settings: Settings) -> Settings:
     record = read_tuning(storage, night)
     if record is None:
         raise InputError("search.method is tuned, but nothing was chosen yet; run jobs/tune.py first")
-    names = ("method", "num_preselected", "num_per_embd")
-    search = settings.search.model_copy(update={name: getattr(record, name) for name in names})
+    chosen = record.model_dump(include={"method", "num_preselected", "num_per_embd", "table_dtype"})
+    search = settings.search.model_copy(update=chosen)
     return settings.model_copy(update={"search": search})

@@ -13,6 +13,7 @@ from torch import Tensor
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval.filters import ShardMask
 from pipeline.retrieval.topk import NO_ITEM
+from pipeline.settings import TableDtype
 
 # A table with one vector per item: the mean over an item's components, the low-rank table, or item component j.
 Table = Literal["mean", "low_rank"] | int
@@ -45,6 +46,7 @@ class ShardIndex(Protocol):
     is_eligible_N: Tensor
     num_item_components: int
     temperature: float
+    table_dtypes: tuple[TableDtype, ...]  # in which this backend can keep the tables of stage 1, widest first
 
     @property
     def product_error(self) -> float:

@@ -18,7 +18,7 @@ from pipeline.retrieval.filters import ShardMask
 from pipeline.retrieval.index import FLOAT32_ERROR, Shortlist, Table
 from pipeline.retrieval.native_library import huge_pages
 from pipeline.retrieval.shard import Shard
-from pipeline.settings import SearchSettings
+from pipeline.settings import SearchSettings, TableDtype
 
 LINE = 32  # numbers of 16 bits in a cache line
 ITEMS_AT_ONCE = 65_536
@@ -66,6 +66,7 @@ class NativeIndex:
     """Serves `ShardIndex`. Holds the shard's rows once, in two planes of 16 bits, and one packed table per stage 1."""
 
     scan_skips = True
+    table_dtypes: tuple[TableDtype, ...] = ("float32", "bfloat16", "int8")
 
     def __init__(self, library: ctypes.CDLL, mol: MixtureOfLogits, shard: Shard, settings: SearchSettings) -> None:
         self.first_row, self.is_eligible_N = shard.first_row, shard.is_eligible_N

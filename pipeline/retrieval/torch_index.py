@@ -16,7 +16,7 @@ from pipeline.retrieval.index import FLOAT32_ERROR, Shortlist, Table, hide_missi
 from pipeline.retrieval.shard import Shard
 from pipeline.retrieval.streaming import Best
 from pipeline.retrieval.topk import NO_ITEM
-from pipeline.settings import SearchSettings
+from pipeline.settings import SearchSettings, TableDtype
 
 # Pairs whose items are gathered at once, 2 to 4 KB each.
 PAIRS_PER_STEP = 32_768
@@ -29,6 +29,7 @@ class TorchIndex:
     """Serves `ShardIndex`."""
 
     scan_skips = False
+    table_dtypes: tuple[TableDtype, ...] = ("float32",)
     product_error = 1e-6
 
     def __init__(self, mol: MixtureOfLogits, shard: Shard, settings: SearchSettings) -> None:

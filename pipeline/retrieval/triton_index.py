@@ -19,6 +19,7 @@ from pipeline.retrieval.triton_launch import allow, collect_bounded, score_above
 from pipeline.retrieval.triton_layout import lay_out_items, lay_out_queries, lay_out_weights
 from pipeline.retrieval.triton_select import Kept, best_products
 from pipeline.retrieval.triton_tables import VectorTable, component_table, quantised_table, rounded_table
+from pipeline.settings import TableDtype
 
 # Of bfloat16 scores, times the temperature. Measured over untrained gates of many kinds (0.022 at worst), not proven:
 # the gate's networks have no bound of their own. Trained models came to a tenth of it.
@@ -35,6 +36,7 @@ class TritonIndex:
     """
 
     scan_skips = True
+    table_dtypes: tuple[TableDtype, ...] = ("bfloat16", "int8")
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ of queries with their own exclusions. B queries, K wanted, M candidates.
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from pipeline.retrieval.filters import Exclusions
 from pipeline.retrieval.index import ShardIndex
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.topk import NO_ITEM
-from pipeline.settings import SearchMethod, SearchSettings
+from pipeline.settings import SearchMethod, SearchSettings, TableDtype
 
 Z95 = 1.959964
 # K' grows by such steps until the recall is reached or the method costs more than the best one so far.
@@ -38,9 +38,16 @@ class Trial:
     method: SearchMethod
     num_preselected: int
     num_per_embd: int
+    table_dtype: TableDtype
     recall: float
     recall_low: float
     milliseconds_per_query: float
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What of `SearchSettings` this is."""
+        names = ("method", "num_preselected", "num_per_embd", "table_dtype")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ def share_of_k(k: int, num_shards: int) -> int:
 
 
 def tune(
-    index: ShardIndex,
+    open_with: Callable[[TableDtype], ShardIndex],
     queries: QuerySide,
     excluded: Exclusions,
     settings: SearchSettings,
@@ -85,30 +92,45 @@ def tune(
     """Try every algorithm on one shard and choose the fastest whose recall@k is at least `settings.target_recall`.
 
     The recall's lower bound must reach the target. Ends soon after `max_seconds`; then what was tried decides. When
-    exact search is too slow for the time, fewer queries judge.
+    exact search is too slow for the time, fewer queries judge. What is chosen is tried again with narrower tables, in
+    an index that `open_with` makes; there is never more than one.
     """
     started = time.monotonic()
+    index = open_with(settings.table_dtype)
+    num_items, num_pairs, dtypes = len(index), queries.gate_BP.shape[1], index.table_dtypes
     queries, excluded, truth_BK, exact = _judge(index, queries, excluded, settings, query_map, max_seconds)
     trials: list[Trial] = [exact]
-    methods: tuple[SearchMethod, ...] = ("topk_low_rank", "topk_avg", "comb_topk", "topk_per_embd")
-    for method in methods:
-        if method == "topk_low_rank" and query_map is None:
-            continue
-        for config in _grid(method, settings, len(index), queries.gate_BP.shape[1]):
+
+    def try_each(configs: Iterable[SearchSettings]) -> None:
+        """Until the target is reached, or it costs more than what reaches it."""
+        for config in configs:
             if time.monotonic() - started > max_seconds:
-                break
+                return
             trial = _try(index, queries, excluded, config, query_map, truth_BK)
             trials.append(trial)
             too_slow = trial.milliseconds_per_query > _best(trials, settings.target_recall).milliseconds_per_query
             if too_slow or trial.recall_low >= settings.target_recall:
-                break
+                return
+
+    methods: tuple[SearchMethod, ...] = ("topk_low_rank", "topk_avg", "comb_topk", "topk_per_embd")
+    for method in methods:
+        if method != "topk_low_rank" or query_map is not None:
+            try_each(_grid(method, settings, num_items, num_pairs))
+    wide = _best(trials, settings.target_recall)
+    if wide.method in ("topk_low_rank", "topk_avg"):
+        for dtype in dtypes[dtypes.index(settings.table_dtype) + 1 :] if settings.table_dtype in dtypes else ():
+            del index
+            index = open_with(dtype)
+            narrow = settings.model_copy(update={"table_dtype": dtype})
+            grid = _grid(wide.method, narrow, num_items, num_pairs)
+            try_each(config for config in grid if config.num_preselected >= wide.num_preselected)
     chosen = _best(trials, settings.target_recall)
     return Tuning(
         chosen,
         settings.target_recall,
         settings.k,
         len(excluded),
-        len(index),
+        num_items,
         exact.milliseconds_per_query,
         tuple(trials),
     )
@@ -136,7 +158,9 @@ def _judge(
     begun = time.monotonic()
     truth = search_shard(index, queries, excluded, exact, query_map=query_map)
     milliseconds = 1e3 * (time.monotonic() - begun) / num_queries
-    trial = Trial("exact", settings.num_preselected, settings.num_per_embd, 1.0, 1.0, milliseconds)
+    trial = Trial(
+        "exact", settings.num_preselected, settings.num_per_embd, settings.table_dtype, 1.0, 1.0, milliseconds
+    )
     return queries, excluded, truth.rows_BK, trial
 
 
@@ -176,6 +200,7 @@ def _try(
         config.method,
         config.num_preselected,
         config.num_per_embd,
+        config.table_dtype,
         recall,
         recall - margin,
         1e3 * seconds / len(recalls_B),

@@ -1,5 +1,6 @@
 """The choice of a search against its own judge."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -7,11 +8,12 @@ import torch
 
 from pipeline.retrieval import tuning
 from pipeline.retrieval.backends import open_index
+from pipeline.retrieval.index import ShardIndex
 from pipeline.retrieval.low_rank import fit_low_rank
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.shard import make_shard
 from pipeline.retrieval.tuning import overlaps, share_of_k, tune
-from pipeline.settings import SearchSettings
+from pipeline.settings import SearchSettings, TableDtype
 from tests.retrieval.worlds import World, make_world
 
 
@@ -34,12 +36,15 @@ def low_rank_world() -> tuple[World, World, torch.Tensor, tuning.QueryMap]:
     return part(0, 100), part(100, 200), table, fit.query_map
 
 
+def opener(world: World, table: torch.Tensor) -> Callable[[TableDtype], ShardIndex]:
+    return lambda dtype: open_index(world.mol, make_shard(0, world.items, table), SearchSettings(table_dtype=dtype))
+
+
 @pytest.mark.parametrize("target", [0.5, 0.9])
 def test_what_is_chosen_keeps_its_promise_on_other_queries(target):
     asked, others, table, query_map = low_rank_world()
     settings = SearchSettings(k=10, method="tuned", target_recall=target)
-    index = open_index(asked.mol, make_shard(0, asked.items, table), settings)
-    choice = tune(index, asked.queries, asked.excluded, settings, query_map, max_seconds=60)
+    choice = tune(opener(asked, table), asked.queries, asked.excluded, settings, query_map, max_seconds=60)
     assert choice.chosen.recall_low >= target
     assert choice.num_queries == 100
     assert all(
@@ -47,10 +52,10 @@ def test_what_is_chosen_keeps_its_promise_on_other_queries(target):
         for trial in choice.trials
         if trial.recall_low >= target
     )
-    update = {name: getattr(choice.chosen, name) for name in ("method", "num_preselected", "num_per_embd")}
+    index = opener(asked, table)(choice.chosen.table_dtype)
     found, exact = (
         search_shard(index, others.queries, others.excluded, settings.model_copy(update=u), query_map=query_map)
-        for u in (update, {"method": "exact"})
+        for u in (choice.chosen.settings, {"method": "exact"})
     )
     assert overlaps(found.rows_BK, exact.rows_BK).mean() > target - 0.05
     assert choice.chosen.method in choice.reason or "recall@10" in choice.reason
@@ -60,17 +65,34 @@ def test_exact_search_is_chosen_where_nothing_else_is_good_enough(monkeypatch):
     asked, _, table, query_map = low_rank_world()
     monkeypatch.setattr(tuning, "MAX_SHARE", 0.01)
     settings = SearchSettings(k=10, method="tuned", target_recall=1.0)
-    index = open_index(asked.mol, make_shard(0, asked.items, table), settings)
-    choice = tune(index, asked.queries, asked.excluded, settings, query_map, max_seconds=60)
+    choice = tune(opener(asked, table), asked.queries, asked.excluded, settings, query_map, max_seconds=60)
     assert choice.chosen.method == "exact"
     assert "nothing that was tried reaches recall 1.0" in choice.reason
+
+
+def test_narrower_tables_are_tried_with_what_is_chosen():
+    asked, _, table, query_map = low_rank_world()
+    settings = SearchSettings(k=10, method="tuned", target_recall=0.8)
+    opened = []
+
+    def open_with(dtype: TableDtype) -> ShardIndex:
+        opened.append(dtype)
+        return opener(asked, table)(dtype)
+
+    choice = tune(open_with, asked.queries, asked.excluded, settings, query_map, max_seconds=60)
+    tried = [trial for trial in choice.trials if trial.table_dtype == "int8"]
+    if "int8" in opener(asked, table)("bfloat16").table_dtypes:
+        assert opened == ["bfloat16", "int8"]
+        assert tried
+    else:
+        assert opened == ["bfloat16"]
+        assert not tried
 
 
 def test_little_time_means_fewer_queries_and_no_trial():
     asked, _, table, query_map = low_rank_world()
     settings = SearchSettings(k=10, method="tuned")
-    index = open_index(asked.mol, make_shard(0, asked.items, table), settings)
-    choice = tune(index, asked.queries, asked.excluded, settings, query_map, max_seconds=1e-6)
+    choice = tune(opener(asked, table), asked.queries, asked.excluded, settings, query_map, max_seconds=1e-6)
     assert choice.num_queries == 8
     assert [trial.method for trial in choice.trials] == ["exact"]
 

@@ -53,8 +53,8 @@ class ShardIndex(Protocol):
         """Largest error of `preselect`'s inner products of unit vectors with item components."""
 
     @property
-    def score_error(self) -> float:
-        """What the error of `score` against the float64 score is expected to stay below."""
+    def has_quick_scores(self) -> bool:
+        """Whether `score` is cheaper, and less exact, where it is no proof."""
 
     @property
     def scan_error(self) -> float:
@@ -80,7 +80,7 @@ class ShardIndex(Protocol):
     def score(self, queries: QuerySide, at_BM: Tensor, is_proof: bool = False) -> Tensor:
         """Stage 2: (B, M) MoL scores of candidates from cached tables, -inf where there is none.
 
-        Within `score_error` on trained models; as a proof, within `scan_error` on any.
+        As a proof, within `scan_error`; else quick scores will do, whose error nobody promises.
         """
 
     def rescore(self, queries: QuerySide, at_BM: Tensor) -> Tensor:

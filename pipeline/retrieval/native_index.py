@@ -22,9 +22,6 @@ from pipeline.settings import SearchSettings, TableDtype
 
 LINE = 32  # numbers of 16 bits in a cache line
 ITEMS_AT_ONCE = 65_536
-# Of a bfloat16 score times the temperature, on trained models. The search looks at the errors that it meets, and
-# widens where they are larger.
-BFLOAT16_ERROR = 4e-3
 # Of an inner product of unit vectors. bfloat16 rounds a number by up to 2^-8 of itself, so a vector moves by up to
 # 2^-8, and by Cauchy-Schwarz a product of two by up to 2 · 2^-8 + 2^-16; float32 sums add their own.
 FLOAT32_PRODUCT_ERROR = 1e-6
@@ -66,6 +63,7 @@ class NativeIndex:
     """Serves `ShardIndex`. Holds the shard's rows once, in two planes of 16 bits, and one packed table per stage 1."""
 
     scan_skips = True
+    has_quick_scores = True
     table_dtypes: tuple[TableDtype, ...] = ("float32", "bfloat16", "int8")
 
     def __init__(self, library: ctypes.CDLL, mol: MixtureOfLogits, shard: Shard, settings: SearchSettings) -> None:
@@ -85,10 +83,6 @@ class NativeIndex:
 
     def __len__(self) -> int:
         return len(self.is_eligible_N)
-
-    @property
-    def score_error(self) -> float:
-        return BFLOAT16_ERROR / self.temperature
 
     @property
     def scan_error(self) -> float:

@@ -23,6 +23,10 @@ SLACK = 28
 WIDEN = 4
 # Queries whose candidates are held at once: with CombTopK's thousands each, tens of megabytes.
 QUERIES_AT_ONCE = 1_024
+# Up to this many candidates for each of the k, careful scores of all cost less than quick ones and a second look.
+SIFTED = 2.5
+# A quick score may be off by so many times what was seen on others of the same query.
+DOUBT = 2.0
 
 
 @torch.inference_mode()
@@ -130,7 +134,7 @@ class _Search:
         is_full_B = (kept.at_BM != NO_ITEM).all(dim=1) & (kept.at_BM.shape[1] == num_kept)
         dropped_B = (kept.scores_BM.amin(dim=1) + error).where(is_full_B, -torch.inf)
         bounds_B = torch.maximum(dropped_B, unscored_B)
-        return self._rescored(queries, kept, torch.full_like(reached_B, error), reached_B, bounds_B)[0]
+        return self._rescored(queries, kept, reached_B, bounds_B)
 
     def _escalate(self, queries: QuerySide, mask: ShardMask, reached_B: Tensor, found: TopK) -> TopK:
         """Prove or improve an approximate result: scan what can still reach its k-th score, within the budget."""
@@ -144,41 +148,70 @@ class _Search:
         return select_topk(scores_BM, rows_BM, k, torch.minimum(more.bounds_B, found.bounds_B))
 
     def _best_of(self, queries: QuerySide, at_BM: Tensor, reached_B: Tensor, bound_B: Tensor) -> TopK:
-        """Stage 2: the best of the candidates by exact score. A bound on the others is worth a careful score."""
-        is_proof = bool(bound_B.isfinite().any())
-        error = self.index.scan_error if is_proof else self.index.score_error
-        scored = Shortlist(self.index.score(queries, at_BM, is_proof), at_BM)
-        found, worst_B = self._rescored(queries, scored, torch.full_like(reached_B, error), reached_B, bound_B)
-        is_off_B = worst_B > error / 2
-        if is_proof or not is_off_B.any():
-            return found
-        # Gates sharper than expected: scores are less exact than the margin that decided what was scored again.
-        off_B = is_off_B.nonzero()[:, 0]
-        wider = Shortlist(scored.scores_BM[off_B], scored.at_BM[off_B])
-        again, _ = self._rescored(queries.take(off_B), wider, 4 * worst_B[off_B], reached_B[off_B], bound_B[off_B])
-        scores_BK = found.scores_BK.index_copy(0, off_B, again.scores_BK)
-        return TopK(scores_BK, found.rows_BK.index_copy(0, off_B, again.rows_BK), bound_B)
+        """Stage 2: the best of the candidates by exact score."""
+        index, k = self.index, self.settings.k
+        # A bound on the others is worth careful scores; and few candidates are scored carefully sooner than sifted.
+        is_careful = not index.has_quick_scores or bool(bound_B.isfinite().any()) or at_BM.shape[1] <= SIFTED * k
+        scored = self._sifted(queries, at_BM, reached_B) if not is_careful else _careful(index, queries, at_BM)
+        return self._rescored(queries, scored, reached_B, bound_B)
 
-    def _rescored(
-        self, queries: QuerySide, scored: Shortlist, error_B: Tensor, reached_B: Tensor, bounds_B: Tensor
-    ) -> tuple[TopK, Tensor]:
-        """The k best by float64 score of candidates whose scores are right to within `error_B`.
+    def _sifted(self, queries: QuerySide, at_BM: Tensor, reached_B: Tensor) -> Shortlist:
+        """Careful scores of those candidates that, by their quick scores, can be among the k best.
 
-        Only those are scored again that can be among the k best and beat what the query has reached. Also returns
-        the largest error (B,) that was met.
+        How far off a query's quick scores are is not assumed but seen, on its k best and on all that follow; sharper
+        gates only mean more careful scores.
         """
-        scores_BM, k = scored.scores_BM, self.settings.k
-        if scores_BM.isnan().any():
-            raise ValueError("a score is not a number: the queries or the item shard hold non-finite values")
-        needed_B = reached_B - error_B
+        quick = Shortlist(_numbers(self.index.score(queries, at_BM)), at_BM)
+        best_BK = quick.scores_BM.topk(self.settings.k, dim=1).indices
+        careful = _careful(self.index, queries, at_BM.gather(1, best_BK))
+        floor_B = torch.maximum(careful.scores_BM.amin(dim=1), reached_B)
+        others_BM = quick.scores_BM.scatter(1, best_BK, -torch.inf)
+        off_B = _largest_difference(quick.scores_BM.gather(1, best_BK), careful.scores_BM)
+        while True:
+            needed_B = floor_B - DOUBT * off_B - self.index.scan_error
+            hopeful = _above(Shortlist(others_BM, at_BM), needed_B)
+            more = _careful(self.index, queries, hopeful.at_BM)
+            seen_B = torch.maximum(off_B, _largest_difference(hopeful.scores_BM, more.scores_BM))
+            if (seen_B <= DOUBT * off_B).all():
+                break
+            off_B = seen_B
+        scores_BM = torch.cat([careful.scores_BM, more.scores_BM], dim=1)
+        return Shortlist(scores_BM, torch.cat([careful.at_BM, more.at_BM], dim=1))
+
+    def _rescored(self, queries: QuerySide, scored: Shortlist, reached_B: Tensor, bounds_B: Tensor) -> TopK:
+        """The k best by float64 score of candidates whose scores are right to within `scan_error`.
+
+        Only those are scored again that can be among the k best and beat what the query has reached.
+        """
+        k, error = self.settings.k, self.index.scan_error
+        scores_BM, needed_B = _numbers(scored.scores_BM), reached_B - error
         if scores_BM.shape[1] > k:
-            needed_B = torch.maximum(needed_B, scores_BM.topk(k, dim=1).values[:, -1] - 2 * error_B)
-        is_hopeful_BM = (scores_BM >= needed_B[:, None]) & (scores_BM > -torch.inf)
-        hopeful = Shortlist(
-            scores_BM.masked_fill(~is_hopeful_BM, -torch.inf), scored.at_BM.masked_fill(~is_hopeful_BM, NO_ITEM)
-        ).cut(int(is_hopeful_BM.sum(dim=1).max()))
-        exact_BM = self.index.rescore(queries, hopeful.at_BM)
-        worst_B = torch.zeros_like(reached_B)
-        if exact_BM.shape[1]:
-            worst_B = (exact_BM - hopeful.scores_BM).abs().nan_to_num(0.0).amax(dim=1)  # -inf on both sides: padding
-        return select_topk(exact_BM, hopeful.at_BM, k, bounds_B), worst_B
+            needed_B = torch.maximum(needed_B, scores_BM.topk(k, dim=1).values[:, -1] - 2 * error)
+        hopeful = _above(scored, needed_B)
+        return select_topk(self.index.rescore(queries, hopeful.at_BM), hopeful.at_BM, k, bounds_B)
+
+
+def _careful(index: ShardIndex, queries: QuerySide, at_BM: Tensor) -> Shortlist:
+    """Scores that are right to within `scan_error`."""
+    return Shortlist(index.score(queries, at_BM, is_proof=True), at_BM)
+
+
+def _numbers(scores_BM: Tensor) -> Tensor:
+    if scores_BM.isnan().any():
+        raise ValueError("a score is not a number: the queries or the item shard hold non-finite values")
+    return scores_BM
+
+
+def _above(scored: Shortlist, needed_B: Tensor) -> Shortlist:
+    """The candidates that reach what is needed, in as few columns as hold them."""
+    is_hopeful_BM = (scored.scores_BM >= needed_B[:, None]) & (scored.scores_BM > -torch.inf)
+    return Shortlist(
+        scored.scores_BM.masked_fill(~is_hopeful_BM, -torch.inf), scored.at_BM.masked_fill(~is_hopeful_BM, NO_ITEM)
+    ).cut(int(is_hopeful_BM.sum(dim=1).max()))
+
+
+def _largest_difference(left_BM: Tensor, right_BM: Tensor) -> Tensor:
+    """(B,): over the candidates; 0 where there is none."""
+    if not left_BM.shape[1]:
+        return left_BM.new_zeros(len(left_BM))
+    return (left_BM - right_BM).abs().nan_to_num(0.0).amax(dim=1)  # -inf on both sides: padding

@@ -29,6 +29,7 @@ class TorchIndex:
     """Serves `ShardIndex`."""
 
     scan_skips = False
+    has_quick_scores = False
     table_dtypes: tuple[TableDtype, ...] = ("float32",)
     product_error = 1e-6
 
@@ -42,12 +43,8 @@ class TorchIndex:
         return len(self._shard)
 
     @property
-    def score_error(self) -> float:
-        return FLOAT32_ERROR / self.temperature
-
-    @property
     def scan_error(self) -> float:
-        return self.score_error
+        return FLOAT32_ERROR / self.temperature
 
     @property
     def bytes_of(self) -> Mapping[str, int]:

@@ -21,9 +21,6 @@ from pipeline.retrieval.triton_select import Kept, best_products
 from pipeline.retrieval.triton_tables import VectorTable, component_table, quantised_table, rounded_table
 from pipeline.settings import TableDtype
 
-# Of bfloat16 scores, times the temperature. Measured over untrained gates of many kinds (0.022 at worst), not proven:
-# the gate's networks have no bound of their own. Trained models came to a tenth of it.
-BFLOAT16_ERROR = 0.03
 PAIRS_PER_STEP = 131_072  # whose items are gathered at once for float64 scores, some 10 KB each
 SCAN_ITEMS = 16_384  # so many items stay in a large GPU's cache while all queries pass
 
@@ -68,8 +65,8 @@ class TritonIndex:
         return self._bounds.product_error
 
     @property
-    def score_error(self) -> float:
-        return (FLOAT32_ERROR if self._dtype == torch.float32 else BFLOAT16_ERROR) / self.temperature
+    def has_quick_scores(self) -> bool:
+        return self._dtype != torch.float32
 
     @property
     def scan_error(self) -> float:

@@ -44,16 +44,29 @@ struct Items {
         if constexpr (sizeof(typename K::Group) == 4) {
           transpose(rows, groups, (uint32_t*)b);
         } else {
-          for (int g = 0; g < groups; g++)
-            for (int c = 0; c < BLOCK; c++) b[g * BLOCK + c] = floats[(size_t)c * (width + BLOCK) + g];
+          thread_local std::vector<uint32_t> narrow;
+          narrow.resize((size_t)groups * BLOCK);
+          transpose(rows, groups, narrow.data());
+          const uint32_t* from = narrow.data();
+          for (int n = 0; n < groups * BLOCK; n += LANES<VF>) {
+            const VF values = load<VF>(from + n);
+            for (int lane = 0; lane < LANES<VF>; lane++) b[n + lane] = values[lane];
+          }
         }
       }
     }
   }
 
+  // Into the second-level cache: what is prefetched would push a network's operands out of the first.
+  template <class K>
   void prefetch(int64_t item) const {
-    const char* from = (const char*)(high + item * stride);
-    for (int64_t byte = 0; byte < 2 * width; byte += 64) _mm_prefetch(from + byte, _MM_HINT_T0);
+    prefetch_row(high + item * stride);
+    if constexpr (K::PER_GROUP == 1) prefetch_row(low + item * stride);
+  }
+
+  template <class T>
+  void prefetch_row(const T* row) const {
+    for (int n = 0; n < width; n += 32) _mm_prefetch((const char*)(row + n), _MM_HINT_T1);
   }
 
   // Sixteen rows of 32-bit numbers to [groups][16]. Rows may be read up to a multiple of sixteen numbers.

@@ -5,7 +5,6 @@
 
 namespace nr {
 
-constexpr int PREFETCHED = 32;  // candidates ahead
 constexpr int SCAN_QUERIES = 32;  // that share a chunk of items in the exact scan
 constexpr int SCAN_ROOM = 2;
 
@@ -32,9 +31,9 @@ static void score_pairs(const Model& model, const Items& items, const Queries& q
       if (!n) return;
       for (int c = 0; c < COLUMNS; c++) wanted[n + c] = wanted[n - 1];  // a full last step
       network.set_query(queries.components + q * query_size, queries.gates + q * model.pairs());
-      for (int64_t m = 0; m < std::min<int64_t>(n, PREFETCHED); m++) items.prefetch(wanted[m]);
+      for (int64_t m = 0; m < std::min<int64_t>(n, COLUMNS); m++) items.prefetch<K>(wanted[m]);
       for (int64_t first = 0; first < n; first += COLUMNS) {
-        for (int64_t m = first + COLUMNS; m < std::min(n, first + 2 * COLUMNS); m++) items.prefetch(wanted[m]);
+        for (int64_t m = first + COLUMNS; m < std::min(n, first + 2 * COLUMNS); m++) items.prefetch<K>(wanted[m]);
         float found[COLUMNS];
         network.score(items, wanted.data() + first, found);
         for (int64_t m = first; m < std::min(n, first + COLUMNS); m++) out[places[m]] = found[m - first];

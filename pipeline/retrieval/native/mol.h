@@ -71,15 +71,15 @@ class PairNetwork {
     items.gather<K>(at, item_groups_.data());
     const int groups = model_.width / K::PER_GROUP;
     for (int j = 0; j < model_.item_components; j++)
-      product<K>(query_rows_.data(), groups, (model_.query_components + ROWS - 1) / ROWS * ROWS,
+      product<K, true>(query_rows_.data(), groups, (model_.query_components + ROWS - 1) / ROWS * ROWS,
                  item_groups_.data() + (int64_t)j * groups * BLOCK, item_stride(), groups, nullptr,
                  [&](int row, const auto& sums) { keep_logits(j, row, sums); });
-    product<K>(in_weight_.data(), pairs_ / K::PER_GROUP, model_.hidden, logit_groups_.data(),
+    product<K, true>(in_weight_.data(), pairs_ / K::PER_GROUP, model_.hidden, logit_groups_.data(),
                (int64_t)pairs_ / K::PER_GROUP * BLOCK, pairs_ / K::PER_GROUP, nullptr,
                [&](int row, const auto& sums) { keep_hidden(row, sums); });
     V largest[PARTS_HERE];
     for (auto& value : largest) value = broadcast<V>(-1);  // silu is never below -0.28
-    product<K>(out_weight_.data(), model_.hidden / K::PER_GROUP, model_.out_rows(), hidden_groups_.data(),
+    product<K, true>(out_weight_.data(), model_.hidden / K::PER_GROUP, model_.out_rows(), hidden_groups_.data(),
                (int64_t)model_.hidden / K::PER_GROUP * BLOCK, model_.hidden / K::PER_GROUP, nullptr,
                [&](int row, const auto& sums) { keep_gates(row, sums, largest); });
     mix(largest, scores);

@@ -122,34 +122,57 @@ inline void product_in_tiles(const typename K::Group* a, int row_stride, int num
 
 #endif
 
-template <class K, class Done>
+template <class K>
+using Sums = typename K::Sum[ROWS_AT_ONCE<K>][PARTS<typename K::Sum>];
+
+// The sums of some rows. `sums` are registers when this is inlined.
+template <class K>
+__attribute__((always_inline)) inline void accumulate(const typename K::Group* rows, int row_stride,
+                                                      const typename K::Group* b, int64_t block_stride, int num_groups,
+                                                      const typename K::Sum* start, Sums<K>& sums) {
+  typedef typename K::Sum Sum;
+  constexpr int PARTS_HERE = PARTS<Sum>, PER_BLOCK = PARTS_HERE / BLOCKS, LANES_HERE = LANES<Sum>;
+  constexpr int R = ROWS_AT_ONCE<K>;
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 12
+    for (int p = 0; p < PARTS_HERE; p++) sums[r][p] = start ? start[p] : Sum{};
+  for (int g = 0; g < num_groups; g++) {
+    decltype(K::column(b)) columns[PARTS_HERE];
+#pragma GCC unroll 12
+    for (int p = 0; p < PARTS_HERE; p++)
+      columns[p] = K::column(b + (p / PER_BLOCK) * block_stride + (int64_t)g * BLOCK + (p % PER_BLOCK) * LANES_HERE);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const auto factor = K::factor(rows + (int64_t)r * row_stride + g);
+#pragma GCC unroll 12
+      for (int p = 0; p < PARTS_HERE; p++) sums[r][p] = K::multiply_add(sums[r][p], factor, columns[p]);
+    }
+  }
+}
+
+// For a `done` that needs many registers itself: inlined together, the sums would be spilled in the inner loop.
+template <class K>
+__attribute__((noinline)) void accumulate_apart(const typename K::Group* rows, int row_stride,
+                                                const typename K::Group* b, int64_t block_stride, int num_groups,
+                                                Sums<K>& sums) {
+  Sums<K> found;
+  accumulate<K>(rows, row_stride, b, block_stride, num_groups, nullptr, found);
+  std::memcpy(&sums, &found, sizeof found);
+}
+
+template <class K, bool IS_APART = false, class Done>
 inline void product(const typename K::Group* a, int row_stride, int num_rows, const typename K::Group* b,
                     int64_t block_stride, int num_groups, const typename K::Sum* start, Done done) {
 #ifdef NR_AMX
   if constexpr (K::PER_GROUP > 1) return product_in_tiles<K>(a, row_stride, num_rows, b, block_stride, num_groups, start, done);
 #endif
-  typedef typename K::Sum Sum;
-  constexpr int PARTS_HERE = PARTS<Sum>, PER_BLOCK = PARTS_HERE / BLOCKS, LANES_HERE = LANES<Sum>;
-  constexpr int R = ROWS_AT_ONCE<K>;
-  for (int row = 0; row < num_rows; row += R) {
-    Sum sums[R][PARTS_HERE];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 12
-      for (int p = 0; p < PARTS_HERE; p++) sums[r][p] = start ? start[p] : Sum{};
-    const typename K::Group* rows = a + (int64_t)row * row_stride;
-    for (int g = 0; g < num_groups; g++) {
-      decltype(K::column(b)) columns[PARTS_HERE];
-#pragma GCC unroll 12
-      for (int p = 0; p < PARTS_HERE; p++)
-        columns[p] = K::column(b + (p / PER_BLOCK) * block_stride + (int64_t)g * BLOCK + (p % PER_BLOCK) * LANES_HERE);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; r++) {
-        const auto factor = K::factor(rows + (int64_t)r * row_stride + g);
-#pragma GCC unroll 12
-        for (int p = 0; p < PARTS_HERE; p++) sums[r][p] = K::multiply_add(sums[r][p], factor, columns[p]);
-      }
-    }
+  for (int row = 0; row < num_rows; row += ROWS_AT_ONCE<K>) {
+    Sums<K> sums;
+    if constexpr (IS_APART)
+      accumulate_apart<K>(a + (int64_t)row * row_stride, row_stride, b, block_stride, num_groups, sums);
+    else
+      accumulate<K>(a + (int64_t)row * row_stride, row_stride, b, block_stride, num_groups, start, sums);
     done(row, sums);
   }
 }

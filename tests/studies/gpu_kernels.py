@@ -143,7 +143,7 @@ def study_stage2(world, precision, index, peak):
     few = world.queries.take(slice(0, NUM_CHECKED))
     error = (index.score(few, at_BM[:NUM_CHECKED]) - index.rescore(few, at_BM[:NUM_CHECKED])).abs().max()
     ceiling = peak / 6 if precision == "float32" else peak  # three products of tf32, at half the rate
-    note = f"error {float(error):.1e}, claimed {index.score_error:.1e}"
+    note = f"error {float(error):.1e}"
     report(f"stage 2 {precision}: fused", took, num_queries, flop, ceiling, note)
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
     mol = MixtureOfLogits(16, world.mol.settings).eval().requires_grad_(False).to(DEVICE, dtype)

@@ -10,6 +10,8 @@ import logging
 import sys
 from pathlib import Path
 
+from pipeline.errors import InputError
+
 
 def main() -> None:
     """Measure and print."""
@@ -17,7 +19,11 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     from jobs.benchmarks.figures import Plan, measure  # here, so that --help does not wait for torch
 
-    print(json.dumps({"rows": measure(Plan(**vars(options)))}))  # noqa: T201
+    try:
+        rows = measure(Plan(**vars(options)))
+    except InputError as error:
+        sys.exit(f"bench: {error}")
+    print(json.dumps({"rows": rows}))  # noqa: T201
 
 
 def parse() -> argparse.Namespace:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.interactions import Float32, Int64, Sequences, offsets_of
+from pipeline.errors import InputError
 
 Float64 = npt.NDArray[np.float64]
 Generator = np.random.Generator
@@ -68,7 +69,11 @@ class Market:
 
 
 def make_market(recipe: MarketRecipe) -> Market:
-    """Draw popularity, aspects and the rows that show them."""
+    """Draw popularity, aspects and the rows that show them. InputError: fewer items than an aspect has values."""
+    if recipe.num_items < max(recipe.num_values):
+        raise InputError(
+            f"{recipe.num_items} items are too few for this market: give at least {max(recipe.num_values)}"
+        )
     rng = np.random.default_rng([recipe.seed, 0])
     ranks_N = rng.permutation(recipe.num_items) + 1.0
     popularity_N = ranks_N**-recipe.zipf_exponent

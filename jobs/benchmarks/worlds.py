@@ -115,7 +115,7 @@ def load_bench_world(name: WorldName, num_items: int | None = None, cache: Path 
     in seconds and not kept.
     """
     if name == "synthetic":
-        market = RECIPES["books"].market
+        market = RECIPES["books-hard"].market
         return synthetic_world(replace(market, num_items=num_items or market.num_items))
     recipe = RECIPES[name]
     if num_items is not None:

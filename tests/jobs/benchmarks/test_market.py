@@ -1,9 +1,11 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from jobs.benchmarks.market import Market, MarketRecipe, draw_histories, make_market
+from pipeline.errors import InputError
 
 RECIPE = MarketRecipe(num_items=4_000, num_values=(10, 200), aspect_shares=(0.3, 0.7), max_tastes=3, dim=16)
 
@@ -20,6 +22,11 @@ def test_the_same_recipe_gives_the_same_market_and_users(market: Market):
     np.testing.assert_array_equal(first.item_rows, second.item_rows)
     other = draw_histories(market, 50, stream=2)
     assert first.item_rows.tolist() != other.item_rows.tolist()
+
+
+def test_a_market_with_fewer_items_than_values_is_refused_with_the_way_out():
+    with pytest.raises(InputError, match="150 items are too few for this market: give at least 200"):
+        make_market(replace(RECIPE, num_items=150))
 
 
 def test_histories_have_at_least_one_event_at_most_the_longest_and_no_item_twice(market: Market):

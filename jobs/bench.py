@@ -33,7 +33,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--num-items", type=int, help="another size than the world's own")
     parser.add_argument("--k", type=int, nargs="+", default=[100, 200])
     parser.add_argument("--target", type=float, default=0.99, help="recall@k against exact search")
-    parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[32, 64, 128, 256], help="of the low-rank table")
     parser.add_argument("--num-sample", type=int, default=2_048, help="queries that the low-rank table is fitted on")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)

@@ -16,6 +16,7 @@ from pipeline.config import Config
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=0)]
+Rank = Annotated[int, Field(ge=2)]
 
 TABLE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 SIMULATED = "simulated"
@@ -164,7 +165,8 @@ class TrainSettings(Config):
 class LowRankSettings(Config):
     """The table of TopKLowRank, fitted on exact scores of tonight's users. Built when the search uses it."""
 
-    rank: PositiveInt = 64  # numbers per item
+    # Numbers per item; of several, the one with the cheapest search on held-out users.
+    ranks: tuple[Rank, ...] = Field(default=(32, 64, 128, 256), strict=False, min_length=1)
     num_queries: PositiveInt = 2_048  # users; all items are scored against most of them
     num_items: PositiveInt = 32_768  # items on which the fit is made
     seed: Count = 0

@@ -52,7 +52,7 @@ class Plan:
     num_items: int | None
     k: list[int]
     target: float
-    rank: int
+    ranks: list[int]
     num_sample: int
     threads: int
     rounds: int
@@ -67,10 +67,13 @@ def measure(plan: Plan) -> list[Row]:
     log.info("%s; %d threads; AMX: %s", processor(), plan.threads, "yes" if has_amx() else "no, half of each ratio")
     world = load_bench_world(plan.world, plan.num_items, plan.cache)
     log.info("%s: %d items, %s", plan.world, len(world.item_rows_NE), world.mol.settings)
-    prepared = prepare(world, plan.rank, plan.num_sample)
+    prepared = prepare(world, plan.ranks, plan.num_sample)
+    for trial in prepared.fit.trials:
+        log.info("rank %d: recall %.3f, needs K' = %.0f", trial.rank, trial.recall, trial.num_needed)
     log.info(
-        "low rank %d: fitted in %.1f s (recall %.3f), table in %.1f s",
-        plan.rank, prepared.fit_seconds, prepared.fit_recall, prepared.table_seconds,
+        "low rank %d: fitted in %.1f s, table in %.1f s; weight of the mean %s, of the top %s, ridge %s",
+        prepared.fit.chosen.rank, prepared.fit_seconds, prepared.table_seconds,
+        prepared.fit.mean_weight, prepared.fit.top_weight, prepared.fit.ridge,
     )  # fmt: skip
     if plan.methods is not None:
         write_methods(prepared, plan)

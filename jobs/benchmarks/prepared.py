@@ -10,7 +10,7 @@ from jobs.benchmarks.worlds import BenchWorld
 from pipeline.retrieval.backends import open_index
 from pipeline.retrieval.filters import no_exclusions
 from pipeline.retrieval.index import ShardIndex
-from pipeline.retrieval.low_rank import DistilledMap, fit_low_rank, low_rank_table, score_all
+from pipeline.retrieval.low_rank import DistilledMap, Fit, fit_low_rank, low_rank_table, pair_multiply_adds, score_all
 from pipeline.retrieval.native_index import NativeIndex
 from pipeline.retrieval.shard import Shard, make_shard
 from pipeline.retrieval.torch_index import TorchIndex
@@ -28,13 +28,17 @@ class Prepared:
     """A world with its low-rank table, laid out for both backends."""
 
     world: BenchWorld
-    query_map: DistilledMap
+    fit: Fit
     shard: Shard
     native: ShardIndex
     portable: ShardIndex
     fit_seconds: float
     table_seconds: float
-    fit_recall: float
+
+    @property
+    def query_map(self) -> DistilledMap:
+        """Places a query among the items of the low-rank table."""
+        return self.fit.query_map
 
     def index_with(self, table_dtype: TableDtype) -> ShardIndex:
         """The native index, its tables kept in this type."""
@@ -43,7 +47,7 @@ class Prepared:
         return open_index(self.world.mol, self.shard, SearchSettings(table_dtype=table_dtype))
 
 
-def prepare(world: BenchWorld, rank: int, num_sample: int) -> Prepared:
+def prepare(world: BenchWorld, ranks: list[int], num_sample: int) -> Prepared:
     """Fit and make the low-rank table, as the nightly job does."""
     settings = SearchSettings()
     begun = time.monotonic()
@@ -52,7 +56,8 @@ def prepare(world: BenchWorld, rank: int, num_sample: int) -> Prepared:
         torch.randperm(len(world.items.gate_NP), generator=torch.Generator().manual_seed(0))[:FIT_ITEMS].sort().values
     )
     drawn = open_index(world.mol, make_shard(0, world.items.take(rows)), settings)
-    fit = fit_low_rank(sample, score_all(drawn, sample), rank, len(rows) / len(world.items.gate_NP))
+    item_share = len(rows) / len(world.items.gate_NP)
+    fit = fit_low_rank(sample, score_all(drawn, sample), ranks, item_share, pair_multiply_adds(world.mol))
     fitted = time.monotonic()
     plain = make_shard(0, world.items)
     table_NR = low_rank_table(open_index(world.mol, plain, settings), fit.low_rank)
@@ -62,7 +67,7 @@ def prepare(world: BenchWorld, rank: int, num_sample: int) -> Prepared:
     if not isinstance(native, NativeIndex):
         log.warning("no native kernels here: both backends are PyTorch")
     portable = TorchIndex(world.mol, shard, settings)
-    return Prepared(world, fit.query_map, shard, native, portable, fitted - begun, made - fitted, fit.recall)
+    return Prepared(world, fit, shard, native, portable, fitted - begun, made - fitted)
 
 
 def choose(prepared: Prepared, k: int, target: float, queries: slice) -> tuple[Tuning, SearchSettings]:

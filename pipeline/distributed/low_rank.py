@@ -19,7 +19,7 @@ from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval.backends import open_index
 from pipeline.retrieval.heldout import sampling_keys
-from pipeline.retrieval.low_rank import MAX_RANK_SHARE, fit_low_rank, score_all
+from pipeline.retrieval.low_rank import MAX_RANK_SHARE, fit_low_rank, pair_multiply_adds, score_all
 from pipeline.retrieval.shard import embed_rows, make_shard
 from pipeline.settings import Settings
 
@@ -43,12 +43,16 @@ class LowRankFitter:
         rows = np.sort(rng.choice(model.num_items, num_items, replace=False))
         items = embed_rows(model, torch.from_numpy(rows).to(self._device))
         scores_LS = score_all(open_index(model.mol, make_shard(0, items), self._settings.search), queries)
-        rank = min(settings.rank, int(MAX_RANK_SHARE * len(scores_LS)), num_items)
-        if rank < 2:
+        most = min(int(MAX_RANK_SHARE * len(scores_LS)), num_items)
+        if most < 2:
             raise InputError(f"{len(scores_LS)} users are too few for search.method topk_low_rank; use exact")
-        if rank < settings.rank:
-            log.warning("the low-rank table has rank %d, not %d: there are few users or items", rank, settings.rank)
-        fit = fit_low_rank(queries, scores_LS, rank, num_items / model.num_items, settings.seed)
+        ranks = sorted({min(rank, most) for rank in settings.ranks})
+        if ranks[-1] < max(settings.ranks):
+            log.warning("the low-rank table has at most rank %d: there are few users or items", ranks[-1])
+        item_share = num_items / model.num_items
+        fit = fit_low_rank(queries, scores_LS, ranks, item_share, pair_multiply_adds(model.mol), settings.seed)
+        found = ", ".join(f"rank {trial.rank} needs K' {trial.num_needed:.0f}" for trial in fit.trials)
+        log.info("low-rank table: %s; rank %d is the cheapest", found, fit.chosen.rank)
         write_low_rank(self._storage, self._night.corpus, fit)
         return payload
 

@@ -7,6 +7,7 @@ later finds it done. Names carry the content's hash, so that two attempts with d
 import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import asdict, astuple
 
 import pyarrow as pa
 import torch
@@ -20,7 +21,7 @@ from pipeline.errors import InputError
 from pipeline.io.manifests import file_entry, now, read_manifest, versions, write_manifest
 from pipeline.io.storage import ObjectNotFoundError, Storage, put
 from pipeline.model.mol import ItemSide, QuerySide
-from pipeline.retrieval.low_rank import DistilledMap, Fit, LowRank
+from pipeline.retrieval.low_rank import DistilledMap, Fit, LowRank, RankTrial
 from pipeline.retrieval.shard import Shard
 from pipeline.settings import Settings
 
@@ -80,7 +81,8 @@ def write_low_rank(storage: Storage, corpus: Corpus, fit: Fit) -> None:
         "centre": fit.low_rank.centre_R,
         "map_centre": fit.query_map.centre_Z,
         "map_weights": fit.query_map.weights_ZR,
-        "choice": torch.tensor([fit.ridge, fit.mean_weight, fit.top_weight, fit.recall], dtype=torch.float64),
+        "choice": torch.tensor([fit.ridge, fit.mean_weight, fit.top_weight], dtype=torch.float64),
+        "trials": torch.tensor([astuple(trial) for trial in fit.trials], dtype=torch.float64),
     }
     data = save_tensors({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
     key = f"low-rank-{hashlib.sha256(data).hexdigest()[:16]}.safetensors"
@@ -101,7 +103,10 @@ def read_low_rank(storage: Storage, corpus: Corpus) -> Fit | None:
     tensors = _read_tensors(storage, corpus, entry)
     sample = QuerySide(tensors["sample_components"], tensors["sample_gate"])
     query_map = DistilledMap(tensors["map_centre"], tensors["map_weights"])
-    return Fit(LowRank(sample, tensors["basis"], tensors["centre"]), query_map, *tensors["choice"].tolist())
+    trials = tuple(RankTrial(int(rank), *rest) for rank, *rest in tensors["trials"].tolist())
+    low_rank = LowRank(sample, tensors["basis"], tensors["centre"])
+    ridge, mean_weight, top_weight = tensors["choice"].tolist()
+    return Fit(low_rank, query_map, ridge, mean_weight, top_weight, trials)
 
 
 def write_corpus_manifest(
@@ -117,8 +122,9 @@ def write_corpus_manifest(
     }
     extra, fit = low_rank_entry(storage, night.corpus), read_low_rank(storage, night.corpus)
     if fit is not None:
-        names = ("ridge", "mean_weight", "top_weight", "recall")
-        counts |= {f"low_rank_{name}": getattr(fit, name) for name in names}
+        chosen = {name: getattr(fit, name) for name in ("ridge", "mean_weight", "top_weight")} | asdict(fit.chosen)
+        counts |= {f"low_rank_{name}": value for name, value in chosen.items()}
+        counts |= {f"low_rank_{trial.rank}_num_needed": trial.num_needed for trial in fit.trials}
     manifest = Manifest(
         kind="corpus",
         id=night.corpus.id,

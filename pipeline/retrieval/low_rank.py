@@ -8,6 +8,7 @@ against a few landmark items (landmark).
 Legend: L sample queries, B queries, S sampled items, N items, R rank, Z features, Q/X query/item components, D width.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -34,6 +35,7 @@ MAX_RANK_SHARE = 0.25
 # What the choice is made for: the best items of the corpus, within these multiples of their number.
 NUM_WANTED = 100
 WITHIN = (2, 5, 10)
+RANK_RECALL = 0.99
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,16 @@ class LowRank:
 
 
 @dataclass(frozen=True)
+class RankTrial:
+    """What a fit of one rank did on the held-out queries."""
+
+    rank: int
+    recall: float  # mean share of the best items within WITHIN times their number
+    num_needed: float  # K' for RANK_RECALL, in the whole corpus
+    multiply_adds: float  # per query: of stage 1 over all items, and of stage 2 for so many candidates
+
+
+@dataclass(frozen=True)
 class Fit:
     """A fitted low-rank stage 1, and what was chosen on queries that were held out of the fit."""
 
@@ -100,7 +112,12 @@ class Fit:
     ridge: float
     mean_weight: float
     top_weight: float
-    recall: float  # of the held-out queries, among the sampled items
+    trials: tuple[RankTrial, ...]
+
+    @property
+    def chosen(self) -> RankTrial:
+        """The trial of this fit's rank."""
+        return next(trial for trial in self.trials if trial.rank == len(self.low_rank.centre_R))
 
 
 def query_features(queries: QuerySide) -> Tensor:
@@ -109,37 +126,47 @@ def query_features(queries: QuerySide) -> Tensor:
     return torch.cat([values_BV, values_BV.abs(), torch.ones_like(values_BV[:, :1])], dim=1)
 
 
-def fit_low_rank(sample: QuerySide, scores_LS: Tensor, rank: int, item_share: float = 1.0, seed: int = 0) -> Fit:
+def fit_low_rank(
+    sample: QuerySide,
+    scores_LS: Tensor,
+    ranks: Sequence[int],
+    item_share: float = 1.0,
+    pair_multiply_adds: int = 20_000,
+    seed: int = 0,
+) -> Fit:
     """Fit on exact scores (L, S) of sample queries against a share of the items, drawn uniformly.
 
-    Some of the queries are held out; the ridge and the weights of mean and top are those with the best recall on them.
+    Some of the queries are held out; at every rank, the ridge and the weights of mean and top are those with the best
+    recall on them. The rank is the one that reaches RANK_RECALL with the fewest multiply-adds (`pair_multiply_adds`: of
+    one exact score): a larger one costs more for every item and leaves fewer candidates to score.
     Raises ValueError when there are not more fitted queries and items than directions.
     """
     num_fitted = len(scores_LS) - max(1, round(HELD_OUT_SHARE * len(scores_LS)))
-    if rank > min(num_fitted - 1, scores_LS.shape[1]):
-        raise ValueError(f"rank {rank} is too much for {num_fitted} queries and {scores_LS.shape[1]} items")
-    fitted, held_out = sample.take(slice(0, num_fitted)), sample.take(slice(num_fitted, None))
-    directions = _directions(scores_LS[:num_fitted], rank)
-    num_wanted = max(1, min(round(NUM_WANTED * item_share), scores_LS.shape[1] // max(WITHIN)))
-    truth_HK = scores_LS[num_fitted:].topk(num_wanted, dim=1).indices
-    top_LT = scores_LS[:num_fitted].topk(min(num_wanted * max(WITHIN), scores_LS.shape[1]), dim=1)
-    features_LZ = query_features(fitted)
-    best: tuple[float, DistilledMap, float, float, float] | None = None
-    for top_weight in TOP_WEIGHTS:
-        coefficients_LR, of_mean_LR = _top_coefficients(directions, top_LT.values, top_LT.indices, top_weight)
-        for mean_weight, ridge in product(MEAN_WEIGHTS, RIDGES):
-            wanted_LR = coefficients_LR - mean_weight * of_mean_LR
-            query_map = _ridge_map(features_LZ, wanted_LR, ridge, mean_weight * directions.mean_size)
-            predicted_HS = query_map(held_out) @ directions.vectors_SR.T
-            recall = _recall(predicted_HS, truth_HK, [num_wanted * times for times in WITHIN])
-            if best is None or recall > best[0]:
-                best = recall, query_map, ridge, mean_weight, top_weight
-    assert best is not None
-    recall, query_map, ridge, mean_weight, top_weight = best
-    rotation_RR = _rotation(rank, seed)
-    low_rank = LowRank(fitted, directions.basis_LR @ rotation_RR, directions.centre_R @ rotation_RR)
-    rotated = DistilledMap(query_map.centre_Z, query_map.weights_ZR @ rotation_RR)
-    return Fit(low_rank, rotated, ridge, mean_weight, top_weight, recall)
+    if max(ranks) > min(num_fitted - 1, scores_LS.shape[1]):
+        raise ValueError(f"rank {max(ranks)} is too much for {num_fitted} queries and {scores_LS.shape[1]} items")
+    held = _held_out(sample, scores_LS, num_fitted, item_share)
+    everything = _directions(scores_LS[:num_fitted], max(ranks))
+    fits: list[tuple[_Directions, _Chosen]] = []
+    trials: list[RankTrial] = []
+    for rank in ranks:
+        directions = everything.first(rank)
+        chosen = _fit_rank(held, directions)
+        num_needed = max(WITHIN[0] * NUM_WANTED, held.num_needed(chosen.predicted_HS) / item_share)
+        cost = rank * scores_LS.shape[1] / item_share + num_needed * pair_multiply_adds
+        fits.append((directions, chosen))
+        trials.append(RankTrial(rank, chosen.recall, num_needed, cost))
+    best = min(range(len(ranks)), key=lambda at: trials[at].multiply_adds)
+    directions, chosen = fits[best]
+    rotation_RR = _rotation(ranks[best], seed)
+    low_rank = LowRank(held.fitted, directions.basis_LR @ rotation_RR, directions.centre_R @ rotation_RR)
+    query_map = DistilledMap(chosen.query_map.centre_Z, chosen.query_map.weights_ZR @ rotation_RR)
+    return Fit(low_rank, query_map, chosen.ridge, chosen.mean_weight, chosen.top_weight, tuple(trials))
+
+
+def pair_multiply_adds(mol: MixtureOfLogits) -> int:
+    """Of one exact score: the component products and the two layers of the gate."""
+    hidden, pairs = mol.cross_hidden.weight.shape
+    return int(pairs * (mol.settings.component_dim + 2 * hidden))
 
 
 def fit_landmarks(
@@ -182,6 +209,87 @@ class _Directions:
     vectors_SR: Tensor
     deviations_LR: Tensor  # products of the fitted queries' deviations with the R - 1 directions
     mean_size: Tensor  # a query's coefficient of the last direction is this times the weight of the mean
+
+    def first(self, rank: int) -> "_Directions":
+        """The `rank` - 1 most important deviations, and the mean."""
+        columns = [*range(rank - 1), -1]
+        return _Directions(
+            self.basis_LR[:, columns],
+            self.centre_R[columns],
+            self.vectors_SR[:, columns],
+            self.deviations_LR[:, : rank - 1],
+            self.mean_size,
+        )
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    """The sample cut in two: the queries that are fitted, with their best items, and those that judge (H of them)."""
+
+    fitted: QuerySide
+    top_LT: tuple[Tensor, Tensor]  # scores and items
+    judges: QuerySide
+    truth_HK: Tensor
+
+    @property
+    def num_wanted(self) -> int:
+        """K: of the sampled items, as many as the share of `NUM_WANTED` that was drawn."""
+        return self.truth_HK.shape[1]
+
+    def recall(self, predicted_HS: Tensor) -> float:
+        """Mean share of the best items among the first by prediction, over several numbers of those."""
+        nums_kept = [min(self.num_wanted * times, predicted_HS.shape[1]) for times in WITHIN]
+        best_HM = predicted_HS.topk(max(nums_kept), dim=1).values
+        thresholds_HT = best_HM[:, [num - 1 for num in nums_kept]]
+        found_HKT = predicted_HS.gather(1, self.truth_HK)[:, :, None] >= thresholds_HT[:, None, :]
+        return float(found_HKT.float().mean())
+
+    def num_needed(self, predicted_HS: Tensor) -> int:
+        """How many of the first sampled items by prediction hold RANK_RECALL of the best ones."""
+        ascending_HS = predicted_HS.sort(dim=1).values
+        num_below_HK = torch.searchsorted(ascending_HS, predicted_HS.gather(1, self.truth_HK))
+        places = (predicted_HS.shape[1] - num_below_HK).flatten().sort().values
+        return int(places[math.ceil(RANK_RECALL * len(places)) - 1])
+
+
+def _held_out(sample: QuerySide, scores_LS: Tensor, num_fitted: int, item_share: float) -> _HeldOut:
+    num_items = scores_LS.shape[1]
+    num_wanted = max(1, min(round(NUM_WANTED * item_share), num_items // max(WITHIN)))
+    values_LT, best_LT = scores_LS[:num_fitted].topk(min(num_wanted * max(WITHIN), num_items), dim=1)
+    return _HeldOut(
+        sample.take(slice(0, num_fitted)),
+        (values_LT, best_LT),
+        sample.take(slice(num_fitted, None)),
+        scores_LS[num_fitted:].topk(num_wanted, dim=1).indices,
+    )
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The map with the best recall on the held-out queries, and what it predicts for them."""
+
+    recall: float
+    query_map: DistilledMap
+    ridge: float
+    mean_weight: float
+    top_weight: float
+    predicted_HS: Tensor
+
+
+def _fit_rank(held: _HeldOut, directions: _Directions) -> _Chosen:
+    features_LZ = query_features(held.fitted)
+    best: _Chosen | None = None
+    for top_weight in TOP_WEIGHTS:
+        coefficients_LR, of_mean_LR = _top_coefficients(directions, *held.top_LT, top_weight)
+        for mean_weight, ridge in product(MEAN_WEIGHTS, RIDGES):
+            wanted_LR = coefficients_LR - mean_weight * of_mean_LR
+            query_map = _ridge_map(features_LZ, wanted_LR, ridge, mean_weight * directions.mean_size)
+            predicted_HS = query_map(held.judges) @ directions.vectors_SR.T
+            recall = held.recall(predicted_HS)
+            if best is None or recall > best.recall:
+                best = _Chosen(recall, query_map, ridge, mean_weight, top_weight, predicted_HS)
+    assert best is not None
+    return best
 
 
 def _directions(scores_LS: Tensor, rank: int) -> _Directions:
@@ -240,14 +348,6 @@ def _ridge_map(features_LZ: Tensor, wanted_LR: Tensor, ridge: float, bias: Tenso
     bias_Z1 = torch.zeros(len(weights_ZR), 1)
     bias_Z1[-1] = bias
     return DistilledMap(centre_Z, torch.cat([weights_ZR, bias_Z1], dim=1))
-
-
-def _recall(predicted_HS: Tensor, truth_HK: Tensor, nums_kept: Sequence[int]) -> float:
-    """Mean share of the true best items among the first by prediction, over several numbers of those."""
-    nums_kept = [min(num, predicted_HS.shape[1]) for num in nums_kept]
-    best_HM = predicted_HS.topk(max(nums_kept), dim=1).values
-    thresholds_HT = best_HM[:, [num - 1 for num in nums_kept]]
-    return float((predicted_HS.gather(1, truth_HK)[:, :, None] >= thresholds_HT[:, None, :]).float().mean())
 
 
 def _rotation(rank: int, seed: int) -> Tensor:

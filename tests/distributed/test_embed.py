@@ -100,7 +100,7 @@ def test_embedders_leave_room_and_share_gpus():
 
 def test_the_low_rank_table_is_fitted_once_and_holds_every_item(tmp_path, monkeypatch):
     ran = without_ray(monkeypatch)
-    overrides = ["search.method=topk_low_rank", "corpus.low_rank.rank=8", "corpus.low_rank.num_queries=60"]
+    overrides = ["search.method=topk_low_rank", "corpus.low_rank.ranks=[4,8]", "corpus.low_rank.num_queries=60"]
     world = make_world(tmp_path, num_users=100, overrides=overrides)
     manifest = embed_corpus(world.storage, world.night, world.settings)
     assert [name for name, _ in ran] == ["LowRankFitter", "ShardEmbedder"]
@@ -135,4 +135,4 @@ def test_a_method_without_the_table_shares_the_corpus_of_another(tmp_path):
     world = make_world(tmp_path)
     ids = {m: world.with_settings(f"search.method={m}").night.corpus.id for m in ("exact", "topk_avg", "topk_low_rank")}
     assert ids["exact"] == ids["topk_avg"] != ids["topk_low_rank"]
-    assert world.with_settings("corpus.low_rank.rank=9").night.corpus.id == ids["exact"]
+    assert world.with_settings("corpus.low_rank.ranks=[9]").night.corpus.id == ids["exact"]

@@ -335,7 +335,7 @@ def test_requested_ids_are_grouped_by_their_bucket():
 
 def test_low_rank_search_finds_more_than_the_mean_component_at_equal_cost(tmp_path: Path, monkeypatch):
     without_ray(monkeypatch)
-    world = make_world(tmp_path, num_users=200, num_items=600, overrides=["corpus.low_rank.rank=32"])
+    world = make_world(tmp_path, num_users=200, num_items=600, overrides=["corpus.low_rank.ranks=[32]"])
     pairs = {}
     for method in ("exact", "topk_avg", "topk_low_rank"):
         table = retrieve(world.with_settings(f"search.method={method}", "search.num_preselected=40"))

@@ -10,7 +10,7 @@ from pipeline.io.tunings import tuned
 from pipeline.retrieval import tuning
 from tests.distributed.worlds import make_world, retrieve, without_ray
 
-TUNED = ["search.method=tuned", "corpus.low_rank.rank=16", "search.tuning.max_seconds=20"]
+TUNED = ["search.method=tuned", "corpus.low_rank.ranks=[8,16]", "search.tuning.max_seconds=20"]
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def search(world: World, config: SearchSettings, num_shards: int = 1) -> TopK:
     sample = make_world(num_queries=60, num_items=1, seed=99).queries
     scores = world.mol(sample, world.items).detach()
     rank = min(8, len(world.items.gate_NP))
-    fit = fit_low_rank(sample, scores, rank)
+    fit = fit_low_rank(sample, scores, [rank])
     scores = scores[: len(fit.low_rank.sample.gate_BP)]
     for shard in world.shards(num_shards):
         table = fit.low_rank.place(scores[:, shard.first_row : shard.first_row + len(shard)])
@@ -199,7 +199,7 @@ def test_the_low_rank_table_of_a_shard_comes_from_its_exact_scores():
     world = make_world(num_items=70)
     sample = make_world(num_queries=40, seed=5).queries
     scores = world.mol(sample, world.items).detach()
-    low_rank = fit_low_rank(sample, scores, 6).low_rank
+    low_rank = fit_low_rank(sample, scores, [6]).low_rank
     parts = [low_rank_table(open_index(world.mol, shard, ask("exact")), low_rank) for shard in world.shards(3)]
     expected = low_rank.place(scores[: len(low_rank.sample.gate_BP)])
     assert (torch.cat(parts) - expected).norm() < 0.01 * expected.norm()  # stage 2 may score in bfloat16
@@ -209,7 +209,7 @@ def test_scores_of_low_rank_are_recovered_up_to_what_the_sample_spans():
     """With nearly as many directions as queries their scores come back, up to a constant per query."""
     sample, world = make_world(num_queries=24, seed=1).queries, make_world(num_items=300)
     scores = world.mol(sample, world.items).detach()
-    fit = fit_low_rank(sample, scores, rank=20)
+    fit = fit_low_rank(sample, scores, [20])
     assert len(fit.low_rank.sample.gate_BP) == 21  # the other three chose between the fits
     vectors = fit.low_rank.place(scores[:21])
     wanted = scores[:21] - scores[:21].mean(dim=1, keepdim=True)
@@ -221,7 +221,34 @@ def test_scores_of_low_rank_are_recovered_up_to_what_the_sample_spans():
 def test_a_rank_above_the_sample_is_refused():
     sample, world = make_world(num_queries=10).queries, make_world(num_items=300)
     with pytest.raises(ValueError, match="rank 64 is too much for 9 queries"):
-        fit_low_rank(sample, world.mol(sample, world.items).detach(), 64)
+        fit_low_rank(sample, world.mol(sample, world.items).detach(), [8, 64])
+
+
+def test_a_larger_rank_is_chosen_where_it_saves_more_candidates_than_it_costs():
+    """On the same scores: cheap candidates make the small rank the best, dear ones the large."""
+    world = make_world(num_queries=400, num_items=600)
+    scores = world.mol(world.queries, world.items).detach()
+    fits = {
+        price: fit_low_rank(world.queries, scores, [4, 16, 48], pair_multiply_adds=price) for price in (0, 1_000_000)
+    }
+    needed = [trial.num_needed for trial in fits[0].trials]
+    assert needed[0] > needed[1] >= needed[2] >= 200
+    assert fits[0].chosen.rank == 4
+    assert fits[1_000_000].chosen.rank == (16 if needed[1] == needed[2] else 48)
+    for price, fit in fits.items():
+        assert [trial.rank for trial in fit.trials] == [4, 16, 48]
+        assert all(t.multiply_adds == 600 * t.rank + price * t.num_needed for t in fit.trials)
+
+
+@pytest.mark.parametrize("rank", [2, 7, 31])
+def test_a_rank_among_others_is_fitted_as_it_is_alone(rank):
+    world = make_world(num_queries=150, num_items=300)
+    scores = world.mol(world.queries, world.items).detach()
+    alone = fit_low_rank(world.queries, scores, [rank], pair_multiply_adds=0)
+    among = fit_low_rank(world.queries, scores, [rank, 32], pair_multiply_adds=0)
+    assert among.chosen == alone.chosen
+    torch.testing.assert_close(among.low_rank.basis_LR, alone.low_rank.basis_LR)
+    torch.testing.assert_close(among.query_map.weights_ZR, alone.query_map.weights_ZR, rtol=1e-3, atol=1e-4)
 
 
 def test_both_ways_to_place_a_query_find_far_more_than_the_mean_component():
@@ -229,7 +256,7 @@ def test_both_ways_to_place_a_query_find_far_more_than_the_mean_component():
     sample, few = everybody.queries.take(slice(30, None)), everybody.excluded.narrow(0, 30)
     world = replace(everybody, queries=everybody.queries.take(slice(0, 30)), excluded=few)
     scores = world.mol(sample, world.items).detach()
-    fit = fit_low_rank(sample, scores, 12)
+    fit = fit_low_rank(sample, scores, [12])
     landmarks = fit_landmarks(world.mol, fit.low_rank, world.items.take(torch.arange(0, 400, 4)), fit.mean_weight)
     table = fit.low_rank.place(scores[: len(fit.low_rank.sample.gate_BP)])
     index = open_index(world.mol, make_shard(0, world.items, table), ask("topk_low_rank", 40))

@@ -108,7 +108,7 @@ def with_relu(world: World, plain: Callable[[QuerySide], Tensor]) -> Callable[[Q
 
 def report_sample(label: str, world: World, sample: QuerySide, scores_LN: Tensor, rank: int, lengths_B: Tensor) -> None:
     """Recall at each K' over all queries, the short and the long ones."""
-    found = low_rank.fit_low_rank(sample, scores_LN, rank)
+    found = low_rank.fit_low_rank(sample, scores_LN, [rank])
     table_NR = found.low_rank.place(scores_LN[: len(found.low_rank.sample.gate_BP)])
     ranks_BK = ranks_of(found.query_map(world.queries) @ table_NR.T, world.best_BK)
     groups = (lengths_B > 0, lengths_B <= SHORT, lengths_B >= LONG)

@@ -116,7 +116,7 @@ def report_gates(world: World) -> None:
 def fit(world: World, num_sample: int, rank: int) -> low_rank.Fit:
     at_S = torch.randperm(len(world.counts_N), generator=torch.Generator().manual_seed(0))[:FIT_ITEMS]
     sample = world.sample.take(slice(0, num_sample))
-    return low_rank.fit_low_rank(sample, world.sample_LN[:num_sample, at_S], rank, len(at_S) / len(world.counts_N))
+    return low_rank.fit_low_rank(sample, world.sample_LN[:num_sample, at_S], [rank], len(at_S) / len(world.counts_N))
 
 
 def report_low_rank(world: World, num_sample: int, rank: int) -> low_rank.Fit:

@@ -32,6 +32,8 @@ RIDGES = (0.001, 0.01, 0.1, 1.0)  # as a share of what the features weigh
 HELD_OUT_SHARE = 0.125
 # Directions per sample query: with as many directions as queries the fit follows their noise.
 MAX_RANK_SHARE = 0.25
+# Squared size of a direction, as a share of the largest's, below which sums in float32 say nothing of it.
+NEGLIGIBLE = 1e-6
 # What the choice is made for: the best items of the corpus, within these multiples of their number.
 NUM_WANTED = 100
 WITHIN = (2, 5, 10)
@@ -298,11 +300,13 @@ def _directions(scores_LS: Tensor, rank: int) -> _Directions:
     deviations_LS = scores_LS - mean_S
     values_L, vectors_LL = torch.linalg.eigh((deviations_LS @ deviations_LS.T).double())
     top = values_L.argsort(descending=True)[: rank - 1]
-    scales = values_L[top].clamp_min(values_L.max() * 1e-9 + 1e-30).sqrt()
+    # Where the scores are of a lower rank than was asked for, the directions left over are nothing but rounding.
+    is_real = values_L[top] > NEGLIGIBLE * values_L.max() + 1e-30
+    inverse_scales = torch.where(is_real, values_L[top].clamp_min(1e-30).rsqrt(), 0.0)
     size = (mean_S - mean_S.mean()).norm()
     size = torch.where(size > 1e-6, size, 1.0)  # a corpus of one item has no spread
     mean_L1 = torch.full((num_queries, 1), 1 / num_queries) / size
-    basis_LR = torch.cat([(vectors_LL[:, top] / scales).float(), mean_L1], dim=1)
+    basis_LR = torch.cat([(vectors_LL[:, top] * inverse_scales).float(), mean_L1], dim=1)
     vectors_SR = scores_LS.T @ basis_LR
     centre_R = vectors_SR.mean(dim=0)
     return _Directions(basis_LR, centre_R, vectors_SR - centre_R, deviations_LS @ vectors_SR[:, :-1], size)

@@ -251,6 +251,20 @@ def test_a_rank_among_others_is_fitted_as_it_is_alone(rank):
     torch.testing.assert_close(among.query_map.weights_ZR, alone.query_map.weights_ZR, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("is_same_for_all", [False, True])
+def test_scores_of_a_lower_rank_than_asked_for_are_found_again(is_same_for_all):
+    """One pair of components is a plain inner product, here of eight numbers; the other directions say nothing."""
+    world = make_world(num_queries=400, num_items=300)
+    products = 20 * world.queries.components_BQD[:, 0] @ world.items.components_NXD[:, 0].T
+    scores = products[:1].expand(400, -1) if is_same_for_all else products
+    fit = fit_low_rank(world.queries, scores, [64])
+    table = fit.low_rank.place(scores[: len(fit.low_rank.sample.gate_BP)])
+    predicted = fit.query_map(world.queries) @ table.T
+    best, found = scores.topk(10, dim=1).indices, predicted.topk(20, dim=1).indices
+    assert (best[:, :, None] == found[:, None, :]).any(dim=2).float().mean() > 0.98
+    assert table.abs().max() < 100 * table.std()
+
+
 def test_both_ways_to_place_a_query_find_far_more_than_the_mean_component():
     everybody = make_world(num_queries=330, num_items=400, max_excluded=0)
     sample, few = everybody.queries.take(slice(30, None)), everybody.excluded.narrow(0, 30)

@@ -1,13 +1,15 @@
 """Where TopKLowRank breaks, and other ways to fit it: python -m tests.studies.real_breaks DATA OUT MODEL ...
 
-DATA, OUT and MODEL as in `real_recall`. Everything at one rank; recall of the true best 100 in the first K' of stage 1.
-Part one changes the sample: few users, users of the past, only long or only short histories, made-up histories (as many
-events as tonight's users have, of items drawn by popularity), with recall for short and long queries apart. Part two
-changes the fit on a good sample.
+DATA, OUT and MODEL as in `real_recall`. Recall of the true best 10 and 100 in the first K' of stage 1, at rank 64
+unless a row says otherwise. In four parts: other fits on a good sample; items that training has hardly seen; other
+samples (few users, users of the past, only long or only short histories, made-up histories of as many events as
+tonight's users have, of items drawn by popularity), with recall for short and long queries apart; the same model with
+flatter or sharper gates, and with only some of its components.
 
-B queries, L sample queries, N items, R rank, Z features.
+B queries, L sample queries, N items, R rank, T best items, Z features.
 """
 
+import copy
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,11 +20,13 @@ import torch
 from torch import Tensor
 
 from pipeline.data.interactions import Int64, Sequences, offsets_of
+from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval import low_rank
 from tests.studies.real_models import NUM_VALIDATION, Histories, permuted_users, read_histories
 from tests.studies.real_world import (
     BUDGETS,
+    ITEMS_AT_ONCE,
     NUM_QUERIES,
     World,
     open_world,
@@ -30,65 +34,97 @@ from tests.studies.real_world import (
     ranks_of,
     report,
     score_all,
+    world_of,
 )
 
 RANK, NUM_SAMPLE, NUM_CHANGED = 64, 2_048, 1_024
+NUM_TOP = 1_000  # best items of a query that weigh more
+MEAN_WEIGHTS = (0.0, 0.5, 1.0)
+ITEM_SIDE_RANKS = (16, 32, 64)
 FEW = ((128, 32), (256, 64), (512, 64), (1_024, 64))  # users, rank
 SHORT, LONG = 3, 8  # at most, at least so many events
 COLD = 5  # fewer training events than this
 NUM_RELU = 2_048
+GATE_SCALES = (0.0, 0.5, 2.0, 4.0)
 
 
 @dataclass(frozen=True)
 class Linear:
-    """The fit in parts, on all items: deviations predicted for the queries and for the sample, the mean apart."""
+    """A fit on all items without holding out any of the sample: nothing but what it is told is chosen."""
 
-    deviations_BN: Tensor
-    mean_N: Tensor
-    predicted_LN: Tensor  # deviations of the sample
-    error_N: Tensor  # root mean square of what the prediction leaves of the sample's scores
+    sample_LR: Tensor
+    queries_BR: Tensor
+    table_NR: Tensor
+
+    @property
+    def predicted_BN(self) -> Tensor:
+        return self.queries_BR @ self.table_NR.T
 
 
 def fit_linear(
-    world: World, scores_LN: Tensor, rank: int, ridge: float = 0.01, weights_N: Tensor | None = None
+    world: World,
+    rank: int = RANK,
+    top_weight: float = 0.0,
+    mean_weight: float = 0.0,
+    ridge: float = 0.01,
+    weights_N: Tensor | None = None,
 ) -> Linear:
-    """As `fit_low_rank` does, without holding out any of the sample; `weights_N` says which items matter to the fit."""
-    weighted_LN = scores_LN if weights_N is None else scores_LN * weights_N.sqrt()
-    directions = low_rank._directions(weighted_LN, rank)
-    sample = world.sample.take(slice(0, len(scores_LN)))
-    query_map = low_rank._ridge_map(low_rank.query_features(sample), directions, ridge, 0.0)
-    mean_N = scores_LN.mean(dim=0)
-    table_NR = (scores_LN - mean_N).T @ directions.basis_LR
-    predicted_LN = query_map(sample) @ table_NR.T
-    error_N = (scores_LN - mean_N - predicted_LN).square().mean(dim=0).sqrt()
-    return Linear(query_map(world.queries) @ table_NR.T, mean_N, predicted_LN, error_N)
+    """As `fit_low_rank` does with these weights; `weights_N` says which items matter to the directions."""
+    scores_LN, sample = world.sample_LN[:NUM_SAMPLE], world.sample.take(slice(0, NUM_SAMPLE))
+    directions = low_rank._directions(scores_LN if weights_N is None else scores_LN * weights_N.sqrt(), rank)
+    top = scores_LN.topk(NUM_TOP, dim=1)
+    coefficients_LR, of_mean_LR = low_rank._top_coefficients(directions, top.values, top.indices, top_weight)
+    wanted_LR, bias = coefficients_LR - mean_weight * of_mean_LR, mean_weight * directions.mean_size
+    query_map = low_rank._ridge_map(low_rank.query_features(sample), wanted_LR, ridge, bias)
+    return Linear(query_map(sample), query_map(world.queries), scores_LN.T @ directions.basis_LR)
+
+
+def refit_items(fit: Linear, scores_LN: Tensor, top_weight: float) -> Tensor:
+    """(N, R): every item's vector fitted to its scores at the sample's places, most to those where it is at the top.
+
+    The other way round from `_top_coefficients`: the queries stay and the items move, not far from where they were.
+    """
+    thresholds_L1 = scores_LN.topk(NUM_TOP, dim=1).values[:, -1:]
+    gram_RR = fit.sample_LR.T @ fit.sample_LR
+    near_RR = gram_RR.diagonal().mean() * torch.eye(len(gram_RR))
+    products_LS = (fit.sample_LR[:, :, None] * fit.sample_LR[:, None, :]).flatten(1)
+    parts = []
+    for low in range(0, scores_LN.shape[1], ITEMS_AT_ONCE):
+        wanted_LN = scores_LN[:, low : low + ITEMS_AT_ONCE]
+        extra_LN = top_weight * (wanted_LN >= thresholds_L1)
+        grams_NRR = gram_RR + near_RR + (extra_LN.T @ products_LS).unflatten(1, gram_RR.shape)
+        centred_LN = wanted_LN - scores_LN.mean(dim=1, keepdim=True)
+        right_NR = ((1 + extra_LN) * centred_LN).T @ fit.sample_LR + fit.table_NR[low : low + ITEMS_AT_ONCE] @ near_RR
+        parts.append(torch.cholesky_solve(right_NR[..., None], torch.linalg.cholesky(grams_NRR))[..., 0])
+    return torch.cat(parts)
 
 
 def report_fits(world: World) -> None:
     scores_LN = world.sample_LN[:NUM_SAMPLE]
-    base = fit_linear(world, scores_LN, RANK)
-    centred_N = base.mean_N - base.mean_N.mean()
-    for mean_weight in (0.0, 0.25, 0.5, 1.0):
-        predicted_BN = base.deviations_BN + mean_weight * centred_N
-        report(f"α {mean_weight}", predicted_BN, world)
-        for error_weight in (1.0, 2.0, 3.0, 4.0):
-            report(f"α {mean_weight} + {error_weight} error", predicted_BN + error_weight * base.error_N, world)
-        spread_N = base.predicted_LN.square().mean(dim=0).sqrt()
-        for power in (0.25, 0.5, 1.0):
-            report(f"α {mean_weight} over spread^{power}", predicted_BN / spread_N**power, world)
-    is_top_LN = scores_LN >= scores_LN.topk(200, dim=1).values[:, -1:]
-    share_N = is_top_LN.float().mean(dim=0)
-    for floor in (0.1, 0.01):
-        found = fit_linear(world, scores_LN, RANK, weights_N=share_N / share_N.mean() + floor)
-        for mean_weight in (0.0, 0.5, 1.0):
-            predicted_BN = found.deviations_BN + mean_weight * found.mean_N
-            report(f"items by their share + {floor}, α {mean_weight}", predicted_BN, world)
+    for top_weight in low_rank.TOP_WEIGHTS:
+        for mean_weight in MEAN_WEIGHTS:
+            found = fit_linear(world, top_weight=top_weight, mean_weight=mean_weight)
+            report(f"top {top_weight}, α {mean_weight}", found.predicted_BN, world)
+    for mean_weight in MEAN_WEIGHTS:
+        found = fit_linear(world, mean_weight=mean_weight)
+        spread_N = (found.sample_LR @ found.table_NR.T).std(dim=0)
+        for power in (0.5, 1.0):
+            report(f"α {mean_weight}, over spread^{power}", found.predicted_BN / spread_N**power, world)
+    share_N = (scores_LN >= scores_LN.topk(200, dim=1).values[:, -1:]).float().mean(dim=0)
+    for mean_weight in MEAN_WEIGHTS:
+        found = fit_linear(world, mean_weight=mean_weight, weights_N=share_N / share_N.mean() + 0.1)
+        report(f"directions by items' share, α {mean_weight}", found.predicted_BN, world)
     plain = low_rank.query_features
     low_rank.query_features = with_relu(world, plain)
-    found = fit_linear(world, scores_LN, RANK, ridge=0.1)
+    for mean_weight in MEAN_WEIGHTS:
+        report(f"{NUM_RELU} ReLU, α {mean_weight}", fit_linear(world, 64, 0, mean_weight, 0.1).predicted_BN, world)
     low_rank.query_features = plain
-    for mean_weight in (0.0, 0.5, 1.0):
-        report(f"{NUM_RELU} ReLU features, α {mean_weight}", found.deviations_BN + mean_weight * found.mean_N, world)
+    for rank in ITEM_SIDE_RANKS:
+        found = fit_linear(world, rank, low_rank.TOP_WEIGHTS[-1], 0.5, 0.1)
+        report(f"r {rank}, top {low_rank.TOP_WEIGHTS[-1]}, α 0.5", found.predicted_BN, world)
+        for top_weight in (0.0, 100.0):
+            table_NR = refit_items(found, scores_LN, top_weight)
+            report(f"r {rank}, items refitted, top {top_weight}", found.queries_BR @ table_NR.T, world)
 
 
 def with_relu(world: World, plain: Callable[[QuerySide], Tensor]) -> Callable[[QuerySide], Tensor]:
@@ -108,7 +144,7 @@ def with_relu(world: World, plain: Callable[[QuerySide], Tensor]) -> Callable[[Q
 
 def report_sample(label: str, world: World, sample: QuerySide, scores_LN: Tensor, rank: int, lengths_B: Tensor) -> None:
     """Recall at each K' over all queries, the short and the long ones."""
-    found = low_rank.fit_low_rank(sample, scores_LN, [rank])
+    found = low_rank.fit_low_rank(sample, scores_LN, [min(rank, len(scores_LN) // 4)])
     table_NR = found.low_rank.place(scores_LN[: len(found.low_rank.sample.gate_BP)])
     ranks_BK = ranks_of(found.query_map(world.queries) @ table_NR.T, world.best_BK)
     groups = (lengths_B > 0, lengths_B <= SHORT, lengths_B >= LONG)
@@ -155,16 +191,63 @@ def other_samples(histories: Histories) -> dict[str, tuple[Sequences, Int64]]:
 def report_cold(world: World) -> None:
     """Recall of the true best items that training has hardly seen, beside that of all."""
     is_cold_BK = (world.counts_N < COLD)[world.best_BK]
-    base = fit_linear(world, world.sample_LN[:NUM_SAMPLE], RANK)
     print(
         f"items with fewer than {COLD} training events: {(world.counts_N < COLD).float().mean():.3f} of all, "
         f"{is_cold_BK.float().mean():.4f} of the true best"
     )
-    predictions = {f"α {weight}": base.deviations_BN + weight * base.mean_N for weight in (0.0, 0.5, 1.0)}
+    if not is_cold_BK.any():
+        return
+    fits = ((0.0, 0.0), (0.0, 1.0), (1_000.0, 0.5), (1_000.0, 1.0))
+    predictions = {f"top {top}, α {mean}": fit_linear(world, RANK, top, mean).predicted_BN for top, mean in fits}
     for label, predicted_BN in {"TopKAvg": world.queries.mean_BD @ world.items.mean_ND.T, **predictions}.items():
         ranks_BK = ranks_of(predicted_BN, world.best_BK)
         cold = [f"{(ranks_BK < budget)[is_cold_BK].float().mean():.3f}" for budget in BUDGETS]
         print(f"{label:20s} cold items at K' {BUDGETS}: " + " ".join(cold), flush=True)
+
+
+def with_gates(model: RetrievalModel, scale: float) -> RetrievalModel:
+    """The same model with what the softmax sees of pairs multiplied, but for the bend of the SiLU: 0 is uniform."""
+    changed = copy.deepcopy(model)
+    for layer in (changed.mol.query_gate[-1], changed.mol.cross_out):
+        for parameter in layer.parameters():
+            parameter.data *= scale
+    return changed
+
+
+def with_components(model: RetrievalModel, num_query: int, num_item: int) -> RetrievalModel:
+    """The same model with only the first components."""
+    before = model.settings.mol
+    mol = before.model_copy(update={"num_query_components": num_query, "num_item_components": num_item})
+    changed = RetrievalModel(model.settings.model_copy(update={"mol": mol}), model.num_items).eval()
+    kept = torch.arange(num_query)[:, None] * before.num_item_components + torch.arange(num_item)
+    rows = {
+        "query_out": torch.arange(num_query * before.component_dim),
+        "item_out": torch.arange(num_item * before.component_dim),
+        "query_gate.2": kept.flatten(),
+        "item_gate.2": kept.flatten(),
+        "cross_out": kept.flatten(),
+    }
+    state = model.state_dict()
+    for name, at in rows.items():
+        for key in [key for key in state if key.startswith(f"mol.{name}.")]:
+            state[key] = state[key][at]
+    state["mol.cross_hidden.weight"] = state["mol.cross_hidden.weight"][:, kept.flatten()]
+    changed.load_state_dict(state)
+    return changed
+
+
+def report_models(data: Path, name: str, model: RetrievalModel) -> None:
+    sizes = model.settings.mol.num_query_components, model.settings.mol.num_item_components
+    changed = {f"gates × {scale}": with_gates(model, scale) for scale in GATE_SCALES}
+    for part in (1, 2, 4):
+        if part < min(sizes):
+            changed[f"{part} × {part} components"] = with_components(model, part, part)
+    for label, other in changed.items():
+        world = world_of(data, name, other, NUM_CHANGED)
+        found = low_rank.fit_low_rank(world.sample, world.sample_LN, [RANK])
+        table_NR = found.low_rank.place(world.sample_LN[: len(found.low_rank.sample.gate_BP)])
+        report(f"{label}: TopKAvg", world.queries.mean_BD @ world.items.mean_ND.T, world)
+        report(f"{label}: low rank, α {found.mean_weight}", found.query_map(world.queries) @ table_NR.T, world)
 
 
 @torch.inference_mode()
@@ -178,6 +261,7 @@ def main() -> None:
         report_fits(world)
         report_cold(world)
         report_samples(world, read_histories(data, name))
+        report_models(data, name, world.model)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,7 @@ from tests.studies.real_world import BUDGETS, NUM_QUERIES, SMALL_K, K, World, op
 
 LIST_LENGTHS = (20, 50, 100, 200, 500, 1_000, 2_000)  # K' of TopKPerEmbd
 MEAN_WEIGHTS = (0.0, 0.25, 0.5, 1.0)
-FITS = {
-    512: (32, 64, 128),
-    1_024: (32, 64, 128, 256),
-    2_048: (32, 64, 128, 256),
-    4_096: (64, 128, 256),
-}
+FITS = {512: (32, 64, 128), 1_024: (32, 64, 128, 256), 2_048: (32, 64, 128, 256), 4_096: (64, 128)}
 LANDMARKS = ((512, 128), (1_024, 256))  # sample queries = landmark items, rank
 FORCED = ((1_024, 64), (2_048, 64), (2_048, 128))  # fits that are also tried with other weights of the mean
 FIT_ITEMS = 32_768

@@ -18,13 +18,15 @@ from torch import Tensor
 from pipeline.data.interactions import Int64, Sequences
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
-from pipeline.retrieval.shard import embed_rows
+from pipeline.retrieval.backends import open_index
+from pipeline.retrieval.shard import embed_rows, make_shard
+from pipeline.settings import SearchSettings
 from tests.studies.real_models import NUM_VALIDATION, load_model, permuted_users, read_histories
 
 NUM_QUERIES = 300
 BUDGETS = (200, 500, 1_000, 2_000)
 K, SMALL_K = 100, 10
-ITEMS_AT_ONCE = 256
+ITEMS_AT_ONCE = 2_048
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,12 @@ class World:
 
 
 def open_world(data: Path, out: Path, name: str, way: str, seed: int, num_sample: int) -> World:
+    num_items = read_histories(data, name).num_items
+    return world_of(data, name, load_model(out, name, way, seed, num_items), num_sample)
+
+
+def world_of(data: Path, name: str, model: RetrievalModel, num_sample: int) -> World:
     histories = read_histories(data, name)
-    model = load_model(out, name, way, seed, histories.num_items)
     users = permuted_users(histories)[NUM_VALIDATION:]
     queries = query_side(model, histories.tonight, users[:NUM_QUERIES])
     sample = query_side(model, histories.tonight, users[NUM_QUERIES : NUM_QUERIES + num_sample])
@@ -77,14 +83,13 @@ def query_side(model: RetrievalModel, histories: Sequences, users: Int64) -> Que
 
 
 def score_all(mol: MixtureOfLogits, queries: QuerySide, items: ItemSide) -> Tensor:
-    """(B, N) in tiles that stay in the cache."""
-    num_queries, num_items = len(queries.gate_BP), len(items.gate_NP)
-    scores_BN = torch.empty(num_queries, num_items)
-    for low in range(0, num_items, ITEMS_AT_ONCE):
-        tile = slice(low, low + ITEMS_AT_ONCE)
-        for first in range(0, num_queries, 16):
-            scores_BN[first : first + 16, tile] = mol(queries.take(slice(first, first + 16)), items.take(tile))
-    return scores_BN
+    """(B, N): float32 scores by this machine's backend."""
+    index = open_index(mol, make_shard(0, items), SearchSettings())
+    tiles = []
+    for low in range(0, len(index), ITEMS_AT_ONCE):
+        at_N = torch.arange(low, min(low + ITEMS_AT_ONCE, len(index)))
+        tiles.append(index.score(queries, at_N.repeat(len(queries.gate_BP), 1), is_proof=True))
+    return torch.cat(tiles, dim=1)
 
 
 def ranks_of(predicted_BN: Tensor, best_BK: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ MODELS = {
         ),
     ),
 }
-EPOCHS = {"diginetica": {"scratch": 6, "warm": 2, "dot": 3}, "ml1m": {"scratch": 3, "warm": 3, "dot": 3}}
+EPOCHS = {"diginetica": {"scratch": 6, "warm": 2, "dot": 3}, "ml1m": {"scratch": 3, "warm": 2, "dot": 3}}
 BATCH_SIZES = {"diginetica": {"scratch": 64, "warm": 256, "dot": 256}, "ml1m": {"scratch": 16, "warm": 16, "dot": 16}}
 
 

@@ -53,10 +53,6 @@ class ShardIndex(Protocol):
         """Largest error of `preselect`'s inner products of unit vectors with item components."""
 
     @property
-    def has_quick_scores(self) -> bool:
-        """Whether `score` is cheaper, and less exact, where it is no proof."""
-
-    @property
     def scan_error(self) -> float:
         """Bound on the error of the scores of `scan`."""
 
@@ -77,10 +73,10 @@ class ShardIndex(Protocol):
         Exact for the table as it is stored; of equal items the first is kept. Scores are those inner products.
         """
 
-    def score(self, queries: QuerySide, at_BM: Tensor, is_proof: bool = False) -> Tensor:
+    def score(self, queries: QuerySide, at_BM: Tensor, is_quick: bool = False) -> Tensor:
         """Stage 2: (B, M) MoL scores of candidates from cached tables, -inf where there is none.
 
-        As a proof, within `scan_error`; else quick scores will do, whose error nobody promises.
+        Within `scan_error`; or as cheap as can be, with an error that nobody promises.
         """
 
     def rescore(self, queries: QuerySide, at_BM: Tensor) -> Tensor:

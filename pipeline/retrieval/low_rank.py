@@ -153,7 +153,7 @@ def fit_low_rank(
     for rank in ranks:
         directions = everything.first(rank)
         chosen = _fit_rank(held, directions)
-        num_needed = max(WITHIN[0] * NUM_WANTED, held.num_needed(chosen.predicted_HS) / item_share)
+        num_needed = max(NUM_WANTED, held.num_needed(chosen.predicted_HS) / item_share)
         cost = rank * scores_LS.shape[1] / item_share + num_needed * pair_multiply_adds
         fits.append((directions, chosen))
         trials.append(RankTrial(rank, chosen.recall, num_needed, cost))
@@ -192,14 +192,14 @@ def low_rank_table(index: ShardIndex, low_rank: LowRank) -> Tensor:
 
 
 def score_all(index: ShardIndex, queries: QuerySide) -> Tensor:
-    """(B, N): the scores of stage 2 for all items of a shard."""
+    """(B, N): quick scores of all items of a shard."""
     return torch.cat(list(_score_tiles(index, queries)), dim=1)
 
 
 def _score_tiles(index: ShardIndex, queries: QuerySide) -> Iterator[Tensor]:
     for low in range(0, len(index), ITEMS_AT_ONCE):
         at_N = torch.arange(low, min(low + ITEMS_AT_ONCE, len(index)), device=index.is_eligible_N.device)
-        yield index.score(queries, at_N.expand(len(queries.gate_BP), -1).contiguous())
+        yield index.score(queries, at_N.expand(len(queries.gate_BP), -1).contiguous(), is_quick=True)
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,6 @@ class NativeIndex:
     """Serves `ShardIndex`. Holds the shard's rows once, in two planes of 16 bits, and one packed table per stage 1."""
 
     scan_skips = True
-    has_quick_scores = True
     table_dtypes: tuple[TableDtype, ...] = ("float32", "bfloat16", "int8")
 
     def __init__(self, library: ctypes.CDLL, mol: MixtureOfLogits, shard: Shard, settings: SearchSettings) -> None:
@@ -121,8 +120,8 @@ class NativeIndex:
         )  # fmt: skip
         return Shortlist(scores_BM, at_BM)
 
-    def score(self, queries: QuerySide, at_BM: Tensor, is_proof: bool = False) -> Tensor:
-        return self._score(queries, at_BM, "float32" if is_proof else "bfloat16")
+    def score(self, queries: QuerySide, at_BM: Tensor, is_quick: bool = False) -> Tensor:
+        return self._score(queries, at_BM, "bfloat16" if is_quick else "float32")
 
     def rescore(self, queries: QuerySide, at_BM: Tensor) -> Tensor:
         return self._score(queries, at_BM, "float64")

@@ -23,10 +23,6 @@ SLACK = 28
 WIDEN = 4
 # Queries whose candidates are held at once: with CombTopK's thousands each, tens of megabytes.
 QUERIES_AT_ONCE = 1_024
-# Up to this many candidates for each of the k, careful scores of all cost less than quick ones and a second look.
-SIFTED = 2.5
-# A quick score may be off by so many times what was seen on others of the same query.
-DOUBT = 2.0
 
 
 @torch.inference_mode()
@@ -149,34 +145,7 @@ class _Search:
 
     def _best_of(self, queries: QuerySide, at_BM: Tensor, reached_B: Tensor, bound_B: Tensor) -> TopK:
         """Stage 2: the best of the candidates by exact score."""
-        index, k = self.index, self.settings.k
-        # A bound on the others is worth careful scores; and few candidates are scored carefully sooner than sifted.
-        is_careful = not index.has_quick_scores or bool(bound_B.isfinite().any()) or at_BM.shape[1] <= SIFTED * k
-        scored = self._sifted(queries, at_BM, reached_B) if not is_careful else _careful(index, queries, at_BM)
-        return self._rescored(queries, scored, reached_B, bound_B)
-
-    def _sifted(self, queries: QuerySide, at_BM: Tensor, reached_B: Tensor) -> Shortlist:
-        """Careful scores of those candidates that, by their quick scores, can be among the k best.
-
-        How far off a query's quick scores are is not assumed but seen, on its k best and on all that follow; sharper
-        gates only mean more careful scores.
-        """
-        quick = Shortlist(_numbers(self.index.score(queries, at_BM)), at_BM)
-        best_BK = quick.scores_BM.topk(self.settings.k, dim=1).indices
-        careful = _careful(self.index, queries, at_BM.gather(1, best_BK))
-        floor_B = torch.maximum(careful.scores_BM.amin(dim=1), reached_B)
-        others_BM = quick.scores_BM.scatter(1, best_BK, -torch.inf)
-        off_B = _largest_difference(quick.scores_BM.gather(1, best_BK), careful.scores_BM)
-        while True:
-            needed_B = floor_B - DOUBT * off_B - self.index.scan_error
-            hopeful = _above(Shortlist(others_BM, at_BM), needed_B)
-            more = _careful(self.index, queries, hopeful.at_BM)
-            seen_B = torch.maximum(off_B, _largest_difference(hopeful.scores_BM, more.scores_BM))
-            if (seen_B <= DOUBT * off_B).all():
-                break
-            off_B = seen_B
-        scores_BM = torch.cat([careful.scores_BM, more.scores_BM], dim=1)
-        return Shortlist(scores_BM, torch.cat([careful.at_BM, more.at_BM], dim=1))
+        return self._rescored(queries, Shortlist(self.index.score(queries, at_BM), at_BM), reached_B, bound_B)
 
     def _rescored(self, queries: QuerySide, scored: Shortlist, reached_B: Tensor, bounds_B: Tensor) -> TopK:
         """The k best by float64 score of candidates whose scores are right to within `scan_error`.
@@ -191,11 +160,6 @@ class _Search:
         return select_topk(self.index.rescore(queries, hopeful.at_BM), hopeful.at_BM, k, bounds_B)
 
 
-def _careful(index: ShardIndex, queries: QuerySide, at_BM: Tensor) -> Shortlist:
-    """Scores that are right to within `scan_error`."""
-    return Shortlist(index.score(queries, at_BM, is_proof=True), at_BM)
-
-
 def _numbers(scores_BM: Tensor) -> Tensor:
     if scores_BM.isnan().any():
         raise ValueError("a score is not a number: the queries or the item shard hold non-finite values")
@@ -208,10 +172,3 @@ def _above(scored: Shortlist, needed_B: Tensor) -> Shortlist:
     return Shortlist(
         scored.scores_BM.masked_fill(~is_hopeful_BM, -torch.inf), scored.at_BM.masked_fill(~is_hopeful_BM, NO_ITEM)
     ).cut(int(is_hopeful_BM.sum(dim=1).max()))
-
-
-def _largest_difference(left_BM: Tensor, right_BM: Tensor) -> Tensor:
-    """(B,): over the candidates; 0 where there is none."""
-    if not left_BM.shape[1]:
-        return left_BM.new_zeros(len(left_BM))
-    return (left_BM - right_BM).abs().nan_to_num(0.0).amax(dim=1)  # -inf on both sides: padding

@@ -29,7 +29,6 @@ class TorchIndex:
     """Serves `ShardIndex`."""
 
     scan_skips = False
-    has_quick_scores = False
     table_dtypes: tuple[TableDtype, ...] = ("float32",)
     product_error = 1e-6
 
@@ -70,7 +69,7 @@ class TorchIndex:
         return _best(tile_of, mask, num_kept, len(self), STAGE1_QUERIES, STAGE1_ITEMS)
 
     @torch.inference_mode()
-    def score(self, queries: QuerySide, at_BM: Tensor, is_proof: bool = False) -> Tensor:
+    def score(self, queries: QuerySide, at_BM: Tensor, is_quick: bool = False) -> Tensor:
         return _in_steps(lambda at: self._pairs(queries, at, torch.float32), at_BM)
 
     @torch.inference_mode()

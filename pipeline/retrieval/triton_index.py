@@ -65,10 +65,6 @@ class TritonIndex:
         return self._bounds.product_error
 
     @property
-    def has_quick_scores(self) -> bool:
-        return self._dtype != torch.float32
-
-    @property
     def scan_error(self) -> float:
         return FLOAT32_ERROR / self.temperature
 
@@ -88,8 +84,8 @@ class TritonIndex:
         return Shortlist(best.scores_BM * queries.scale_B[:, None], best.at_BM)
 
     @torch.inference_mode()
-    def score(self, queries: QuerySide, at_BM: Tensor, is_proof: bool = False) -> Tensor:
-        weights, dtype = (self._weights32, torch.float32) if is_proof else (self._weights, self._dtype)
+    def score(self, queries: QuerySide, at_BM: Tensor, is_quick: bool = False) -> Tensor:
+        weights, dtype = (self._weights, self._dtype) if is_quick else (self._weights32, torch.float32)
         laid_out = lay_out_queries(self._shape, queries, self.temperature, dtype)
         return score_pairs(self._rows, weights, laid_out, at_BM.to(torch.int32).contiguous())
 

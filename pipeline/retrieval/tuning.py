@@ -22,8 +22,8 @@ from pipeline.retrieval.topk import NO_ITEM
 from pipeline.settings import SearchMethod, SearchSettings, TableDtype
 
 Z95 = 1.959964
-# K' grows by such steps until the recall is reached or the method costs more than the best one so far.
-STEP = math.sqrt(2)
+# K' begins at so many times k. It grows until the recall is reached, or the method costs more than the best so far.
+START, STEP = 1.25, math.sqrt(2)
 # A method whose candidates exceed this share of the shard is no shortcut.
 MAX_SHARE = 0.25
 # Timed until so many seconds or runs have passed.
@@ -169,7 +169,7 @@ def _grid(method: SearchMethod, settings: SearchSettings, num_items: int, num_pa
     most = max(settings.k, int(MAX_SHARE * num_items))
     fixed = {"method": method, "max_escalated": 0}
     if method in ("topk_avg", "topk_low_rank"):
-        num_kept = float(2 * settings.k)
+        num_kept = START * settings.k
         while num_kept <= most:
             yield settings.model_copy(update=fixed | {"num_preselected": int(num_kept)})
             num_kept *= STEP

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.retrieval import candidates
@@ -52,6 +52,7 @@ def search(world: World, config: SearchSettings, num_shards: int = 1) -> TopK:
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 120), st.sampled_from([*APPROXIMATE, "exact_two_stage"]))
+@example(2568, 47, "topk_avg")  # a score in bfloat16 is much further off than those of the query's best
 def test_a_method_that_preselects_everything_equals_brute_force(seed, num_items, method):
     world = make_world(num_queries=4, num_items=num_items, seed=seed)
     found = search(world, ask(method, num_kept=max(K, num_items)))
@@ -232,7 +233,7 @@ def test_a_larger_rank_is_chosen_where_it_saves_more_candidates_than_it_costs():
         price: fit_low_rank(world.queries, scores, [4, 16, 48], pair_multiply_adds=price) for price in (0, 1_000_000)
     }
     needed = [trial.num_needed for trial in fits[0].trials]
-    assert needed[0] > needed[1] >= needed[2] >= 200
+    assert needed[0] > needed[1] >= needed[2] >= 100
     assert fits[0].chosen.rank == 4
     assert fits[1_000_000].chosen.rank == (16 if needed[1] == needed[2] else 48)
     for price, fit in fits.items():

@@ -189,9 +189,9 @@ def test_scores_of_pairs_are_those_of_the_model(name, sizes):
     exact = oracle.rescore(queries, at)
     assert torch.equal(index.rescore(queries, at), exact)  # to the last bit of the rounded float64 score
     is_item = at != NO_ITEM
-    careful = (index.score(queries, at, is_proof=True) - exact)[is_item].abs().max()
+    careful = (index.score(queries, at) - exact)[is_item].abs().max()
     assert careful < index.scan_error / 2
-    quick = (index.score(queries, at) - exact)[is_item].abs().max()
+    quick = (index.score(queries, at, is_quick=True) - exact)[is_item].abs().max()
     assert quick < 0.02 / mol.temperature
     assert torch.isneginf(index.score(queries, at)[~is_item]).all()
 
@@ -203,7 +203,7 @@ def test_gates_far_beyond_what_exp_can_take_do_not_overflow():
     for name in USABLE:
         index = index_for(name, mol, shard)
         assert torch.equal(index.rescore(queries, at), exact)
-        assert (index.score(queries, at, is_proof=True) - exact).abs().max() < index.scan_error
+        assert (index.score(queries, at) - exact).abs().max() < index.scan_error
 
 
 @pytest.mark.parametrize("name", USABLE)
@@ -251,7 +251,13 @@ def test_results_do_not_depend_on_batch_order_or_threads(name):
         order = first.at_BM.sort(dim=1).values
         floor = torch.full((len(part),), -torch.inf)
         scan = index.scan(side, 30, part, floor, 3_000)[0]
-        return [order, index.score(side, order), index.rescore(side, order), scan.at_BM.sort(dim=1).values]
+        return [
+            order,
+            index.score(side, order, is_quick=True),
+            index.score(side, order),
+            index.rescore(side, order),
+            scan.at_BM.sort(dim=1).values,
+        ]
 
     whole = everything(slice(0, 70))
     torch.set_num_threads(2)

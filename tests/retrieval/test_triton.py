@@ -236,8 +236,9 @@ def test_scores_and_rescores_are_those_of_the_model(device, shape, precision):
         index = case.index(precision=precision)
         at_BM = torch.randint(-1, 60, (2, 80), device=device)
         exact_BM = case.scores().gather(1, at_BM.cpu().clamp_min(0)).masked_fill(at_BM.cpu() < 0, -torch.inf)
-        scores_BM = index.score(case.queries, at_BM).cpu()
-        torch.testing.assert_close(scores_BM.double(), exact_BM, rtol=0, atol=ERRORS[precision] / index.temperature)
+        scores_BM, quick_BM = (index.score(case.queries, at_BM, is_quick=quick).cpu() for quick in (False, True))
+        torch.testing.assert_close(scores_BM.double(), exact_BM, rtol=0, atol=ERRORS["float32"] / index.temperature)
+        torch.testing.assert_close(quick_BM.double(), exact_BM, rtol=0, atol=ERRORS[precision] / index.temperature)
         torch.testing.assert_close(index.rescore(case.queries, at_BM).cpu(), exact_BM.float(), rtol=1e-6, atol=1e-6)
 
 

@@ -76,7 +76,7 @@ def test_narrower_tables_are_tried_with_what_is_chosen(monkeypatch):
 
     monkeypatch.setattr(tuning, "_seconds", as_if)  # on a busy machine another method may win
     asked, _, table, query_map = low_rank_world()
-    settings = SearchSettings(k=10, method="tuned", target_recall=0.8)
+    settings = SearchSettings(k=10, method="tuned", target_recall=0.6)
     opened = []
 
     def open_with(dtype: TableDtype) -> ShardIndex:

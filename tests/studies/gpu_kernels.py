@@ -139,9 +139,9 @@ def study_stage2(world, precision, index, peak):
     num_queries = len(world.mask)
     at_BM = torch.randint(0, len(index), (num_queries, NUM_CANDIDATES), device=DEVICE)
     flop = at_BM.numel() * world.flop_per_pair
-    took = seconds(lambda: index.score(world.queries, at_BM))
+    took = seconds(lambda: index.score(world.queries, at_BM, is_quick=True))
     few = world.queries.take(slice(0, NUM_CHECKED))
-    error = (index.score(few, at_BM[:NUM_CHECKED]) - index.rescore(few, at_BM[:NUM_CHECKED])).abs().max()
+    error = (index.score(few, at_BM[:NUM_CHECKED], is_quick=True) - index.rescore(few, at_BM[:NUM_CHECKED])).abs().max()
     ceiling = peak / 6 if precision == "float32" else peak  # three products of tf32, at half the rate
     note = f"error {float(error):.1e}"
     report(f"stage 2 {precision}: fused", took, num_queries, flop, ceiling, note)

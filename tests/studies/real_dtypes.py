@@ -57,8 +57,8 @@ def report_scores(world: World) -> None:
     index, at_BM = index_of(world), world.truth_BN.topk(NUM_SCORED, dim=1).indices
     exact_BM = _in_double(world, at_BM)
     scores = {
-        "bfloat16": index.score(world.queries, at_BM),
-        "float32": index.score(world.queries, at_BM, is_proof=True),
+        "bfloat16": index.score(world.queries, at_BM, is_quick=True),
+        "float32": index.score(world.queries, at_BM),
         "float64": index.rescore(world.queries, at_BM),
     }
     for k in (SMALL_K, K):

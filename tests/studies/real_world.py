@@ -88,7 +88,7 @@ def score_all(mol: MixtureOfLogits, queries: QuerySide, items: ItemSide) -> Tens
     tiles = []
     for low in range(0, len(index), ITEMS_AT_ONCE):
         at_N = torch.arange(low, min(low + ITEMS_AT_ONCE, len(index)))
-        tiles.append(index.score(queries, at_N.repeat(len(queries.gate_BP), 1), is_proof=True))
+        tiles.append(index.score(queries, at_N.repeat(len(queries.gate_BP), 1)))
     return torch.cat(tiles, dim=1)
 
 

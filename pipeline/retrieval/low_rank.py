@@ -11,7 +11,6 @@ Legend: L sample queries, B queries, S sampled items, N items, R rank, Z feature
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 from torch import Tensor
@@ -28,7 +27,7 @@ MEAN_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # vector in bounds. Real models gain by it, models that are far from low rank lose.
 TOP_WEIGHTS = (0.0, 10.0, 1_000.0)
 QUERIES_AT_ONCE = 64  # in that fit: 16 MB of vectors of their best items at rank 64
-RIDGES = (0.001, 0.01, 0.1, 1.0)  # as a share of what the features weigh
+RIDGES = (0.01, 0.001, 0.1, 1.0)  # as a share of what the features weigh; the first is the usual one
 HELD_OUT_SHARE = 0.125
 # Directions per sample query: with as many directions as queries the fit follows their noise.
 MAX_RANK_SHARE = 0.25
@@ -138,9 +137,9 @@ def fit_low_rank(
 ) -> Fit:
     """Fit on exact scores (L, S) of sample queries against a share of the items, drawn uniformly.
 
-    Some of the queries are held out; at every rank, the ridge and the weights of mean and top are those with the best
-    recall on them. The rank is the one that reaches RANK_RECALL with the fewest multiply-adds (`pair_multiply_adds`: of
-    one exact score): a larger one costs more for every item and leaves fewer candidates to score.
+    Some of the queries are held out; at every rank, the ridge and the weights of mean and top are chosen for the recall
+    on them. The rank is the one that reaches RANK_RECALL with the fewest multiply-adds (`pair_multiply_adds`: of one
+    exact score): a larger one costs more for every item and leaves fewer candidates to score.
     Raises ValueError when there are not more fitted queries and items than directions.
     """
     num_fitted = len(scores_LS) - max(1, round(HELD_OUT_SHARE * len(scores_LS)))
@@ -279,19 +278,23 @@ class _Chosen:
 
 
 def _fit_rank(held: _HeldOut, directions: _Directions) -> _Chosen:
+    """For each weight of the top, the best weight of the mean at one ridge, then the best ridge at that weight."""
     features_LZ = query_features(held.fitted)
-    best: _Chosen | None = None
-    for top_weight in TOP_WEIGHTS:
-        coefficients_LR, of_mean_LR = _top_coefficients(directions, *held.top_LT, top_weight)
-        for mean_weight, ridge in product(MEAN_WEIGHTS, RIDGES):
-            wanted_LR = coefficients_LR - mean_weight * of_mean_LR
-            query_map = _ridge_map(features_LZ, wanted_LR, ridge, mean_weight * directions.mean_size)
-            predicted_HS = query_map(held.judges) @ directions.vectors_SR.T
-            recall = held.recall(predicted_HS)
-            if best is None or recall > best.recall:
-                best = _Chosen(recall, query_map, ridge, mean_weight, top_weight, predicted_HS)
-    assert best is not None
-    return best
+
+    def tried(top_weight: float, mean_weight: float, ridge: float, both: tuple[Tensor, Tensor]) -> _Chosen:
+        coefficients_LR, of_mean_LR = both
+        wanted_LR = coefficients_LR - mean_weight * of_mean_LR
+        query_map = _ridge_map(features_LZ, wanted_LR, ridge, mean_weight * directions.mean_size)
+        predicted_HS = query_map(held.judges) @ directions.vectors_SR.T
+        return _Chosen(held.recall(predicted_HS), query_map, ridge, mean_weight, top_weight, predicted_HS)
+
+    best: list[_Chosen] = []
+    for top in TOP_WEIGHTS:
+        both = _top_coefficients(directions, *held.top_LT, top)
+        by_mean = max((tried(top, mean, RIDGES[0], both) for mean in MEAN_WEIGHTS), key=lambda each: each.recall)
+        by_ridge = (tried(top, by_mean.mean_weight, ridge, both) for ridge in RIDGES[1:])
+        best.append(max([by_mean, *by_ridge], key=lambda each: each.recall))
+    return max(best, key=lambda each: each.recall)
 
 
 def _directions(scores_LS: Tensor, rank: int) -> _Directions:

@@ -132,13 +132,13 @@ def fit_low_rank(
     scores_LS: Tensor,
     ranks: Sequence[int],
     item_share: float = 1.0,
-    pair_multiply_adds: int = 20_000,
+    pair_cost: int = 20_000,
     seed: int = 0,
 ) -> Fit:
     """Fit on exact scores (L, S) of sample queries against a share of the items, drawn uniformly.
 
     Some of the queries are held out; at every rank, the ridge and the weights of mean and top are chosen for the recall
-    on them. The rank is the one that reaches RANK_RECALL with the fewest multiply-adds (`pair_multiply_adds`: of one
+    on them. The rank is the one that reaches RANK_RECALL with the fewest multiply-adds (`pair_cost` those of one
     exact score): a larger one costs more for every item and leaves fewer candidates to score.
     Raises ValueError when there are not more fitted queries and items than directions.
     """
@@ -153,7 +153,7 @@ def fit_low_rank(
         directions = everything.first(rank)
         chosen = _fit_rank(held, directions)
         num_needed = max(NUM_WANTED, held.num_needed(chosen.predicted_HS) / item_share)
-        cost = rank * scores_LS.shape[1] / item_share + num_needed * pair_multiply_adds
+        cost = rank * scores_LS.shape[1] / item_share + num_needed * pair_cost
         fits.append((directions, chosen))
         trials.append(RankTrial(rank, chosen.recall, num_needed, cost))
     best = min(range(len(ranks)), key=lambda at: trials[at].multiply_adds)
@@ -185,7 +185,7 @@ def fit_landmarks(
 
 
 def low_rank_table(index: ShardIndex, low_rank: LowRank) -> Tensor:
-    """(N, R): the vectors of a shard's items, a tile of exact scores (L, N) at a time."""
+    """(N, R): the vectors of a shard's items, a tile of quick scores (L, N) at a time."""
     tiles = [low_rank.place(scores_LN) for scores_LN in _score_tiles(index, low_rank.sample)]
     return torch.cat([low_rank.centre_R.new_empty(0, len(low_rank.centre_R)), *tiles])
 

@@ -229,9 +229,7 @@ def test_a_larger_rank_is_chosen_where_it_saves_more_candidates_than_it_costs():
     """On the same scores: cheap candidates make the small rank the best, dear ones the large."""
     world = make_world(num_queries=400, num_items=600)
     scores = world.mol(world.queries, world.items).detach()
-    fits = {
-        price: fit_low_rank(world.queries, scores, [4, 16, 48], pair_multiply_adds=price) for price in (0, 1_000_000)
-    }
+    fits = {price: fit_low_rank(world.queries, scores, [4, 16, 48], pair_cost=price) for price in (0, 1_000_000)}
     needed = [trial.num_needed for trial in fits[0].trials]
     assert needed[0] > needed[1] >= needed[2] >= 100
     assert fits[0].chosen.rank == 4
@@ -245,8 +243,8 @@ def test_a_larger_rank_is_chosen_where_it_saves_more_candidates_than_it_costs():
 def test_a_rank_among_others_is_fitted_as_it_is_alone(rank):
     world = make_world(num_queries=150, num_items=300)
     scores = world.mol(world.queries, world.items).detach()
-    alone = fit_low_rank(world.queries, scores, [rank], pair_multiply_adds=0)
-    among = fit_low_rank(world.queries, scores, [rank, 32], pair_multiply_adds=0)
+    alone = fit_low_rank(world.queries, scores, [rank], pair_cost=0)
+    among = fit_low_rank(world.queries, scores, [rank, 32], pair_cost=0)
     assert among.chosen == alone.chosen
     torch.testing.assert_close(among.low_rank.basis_LR, alone.low_rank.basis_LR)
     torch.testing.assert_close(among.query_map.weights_ZR, alone.query_map.weights_ZR, rtol=1e-3, atol=1e-4)

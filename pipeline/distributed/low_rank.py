@@ -36,13 +36,16 @@ class LowRankFitter:
     def __call__(self, unit: int, payload: bytes) -> bytes:
         """Nothing comes in or goes out but the fit's file; the unit is not used."""
         settings = self._settings.corpus.low_rank
-        model = load_model(self._storage, self._night.checkpoint).to(self._device)
+        model = load_model(self._storage, self._night.checkpoint)
         queries = sample_queries(self._storage, self._night, self._settings, model)
+        model = model.to(self._device)
         rng = np.random.default_rng(settings.seed)
         num_items = min(settings.num_items, model.num_items)
         rows = np.sort(rng.choice(model.num_items, num_items, replace=False))
         items = embed_rows(model, torch.from_numpy(rows).to(self._device))
-        scores_LS = score_all(open_index(model.mol, make_shard(0, items), self._settings.search), queries)
+        index = open_index(model.mol, make_shard(0, items), self._settings.search)
+        there = QuerySide(queries.components_BQD.to(self._device), queries.gate_BP.to(self._device))
+        scores_LS = score_all(index, there).cpu()  # the fit itself is made on the CPU
         most = min(int(MAX_RANK_SHARE * len(scores_LS)), num_items)
         if most < 2:
             raise InputError(f"{len(scores_LS)} users are too few for search.method topk_low_rank; use exact")

@@ -21,6 +21,8 @@ from pipeline.settings import SearchSettings
 # Survivors of a scan beyond k. More are only needed where many scores lie within the scan's error of the k-th.
 SLACK = 28
 WIDEN = 4
+# Up to so many times k candidates are scored in float64 at once: all but a few of them would be in the end.
+FEW = 1.5
 # Queries whose candidates are held at once: with CombTopK's thousands each, tens of megabytes.
 QUERIES_AT_ONCE = 1_024
 
@@ -145,6 +147,8 @@ class _Search:
 
     def _best_of(self, queries: QuerySide, at_BM: Tensor, reached_B: Tensor, bound_B: Tensor) -> TopK:
         """Stage 2: the best of the candidates by exact score."""
+        if at_BM.shape[1] <= FEW * self.settings.k and reached_B.isneginf().all():
+            return select_topk(_numbers(self.index.rescore(queries, at_BM)), at_BM, self.settings.k, bound_B)
         return self._rescored(queries, Shortlist(self.index.score(queries, at_BM), at_BM), reached_B, bound_B)
 
     def _rescored(self, queries: QuerySide, scored: Shortlist, reached_B: Tensor, bounds_B: Tensor) -> TopK:

@@ -147,67 +147,46 @@ inline VI pack_pair(VF first, VF second) {
 #endif
 }
 
-// ---- exp and silu. float32 to about 1e-7, float64 to about 1e-15 relative.
+// ---- exp and silu. e^x is 2^t, a whole and a rest; the whole goes into the exponent's bits.
+//
+// The product x / ln 2 is rounded, so that e^x is right to |x| of a last place. That is enough: where |x| is large, a
+// weight e^x is nothing beside the largest weight, which is 1, and silu is nothing or x itself.
 
-inline VF exponential(VF x) {
-  const float magic = 12582912.0f;  // 1.5 · 2^23: adding it rounds to an integer
-  x = smaller(larger(x, broadcast<VF>(-87.0f)), broadcast<VF>(88.0f));
-  VF shifted = x * 1.44269504f + magic;
-  VF n = shifted - magic;
-  VF r = x - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;
-  VF p = r * (1.0f / 5040) + 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  VI scale = ((VI)shifted - (VI)broadcast<VF>(magic) + 127) << 23;
-  return p * (VF)scale;
+// Of 2^r on [-1/2, 1/2], highest power first. Minimax, relative: to 2e-8, and to 8e-5 with half of the work.
+constexpr float FINE[] = {1.53458124e-4f, 1.33999309e-3f, 9.61848907e-3f, 5.55032864e-2f,
+                          2.40226462e-1f, 6.93147182e-1f, 1.0f};
+constexpr float ROUGH[] = {5.51716685e-2f, 2.42611125e-1f, 6.93260968e-1f, 9.99928057e-1f};
+// (ln 2)^n / n! from n = 12: to 2e-16.
+constexpr double FINEST[] = {2.5678435993488196e-11, 4.4455382718708101e-10, 7.0549116208011209e-9,
+                             1.0178086009239699e-7,  1.3215486790144305e-6,  1.5252733804059838e-5,
+                             1.5403530393381606e-4,  1.3333558146428441e-3,  9.6181291076284752e-3,
+                             5.5504108664821576e-2,  2.4022650695910069e-1,  6.9314718055994529e-1, 1.0};
+
+inline VF times_power(VF p, VF whole) { return (VF)((VI)p + ((VI)whole << 23)); }
+inline VD times_power(VD p, VD whole) { return (VD)((VL)p + ((VL)whole << 52)); }
+
+// Adding `magic` rounds to an integer and leaves it in the lowest bits.
+template <class V, class Number, int N>
+inline V exponential_by(V x, const Number (&coefficients)[N], Number magic, Number limit) {
+  const V t = smaller(larger(x * (Number)1.4426950408889634, broadcast<V>(-limit)), broadcast<V>(limit));
+  const V whole = t + magic, r = t - (whole - magic);
+  V p = broadcast<V>(coefficients[0]);
+#pragma GCC unroll 16
+  for (int n = 1; n < N; n++) p = p * r + coefficients[n];
+  return times_power(p, whole);
 }
 
-inline VD exponential(VD x) {
-  const double magic = 6755399441055744.0;  // 1.5 · 2^52
-  x = smaller(larger(x, broadcast<VD>(-700.0)), broadcast<VD>(700.0));
-  VD shifted = x * 1.4426950408889634074 + magic;
-  VD n = shifted - magic;
-  VD r = x - n * 6.93145751953125e-1;
-  r = r - n * 1.42860682030941723212e-6;
-  VD p = r * (1.0 / 6227020800.0) + 1.0 / 479001600.0;
-  p = p * r + 1.0 / 39916800.0;
-  p = p * r + 1.0 / 3628800.0;
-  p = p * r + 1.0 / 362880.0;
-  p = p * r + 1.0 / 40320.0;
-  p = p * r + 1.0 / 5040.0;
-  p = p * r + 1.0 / 720.0;
-  p = p * r + 1.0 / 120.0;
-  p = p * r + 1.0 / 24.0;
-  p = p * r + 1.0 / 6.0;
-  p = p * r + 0.5;
-  p = p * r + 1.0;
-  p = p * r + 1.0;
-  VL scale = ((VL)shifted - (VL)broadcast<VD>(magic) + 1023) << 52;
-  return p * (VD)scale;
-}
+// In float32 to about 1e-7, in float64 to about 1e-15.
+inline VF exponential(VF x) { return exponential_by(x, FINE, 12582912.0f, 126.0f); }
+inline VD exponential(VD x) { return exponential_by(x, FINEST, 6755399441055744.0, 1022.0); }
 
 template <class V>
 inline V silu(V x) {
   return x / (exponential(-x) + 1);
 }
 
-// For bfloat16 scores: to about 1e-4, a third of the work.
-inline VF rough_exponential(VF x) {
-  const float magic = 12582912.0f;
-  VF t = smaller(larger(x * 1.44269504f, broadcast<VF>(-126.0f)), broadcast<VF>(126.0f));
-  VF shifted = t + magic;
-  VF r = t - (shifted - magic);
-  VF p = r * 5.5826318e-2f + 2.4264008e-1f;  // 2^r on [-1/2, 1/2]
-  p = p * r + 6.9314718e-1f;
-  p = p * r + 9.9992448e-1f;
-  VI scale = (VI)shifted << 23;
-  return (VF)((VI)p + scale);
-}
+// For bfloat16 scores: to about 1e-4.
+inline VF rough_exponential(VF x) { return exponential_by(x, ROUGH, 12582912.0f, 126.0f); }
 
 inline VF rough_silu(VF x) {
   VF denominator = rough_exponential(-x) + 1.0f;

@@ -5,7 +5,7 @@
 
 namespace nr {
 
-constexpr int SCAN_QUERIES = 32;  // that share a chunk of items in the exact scan
+constexpr int SCAN_QUERIES = 32;  // at most, that share a chunk of items in the exact scan
 constexpr int SCAN_ROOM = 2;
 
 struct Queries {
@@ -48,14 +48,14 @@ class Scan {
  public:
   Scan(const Model& model, const Items& items, const Queries& queries, const uint16_t* allowed, int64_t num_items,
        int num_kept, const float* floors, int64_t max_scored, const float* margins, const int64_t* excluded_offsets,
-       const int32_t* excluded, float* scores, int64_t* found, float* bounds)
+       const int32_t* excluded, int64_t queries_at_once, float* scores, int64_t* found, float* bounds)
       : model_(model), items_(items), queries_(queries), allowed_(allowed), num_items_(num_items), num_kept_(num_kept),
         floors_(floors), max_scored_(max_scored), margins_(margins), excluded_offsets_(excluded_offsets),
-        excluded_(excluded), scores_(scores), found_(found), bounds_(bounds), network_(model),
-        groups_((int64_t)items.width / 2 * COLUMNS), states_(SCAN_QUERIES) {}
+        excluded_(excluded), queries_at_once_(queries_at_once), scores_(scores), found_(found), bounds_(bounds),
+        network_(model), groups_((int64_t)items.width / 2 * COLUMNS), states_(queries_at_once) {}
 
   void operator()(int64_t tile) {
-    const int64_t low = tile * SCAN_QUERIES, high = std::min(queries_.num_queries, low + SCAN_QUERIES);
+    const int64_t low = tile * queries_at_once_, high = std::min(queries_.num_queries, low + queries_at_once_);
     for (int64_t q = low; q < high; q++) begin(states_[q - low], q);
     int32_t at[COLUMNS];
     for (int64_t first = 0; first < num_items_; first += COLUMNS) {
@@ -154,6 +154,7 @@ class Scan {
   const float* margins_;
   const int64_t* excluded_offsets_;
   const int32_t* excluded_;
+  int64_t queries_at_once_;
   float* scores_;
   int64_t* found_;
   float* bounds_;
@@ -183,9 +184,10 @@ void nr_scan(const Model* model, const Items* items, const Queries* queries, con
              int64_t num_items, int num_kept, const float* floors, int64_t max_scored, const float* margins,
              const int64_t* excluded_offsets, const int32_t* excluded, int num_threads, float* scores, int64_t* found,
              float* bounds) {
-  for_tiles((queries->num_queries + SCAN_QUERIES - 1) / SCAN_QUERIES, num_threads, [&] {
+  const int64_t at_once = even_tile(queries->num_queries, SCAN_QUERIES, num_threads);
+  for_tiles((queries->num_queries + at_once - 1) / at_once, num_threads, [&] {
     return Scan(*model, *items, *queries, allowed, num_items, num_kept, floors, max_scored, margins, excluded_offsets,
-                excluded, scores, found, bounds);
+                excluded, at_once, scores, found, bounds);
   });
 }
 }

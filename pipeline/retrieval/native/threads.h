@@ -1,6 +1,7 @@
 // A loop over tiles on several threads, started for the call: a call takes milliseconds to seconds, a start microseconds.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <thread>
 #include <vector>
@@ -22,6 +23,12 @@ inline void for_tiles(int64_t num_tiles, int num_threads, Make make) {
   for (int t = 1; t < num_threads && t < num_tiles; t++) threads.emplace_back(run);
   run();
   for (auto& thread : threads) thread.join();
+}
+
+// The size of tiles of at most `most`, such that every thread gets as many of them.
+inline int64_t even_tile(int64_t num, int64_t most, int num_threads) {
+  const int64_t rounds = std::max<int64_t>(1, (num + most * num_threads - 1) / (most * num_threads));
+  return std::max<int64_t>(1, (num + rounds * num_threads - 1) / (rounds * num_threads));
 }
 
 }  // namespace nr

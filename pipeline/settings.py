@@ -167,7 +167,7 @@ class LowRankSettings(Config):
 
     # Numbers per item; of several, the one with the cheapest search on held-out users.
     ranks: tuple[Rank, ...] = Field(default=(32, 64, 128, 256), strict=False, min_length=1)
-    num_queries: PositiveInt = 2_048  # users; all items are scored against most of them
+    num_queries: PositiveInt = 2_048  # users on whom the fit is made; all items are scored against some of them
     num_items: PositiveInt = 32_768  # items on which the fit is made
     seed: Count = 0
 

@@ -55,7 +55,8 @@ class LowRankFitter:
         item_share = num_items / model.num_items
         fit = fit_low_rank(queries, scores_LS, ranks, item_share, pair_multiply_adds(model.mol), settings.seed)
         found = ", ".join(f"rank {trial.rank} needs K' {trial.num_needed:.0f}" for trial in fit.trials)
-        log.info("low-rank table: %s; rank %d is the cheapest", found, fit.chosen.rank)
+        num_anchors = len(fit.low_rank.at_A)
+        log.info("low-rank table: %s; rank %d is the cheapest, by %d anchors", found, fit.chosen.rank, num_anchors)
         write_low_rank(self._storage, self._night.corpus, fit)
         return payload
 

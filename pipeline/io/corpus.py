@@ -75,9 +75,10 @@ def read_shard(storage: Storage, corpus: Corpus, entry: FileEntry) -> Shard:
 def write_low_rank(storage: Storage, corpus: Corpus, fit: Fit) -> None:
     """Keep the fit of the low-rank table, before any shard is made. When another attempt was first, its fit stands."""
     tensors = {
-        "sample_components": fit.low_rank.sample.components_BQD,
-        "sample_gate": fit.low_rank.sample.gate_BP,
-        "basis": fit.low_rank.basis_LR,
+        "anchor_components": fit.low_rank.anchors.components_BQD,
+        "anchor_gate": fit.low_rank.anchors.gate_BP,
+        "anchor_at": fit.low_rank.at_A,
+        "basis": fit.low_rank.basis_AR,
         "centre": fit.low_rank.centre_R,
         "map_centre": fit.query_map.centre_Z,
         "map_weights": fit.query_map.weights_ZR,
@@ -87,7 +88,7 @@ def write_low_rank(storage: Storage, corpus: Corpus, fit: Fit) -> None:
     data = save_tensors({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
     key = f"low-rank-{hashlib.sha256(data).hexdigest()[:16]}.safetensors"
     put(storage, f"{corpus.prefix}/{key}", data)
-    _claim(storage, corpus, _low_rank_key(corpus), file_entry(key, data, rows=len(fit.low_rank.basis_LR)))
+    _claim(storage, corpus, _low_rank_key(corpus), file_entry(key, data, rows=len(fit.low_rank.at_A)))
 
 
 def low_rank_entry(storage: Storage, corpus: Corpus) -> FileEntry | None:
@@ -101,10 +102,10 @@ def read_low_rank(storage: Storage, corpus: Corpus) -> Fit | None:
     if entry is None:
         return None
     tensors = _read_tensors(storage, corpus, entry)
-    sample = QuerySide(tensors["sample_components"], tensors["sample_gate"])
+    anchors = QuerySide(tensors["anchor_components"], tensors["anchor_gate"])
     query_map = DistilledMap(tensors["map_centre"], tensors["map_weights"])
     trials = tuple(RankTrial(int(rank), *rest) for rank, *rest in tensors["trials"].tolist())
-    low_rank = LowRank(sample, tensors["basis"], tensors["centre"])
+    low_rank = LowRank(anchors, tensors["anchor_at"], tensors["basis"], tensors["centre"])
     ridge, mean_weight, top_weight = tensors["choice"].tolist()
     return Fit(low_rank, query_map, ridge, mean_weight, top_weight, trials)
 
@@ -123,6 +124,7 @@ def write_corpus_manifest(
     extra, fit = low_rank_entry(storage, night.corpus), read_low_rank(storage, night.corpus)
     if fit is not None:
         chosen = {name: getattr(fit, name) for name in ("ridge", "mean_weight", "top_weight")} | asdict(fit.chosen)
+        chosen["num_anchors"] = len(fit.low_rank.at_A)
         counts |= {f"low_rank_{name}": value for name, value in chosen.items()}
         counts |= {f"low_rank_{trial.rank}_num_needed": trial.num_needed for trial in fit.trials}
     manifest = Manifest(

@@ -109,7 +109,7 @@ def test_the_low_rank_table_is_fitted_once_and_holds_every_item(tmp_path, monkey
     fit = read_low_rank(world.storage, world.night.corpus)
     assert fit is not None
     model = model_of(world)
-    scores = model.mol(fit.low_rank.sample, model.item_side(torch.arange(120))).detach()
+    scores = model.mol(fit.low_rank.anchors, model.item_side(torch.arange(120))).detach()
     tables = [read_shard(world.storage, world.night.corpus, e).low_rank_NR for e in shard_entries(manifest)]
     expected = fit.low_rank.place(scores)
     assert (torch.cat(tables) - expected).norm() < 0.01 * expected.norm()  # scored in bfloat16

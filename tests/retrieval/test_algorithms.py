@@ -8,7 +8,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.retrieval import candidates
+from pipeline.retrieval import candidates, low_rank
 from pipeline.retrieval.backends import open_index
 from pipeline.retrieval.filters import mask_shard
 from pipeline.retrieval.low_rank import fit_landmarks, fit_low_rank, low_rank_table
@@ -41,7 +41,7 @@ def search(world: World, config: SearchSettings, num_shards: int = 1) -> TopK:
     scores = world.mol(sample, world.items).detach()
     rank = min(8, len(world.items.gate_NP))
     fit = fit_low_rank(sample, scores, [rank])
-    scores = scores[: len(fit.low_rank.sample.gate_BP)]
+    scores = scores[fit.low_rank.at_A]
     for shard in world.shards(num_shards):
         table = fit.low_rank.place(scores[:, shard.first_row : shard.first_row + len(shard)])
         index = open_index(world.mol, replace(shard, low_rank_NR=table), config)
@@ -201,9 +201,9 @@ def test_the_low_rank_table_of_a_shard_comes_from_its_exact_scores():
     world = make_world(num_items=70)
     sample = make_world(num_queries=40, seed=5).queries
     scores = world.mol(sample, world.items).detach()
-    low_rank = fit_low_rank(sample, scores, [6]).low_rank
-    parts = [low_rank_table(open_index(world.mol, shard, ask("exact")), low_rank) for shard in world.shards(3)]
-    expected = low_rank.place(scores[: len(low_rank.sample.gate_BP)])
+    found = fit_low_rank(sample, scores, [6]).low_rank
+    parts = [low_rank_table(open_index(world.mol, shard, ask("exact")), found) for shard in world.shards(3)]
+    expected = found.place(scores[found.at_A])
     assert (torch.cat(parts) - expected).norm() < 0.01 * expected.norm()  # stage 2 may score in bfloat16
 
 
@@ -212,12 +212,33 @@ def test_scores_of_low_rank_are_recovered_up_to_what_the_sample_spans():
     sample, world = make_world(num_queries=24, seed=1).queries, make_world(num_items=300)
     scores = world.mol(sample, world.items).detach()
     fit = fit_low_rank(sample, scores, [20])
-    assert len(fit.low_rank.sample.gate_BP) == 21  # the other three chose between the fits
+    assert len(fit.low_rank.at_A) == 21  # the other three chose between the fits
     vectors = fit.low_rank.place(scores[:21])
     wanted = scores[:21] - scores[:21].mean(dim=1, keepdim=True)
     solved = torch.linalg.lstsq(vectors.double(), wanted.T.double())
     error = (vectors.double() @ solved.solution - wanted.T).norm() / wanted.norm()
     assert error < 0.15
+
+
+def products_of(world: World) -> torch.Tensor:
+    """(B, N): inner products of one pair of components, of rank 8."""
+    return 20 * world.queries.components_BQD[:, 0] @ world.items.components_NXD[:, 0].T
+
+
+def test_scores_against_the_anchors_give_the_vectors_that_those_against_all_queries_give(monkeypatch):
+    """Exactly where scores are of low rank, and nearly so under MoL, whose scores are not."""
+    world = make_world(num_queries=400, num_items=900)
+    for scores, most in ((products_of(world), 1e-2), (world.mol(world.queries, world.items).detach(), 0.35)):
+        tables = {}
+        for per_rank in (8, 1_000):
+            monkeypatch.setattr(low_rank, "ANCHORS_PER_RANK", per_rank)
+            fit = fit_low_rank(world.queries, scores[:, :600], [12])
+            assert fit.low_rank.at_A.unique().numel() == len(fit.low_rank.at_A)
+            assert torch.equal(fit.low_rank.anchors.gate_BP, world.queries.gate_BP[fit.low_rank.at_A])
+            tables[len(fit.low_rank.at_A)] = fit.low_rank.place(scores[fit.low_rank.at_A])[600:]
+        few, many = sorted(tables)
+        assert few <= 12 * 8 < many == 350
+        assert (tables[few] - tables[many]).norm() < most * tables[many].norm()
 
 
 def test_a_rank_above_the_sample_is_refused():
@@ -247,7 +268,7 @@ def test_a_rank_among_others_is_fitted_as_it_is_alone(rank):
     alone = fit_low_rank(world.queries, scores, [rank], pair_cost=0)
     among = fit_low_rank(world.queries, scores, [rank, 32], pair_cost=0)
     assert among.chosen == alone.chosen
-    torch.testing.assert_close(among.low_rank.basis_LR, alone.low_rank.basis_LR)
+    torch.testing.assert_close(among.low_rank.basis_AR, alone.low_rank.basis_AR)
     torch.testing.assert_close(among.query_map.weights_ZR, alone.query_map.weights_ZR, rtol=1e-3, atol=1e-4)
 
 
@@ -255,10 +276,10 @@ def test_a_rank_among_others_is_fitted_as_it_is_alone(rank):
 def test_scores_of_a_lower_rank_than_asked_for_are_found_again(is_same_for_all):
     """One pair of components is a plain inner product, here of eight numbers; the other directions say nothing."""
     world = make_world(num_queries=400, num_items=300)
-    products = 20 * world.queries.components_BQD[:, 0] @ world.items.components_NXD[:, 0].T
+    products = products_of(world)
     scores = products[:1].expand(400, -1) if is_same_for_all else products
     fit = fit_low_rank(world.queries, scores, [64])
-    table = fit.low_rank.place(scores[: len(fit.low_rank.sample.gate_BP)])
+    table = fit.low_rank.place(scores[fit.low_rank.at_A])
     predicted = fit.query_map(world.queries) @ table.T
     best, found = scores.topk(10, dim=1).indices, predicted.topk(20, dim=1).indices
     assert (best[:, :, None] == found[:, None, :]).any(dim=2).float().mean() > 0.98
@@ -271,8 +292,9 @@ def test_both_ways_to_place_a_query_find_far_more_than_the_mean_component():
     world = replace(everybody, queries=everybody.queries.take(slice(0, 30)), excluded=few)
     scores = world.mol(sample, world.items).detach()
     fit = fit_low_rank(sample, scores, [12])
-    landmarks = fit_landmarks(world.mol, fit.low_rank, world.items.take(torch.arange(0, 400, 4)), fit.mean_weight)
-    table = fit.low_rank.place(scores[: len(fit.low_rank.sample.gate_BP)])
+    quarter = world.items.take(torch.arange(0, 400, 4))
+    landmarks = fit_landmarks(world.mol, fit.low_rank, sample, quarter, fit.mean_weight)
+    table = fit.low_rank.place(scores[fit.low_rank.at_A])
     index = open_index(world.mol, make_shard(0, world.items, table), ask("topk_low_rank", 40))
     exact = [{row for _, row in entries} for entries in as_lists(search(world, ask("exact")))]
 

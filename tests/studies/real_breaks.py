@@ -1,10 +1,10 @@
 """Where TopKLowRank breaks, and other ways to fit it: python -m tests.studies.real_breaks DATA OUT MODEL ...
 
 DATA, OUT and MODEL as in `real_recall`. Recall of the true best 10 and 100 in the first K' of stage 1, at rank 64
-unless a row says otherwise. In four parts: other fits on a good sample; items that training has hardly seen; other
-samples (few users, users of the past, only long or only short histories, made-up histories of as many events as
-tonight's users have, of items drawn by popularity), with recall for short and long queries apart; the same model with
-flatter or sharper gates, and with only some of its components.
+unless a row says otherwise. In five parts: other fits on a good sample; fewer anchors; items that training has hardly
+seen; other samples (few users, users of the past, only long or only short histories, made-up histories of as many
+events as tonight's users have, of items drawn by popularity), with recall for short and long queries apart; the same
+model with flatter or sharper gates, and with only some of its components.
 
 B queries, L sample queries, N items, R rank, T best items, Z features.
 """
@@ -45,6 +45,7 @@ FEW = ((128, 32), (256, 64), (512, 64), (1_024, 64))  # users, rank
 SHORT, LONG = 3, 8  # at most, at least so many events
 COLD = 5  # fewer training events than this
 NUM_RELU = 2_048
+ANCHOR_RANKS, ANCHORS_PER_RANK = (32, 64, 128), (16, 8, 4, 2)
 GATE_SCALES = (0.0, 0.5, 2.0, 4.0)
 
 
@@ -145,7 +146,7 @@ def with_relu(world: World, plain: Callable[[QuerySide], Tensor]) -> Callable[[Q
 def report_sample(label: str, world: World, sample: QuerySide, scores_LN: Tensor, rank: int, lengths_B: Tensor) -> None:
     """Recall at each K' over all queries, the short and the long ones."""
     found = low_rank.fit_low_rank(sample, scores_LN, [min(rank, len(scores_LN) // 4)])
-    table_NR = found.low_rank.place(scores_LN[: len(found.low_rank.sample.gate_BP)])
+    table_NR = found.low_rank.place(scores_LN[found.low_rank.at_A])
     ranks_BK = ranks_of(found.query_map(world.queries) @ table_NR.T, world.best_BK)
     groups = (lengths_B > 0, lengths_B <= SHORT, lengths_B >= LONG)
     cells = [" ".join(f"{(ranks_BK[group] < budget).float().mean():.3f}" for group in groups) for budget in BUDGETS]
@@ -186,6 +187,19 @@ def other_samples(histories: Histories) -> dict[str, tuple[Sequences, Int64]]:
     tonight = rng.choice(histories.tonight.lengths, NUM_CHANGED)
     made_up = rng.choice(histories.train.item_rows, tonight.sum())
     return found | {"made up": (Sequences(offsets_of(tonight), made_up), np.arange(NUM_CHANGED))}
+
+
+def report_anchors(world: World) -> None:
+    """Ever fewer queries against which all items are scored, beginning with all of the sample."""
+    default = low_rank.ANCHORS_PER_RANK
+    for rank in ANCHOR_RANKS:
+        for per_rank in (NUM_SAMPLE, *ANCHORS_PER_RANK):
+            low_rank.ANCHORS_PER_RANK = per_rank
+            found = low_rank.fit_low_rank(world.sample, world.sample_LN, [rank])
+            table_NR = found.low_rank.place(world.sample_LN[found.low_rank.at_A])
+            label = f"r {rank}, {len(found.low_rank.at_A)} anchors"
+            report(label, found.query_map(world.queries) @ table_NR.T, world)
+    low_rank.ANCHORS_PER_RANK = default
 
 
 def report_cold(world: World) -> None:
@@ -245,7 +259,7 @@ def report_models(data: Path, name: str, model: RetrievalModel) -> None:
     for label, other in changed.items():
         world = world_of(data, name, other, NUM_CHANGED)
         found = low_rank.fit_low_rank(world.sample, world.sample_LN, [RANK])
-        table_NR = found.low_rank.place(world.sample_LN[: len(found.low_rank.sample.gate_BP)])
+        table_NR = found.low_rank.place(world.sample_LN[found.low_rank.at_A])
         report(f"{label}: TopKAvg", world.queries.mean_BD @ world.items.mean_ND.T, world)
         report(f"{label}: low rank, α {found.mean_weight}", found.query_map(world.queries) @ table_NR.T, world)
 
@@ -259,6 +273,7 @@ def main() -> None:
         world = open_world(data, out, name, way, int(seed), NUM_SAMPLE)
         print(f"\n{model}, r = {RANK}: recall@10, @100 (head middle tail) at K' of {BUDGETS}")
         report_fits(world)
+        report_anchors(world)
         report_cold(world)
         report_samples(world, read_histories(data, name))
         report_models(data, name, world.model)

@@ -32,7 +32,7 @@ def report_tables(world: World) -> None:
     vectors = {"mean": (world.items.mean_ND, world.queries.mean_BD)}
     for rank in RANKS:
         fit = low_rank.fit_low_rank(world.sample.take(slice(0, NUM_SAMPLE)), world.sample_LN[:NUM_SAMPLE], [rank])
-        table_NR = fit.low_rank.place(world.sample_LN[: len(fit.low_rank.sample.gate_BP)])
+        table_NR = fit.low_rank.place(world.sample_LN[fit.low_rank.at_A])
         vectors[f"low rank {rank}"] = (table_NR, fit.query_map(world.queries))
     for label, (table_NR, queries_BR) in vectors.items():
         for dtype in index_of(world).table_dtypes:

@@ -115,7 +115,7 @@ def fit(world: World, num_sample: int, rank: int) -> low_rank.Fit:
 
 def report_low_rank(world: World, num_sample: int, rank: int) -> low_rank.Fit:
     found = fit(world, num_sample, rank)
-    fitted_LN = world.sample_LN[: len(found.low_rank.sample.gate_BP)]
+    fitted_LN = world.sample_LN[found.low_rank.at_A]
     predicted_BN = found.query_map(world.queries) @ found.low_rank.place(fitted_LN).T
     label = f"low rank l {num_sample} r {rank}"
     report(f"{label} α {found.mean_weight} top {found.top_weight}", predicted_BN, world)
@@ -124,10 +124,10 @@ def report_low_rank(world: World, num_sample: int, rank: int) -> low_rank.Fit:
 
 def report_landmarks(world: World, num_sample: int, rank: int) -> None:
     found = fit(world, num_sample, rank)
-    table_NR = found.low_rank.place(world.sample_LN[: len(found.low_rank.sample.gate_BP)])
+    table_NR = found.low_rank.place(world.sample_LN[found.low_rank.at_A])
     at_S = torch.randperm(len(table_NR), generator=torch.Generator().manual_seed(1))[:num_sample]
     for weight in MEAN_WEIGHTS:
-        query_map = low_rank.fit_landmarks(world.mol, found.low_rank, world.items.take(at_S), weight)
+        query_map = low_rank.fit_landmarks(world.mol, found.low_rank, world.sample, world.items.take(at_S), weight)
         report(f"landmark {num_sample}/{rank} α {weight}", query_map(world.queries) @ table_NR.T, world)
 
 

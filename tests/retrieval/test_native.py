@@ -157,6 +157,22 @@ def test_long_streams_with_ties_keep_the_first_of_equals(name, dtype, order):
         assert sorted(found.at_BM[query].tolist()) == sorted(ordered[:700])
 
 
+@pytest.mark.parametrize("name", USABLE)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("excluded", [0.0, 1.5])
+def test_a_sample_of_items_that_misleads_about_the_others_costs_no_item(name, dtype, excluded):
+    """The first threshold comes from one group of 48 items in 32; here all good ones are there, and only for some."""
+    rng = np.random.default_rng(0)
+    rows = torch.from_numpy(rng.standard_normal((20_000, 8), dtype=np.float32))
+    rows[:, 0] = torch.where(torch.arange(20_000) // 48 % 32 == 0, 5.0, 0.0)
+    queries = torch.from_numpy(rng.standard_normal((21, 8), dtype=np.float32))
+    queries[:, 0] = torch.arange(21) % 3 - 1.0
+    mask = random_mask(rng, 21, 20_000, excluded)
+    found = index_for(name, tiny_mol(), bare_shard(rows), dtype).preselect("low_rank", queries, 1_000, mask)
+    stored_rows, stored_queries = as_stored(rows, queries, dtype)
+    check_stage1(found, stored_queries.double() @ stored_rows.double().T, mask, 1_000, tolerance=2e-5)
+
+
 def mol_world(
     seed: int, sizes: tuple[int, int, int, int], num_items: int, num_queries: int = 7, sharpness: float = 3.0
 ) -> tuple[MixtureOfLogits, QuerySide, Shard]:

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 namespace nr {
 
@@ -47,6 +48,18 @@ template <class V>
 constexpr int LANES = VECTOR_BYTES / sizeof(typename ScalarOf<V>::type);
 template <class V>
 constexpr int PARTS = COLUMNS / LANES<V>;  // vectors of a row of a product
+
+#define NR_INLINE __attribute__((always_inline))
+
+// body(0), … body(N - 1), each with its number as a constant: an array that is only met by such numbers is registers.
+template <class Body, int... NUMBERS>
+NR_INLINE inline void each_of(Body body, std::integer_sequence<int, NUMBERS...>) {
+  (body(std::integral_constant<int, NUMBERS>{}), ...);
+}
+template <int N, class Body>
+NR_INLINE inline void each(Body body) {
+  each_of(body, std::make_integer_sequence<int, N>{});
+}
 
 template <class V, class T>
 inline V load(const T* from) {

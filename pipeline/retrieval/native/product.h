@@ -127,28 +127,28 @@ using Sums = typename K::Sum[ROWS_AT_ONCE<K>][PARTS<typename K::Sum>];
 
 // The sums of some rows. `sums` are registers when this is inlined.
 template <class K>
-__attribute__((always_inline)) inline void accumulate(const typename K::Group* rows, int row_stride,
-                                                      const typename K::Group* b, int64_t block_stride, int num_groups,
-                                                      const typename K::Sum* start, Sums<K>& sums) {
+NR_INLINE inline void accumulate(const typename K::Group* rows, int row_stride, const typename K::Group* b,
+                                 int64_t block_stride, int num_groups, const typename K::Sum* start, Sums<K>& sums) {
   typedef typename K::Sum Sum;
-  constexpr int PARTS_HERE = PARTS<Sum>, PER_BLOCK = PARTS_HERE / BLOCKS, LANES_HERE = LANES<Sum>;
-  constexpr int R = ROWS_AT_ONCE<K>;
-#pragma GCC unroll 8
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 12
-    for (int p = 0; p < PARTS_HERE; p++) sums[r][p] = start ? start[p] : Sum{};
+  constexpr int R = ROWS_AT_ONCE<K>, P = PARTS<Sum>, PER_BLOCK = P / BLOCKS;
+  each<R>([&](auto r) NR_INLINE { each<P>([&](auto p) NR_INLINE { sums[r][p] = start ? start[p] : Sum{}; }); });
   for (int g = 0; g < num_groups; g++) {
-    decltype(K::column(b)) columns[PARTS_HERE];
-#pragma GCC unroll 12
-    for (int p = 0; p < PARTS_HERE; p++)
-      columns[p] = K::column(b + (p / PER_BLOCK) * block_stride + (int64_t)g * BLOCK + (p % PER_BLOCK) * LANES_HERE);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) {
+    decltype(K::column(b)) columns[P];
+    each<P>([&](auto p) NR_INLINE {
+      columns[p] = K::column(b + (p / PER_BLOCK) * block_stride + (int64_t)g * BLOCK + (p % PER_BLOCK) * LANES<Sum>);
+    });
+    each<R>([&](auto r) NR_INLINE {
       const auto factor = K::factor(rows + (int64_t)r * row_stride + g);
-#pragma GCC unroll 12
-      for (int p = 0; p < PARTS_HERE; p++) sums[r][p] = K::multiply_add(sums[r][p], factor, columns[p]);
-    }
+      each<P>([&](auto p) NR_INLINE { sums[r][p] = K::multiply_add(sums[r][p], factor, columns[p]); });
+    });
   }
+}
+
+template <class K>
+NR_INLINE inline void copy(const Sums<K>& from, Sums<K>& to) {
+  each<ROWS_AT_ONCE<K>>([&](auto r) NR_INLINE {
+    each<PARTS<typename K::Sum>>([&](auto p) NR_INLINE { to[r][p] = from[r][p]; });
+  });
 }
 
 // For a `done` that needs many registers itself: inlined together, the sums would be spilled in the inner loop.
@@ -158,7 +158,19 @@ __attribute__((noinline)) void accumulate_apart(const typename K::Group* rows, i
                                                 Sums<K>& sums) {
   Sums<K> found;
   accumulate<K>(rows, row_stride, b, block_stride, num_groups, nullptr, found);
-  std::memcpy(&sums, &found, sizeof found);
+  copy<K>(found, sums);
+}
+
+// A bit for each of some rows: whether one of its sums is above its threshold.
+template <class K>
+NR_INLINE inline uint32_t rows_above(const Sums<K>& sums, const typename K::Sum* thresholds) {
+  uint32_t above = 0;
+  each<ROWS_AT_ONCE<K>>([&](auto r) NR_INLINE {
+    typename K::Sum top = sums[r][0];
+    each<PARTS<typename K::Sum>>([&](auto p) NR_INLINE { top = larger(top, sums[r][p]); });
+    above |= (uint32_t)(mask_above(top, thresholds[r]) != 0) << r;
+  });
+  return above;
 }
 
 template <class K, bool IS_APART = false, class Done>

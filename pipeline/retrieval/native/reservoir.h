@@ -56,6 +56,18 @@ class Reservoir {
     if (size_ > kept_ && !cut_roughly()) cut_exactly();
   }
 
+  bool is_full() {
+    drop_excluded();
+    return size_ >= kept_;
+  }
+
+  // The least of what is kept; -inf while there is not enough.
+  float worst() {
+    if (!is_full()) return -INFINITY;
+    cut_exactly();
+    return threshold_;
+  }
+
   // Writes what is best, in any order, and pads with -inf and -1. Of equal scores the first items stay.
   void finish(float factor, float* scores, int64_t* items) {
     drop_excluded();

@@ -1,7 +1,9 @@
 // Stage 1: for each query the items with the largest inner products, without ever writing queries × items scores.
 //
 // A tile of queries meets a chunk of items that stays in the cache; a score is compared with its query's threshold in
-// the register where it was summed, and only what is above it is stored.
+// the register where it was summed, and only what is above it is stored. The threshold begins where a sample of the
+// items says that the best will be, lowered so far that it nearly never is too high; where it was, the query meets all
+// items again without it.
 #include "product.h"
 #include "reservoir.h"
 #include "threads.h"
@@ -11,6 +13,8 @@ namespace nr {
 constexpr int ROOM = 3;               // of a reservoir, as a multiple of what is kept
 constexpr int QUERY_TILE = 256;       // at most; a thread's queries and reservoirs
 constexpr int CHUNK_BYTES = 24 << 10;  // of items: most of the first-level cache
+constexpr int SAMPLE_STEP = 32;       // one group of COLUMNS items in so many is sampled
+constexpr int SAMPLED_ITEMS = 4;      // at least, for each that the threshold leaves above it
 
 // Items in blocks of sixteen columns, padded with blocks of zeros to whole groups of BLOCKS.
 inline int64_t num_blocks(int64_t num_items) { return (num_items + COLUMNS - 1) / COLUMNS * BLOCKS; }
@@ -34,27 +38,58 @@ struct Stage1 {
 
   void tile(int64_t low, int64_t high, std::vector<Reservoir>& reservoirs, std::vector<Sum>& thresholds) const {
     const int n = (int)(high - low), padded = (n + ROWS - 1) / ROWS * ROWS;
-    for (int q = 0; q < padded; q++) {
-      const bool is_query = q < n;
-      Excluded mine{nullptr, nullptr};
-      if (is_query) mine = {excluded + excluded_offsets[low + q], excluded + excluded_offsets[low + q + 1]};
-      if (is_query) reservoirs[q].reset(num_kept, ROOM, lowest(), mine);
-      thresholds[q] = limit(is_query ? lowest() : INFINITY);
+    std::vector<float> floors(padded, INFINITY);  // of a query that is not searched for
+    std::fill(floors.begin(), floors.begin() + n, lowest());
+    if (const int num_sampled = above_threshold()) {
+      pass(low, floors, num_sampled, SAMPLE_STEP, reservoirs, thresholds);
+      for (int q = 0; q < n; q++) floors[q] = reservoirs[q].worst();
     }
-    const int64_t blocks = num_blocks(num_items), block_size = (int64_t)groups * BLOCK;
-    int64_t chunk = CHUNK_BYTES / (block_size * (int64_t)sizeof(Group)) / BLOCKS * BLOCKS;
-    chunk = std::max<int64_t>(chunk, BLOCKS);
-    for (int64_t first = 0; first < blocks; first += chunk)
-      for (int q = 0; q < padded; q += ROWS)
-        for (int64_t b = first; b < std::min(blocks, first + chunk); b += BLOCKS)
-          meet(low, q, b, block_size, reservoirs.data(), thresholds.data());
-    for (int q = 0; q < n; q++) {
-      const float factor = factors ? factors[low + q] : 1.0f;
-      reservoirs[q].finish(factor, scores + (low + q) * num_kept, items + (low + q) * num_kept);
+    for (bool is_done = false; !is_done;) {
+      pass(low, floors, num_kept, 1, reservoirs, thresholds);
+      is_done = true;
+      for (int q = 0; q < n; q++) {
+        if (floors[q] == INFINITY) continue;
+        if (floors[q] > lowest() && !reservoirs[q].is_full()) {
+          floors[q] = lowest();
+          is_done = false;
+          continue;
+        }
+        const float factor = factors ? factors[low + q] : 1.0f;
+        reservoirs[q].finish(factor, scores + (low + q) * num_kept, items + (low + q) * num_kept);
+        floors[q] = INFINITY;
+      }
     }
   }
 
  private:
+  // How many sampled items are to be above the first threshold; 0 where sampling saves nothing. The chance that more of
+  // the best are sampled than that (a Poisson variable) is about 1 in 10,000.
+  int above_threshold() const {
+    const double expected = (double)num_kept / SAMPLE_STEP;
+    const int above = (int)std::ceil(expected + 3.5 * std::sqrt(expected) + 2);
+    return expected >= 1 && num_items >= (int64_t)above * SAMPLED_ITEMS * SAMPLE_STEP ? above : 0;
+  }
+
+  // The queries meet one group of COLUMNS items in `step`.
+  void pass(int64_t low, const std::vector<float>& floors, int num_wanted, int step, std::vector<Reservoir>& reservoirs,
+            std::vector<Sum>& thresholds) const {
+    const int padded = (int)floors.size();
+    for (int q = 0; q < padded; q++) {
+      thresholds[q] = limit(floors[q]);
+      if (floors[q] < INFINITY)
+        reservoirs[q].reset(num_wanted, ROOM, floors[q],
+                            {excluded + excluded_offsets[low + q], excluded + excluded_offsets[low + q + 1]});
+    }
+    const int64_t blocks = num_blocks(num_items), block_size = (int64_t)groups * BLOCK, stride = (int64_t)step * BLOCKS;
+    const int64_t at_once = std::max<int64_t>(1, CHUNK_BYTES / (block_size * (int64_t)sizeof(Group)) / BLOCKS);
+    for (int64_t first = 0; first < blocks; first += at_once * stride)
+      for (int q = 0; q < padded; q += ROWS) {
+        const bool is_wanted = std::any_of(&floors[q], &floors[q] + ROWS, [](float f) { return f < INFINITY; });
+        const int64_t last = std::min(blocks, first + at_once * stride);
+        if (is_wanted) meet(low, q, first, last, stride, reservoirs.data(), thresholds.data());
+      }
+  }
+
   static float lowest() { return -INFINITY; }
   static VF limit_of(float threshold, VF) { return broadcast<VF>(threshold); }
   static VI limit_of(float threshold, VI) {
@@ -65,32 +100,69 @@ struct Stage1 {
   static VF as_float(VF values) { return values; }
   static VF as_float(VI values) { return __builtin_convertvector(values, VF); }
 
-  void meet(int64_t low, int q, int64_t b, int64_t block_size, Reservoir* reservoirs, Sum* thresholds) const {
-    constexpr int PARTS_HERE = PARTS<Sum>, LANES_HERE = LANES<Sum>, PER_BLOCK = BLOCK / LANES_HERE;
-    Sum start[PARTS_HERE];
-    if (starts)
-      for (int p = 0; p < PARTS_HERE; p++) start[p] = load<Sum>(starts + b * BLOCK + p * LANES_HERE);
-    product<K>(queries + (low + q) * groups, groups, ROWS, table + b * block_size, block_size, groups,
-               starts ? start : nullptr, [&](int row, const auto& sums) {
-                 constexpr int R = ROWS_AT_ONCE<K>;
-#pragma GCC unroll 8
-                 for (int r = 0; r < R; r++) {
-                   const Sum threshold = thresholds[q + row + r];
-                   Sum top = sums[r][0];
-#pragma GCC unroll 12
-                   for (int p = 1; p < PARTS_HERE; p++) top = larger(top, sums[r][p]);
-                   if (__builtin_expect(mask_above(top, threshold) == 0, 1)) continue;
-                   Reservoir& reservoir = reservoirs[q + row + r];
-                   for (int p = 0; p < PARTS_HERE; p++) {
-                     const uint32_t bits = allowed[b + p / PER_BLOCK] >> (p % PER_BLOCK * LANES_HERE);
-                     const uint32_t mask = mask_above(sums[r][p], threshold) & bits;
-                     if (mask)
-                       reservoir.add(mask, as_float(sums[r][p]),
-                                     lane_numbers() + (int32_t)(b * BLOCK + p * LANES_HERE));
-                   }
-                   thresholds[q + row + r] = limit(reservoir.threshold());
-                 }
-               });
+  // ROWS queries meet the groups of items from block `first` on, one in so many.
+  void meet(int64_t low, int q, int64_t first, int64_t last, int64_t stride, Reservoir* reservoirs,
+            Sum* thresholds) const {
+#ifdef NR_AMX
+    if constexpr (K::PER_GROUP > 1) {
+      const int64_t block_size = (int64_t)groups * BLOCK;
+      for (int64_t b = first; b < last; b += stride) {
+        Sum start[PARTS<Sum>];
+        product_in_tiles<K>(queries + (low + q) * groups, groups, ROWS, table + b * block_size, block_size, groups,
+                            starting_sums(b, start), [&](int row, const Sums<K>& sums) {
+                              keep(sums, rows_above<K>(sums, thresholds + q + row), b, reservoirs + q + row,
+                                   thresholds + q + row);
+                            });
+      }
+      return;
+    }
+#endif
+    for (int row = q; row < q + ROWS; row += ROWS_AT_ONCE<K>)
+      for (int64_t b = first; b < last; b += stride) {
+        Sums<K> sums;
+        uint32_t above = 0;
+        b = next_above(queries + (low + row) * groups, b, last, stride, thresholds + row, sums, above);
+        keep(sums, above, b, reservoirs + row, thresholds + row);
+      }
+  }
+
+  // The first group of items of which a query finds one above its threshold, with the sums of the group and a bit for
+  // each such query; `last` when there is none. By itself, so that the sums stay in registers.
+  __attribute__((noinline)) int64_t next_above(const Group* rows, int64_t b, int64_t last, int64_t stride,
+                                               const Sum* thresholds, Sums<K>& sums, uint32_t& above) const {
+    const int64_t block_size = (int64_t)groups * BLOCK;
+    for (; b < last; b += stride) {
+      Sums<K> found;
+      Sum start[PARTS<Sum>];
+      accumulate<K>(rows, groups, table + b * block_size, block_size, groups, starting_sums(b, start), found);
+      above = rows_above<K>(found, thresholds);
+      if (above) {
+        copy<K>(found, sums);
+        return b;
+      }
+    }
+    return last;
+  }
+
+  NR_INLINE const Sum* starting_sums(int64_t b, Sum* start) const {
+    if (!starts) return nullptr;
+    each<PARTS<Sum>>([&](auto p) NR_INLINE { start[p] = load<Sum>(starts + b * BLOCK + p * LANES<Sum>); });
+    return start;
+  }
+
+  // Adds what is above the thresholds of the marked rows to their reservoirs, and raises the thresholds.
+  void keep(const Sums<K>& sums, uint32_t above, int64_t b, Reservoir* reservoirs, Sum* thresholds) const {
+    constexpr int LANES_HERE = LANES<Sum>, PER_BLOCK = BLOCK / LANES_HERE;
+    for (; above; above &= above - 1) {
+      const int r = __builtin_ctz(above);
+      for (int p = 0; p < PARTS<Sum>; p++) {
+        const uint32_t bits = allowed[b + p / PER_BLOCK] >> (p % PER_BLOCK * LANES_HERE);
+        const uint32_t mask = mask_above(sums[r][p], thresholds[r]) & bits;
+        if (mask)
+          reservoirs[r].add(mask, as_float(sums[r][p]), lane_numbers() + (int32_t)(b * BLOCK + p * LANES_HERE));
+      }
+      thresholds[r] = limit(reservoirs[r].threshold());
+    }
   }
 };
 

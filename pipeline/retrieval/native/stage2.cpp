@@ -97,11 +97,12 @@ class Scan {
     for (int j = 0; j < model_.item_components; j++)
       product<Bf16>(state.rows.data(), groups, (model_.query_components + ROWS - 1) / ROWS * ROWS,
                     groups_.data() + (int64_t)j * groups * BLOCK, (int64_t)items_.width / 2 * BLOCK, groups, nullptr,
-                    [&](int row, const auto& sums) {
-                      for (int r = 0; r < ROWS_AT_ONCE<Bf16> && row + r < model_.query_components; r++)
-                        for (int p = 0; p < PARTS<VF>; p++)
-                          if (model_.is_pair[j * model_.query_components + row + r] != 0.0f)
-                            top[p] = larger(top[p], sums[r][p]);
+                    [&](int row, const Sums<Bf16>& sums) NR_INLINE {
+                      const int num_rows = model_.query_components - row;
+                      each<ROWS_AT_ONCE<Bf16>>([&](auto r) NR_INLINE {
+                        if (r >= num_rows || model_.is_pair[j * model_.query_components + row + r] == 0.0f) return;
+                        each<PARTS<VF>>([&](auto p) NR_INLINE { top[p] = larger(top[p], sums[r][p]); });
+                      });
                     });
     const VF needed = broadcast<VF>(state.best.threshold() - margins_[state.query]);
     for (int p = 0; p < PARTS<VF>; p++) {

@@ -53,7 +53,7 @@ class Reservoir {
   // Raises the threshold now, if there is enough.
   void settle() {
     drop_excluded();
-    if (size_ > kept_ && !cut_roughly()) cut_exactly();
+    if (size_ > kept_) cut();
   }
 
   bool is_full() {
@@ -64,14 +64,14 @@ class Reservoir {
   // The least of what is kept; -inf while there is not enough.
   float worst() {
     if (!is_full()) return -INFINITY;
-    cut_exactly();
+    cut();
     return threshold_;
   }
 
   // Writes what is best, in any order, and pads with -inf and -1. Of equal scores the first items stay.
   void finish(float factor, float* scores, int64_t* items) {
     drop_excluded();
-    if (size_ > kept_) cut_exactly();
+    if (size_ > kept_) cut();
     for (int i = 0; i < size_; i++) scores[i] = scores_[i] * factor, items[i] = items_[i];
     for (int i = size_; i < kept_; i++) scores[i] = -INFINITY, items[i] = -1;
   }
@@ -87,36 +87,7 @@ class Reservoir {
     settled_ = size_;
   }
 
-  // Keeps what is above a pivot from a sample, if that is at least what must be kept and noticeably less than all.
-  bool cut_roughly() {
-    constexpr int SAMPLE = 256;
-    if (size_ < 2 * SAMPLE) return false;
-    float sample[SAMPLE];
-    for (int i = 0; i < SAMPLE; i++) sample[i] = scores_[(int64_t)i * size_ / SAMPLE];
-    const float share = (float)kept_ / size_;
-    const int place = (int)(SAMPLE * share + 2 * std::sqrt(SAMPLE * share * (1 - share)) + 1);
-    if (place >= SAMPLE * 7 / 8) return false;
-    std::nth_element(sample, sample + place, sample + SAMPLE, [](float a, float b) { return a > b; });
-    const float pivot = sample[place];
-    int above = 0;
-    for (int i = 0; i < size_; i++) above += scores_[i] > pivot;
-    if (above < kept_) return false;
-    const VF pivots = broadcast<VF>(pivot);
-    int n = 0;
-    for (int i = 0; i < size_; i += LANES<VF>) {
-      const VF scores = load<VF>(scores_.data() + i);
-      const VI items = load<VI>(items_.data() + i);
-      uint32_t mask = mask_above(scores, pivots);
-      if (size_ - i < LANES<VF>) mask &= (1u << (size_ - i)) - 1;
-      compress(items_.data() + n, mask, items);
-      n += compress(scores_.data() + n, mask, scores);
-    }
-    size_ = settled_ = n;
-    threshold_ = std::max(threshold_, pivot);
-    return true;
-  }
-
-  void cut_exactly() {
+  void cut() {
     for (int i = 0; i < size_; i++) keys_[i] = key_of(scores_[i], items_[i]);
     std::nth_element(keys_.begin(), keys_.begin() + (kept_ - 1), keys_.begin() + size_, std::greater<uint64_t>());
     float worst = INFINITY;

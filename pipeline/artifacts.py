@@ -14,7 +14,7 @@ from pipeline.settings import Settings
 HISTORIES_VERSION = 1
 MODEL_VERSION = 1
 CORPUS_VERSION = 5
-SEARCH_VERSION = 3
+SEARCH_VERSION = 4
 
 FORMAT = 1
 

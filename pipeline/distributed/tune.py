@@ -22,7 +22,7 @@ from pipeline.model.mol import QuerySide
 from pipeline.retrieval.backends import open_index
 from pipeline.retrieval.filters import Exclusions
 from pipeline.retrieval.index import ShardIndex
-from pipeline.retrieval.tuning import share_of_k, tune
+from pipeline.retrieval.tuning import tune
 from pipeline.settings import Settings, TableDtype
 
 
@@ -75,7 +75,8 @@ class Tuner:
 
         fit = read_low_rank(storage, night.corpus)
         query_map = fit.query_map.to(self._device) if fit else None
-        wanted = search.model_copy(update={"k": share_of_k(search.k, len(entries))})
+        # All of a list's items may be in one shard: items with neighbouring ids are often alike.
+        wanted = search.model_copy(update={"k": min(search.k, entry.rows)})
         excluded = _joined([batch.excluded for batch in batches])
         write_tuning(storage, night, tune(open_with, queries, excluded, wanted, query_map, search.tuning.max_seconds))
         return payload

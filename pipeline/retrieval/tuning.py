@@ -56,7 +56,7 @@ class Tuning:
 
     chosen: Trial
     target_recall: float
-    k: int  # of this shard: its share of a list's k items, with a margin
+    k: int  # of a list: all of its items may be in this shard
     num_queries: int
     num_items: int
     exact_milliseconds_per_query: float
@@ -70,15 +70,6 @@ class Tuning:
         if self.chosen.method == "exact":
             return f"nothing that was tried reaches recall {self.target_recall} for less than exact search ({cost})"
         return f"{found} on {self.num_queries} queries, the cheapest of {len(self.trials)} trials ({cost})"
-
-
-def share_of_k(k: int, num_shards: int) -> int:
-    """How many of a list's k items may come from one of several shards: the mean and three standard deviations.
-
-    Items are put into shards regardless of their scores, so the number is binomial.
-    """
-    mean = k / num_shards
-    return min(k, math.ceil(mean + 3 * math.sqrt(mean * (1 - 1 / num_shards))))
 
 
 def tune(

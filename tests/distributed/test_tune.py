@@ -31,8 +31,9 @@ def test_a_search_is_chosen_once_and_then_stands(tmp_path, here):
     assert not here
     search = tuned(world.storage, world.night, world.settings).search
     assert (search.method, search.num_preselected) == (chosen.method, chosen.num_preselected)
-    assert search.k == 10  # of a list; what was tuned for is a shard's share of it
-    assert chosen.measured["k"] == 8
+    assert search.k == 10
+    # Ids that are near each other are often of items alike: a whole list may be found in one shard.
+    assert chosen.measured["k"] == 10
 
 
 def test_without_a_corpus_nothing_can_be_chosen(tmp_path, here):

@@ -12,7 +12,7 @@ from pipeline.retrieval.index import ShardIndex
 from pipeline.retrieval.low_rank import fit_low_rank
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.shard import make_shard
-from pipeline.retrieval.tuning import overlaps, share_of_k, tune
+from pipeline.retrieval.tuning import overlaps, tune
 from pipeline.settings import SearchSettings, TableDtype
 from tests.retrieval.worlds import World, make_world
 
@@ -107,11 +107,3 @@ def test_overlap_counts_true_items_and_not_padding():
         torch.tensor([[1, 2, -1], [-1, -1, -1], [9, 8, 7]]),
     )
     assert overlaps(found, truth).tolist() == [0.5, 1.0, 1.0]
-
-
-def test_a_shard_gives_its_share_of_a_list_with_a_margin():
-    assert share_of_k(100, 1) == 100
-    assert share_of_k(100, 4) == 38  # 25 + 3 · 4.33
-    assert share_of_k(10, 1_000) == 1
-    draws = torch.multinomial(torch.ones(4), 100 * 2_000, replacement=True).view(2_000, 100)
-    assert ((draws == 0).sum(dim=1) > share_of_k(100, 4)).float().mean() < 0.005

@@ -5,6 +5,7 @@ model is made once and kept in the cache, which takes minutes.
 """
 
 import argparse
+import importlib.util
 import json
 import logging
 import sys
@@ -16,6 +17,8 @@ from pipeline.errors import InputError
 def main() -> None:
     """Measure and print."""
     options = parse()
+    if importlib.util.find_spec("faiss") is None:
+        sys.exit("bench: faiss is not installed; `make bench` installs it, so does pip install -e '.[bench]'")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     from jobs.benchmarks.figures import Plan, measure  # here, so that --help does not wait for torch
 

@@ -72,15 +72,15 @@ class PairNetwork {
     const int groups = model_.width / K::PER_GROUP;
     for (int j = 0; j < model_.item_components; j++)
       product<K, true>(query_rows_.data(), groups, (model_.query_components + ROWS - 1) / ROWS * ROWS,
-                 item_groups_.data() + (int64_t)j * groups * BLOCK, item_stride(), groups, nullptr,
+                 item_groups_.data() + (int64_t)j * groups * BLOCK, item_stride(), groups,
                  [&](int row, const auto& sums) { keep_logits(j, row, sums); });
     product<K, true>(in_weight_.data(), pairs_ / K::PER_GROUP, model_.hidden, logit_groups_.data(),
-               (int64_t)pairs_ / K::PER_GROUP * BLOCK, pairs_ / K::PER_GROUP, nullptr,
+               (int64_t)pairs_ / K::PER_GROUP * BLOCK, pairs_ / K::PER_GROUP,
                [&](int row, const auto& sums) { keep_hidden(row, sums); });
     V largest[PARTS_HERE];
     for (auto& value : largest) value = broadcast<V>(-1);  // silu is never below -0.28
     product<K, true>(out_weight_.data(), model_.hidden / K::PER_GROUP, model_.out_rows(), hidden_groups_.data(),
-               (int64_t)model_.hidden / K::PER_GROUP * BLOCK, model_.hidden / K::PER_GROUP, nullptr,
+               (int64_t)model_.hidden / K::PER_GROUP * BLOCK, model_.hidden / K::PER_GROUP,
                [&](int row, const auto& sums) { keep_gates(row, sums, largest); });
     mix(largest, scores);
   }

@@ -175,16 +175,17 @@ NR_INLINE inline uint32_t rows_above(const Sums<K>& sums, const typename K::Sum*
 
 template <class K, bool IS_APART = false, class Done>
 inline void product(const typename K::Group* a, int row_stride, int num_rows, const typename K::Group* b,
-                    int64_t block_stride, int num_groups, const typename K::Sum* start, Done done) {
+                    int64_t block_stride, int num_groups, Done done) {
 #ifdef NR_AMX
-  if constexpr (K::PER_GROUP > 1) return product_in_tiles<K>(a, row_stride, num_rows, b, block_stride, num_groups, start, done);
+  if constexpr (K::PER_GROUP > 1)
+    return product_in_tiles<K>(a, row_stride, num_rows, b, block_stride, num_groups, nullptr, done);
 #endif
   for (int row = 0; row < num_rows; row += ROWS_AT_ONCE<K>) {
     Sums<K> sums;
     if constexpr (IS_APART)
       accumulate_apart<K>(a + (int64_t)row * row_stride, row_stride, b, block_stride, num_groups, sums);
     else
-      accumulate<K>(a + (int64_t)row * row_stride, row_stride, b, block_stride, num_groups, start, sums);
+      accumulate<K>(a + (int64_t)row * row_stride, row_stride, b, block_stride, num_groups, nullptr, sums);
     done(row, sums);
   }
 }

@@ -62,8 +62,8 @@ struct Stage1 {
   }
 
  private:
-  // How many sampled items are to be above the first threshold; 0 where sampling saves nothing. The chance that more of
-  // the best are sampled than that (a Poisson variable) is about 1 in 10,000.
+  // How many sampled items are to be above the first threshold; 0 where sampling saves nothing. The chance that as many
+  // of the best are sampled (a Poisson variable) is 1 to 3 in 10,000.
   int above_threshold() const {
     const double expected = (double)num_kept / SAMPLE_STEP;
     const int above = (int)std::ceil(expected + 3.5 * std::sqrt(expected) + 2);

@@ -96,7 +96,7 @@ class Scan {
     const int groups = model_.width / 2;
     for (int j = 0; j < model_.item_components; j++)
       product<Bf16>(state.rows.data(), groups, (model_.query_components + ROWS - 1) / ROWS * ROWS,
-                    groups_.data() + (int64_t)j * groups * BLOCK, (int64_t)items_.width / 2 * BLOCK, groups, nullptr,
+                    groups_.data() + (int64_t)j * groups * BLOCK, (int64_t)items_.width / 2 * BLOCK, groups,
                     [&](int row, const Sums<Bf16>& sums) NR_INLINE {
                       const int num_rows = model_.query_components - row;
                       each<ROWS_AT_ONCE<Bf16>>([&](auto r) NR_INLINE {

@@ -71,3 +71,12 @@ def test_a_tuned_night_is_searched_as_chosen(tmp_path, here):
     resolved = tuned(world.storage, world.night, world.settings)
     found = retrieve(type(world)(world.storage, resolved, world.night))
     assert found.num_rows == 1_500
+
+
+def test_a_shard_with_fewer_items_than_a_list_is_tuned_for_all_it_has(tmp_path, here):
+    world = make_world(tmp_path, num_users=150, num_items=36, overrides=[*TUNED, "search.k=30", "corpus.num_shards=3"])
+    embed_corpus(world.storage, world.night, world.settings)
+    assert tune_search(world.storage, world.night, world.settings).measured["k"] == 12
+    resolved = tuned(world.storage, world.night, world.settings)
+    assert resolved.search.k == 30
+    retrieve(type(world)(world.storage, resolved, world.night))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-NATIVE = Path("pipeline/retrieval/native")
+NATIVE = Path("pipeline/retrieval/backends/native")
 AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mavx512vnni -mfma"
 FLAGS = {
     "amx": AVX512,  # its tiles are in assembler
@@ -22,7 +22,7 @@ def libraries() -> list[Extension]:
         return []
     return [
         Extension(
-            f"pipeline.retrieval.native.{name}",
+            f"pipeline.retrieval.backends.native.{name}",
             sources=sorted(str(path) for path in NATIVE.glob("*.cpp")),
             depends=sorted(str(path) for path in NATIVE.glob("*.h")),
             define_macros=[(f"NR_{name.upper()}", "1")],

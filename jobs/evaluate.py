@@ -10,9 +10,9 @@ log = logging.getLogger("nightrails")
 
 
 def run(settings: Settings, ds: date | None) -> Outcome:
-    from pipeline.io.evaluations import read_metrics
+    from pipeline.io.evaluation import read_metrics
     from pipeline.io.night import open_night
-    from pipeline.io.tunings import tuned
+    from pipeline.io.tuning import tuned
     from pipeline.quality.report import metrics_table
 
     storage, night = open_night(settings, ds)

@@ -19,7 +19,7 @@ def run(settings: Settings, ds: date | None) -> Outcome:
     """Make and publish the candidates of one day; `ds` None is the newest day in the log."""
     from jobs import embed_items, evaluate, prepare, publish, retrieve, simulate_log, train, tune
     from pipeline.io.night import open_night
-    from pipeline.io.storage import check_store
+    from pipeline.io.storage.base import check_store
     from pipeline.quality.report import how_to_read, three_users
     from pipeline.quality.stories import read_stories
 

@@ -15,10 +15,10 @@ def run(settings: Settings, ds: date | None) -> Outcome:
     """Prepare the histories of one day; `ds` None is the newest day in the log."""
     from pipeline.distributed.cluster import connect
     from pipeline.distributed.prepare import prepare
-    from pipeline.io.manifests import read_manifest
+    from pipeline.io.artifacts import read_manifest
     from pipeline.io.night import open_night
-    from pipeline.io.passes import open_job
-    from pipeline.io.spill import remove_spill
+    from pipeline.stages.prepare.segments import remove_spill
+    from pipeline.stages.prepare.tasks import open_job
 
     storage, night = open_night(settings, ds)
     manifest = read_manifest(storage, night.histories.prefix)

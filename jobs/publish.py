@@ -8,17 +8,17 @@ from pipeline.settings import Settings
 
 if TYPE_CHECKING:
     from pipeline.artifacts import Night
-    from pipeline.io.commits import Commit, RunManifest
-    from pipeline.io.storage import Storage
+    from pipeline.io.publication.commits import Commit, RunManifest
+    from pipeline.io.storage.base import Storage
 
 
 def run(settings: Settings, ds: date | None) -> Outcome:
-    from pipeline.io.commits import commit, propose, published, refresh_latest, write_run_manifest
-    from pipeline.io.evaluations import read_metrics
+    from pipeline.io.evaluation import read_metrics
     from pipeline.io.night import open_night
-    from pipeline.io.runs import finished_units
-    from pipeline.io.storage import check_store
-    from pipeline.io.tunings import read_tuning, tuned
+    from pipeline.io.publication.commits import commit, propose, published, refresh_latest, write_run_manifest
+    from pipeline.io.publication.units import finished_units
+    from pipeline.io.storage.base import check_store
+    from pipeline.io.tuning import read_tuning, tuned
     from pipeline.quality.gates import check_gates
     from pipeline.quality.inspection import describe_run, inspect_run
 
@@ -41,7 +41,7 @@ def run(settings: Settings, ds: date | None) -> Outcome:
 
 def already_published(storage: "Storage", night: "Night") -> Outcome | None:
     """What to answer when readers already see this very run, else None."""
-    from pipeline.io.commits import published, read_run_manifest, refresh_latest
+    from pipeline.io.publication.commits import published, read_run_manifest, refresh_latest
 
     head = published(storage, night.run.table, night.ds)
     if head is None or not head.offers(night.run):

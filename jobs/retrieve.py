@@ -7,12 +7,12 @@ from pipeline.settings import Settings
 
 
 def run(settings: Settings, ds: date | None) -> Outcome:
-    from pipeline.distributed.queries import TonightsUsers
     from pipeline.distributed.search import search_units
-    from pipeline.distributed.sinks import CandidateSink
     from pipeline.io.night import open_night
-    from pipeline.io.runs import done_units
-    from pipeline.io.tunings import tuned
+    from pipeline.io.publication.units import done_units
+    from pipeline.io.tuning import tuned
+    from pipeline.stages.candidates import CandidateSink
+    from pipeline.stages.queries import TonightsUsers
 
     storage, night = open_night(settings, ds)
     settings = tuned(storage, night, settings)

@@ -12,7 +12,7 @@ from pipeline.settings import Settings
 
 def run(settings: Settings, ds: date | None) -> Outcome:
     """Write the log that `settings.simulate` describes; `ds` only serves the jobs that read it."""
-    from pipeline.data.simulate import simulated_prefix
+    from pipeline.data.simulation.log import simulated_prefix
     from pipeline.io.simulated import write_simulated_log
     from pipeline.io.storage import open_storage
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.io.storage import Storage, open_storage
+from pipeline.io.storage import open_storage
+from pipeline.io.storage.base import Storage
 
 if TYPE_CHECKING:
     from tests.radosgw import Radosgw

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from jobs.benchmarks.timing import Timing, time_interleaved
-from pipeline.data.interactions import Float32, Int64
+from pipeline.data.lists import Float32, Int64
 
 HNSW_LINKS = 32
 HNSW_EF_CONSTRUCTION = 80

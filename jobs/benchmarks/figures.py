@@ -28,9 +28,9 @@ from jobs.benchmarks.timing import Row, Timing, median_ratio, row, time_interlea
 from jobs.benchmarks.worlds import load_bench_world
 from pipeline.model.mol import ItemSide
 from pipeline.retrieval.backends import open_index
+from pipeline.retrieval.backends.native.library import cpu_flags, native_library
 from pipeline.retrieval.filters import Exclusions, mask_shard, no_exclusions
 from pipeline.retrieval.index import ShardIndex
-from pipeline.retrieval.native_library import cpu_flags, native_library
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.shard import make_shard
 from pipeline.retrieval.topk import TopK

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.data.interactions import Float32, Int64, Sequences, offsets_of
+from pipeline.data.lists import Float32, Int64, Sequences, offsets_of
 from pipeline.errors import InputError
 
 Float64 = npt.NDArray[np.float64]

@@ -8,12 +8,13 @@ import torch
 
 from jobs.benchmarks.worlds import BenchWorld
 from pipeline.retrieval.backends import open_index
+from pipeline.retrieval.backends.native.index import NativeIndex
+from pipeline.retrieval.backends.torch.index import TorchIndex
 from pipeline.retrieval.filters import no_exclusions
 from pipeline.retrieval.index import ShardIndex
-from pipeline.retrieval.low_rank import DistilledMap, Fit, fit_low_rank, low_rank_table, pair_multiply_adds, score_all
-from pipeline.retrieval.native_index import NativeIndex
+from pipeline.retrieval.low_rank import DistilledMap, Fit, low_rank_table, pair_multiply_adds, score_all
+from pipeline.retrieval.low_rank_fit import fit_low_rank
 from pipeline.retrieval.shard import Shard, make_shard
-from pipeline.retrieval.torch_index import TorchIndex
 from pipeline.retrieval.tuning import Tuning, tune
 from pipeline.settings import SearchSettings, TableDtype
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from jobs.benchmarks.market import Market
-from pipeline.data.interactions import Sequences
+from pipeline.data.lists import Sequences
 from pipeline.model.mol import MixtureOfLogits
 from pipeline.settings import MolSettings
 

@@ -24,7 +24,7 @@ from jobs.benchmarks.difficulty import as_text, average_needed, difficulty, exac
 from jobs.benchmarks.market import Market, MarketRecipe, draw_histories, make_market
 from jobs.benchmarks.synthetic import synthetic_encodings, synthetic_mol
 from jobs.benchmarks.training import ModelRecipe, train_model
-from pipeline.data.interactions import Sequences
+from pipeline.data.lists import Sequences
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
 from pipeline.retrieval.filters import Exclusions

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.interactions import PADDING, Int32, Int64, Sequences, offsets_of, ranges
+from pipeline.data.lists import PADDING, Int32, Int64, Sequences, offsets_of, ranges
 
 
 @dataclass(frozen=True)

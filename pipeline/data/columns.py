@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.interactions import Int64
+from pipeline.data.lists import Int64
 from pipeline.data.sources import IdType, SourceSpec
 from pipeline.errors import InputError
 

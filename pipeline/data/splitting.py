@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 
 from pipeline.data.cleaning import BOT, ORPHAN, REJECTED
 from pipeline.data.columns import DAY_US, EPOCH, Mask, mask_of, text_of
-from pipeline.data.interactions import Bucket, Int32, Int64, offsets_of
+from pipeline.data.histories import Bucket
+from pipeline.data.lists import Int32, Int64, offsets_of
 from pipeline.settings import SplitSettings
 
 

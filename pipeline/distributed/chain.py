@@ -26,7 +26,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.command import cause_of
 from pipeline.errors import InfrastructureError, NightrailsError
-from pipeline.settings import ClusterSettings
 
 # Ray restarts an actor that dies without end, and 2.60 has no supported way to say otherwise (max_restarts passes
 # through arguments that leave with 2.64). A unit that kills its actor so often is what kills it.
@@ -118,11 +117,6 @@ def with_backoff(call: Callable[[], Result], wait_seconds: float = FIRST_WAIT_SE
             log.warning("%s: %s; again in %.1f s", type(error).__name__, error, wait)
             time.sleep(wait)
     return call()
-
-
-def device_for(settings: ClusterSettings) -> torch.device:
-    """The GPU that Ray gave this actor, if it asked for one."""
-    return torch.device("cuda" if settings.gpus_per_actor and torch.cuda.is_available() else "cpu")
 
 
 class Window:

@@ -87,7 +87,7 @@ def connect(settings: Settings) -> Cluster:
                 address=address,
                 logging_level=logging.ERROR,
                 # The workers' output is Ray's own chatter, a line a second from Ray Train alone; their errors arrive
-                # as exceptions, and what a person should read comes through pipeline/distributed/progress.py.
+                # as exceptions, and what a person should read comes through pipeline/distributed/messages.py.
                 log_to_driver=False,
                 **({"include_dashboard": False} if address == "local" else {}),
             )

@@ -10,14 +10,24 @@ import numpy as np
 
 from pipeline.artifacts import Night
 from pipeline.distributed.cluster import connect, deadline
-from pipeline.distributed.heldout import AuditedUsers, AuditSink, EvaluationSink, HeldOutUsers
-from pipeline.distributed.sample import draw_sample
 from pipeline.distributed.search import search_units
+from pipeline.distributed.tasks import run_tasks
+from pipeline.errors import InputError
+from pipeline.evaluation.metrics import MeanSum, add_sums, catalogue_coverage, gini, measured_cutoffs, summarise
 from pipeline.io.corpus import open_corpus
-from pipeline.io.evaluations import Sample, missing_units, read_overlaps, read_scores, write_metrics
-from pipeline.io.storage import Storage
-from pipeline.retrieval.metrics import MeanSum, add_sums, catalogue_coverage, gini, measured_cutoffs, summarise
+from pipeline.io.evaluation import (
+    Sample,
+    missing_units,
+    read_overlaps,
+    read_sample,
+    read_scores,
+    write_metrics,
+    write_sample,
+)
+from pipeline.io.storage.base import Storage
 from pipeline.settings import Settings
+from pipeline.stages.evaluate import AuditedUsers, AuditSink, EvaluationSink, HeldOutUsers
+from pipeline.stages.sample import draw_unit, make_sample
 
 
 def evaluate(storage: Storage, night: Night, settings: Settings) -> dict[str, Any]:
@@ -36,6 +46,25 @@ def evaluate(storage: Storage, night: Night, settings: Settings) -> dict[str, An
         _audit(storage, night, settings, sample)
     metrics = collect(storage, night, settings, sample, num_items)
     return write_metrics(storage, night, settings, metrics | {"seconds": round(time.monotonic() - started, 1)})
+
+
+def draw_sample(storage: Storage, night: Night, settings: Settings) -> Sample:
+    """The users to ask, and those of them to audit, by the smallest sampling keys of all; drawn once and kept."""
+    known = read_sample(storage, night.evaluation)
+    if known is not None:
+        return known
+    seed, most = settings.evaluate.seed, settings.evaluate.max_queries
+    units = [(storage.uri, night.histories, unit, seed, most) for unit in range(settings.output.num_buckets)]
+    drawn = sorted(run_tasks("draw a sample", draw_unit, units), key=lambda part: part.unit)
+    num_evaluable, without = sum(part.num_evaluable for part in drawn), sum(part.num_without_history for part in drawn)
+    if not num_evaluable:
+        raise InputError(
+            f"nobody has a test event on an item they had not seen before ({without} users have no earlier event "
+            "at all); hold out more with split.test_days, or give a longer log"
+        )
+    sample = make_sample({part.unit: part.keys for part in drawn}, settings, num_evaluable, without)
+    write_sample(storage, night.evaluation, sample)
+    return sample
 
 
 def _audit(storage: Storage, night: Night, settings: Settings, sample: Sample) -> None:

@@ -17,15 +17,16 @@ from pipeline.data.cleaning import REJECTED, first_rejected
 from pipeline.distributed.tasks import run_tasks
 from pipeline.errors import InputError
 from pipeline.io.parquet import write_parquet_bytes
-from pipeline.io.passes import Job, cut_pieces, map_pieces, read_catalogue, reduce_bucket
-from pipeline.io.preparation import MAX_REJECTED, Prepared, check_bad_share, check_orphans, write_histories
-from pipeline.io.spill import (
+from pipeline.io.storage import open_storage
+from pipeline.io.storage.base import Storage, put
+from pipeline.stages.prepare.report import MAX_REJECTED, Prepared, check_bad_share, check_orphans, write_histories
+from pipeline.stages.prepare.segments import (
     MapResult,
     Segment,
     read_segment,
     remove_spill,
 )
-from pipeline.io.storage import Storage, open_storage, put
+from pipeline.stages.prepare.tasks import Job, cut_pieces, map_pieces, read_catalogue, reduce_bucket
 
 
 def prepare(job: Job) -> Manifest:

@@ -12,12 +12,13 @@ from typing import Any
 from pipeline.artifacts import FileEntry, Manifest, Night
 from pipeline.distributed.chain import Stage, run_chain
 from pipeline.distributed.cluster import ActorNeed, Cluster, connect, deadline, preflight, what_is_missing
-from pipeline.distributed.queries import QuerySource
-from pipeline.distributed.stages import QueryEncoder, ShardSearcher, Sink, Spill, Writer, spill_key
 from pipeline.errors import InputError
 from pipeline.io.corpus import open_corpus, shard_entries
-from pipeline.io.storage import Storage, open_storage
+from pipeline.io.storage import open_storage
+from pipeline.io.storage.base import Storage
 from pipeline.settings import ClusterSettings, Settings
+from pipeline.stages.queries import QuerySource
+from pipeline.stages.search import QueryEncoder, ShardSearcher, Sink, Spill, Writer, spill_key
 
 
 @dataclass(frozen=True)

@@ -29,15 +29,15 @@ from pipeline.data.batches import (
     validation_users,
 )
 from pipeline.distributed.cluster import ActorNeed, connect, preflight
-from pipeline.distributed.progress import messages_logged
+from pipeline.distributed.messages import messages_logged
 from pipeline.errors import InfrastructureError, InputError, NightrailsError
-from pipeline.io.checkpoint import write_checkpoint
+from pipeline.io.artifacts import read_manifest
+from pipeline.io.checkpoint import load_state, read_best_weights, read_history, save_state, write_checkpoint
 from pipeline.io.histories import read_bucket, read_items
-from pipeline.io.manifests import read_manifest
-from pipeline.io.storage import Storage, open_storage
-from pipeline.io.storage_local import LocalStorage
-from pipeline.io.storage_s3 import S3Storage
-from pipeline.io.training_state import load_state, read_best_weights, read_history, save_state
+from pipeline.io.storage import open_storage
+from pipeline.io.storage.base import Storage
+from pipeline.io.storage.local import LocalStorage
+from pipeline.io.storage.s3 import S3Storage
 from pipeline.model.model import RetrievalModel
 from pipeline.model.training import (
     VALIDATION_CUTOFF,

@@ -7,20 +7,26 @@ one. The manifest, written last, says which files are the model.
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from torch import Tensor
 
 from pipeline.artifacts import Checkpoint, FileEntry, Manifest
 from pipeline.config import Config
 from pipeline.errors import InputError
-from pipeline.io.manifests import file_entry, now, read_manifest, versions, write_manifest
-from pipeline.io.storage import ObjectNotFoundError, Storage, put
+from pipeline.io.artifacts import file_entry, now, read_manifest, versions, write_manifest
+from pipeline.io.storage.base import ObjectNotFoundError, Storage, put
 from pipeline.model.model import RetrievalModel
+from pipeline.model.training import EpochReport, TrainingState
 from pipeline.settings import ModelSettings, Settings
+
+TENSORS, HISTORY = "state.safetensors", "history.json"  # of an unfinished training run
 
 
 class ModelConfig(Config):
@@ -108,3 +114,41 @@ def _read(storage: Storage, checkpoint: Checkpoint, manifest: Manifest, name: st
 
 def _entry(manifest: Manifest, name: str) -> FileEntry:
     return next(entry for entry in manifest.files if entry.key.startswith(f"{name}-"))
+
+
+def save_state(folder: Path, state: TrainingState) -> None:
+    """Write all that `load_state` needs; the folder exists."""
+    tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
+    tensors |= {f"best.{name}": value for name, value in state.best_weights.items()}
+    for index, moments in state.optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{index}.{name}": value for name, value in moments.items()}
+    (folder / TENSORS).write_bytes(save_tensors({name: value.cpu().contiguous() for name, value in tensors.items()}))
+    (folder / HISTORY).write_text(json.dumps([asdict(report) for report in state.history]))
+
+
+def load_state(folder: Path, state: TrainingState) -> None:
+    """Make a new state (same settings, same number of items) what `save_state` wrote."""
+    tensors = load_tensors((folder / TENSORS).read_bytes())
+    state.model.load_state_dict(_below(tensors, "model."))
+    device = next(state.model.parameters()).device
+    state.best_weights = {name: value.to(device) for name, value in _below(tensors, "best.").items()}
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in _below(tensors, "optimiser.").items():
+        index, _, moment = name.partition(".")
+        moments.setdefault(int(index), {})[moment] = value
+    state.optimiser.load_state_dict(state.optimiser.state_dict() | {"state": moments})
+    state.history[:] = read_history(folder)
+
+
+def read_history(folder: Path) -> list[EpochReport]:
+    """The epochs that the saved run has finished."""
+    return [EpochReport(**report) for report in json.loads((folder / HISTORY).read_text())]
+
+
+def read_best_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of the saved run's best epoch, on the CPU."""
+    return _below(load_tensors((folder / TENSORS).read_bytes()), "best.")
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -18,8 +18,8 @@ from safetensors.torch import save as save_tensors
 
 from pipeline.artifacts import Corpus, FileEntry, Manifest, Night
 from pipeline.errors import InputError
-from pipeline.io.manifests import file_entry, now, read_manifest, versions, write_manifest
-from pipeline.io.storage import ObjectNotFoundError, Storage, put
+from pipeline.io.artifacts import file_entry, now, read_manifest, versions, write_manifest
+from pipeline.io.storage.base import ObjectNotFoundError, Storage, put
 from pipeline.model.mol import ItemSide, QuerySide
 from pipeline.retrieval.low_rank import DistilledMap, Fit, LowRank, RankTrial
 from pipeline.retrieval.shard import Shard

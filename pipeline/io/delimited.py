@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from pipeline.errors import InputError
-from pipeline.io.logs import Log
-from pipeline.io.opening import errors_name, opened
-from pipeline.io.storage import Storage
+from pipeline.io.inputs import Log
+from pipeline.io.parquet import errors_name, opened
+from pipeline.io.storage.base import Storage
 
 TEXT_BLOCK_BYTES = 4 << 20
 STAND_IN = b"\x1f"  # ASCII unit separator: takes the place of a delimiter of several characters

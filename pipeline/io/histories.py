@@ -7,11 +7,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.artifacts import FileEntry, Histories
-from pipeline.data.interactions import Bucket, Int64, offsets_of
+from pipeline.data.histories import Bucket
+from pipeline.data.lists import Int64, offsets_of
 from pipeline.errors import InputError
-from pipeline.io.manifests import file_entry
+from pipeline.io.artifacts import file_entry
 from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
-from pipeline.io.storage import ObjectNotFoundError, Storage, put
+from pipeline.io.storage.base import ObjectNotFoundError, Storage, put
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.schema import histories as histories_schema
 

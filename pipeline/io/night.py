@@ -3,9 +3,10 @@
 from datetime import date
 
 from pipeline.artifacts import Night, name_night
-from pipeline.io.events import newest_day
-from pipeline.io.logs import open_items, open_log, open_queries
-from pipeline.io.storage import Storage, open_storage
+from pipeline.io.inputs import open_items, open_log, open_queries
+from pipeline.io.rows import newest_day
+from pipeline.io.storage import open_storage
+from pipeline.io.storage.base import Storage
 from pipeline.settings import Settings
 
 

@@ -1,11 +1,13 @@
 """Parquet in and out: written with page checksums, read with verification, never a pickled column."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InfrastructureError, InputError
+from pipeline.io.storage.base import ObjectNotFoundError, Storage
 
 EXTENSION_KEY = b"ARROW:extension:name"
 
@@ -72,3 +74,29 @@ def _fields(schema: pa.Schema) -> Iterator[pa.Field]:
         yield field
         if not isinstance(field.type, pa.BaseExtensionType):
             waiting += [field.type.field(i) for i in range(field.type.num_fields)]
+
+
+@contextmanager
+def opened(storage: Storage, key: str) -> Iterator[pa.NativeFile]:
+    try:
+        file = storage.open(key)
+    except ObjectNotFoundError:
+        raise InputError(
+            f"{storage.uri}/{key}: removed while it was read; run again when the log is complete"
+        ) from None
+    with file:
+        yield file
+
+
+@contextmanager
+def errors_name(origin: str) -> Iterator[None]:
+    """Arrow's errors on a file become ours: the file is damaged, or the store failed."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, MemoryError):
+            raise
+        reason = " ".join(str(error).split())[:400]
+        if "AWS Error" in reason or getattr(error, "errno", None) is not None:
+            raise InfrastructureError(f"{origin}: the store failed while the file was read: {reason}") from error
+        raise InputError(f"{origin}: damaged or cut short ({reason}); restore it or remove it") from error

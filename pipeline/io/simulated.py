@@ -3,10 +3,10 @@
 import logging
 
 from pipeline.artifacts import FileEntry, Manifest
-from pipeline.data.simulate import simulate_days, simulate_items, simulated_prefix
-from pipeline.io.manifests import file_entry, now, read_manifest, versions, write_manifest
+from pipeline.data.simulation.log import simulate_days, simulate_items, simulated_prefix
+from pipeline.io.artifacts import file_entry, now, read_manifest, versions, write_manifest
 from pipeline.io.parquet import write_parquet_bytes
-from pipeline.io.storage import Storage, put
+from pipeline.io.storage.base import Storage, put
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.settings import SimulateSettings
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.encoders import SasRec
+from pipeline.model.encoders.sasrec import SasRec
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
 
 if TYPE_CHECKING:

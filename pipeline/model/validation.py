@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.batches import ValidationUsers
-from pipeline.data.interactions import PADDING
+from pipeline.data.lists import PADDING
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import QuerySide
 

@@ -26,7 +26,7 @@ class Verdict:
 
 
 def check_gates(metrics: Mapping[str, Any] | None, gates: GateSettings) -> list[Verdict]:
-    """Hold the metrics of `metrics.json` (`pipeline/retrieval/metrics.py`) against the gates that are set.
+    """Hold the metrics of `metrics.json` (`pipeline/evaluation/metrics.py`) against the gates that are set.
 
     A gate of 0 is open. Raises GateError when one is not reached, or is set and nothing was measured.
     """

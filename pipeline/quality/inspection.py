@@ -11,20 +11,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.artifacts import CandidateRun, Night
-from pipeline.data.interactions import Bucket, user_bucket
+from pipeline.data.histories import Bucket, user_bucket
 from pipeline.errors import InvalidRunError
-from pipeline.io.commits import RunFile, RunManifest, describe_schema
+from pipeline.io.artifacts import versions
 from pipeline.io.histories import read_bucket, read_items
-from pipeline.io.logs import open_queries
-from pipeline.io.manifests import versions
+from pipeline.io.inputs import open_queries, read_user_ids
 from pipeline.io.parquet import read_parquet_bytes
-from pipeline.io.queries import read_user_ids
-from pipeline.io.runs import Sidecar, read_file
-from pipeline.io.storage import Storage
-from pipeline.io.tunings import TuningRecord
-from pipeline.quality.audit import UnitAudit, audit_unit, require_sound
+from pipeline.io.publication.commits import RunFile, RunManifest, describe_schema
+from pipeline.io.publication.units import Sidecar, read_file
+from pipeline.io.storage.base import Storage
+from pipeline.io.tuning import TuningRecord
 from pipeline.quality.gates import Verdict
-from pipeline.quality.promises import Expected
+from pipeline.quality.promises import Expected, UnitAudit, audit_unit, require_sound
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.settings import Settings
 

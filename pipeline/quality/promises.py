@@ -13,7 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.interactions import Bucket, Int32
+from pipeline.data.histories import Bucket
+from pipeline.data.lists import Int32
+from pipeline.errors import InvalidRunError
 from pipeline.schema import USER_STATUSES, candidates, nested_candidates, users
 
 MAX_EXAMPLES = 3
@@ -246,3 +248,39 @@ def _first(values: pa.Array) -> tuple[str, ...]:
 def _numpy(array: pa.Array) -> npt.NDArray[Any]:
     values: npt.NDArray[Any] = array.to_numpy(zero_copy_only=False)
     return values
+
+
+@dataclass(frozen=True)
+class UnitAudit:
+    """The outcome for one unit; `num_rows` counts user-item pairs in either layout."""
+
+    num_rows: int
+    num_users: int
+    statuses: dict[str, int]
+    violations: tuple[Violation, ...]
+
+
+def audit_unit(candidate_table: pa.Table, user_table: pa.Table, expected: Expected) -> UnitAudit:
+    """Check every row of a unit against every promise."""
+    wrong = [*schema_faults(candidate_table, user_table, expected)]
+    if wrong:  # nothing else can be asked of other columns
+        return UnitAudit(candidate_table.num_rows, user_table.num_rows, {}, tuple(wrong))
+    rows = flatten(candidate_table) if expected.layout == "nested" else Rows.of(candidate_table)
+    place = Place.of(rows, user_table["user_id"], expected.item_ids)
+    violations = [
+        *list_faults(rows, place),
+        *history_faults(rows, place, user_table["user_id"], expected),
+        *accounting_faults(user_table, place, expected),
+        *provenance_faults(candidate_table, user_table, expected),
+    ]
+    statuses = {entry["values"]: entry["counts"] for entry in pc.value_counts(user_table["status"]).to_pylist()}
+    return UnitAudit(len(rows.scores), user_table.num_rows, statuses, tuple(violations))
+
+
+def require_sound(audit: UnitAudit, origin: str) -> None:
+    """Raise InvalidRunError that names the unit and the first places where it breaks a promise."""
+    if audit.violations:
+        lines = "\n".join(f"  {violation}" for violation in audit.violations)
+        raise InvalidRunError(
+            f"{origin}: {len(audit.violations)} promises are broken, so nothing is published\n{lines}"
+        )

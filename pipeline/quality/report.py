@@ -44,7 +44,7 @@ def item_name(item_id: object, attributes: Mapping[str, object]) -> str:
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:
-    """The content of `metrics.json` (retrieval/metrics.py) as aligned lines."""
+    """The content of `metrics.json` (evaluation/metrics.py) as aligned lines."""
     model, popularity = metrics["model"], metrics["popularity"]
     rows: list[Row] = [("", "model", "95 %", "popularity", "model / popularity")]
     for name, value in model.items():
@@ -89,7 +89,7 @@ def how_to_read(root: str, name: str) -> str:
     """One line each for the readers that people use; the file list comes from the last commit, never from a glob."""
     files = f"latest_files({root!r}, {name!r})"
     lines = [
-        ("", "from pipeline.io.runs import latest_files"),
+        ("", "from pipeline.io.publication.units import latest_files"),
         ("polars", f"pl.read_parquet({files}, hive_partitioning=False)"),
         ("DuckDB", f"duckdb.read_parquet({files}, hive_partitioning=False)"),
         ("Spark", f"spark.read.parquet(*{files})"),

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.artifacts import Night
-from pipeline.data.interactions import Bucket
+from pipeline.data.histories import Bucket
 from pipeline.io.histories import read_bucket, read_items
 from pipeline.io.parquet import read_parquet_bytes
-from pipeline.io.runs import Sidecar, done_units, read_file
-from pipeline.io.storage import Storage
+from pipeline.io.publication.units import Sidecar, done_units, read_file
+from pipeline.io.storage.base import Storage
 from pipeline.quality.promises import Rows, flatten
 from pipeline.quality.report import Event, Suggestion, UserStory, choose_users, item_name
 

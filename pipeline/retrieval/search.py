@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from pipeline.model.mol import QuerySide
-from pipeline.retrieval import candidates as stage1
-from pipeline.retrieval.candidates import Candidates, QueryMap
+from pipeline.retrieval import stage1
 from pipeline.retrieval.filters import Exclusions, ShardMask, mask_shard
 from pipeline.retrieval.index import ShardIndex, Shortlist
+from pipeline.retrieval.stage1 import Candidates, QueryMap
 from pipeline.retrieval.topk import NO_ITEM, TopK, concat_queries, empty_topk, merge_topk, select_topk
 from pipeline.settings import SearchSettings
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from pipeline.model.mol import QuerySide
-from pipeline.retrieval.candidates import QueryMap
 from pipeline.retrieval.filters import Exclusions
 from pipeline.retrieval.index import ShardIndex
 from pipeline.retrieval.search import search_shard
+from pipeline.retrieval.stage1 import QueryMap
 from pipeline.retrieval.topk import NO_ITEM
 from pipeline.settings import SearchMethod, SearchSettings, TableDtype
 

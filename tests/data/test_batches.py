@@ -13,7 +13,7 @@ from pipeline.data.batches import (
     sample_users,
     validation_users,
 )
-from pipeline.data.interactions import Sequences, offsets_of
+from pipeline.data.lists import Sequences, offsets_of
 
 
 def sequences(rows: list[list[int]]) -> Sequences:

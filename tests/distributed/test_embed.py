@@ -3,14 +3,15 @@ import torch
 
 from pipeline.distributed import embed
 from pipeline.distributed.cluster import Cluster, Node
-from pipeline.distributed.embed import ShardEmbedder, embed_corpus, embed_items
-from pipeline.distributed.low_rank import sample_queries
+from pipeline.distributed.embed import embed_corpus
 from pipeline.errors import InputError, MismatchError
 from pipeline.io.corpus import done_shards, open_corpus, read_low_rank, read_shard, shard_entries
 from pipeline.io.histories import read_items
 from pipeline.io.parquet import write_parquet_bytes
 from pipeline.retrieval import shard
 from pipeline.settings import ClusterSettings
+from pipeline.stages.embed import ShardEmbedder, embed_items
+from pipeline.stages.low_rank import sample_queries
 from tests.distributed.worlds import World, make_world, model_of, without_ray
 
 
@@ -75,7 +76,7 @@ def test_an_item_that_is_not_finite_stops_the_embedding_by_name(tmp_path, monkey
         model.item_embedding.weight[33] = torch.nan
         return model
 
-    monkeypatch.setattr(embed, "load_model", broken)
+    monkeypatch.setattr("pipeline.stages.embed.load_model", broken)
     with pytest.raises(InputError, match="item 'i000033'"):
         embed_corpus(world.storage, world.night, world.settings)
     with pytest.raises(InputError, match="there is no such corpus"):

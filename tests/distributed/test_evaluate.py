@@ -10,19 +10,19 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.data.interactions import Bucket
+from pipeline.data.histories import Bucket
 from pipeline.distributed import evaluate as evaluation
-from pipeline.distributed import heldout, search
-from pipeline.distributed import sample as sampling
+from pipeline.distributed import search
 from pipeline.distributed.embed import embed_corpus
 from pipeline.distributed.evaluate import evaluate
-from pipeline.distributed.sample import NUM_VERIFIED, make_sample
-from pipeline.distributed.stages import encode_sequences
 from pipeline.errors import InputError
-from pipeline.io.evaluations import overlap_key, read_metrics, read_sample, read_scores, scores_key
+from pipeline.evaluation.metrics import overlap_at_k
+from pipeline.io.evaluation import overlap_key, read_metrics, read_sample, read_scores, scores_key
 from pipeline.io.histories import read_bucket
 from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
-from pipeline.retrieval.metrics import overlap_at_k
+from pipeline.stages import evaluate as heldout
+from pipeline.stages.sample import NUM_VERIFIED, make_sample
+from pipeline.stages.search import encode_sequences
 from tests.distributed.worlds import World, make_world, model_of, without_ray, write_histories
 
 CUTOFFS = (3, 10)
@@ -50,7 +50,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def here(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[int]]]:
     """Chains run in this process; the stages and units that ran."""
     ran = without_ray(monkeypatch)
-    monkeypatch.setattr(sampling, "run_tasks", lambda what, function, arguments: [function(*a) for a in arguments])
+    monkeypatch.setattr(evaluation, "run_tasks", lambda what, function, arguments: [function(*a) for a in arguments])
     monkeypatch.setattr(evaluation, "connect", search.connect)
     return ran
 
@@ -141,7 +141,7 @@ def test_exact_search_is_verified_against_brute_force(world, here):
 
 
 def test_a_search_that_loses_its_best_item_fails_the_verification(world, here, monkeypatch):
-    from pipeline.distributed import stages
+    from pipeline.stages import search as stages
 
     real = stages.open_index
 

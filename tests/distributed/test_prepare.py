@@ -13,22 +13,22 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.artifacts import FileEntry, Manifest
-from pipeline.data.interactions import Bucket, user_bucket
-from pipeline.data.simulate import simulate_days
+from pipeline.data.histories import Bucket, user_bucket
+from pipeline.data.simulation.log import simulate_days
 from pipeline.distributed import prepare as stage
 from pipeline.distributed.prepare import prepare
 from pipeline.distributed.tasks import run_tasks
 from pipeline.errors import InfrastructureError, InputError
-from pipeline.io import passes
-from pipeline.io.events import check_columns
 from pipeline.io.histories import read_bucket, read_items
-from pipeline.io.logs import open_log
+from pipeline.io.inputs import open_log
 from pipeline.io.night import open_night
-from pipeline.io.passes import Piece, cut_pieces, open_job
+from pipeline.io.rows import check_columns
 from pipeline.io.simulated import write_simulated_log
 from pipeline.io.storage import open_storage
 from pipeline.settings import Settings
-from tests.io.logs_on_disk import NOON, events, settings_for, write
+from pipeline.stages.prepare import tasks as passes
+from pipeline.stages.prepare.tasks import Piece, cut_pieces, open_job
+from tests.io.inputs_on_disk import NOON, events, settings_for, write
 
 TINY = {"num_users": 60, "num_items": 40, "num_events": 3_000, "num_days": 8, "bot_share": 0.02, "num_tastes": 5}
 

@@ -6,16 +6,17 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.data.interactions import Sequences, user_bucket
+from pipeline.data.histories import user_bucket
+from pipeline.data.lists import Sequences
 from pipeline.distributed.cluster import Cluster, Node
 from pipeline.distributed.embed import embed_corpus
-from pipeline.distributed.queries import TonightsUsers, group_by_bucket, take_sequences
 from pipeline.distributed.search import Wave, plan_waves, search_units
-from pipeline.distributed.sinks import CandidateSink
-from pipeline.distributed.stages import encode_queries, encode_sequences, seen_items, spill_key
 from pipeline.errors import InfrastructureError, InputError, MismatchError
 from pipeline.io.histories import read_bucket
 from pipeline.settings import ClusterSettings
+from pipeline.stages.candidates import CandidateSink
+from pipeline.stages.queries import TonightsUsers, group_by_bucket, take_sequences
+from pipeline.stages.search import encode_queries, encode_sequences, seen_items, spill_key
 from tests.distributed.worlds import (
     World,
     make_world,

@@ -17,10 +17,11 @@ from pipeline.artifacts import Manifest, Night, name_night
 from pipeline.config import apply_overrides
 from pipeline.distributed import train
 from pipeline.errors import InputError
+from pipeline.io.artifacts import now, write_manifest
 from pipeline.io.checkpoint import load_model, read_metrics
-from pipeline.io.manifests import now, write_manifest
 from pipeline.io.parquet import write_parquet_bytes
-from pipeline.io.storage import Storage, open_storage, put
+from pipeline.io.storage import open_storage
+from pipeline.io.storage.base import Storage, put
 from pipeline.model.training import Ranks
 from pipeline.schema import items as items_schema
 from pipeline.settings import Settings

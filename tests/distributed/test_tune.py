@@ -2,12 +2,13 @@ import numpy as np
 import pytest
 
 from pipeline.distributed.embed import embed_corpus
-from pipeline.distributed.low_rank import fitted_users, judging_users
-from pipeline.distributed.tune import judging_batches, tune_search
+from pipeline.distributed.tune import tune_search
 from pipeline.errors import InputError
 from pipeline.io.histories import read_bucket
-from pipeline.io.tunings import tuned
+from pipeline.io.tuning import tuned
 from pipeline.retrieval import tuning
+from pipeline.stages.low_rank import fitted_users, judging_users
+from pipeline.stages.tune import judging_batches
 from tests.distributed.worlds import make_world, retrieve, without_ray
 
 TUNED = ["search.method=tuned", "corpus.low_rank.ranks=[8,16]", "search.tuning.max_seconds=20"]

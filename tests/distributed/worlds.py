@@ -12,19 +12,21 @@ import torch
 
 from pipeline.artifacts import InputObject, Night, name_night
 from pipeline.config import apply_overrides
-from pipeline.data.interactions import Bucket, offsets_of, user_bucket
+from pipeline.data.histories import Bucket, user_bucket
+from pipeline.data.lists import offsets_of
 from pipeline.distributed import embed, search, tune
 from pipeline.distributed.chain import Stage
 from pipeline.distributed.cluster import Cluster, Node
-from pipeline.distributed.queries import TonightsUsers
-from pipeline.distributed.sinks import CandidateSink
 from pipeline.io.checkpoint import load_model, write_checkpoint
 from pipeline.io.histories import write_bucket
 from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
-from pipeline.io.storage import Storage, open_storage, put
+from pipeline.io.storage import open_storage
+from pipeline.io.storage.base import Storage, put
 from pipeline.model.model import RetrievalModel
 from pipeline.schema import items as items_schema
 from pipeline.settings import Settings
+from pipeline.stages.candidates import CandidateSink
+from pipeline.stages.queries import TonightsUsers
 
 DAY = date(2026, 11, 20)
 SMALL = {

@@ -5,10 +5,18 @@ import torch
 
 from pipeline.artifacts import Checkpoint
 from pipeline.errors import ConflictError, InputError
-from pipeline.io.checkpoint import load_model, read_metrics, write_checkpoint
-from pipeline.io.manifests import read_manifest
-from pipeline.io.storage import Storage, open_storage
-from pipeline.io.training_state import load_state, read_best_weights, read_history, save_state
+from pipeline.io.artifacts import read_manifest
+from pipeline.io.checkpoint import (
+    load_model,
+    load_state,
+    read_best_weights,
+    read_history,
+    read_metrics,
+    save_state,
+    write_checkpoint,
+)
+from pipeline.io.storage import open_storage
+from pipeline.io.storage.base import Storage
 from pipeline.model.model import RetrievalModel
 from pipeline.model.training import Ranks, fit
 from pipeline.settings import Settings, TrainSettings

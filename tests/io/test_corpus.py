@@ -7,7 +7,8 @@ import torch
 from pipeline.artifacts import Corpus, FileEntry, InputObject, name_night
 from pipeline.errors import InputError
 from pipeline.io.corpus import done_shards, open_corpus, read_shard, write_corpus_manifest, write_shard
-from pipeline.io.storage import Storage, open_storage
+from pipeline.io.storage import open_storage
+from pipeline.io.storage.base import Storage
 from pipeline.model.mol import ItemSide
 from pipeline.retrieval.shard import Shard, make_shard
 from pipeline.settings import Settings

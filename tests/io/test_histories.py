@@ -3,11 +3,12 @@ import pyarrow as pa
 import pytest
 
 from pipeline.artifacts import Histories
-from pipeline.data.interactions import Bucket
+from pipeline.data.histories import Bucket
 from pipeline.errors import ConflictError, InputError
 from pipeline.io.histories import bucket_from_table, bucket_to_table, read_bucket, read_items, write_bucket
 from pipeline.io.parquet import read_parquet_bytes
-from pipeline.io.storage import Storage, open_storage
+from pipeline.io.storage import open_storage
+from pipeline.io.storage.base import Storage
 from pipeline.schema import histories as histories_schema
 
 HISTORIES = Histories("0123456789abcdef")

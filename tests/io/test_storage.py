@@ -13,16 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import ConflictError, InfrastructureError, InputError
-from pipeline.io import storage_s3
-from pipeline.io.storage import (
-    MemoryStorage,
-    ObjectInfo,
-    ObjectNotFoundError,
-    Storage,
-    check_store,
-    open_storage,
-    put,
-)
+from pipeline.io.storage import open_storage
+from pipeline.io.storage import s3 as storage_s3
+from pipeline.io.storage.base import ObjectInfo, ObjectNotFoundError, Storage, check_store, put
+from pipeline.io.storage.memory import MemoryStorage
 from tests.s3_server import Fault, S3Server
 
 BAD_KEYS = (

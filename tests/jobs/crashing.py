@@ -6,7 +6,7 @@ from typing import Literal, TypeVar
 
 import pyarrow as pa
 
-from pipeline.io.storage import ObjectInfo, Storage
+from pipeline.io.storage.base import ObjectInfo, Storage
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ import duckdb
 import polars as pl
 import pytest
 
-from pipeline.io.runs import latest_files, read_latest
+from pipeline.io.publication.reader import latest_files, read_latest
 from tests.conftest import use_aws_environment
 from tests.jobs.nightly import REPOSITORY, Ended, command_line, run_job
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from tests.io.logs_on_disk import events, write
+from tests.io.inputs_on_disk import events, write
 from tests.jobs.nightly import Ended, run_job
 
 

@@ -11,10 +11,12 @@ import pytest
 from jobs import publish
 from pipeline.artifacts import Manifest
 from pipeline.errors import ConflictError, GateError, InfrastructureError, InputError, InvalidRunError
-from pipeline.io.commits import published, read_run_manifest
-from pipeline.io.manifests import write_manifest
-from pipeline.io.runs import latest_files, read_latest, sidecar_key, write_unit
-from pipeline.io.storage import Storage, open_storage
+from pipeline.io.artifacts import write_manifest
+from pipeline.io.publication.commits import published, read_run_manifest
+from pipeline.io.publication.reader import latest_files, read_latest
+from pipeline.io.publication.units import sidecar_key, write_unit
+from pipeline.io.storage import open_storage
+from pipeline.io.storage.base import Storage
 from pipeline.settings import Settings
 from tests.jobs.crashing import Crash, CrashingStorage
 from tests.quality.nights import NUM_UNITS, clone, compute_night, fresh_memory, other_settings, settings_for, unit_of
@@ -293,7 +295,7 @@ def test_a_commit_whose_answer_was_lost_is_published_once(s3_uri: str, s3_server
 def test_a_store_that_never_says_whether_it_took_the_commit_is_asked_again_by_the_next_run(
     s3_uri: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.io.storage_s3.LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr("pipeline.io.storage.s3.LONGEST_PAUSE", 0.1)
     settings = settings_for(s3_uri)
     storage, _ = compute_night(settings)
     with (

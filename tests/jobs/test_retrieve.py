@@ -7,11 +7,11 @@ import pytest
 from jobs import embed_items, retrieve
 from pipeline.artifacts import FileEntry, Night
 from pipeline.distributed import search
-from pipeline.distributed.stages import ShardSearcher
 from pipeline.errors import InputError
 from pipeline.io import night as night_module
-from pipeline.io.runs import done_units, sidecar_key
+from pipeline.io.publication.units import done_units, sidecar_key
 from pipeline.settings import Settings
+from pipeline.stages.search import ShardSearcher
 from tests.distributed import worlds
 from tests.distributed.worlds import World, make_world, read_table, without_ray
 

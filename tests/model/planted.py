@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from pipeline.data.batches import ValidationUsers, cut_windows, num_steps, validation_users
-from pipeline.data.interactions import Sequences, offsets_of
+from pipeline.data.lists import Sequences, offsets_of
 from pipeline.model.model import RetrievalModel
 from pipeline.model.training import TrainingData, TrainingState, new_state, seed_everything
 from pipeline.settings import ModelSettings, MolSettings, TrainSettings

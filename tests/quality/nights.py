@@ -11,8 +11,9 @@ from pipeline.config import validate
 from pipeline.io.histories import write_bucket
 from pipeline.io.night import open_night
 from pipeline.io.parquet import write_parquet_bytes
-from pipeline.io.runs import write_unit
-from pipeline.io.storage import Storage, open_storage, put
+from pipeline.io.publication.units import write_unit
+from pipeline.io.storage import open_storage
+from pipeline.io.storage.base import Storage, put
 from pipeline.schema import items
 from pipeline.settings import Settings
 from tests.quality.units import DS, NUM_ITEMS, K, Unit, make_unit

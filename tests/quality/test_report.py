@@ -5,9 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.distributed.embed import embed_corpus
-from pipeline.distributed.queries import TonightsUsers
 from pipeline.distributed.search import search_units
-from pipeline.distributed.sinks import CandidateSink
 from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
 from pipeline.quality.report import (
     Event,
@@ -20,6 +18,8 @@ from pipeline.quality.report import (
     three_users,
 )
 from pipeline.quality.stories import read_stories
+from pipeline.stages.candidates import CandidateSink
+from pipeline.stages.queries import TonightsUsers
 from tests.distributed.worlds import World, make_world, read_table, without_ray
 
 METRICS = {

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import schema
-from pipeline.data.interactions import Bucket
+from pipeline.data.histories import Bucket
 from pipeline.quality.promises import Expected
 
 DS = date(2026, 11, 20)

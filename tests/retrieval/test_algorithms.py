@@ -8,10 +8,11 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.retrieval import candidates, low_rank
+from pipeline.retrieval import stage1 as candidates
 from pipeline.retrieval.backends import open_index
 from pipeline.retrieval.filters import mask_shard
-from pipeline.retrieval.low_rank import fit_landmarks, fit_low_rank, low_rank_table
+from pipeline.retrieval.low_rank import fit_landmarks, low_rank_table
+from pipeline.retrieval.low_rank_fit import fit_low_rank
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.shard import make_shard
 from pipeline.retrieval.topk import NO_ITEM, TopK
@@ -231,7 +232,7 @@ def test_scores_against_the_anchors_give_the_vectors_that_those_against_all_quer
     for scores, most in ((products_of(world), 1e-2), (world.mol(world.queries, world.items).detach(), 0.35)):
         tables = {}
         for per_rank in (8, 1_000):
-            monkeypatch.setattr(low_rank, "ANCHORS_PER_RANK", per_rank)
+            monkeypatch.setattr("pipeline.retrieval.low_rank_fit.ANCHORS_PER_RANK", per_rank)
             fit = fit_low_rank(world.queries, scores[:, :600], [12])
             assert fit.low_rank.at_A.unique().numel() == len(fit.low_rank.at_A)
             assert torch.equal(fit.low_rank.anchors.gate_BP, world.queries.gate_BP[fit.low_rank.at_A])

@@ -9,7 +9,7 @@ import torch
 from pipeline.retrieval import tuning
 from pipeline.retrieval.backends import open_index
 from pipeline.retrieval.index import ShardIndex
-from pipeline.retrieval.low_rank import fit_low_rank
+from pipeline.retrieval.low_rank_fit import fit_low_rank
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.shard import make_shard
 from pipeline.retrieval.tuning import overlaps, tune

@@ -20,9 +20,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pipeline.model.mol import ItemSide, QuerySide
-from pipeline.retrieval import triton_kernels, triton_launch, triton_mol
+from pipeline.retrieval.backends.triton import launch as triton_launch
+from pipeline.retrieval.backends.triton import mol_kernel as triton_mol
+from pipeline.retrieval.backends.triton import product_kernels as triton_kernels
+from pipeline.retrieval.backends.triton.layout import MolShape, MolWeights, lay_out_items, lay_out_queries, pad_columns
 from pipeline.retrieval.filters import ShardMask
-from pipeline.retrieval.triton_layout import MolShape, MolWeights, lay_out_items, lay_out_queries, pad_columns
 
 TYPES = {
     torch.float32: "*fp32",

@@ -21,12 +21,13 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
 
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
-from pipeline.retrieval import triton_index, triton_launch
+from pipeline.retrieval.backends.triton import index as triton_index
+from pipeline.retrieval.backends.triton import launch as triton_launch
+from pipeline.retrieval.backends.triton.index import TritonIndex
+from pipeline.retrieval.backends.triton.tables import quantised_table
 from pipeline.retrieval.filters import ShardMask
 from pipeline.retrieval.shard import make_shard
 from pipeline.retrieval.topk import NO_ITEM
-from pipeline.retrieval.triton_index import TritonIndex
-from pipeline.retrieval.triton_tables import quantised_table
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NUM_KEPT, NUM_CANDIDATES, NUM_CHECKED, NUM_EXCLUDED, RANK = 1_000, 2_000, 16, 100, 128

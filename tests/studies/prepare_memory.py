@@ -33,8 +33,8 @@ def measure(num_events: int) -> None:
 
     from pipeline.distributed.prepare import prepare
     from pipeline.io.night import open_night
-    from pipeline.io.passes import open_job
     from pipeline.settings import Settings
+    from pipeline.stages.prepare.tasks import open_job
 
     num_users = num_events // EVENTS_PER_USER
     with tempfile.TemporaryDirectory() as folder:
@@ -72,7 +72,7 @@ def measure(num_events: int) -> None:
 SIMULATE = """
 import sys
 from pipeline.io.simulated import write_simulated_log
-from pipeline.io.storage import open_storage
+from pipeline.io.storage.base import open_storage
 from pipeline.settings import Settings
 settings = Settings.model_validate_json(sys.argv[1])
 write_simulated_log(open_storage(settings.root), settings.simulate)

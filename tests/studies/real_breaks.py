@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.interactions import Int64, Sequences, offsets_of
+from pipeline.data.lists import Int64, Sequences, offsets_of
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval import low_rank

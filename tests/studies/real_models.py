@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.data.batches import ValidationUsers, cut_windows, num_steps, validation_users
-from pipeline.data.interactions import Int64, Sequences, offsets_of, ranges
+from pipeline.data.lists import Int64, Sequences, offsets_of, ranges
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import ItemSide, MolPairs, QuerySide
 from pipeline.model.training import Ranks, TrainingData, TrainingState, fit, new_state, seed_everything

@@ -27,8 +27,9 @@ def main() -> None:
 
 
 def measure(num_queries: int) -> None:
-    from pipeline.distributed import search, stages
+    from pipeline.distributed import search
     from pipeline.distributed.cluster import connect
+    from pipeline.stages import search as stages
     from tests.distributed.worlds import make_world, run_search
 
     with tempfile.TemporaryDirectory() as folder:

@@ -25,11 +25,11 @@ def main() -> None:
 def measure(folder: Path, num_queries: int, num_items: int, overrides: list[str]) -> None:
     from pipeline.distributed.cluster import connect
     from pipeline.distributed.embed import embed_corpus
-    from pipeline.distributed.queries import TonightsUsers
     from pipeline.distributed.search import search_units
-    from pipeline.distributed.sinks import CandidateSink
-    from pipeline.distributed.stages import QueryEncoder, ShardSearcher, Writer
     from pipeline.io.corpus import open_corpus, shard_entries
+    from pipeline.stages.candidates import CandidateSink
+    from pipeline.stages.queries import TonightsUsers
+    from pipeline.stages.search import QueryEncoder, ShardSearcher, Writer
     from tests.distributed.worlds import make_world
 
     num_buckets = max(1, num_queries // USERS_PER_BUCKET)

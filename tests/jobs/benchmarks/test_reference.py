@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from jobs.benchmarks.reference import ReferenceSearch, in_batches
 from pipeline.model.mol import MixtureOfLogits
-from pipeline.retrieval import baselines
+from pipeline.retrieval import brute_force as baselines
 from pipeline.retrieval.filters import no_exclusions
 from pipeline.retrieval.shard import make_shard
 from pipeline.retrieval.topk import NO_ITEM, TopK

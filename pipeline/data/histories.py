@@ -1,0 +1,76 @@
+"""Histories in memory: one bucket of users, and the parts of their histories that a step may see."""
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.data.lists import Float32, Int32, Int64, Sequences, offsets_of, ranges
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The histories of one user bucket. Users ascend by id; the events of user u, oldest first, are at
+    `offsets[u]:offsets[u + 1]`: the first `num_train[u]` for training, the next `num_validation[u]` for model
+    selection, the rest for the test. `event_ts` is in µs since 1970 UTC."""
+
+    user_ids: pa.Array  # string or int64
+    offsets: Int64
+    item_rows: Int32
+    event_ts: Int64
+    weights: Float32
+    num_train: Int32
+    num_validation: Int32
+
+    @property
+    def num_users(self) -> int:
+        return len(self.user_ids)
+
+    @property
+    def user_keys(self) -> Int64:
+        """A number for each user that never changes: the id itself, or the crc32 of a string id."""
+        if pa.types.is_integer(self.user_ids.type):
+            keys: Int64 = self.user_ids.to_numpy(zero_copy_only=False).astype(np.int64)
+            return keys
+        return _checksums(self.user_ids)
+
+    def cut(self, part: str) -> Sequences:
+        """The history that is visible in `part`: train, before_test (train and validation), or whole."""
+        visible = {
+            "train": self.num_train.astype(np.int64),
+            "before_test": self.num_train.astype(np.int64) + self.num_validation,
+            "whole": np.diff(self.offsets),
+        }[part]
+        return self._events(self.offsets[:-1], visible)
+
+    def held_out(self, part: str) -> Sequences:
+        """The events that `part` (validation or test) holds out."""
+        after_train = self.offsets[:-1] + self.num_train
+        after_validation = after_train + self.num_validation
+        if part == "validation":
+            return self._events(after_train, self.num_validation.astype(np.int64))
+        if part == "test":
+            return self._events(after_validation, self.offsets[1:] - after_validation)
+        raise KeyError(part)
+
+    def _events(self, starts: Int64, lengths: Int64) -> Sequences:
+        return Sequences(offsets_of(lengths), self.item_rows[ranges(starts, lengths)])
+
+
+def user_bucket(user_ids: pa.Array, num_buckets: int) -> Int32:
+    """The bucket of each user: crc32 of the id, written as text in UTF-8, modulo `num_buckets`.
+
+    Any language can repeat it. Ids must not be null.
+    """
+    return (_checksums(user_ids) % num_buckets).astype(np.int32)
+
+
+def _checksums(ids: pa.Array) -> Int64:
+    """crc32 of each id as text; every distinct id is hashed once."""
+    if isinstance(ids, pa.ChunkedArray):
+        ids = ids.combine_chunks()
+    distinct = pc.dictionary_encode(ids)
+    hashed = [zlib.crc32(str(value).encode()) for value in distinct.dictionary.to_pylist()]
+    return np.array(hashed, dtype=np.int64)[distinct.indices.to_numpy(zero_copy_only=False)]

@@ -1,0 +1,206 @@
+"""Publication: a manifest says what a run consists of, and a numbered commit makes it the table of its day.
+
+A commit is one create-if-absent of the next number; whoever is second loses. Nothing else decides what readers see.
+"""
+
+import getpass
+import hashlib
+import logging
+import os
+import re
+import socket
+import uuid
+from datetime import date
+from typing import Any, Literal, TypeVar
+
+import pyarrow as pa
+from pydantic import BaseModel, Field, ValidationError
+
+from pipeline.artifacts import FORMAT, CandidateRun, FileEntry
+from pipeline.config import Config
+from pipeline.errors import ConflictError, InputError, MismatchError, NightrailsError
+from pipeline.io.artifacts import now
+from pipeline.io.storage.base import ObjectNotFoundError, Storage, put
+from pipeline.settings import TABLE_NAME
+
+COMMIT = re.compile(r".*/_commits/ds=\d{4}-\d{2}-\d{2}/\d{12}\.json")
+
+log = logging.getLogger("nightrails")
+
+
+class RunFile(FileEntry):
+    """One file of a run; `key` is relative to the table's root."""
+
+    table: Literal["candidates", "users"]
+    unit: int
+    min_user_id: str | int | None  # None when it has no rows
+    max_user_id: str | int | None
+
+
+class RunManifest(Config):
+    """What a run consists of. It says nothing of when it was made: the same run has the same manifest."""
+
+    format: int = FORMAT
+    table: str
+    ds: date
+    fp: str
+    run_id: str
+    files: tuple[RunFile, ...]
+    rows: int  # of candidates, in the layout that was written
+    schemas: dict[str, dict[str, Any]]  # by table, as `describe_schema` writes them
+    counts: dict[str, float]
+    lineage: dict[str, str]
+    settings: dict[str, Any]
+    audits: tuple[dict[str, Any], ...]
+    versions: dict[str, str]
+
+
+class Commit(Config):
+    """Makes one manifest the table of its day."""
+
+    format: int = FORMAT
+    seq: int = Field(ge=1)
+    parent: int = Field(ge=0)  # the commit it replaces; 0: none
+    ds: date
+    fp: str
+    run_id: str
+    uuid: str  # tells our own commit from another's when the store's answer was lost
+    manifest: str  # key relative to the table's root
+    manifest_sha256: str
+    kind: Literal["publish", "rollback", "retract"] = "publish"
+    actor: str
+    created_at: str
+
+    def offers(self, run: CandidateRun) -> bool:
+        """Whether readers see this run through it."""
+        return self.fp == run.fp and self.kind != "retract"
+
+
+def table_prefix(table: str) -> str:
+    """Where a table lies below the root. Raises InputError for what is no table's name."""
+    if not TABLE_NAME.fullmatch(table):
+        raise InputError(f"{table!r} is no name of a table: lower-case letters, digits, - and _, at most 63")
+    return f"candidates/{table}"
+
+
+def published(storage: Storage, table: str, ds: date | None = None) -> Commit | None:
+    """The last commit of a day, or of the newest day that has one; None when nothing was published."""
+    day = f"ds={ds.isoformat()}/" if ds else ""
+    listed = storage.list(f"{table_prefix(table)}/_commits/{day}")
+    keys = [info.key for info in listed if COMMIT.fullmatch(info.key)]
+    return read_commit(storage, max(keys)) if keys else None
+
+
+def commit_key(table: str, ds: date, seq: int) -> str:
+    """Where a commit lies."""
+    return f"{table_prefix(table)}/_commits/ds={ds.isoformat()}/{seq:012d}.json"
+
+
+def read_commit(storage: Storage, key: str) -> Commit:
+    """The commit at a key that was listed."""
+    return _parse(Commit, storage.read(key), f"{storage.uri}/{key}")
+
+
+def write_run_manifest(storage: Storage, run: CandidateRun, manifest: RunManifest) -> tuple[str, str]:
+    """Write the manifest under its own hash; its key relative to the table's root, and the hash."""
+    data = manifest.model_dump_json(indent=1).encode()
+    sha256 = hashlib.sha256(data).hexdigest()
+    key = f"_manifests/ds={run.ds.isoformat()}/{sha256}.json"
+    put(storage, f"{run.table_prefix}/{key}", data)
+    return key, sha256
+
+
+def read_run_manifest(storage: Storage, table: str, commit: Commit) -> RunManifest:
+    """The manifest that a commit names. Raises InputError when it is gone or is not what was committed."""
+    place = f"{storage.uri}/{table_prefix(table)}/{commit.manifest}"
+    try:
+        data = storage.read(f"{table_prefix(table)}/{commit.manifest}")
+    except ObjectNotFoundError:
+        raise InputError(
+            f"{place}: commit {commit.seq} of ds={commit.ds} names this manifest, but it is gone"
+        ) from None
+    if hashlib.sha256(data).hexdigest() != commit.manifest_sha256:
+        raise MismatchError(f"{place}: changed since commit {commit.seq} of ds={commit.ds} named it; restore it")
+    return _parse(RunManifest, data, place)
+
+
+def propose(run: CandidateRun, head: Commit | None, manifest_key: str, manifest_sha256: str) -> Commit:
+    """The commit that would follow `head`."""
+    parent = head.seq if head else 0
+    return Commit(
+        seq=parent + 1,
+        parent=parent,
+        ds=run.ds,
+        fp=run.fp,
+        run_id=run.run_id,
+        uuid=uuid.uuid4().hex,
+        manifest=manifest_key,
+        manifest_sha256=manifest_sha256,
+        actor=_actor(),
+        created_at=now(),
+    )
+
+
+def commit(storage: Storage, run: CandidateRun, proposal: Commit) -> Commit:
+    """Publish: the commit that now offers this run, which is the proposal or another process's of the same run.
+
+    Raises ConflictError when another run was published since the proposal's parent was read.
+    """
+    head = published(storage, run.table, run.ds)
+    if (head.seq if head else 0) == proposal.parent:
+        key = commit_key(run.table, run.ds, proposal.seq)
+        if storage.create(key, proposal.model_dump_json(indent=1).encode()):
+            return proposal
+        head = read_commit(storage, key)
+    if head and (head.uuid == proposal.uuid or head.offers(run)):
+        return head
+    winner = f"{head.run_id} by {head.actor} at {head.created_at} (commit {head.seq})" if head else "a removed commit"
+    raise ConflictError(
+        f"{storage.uri}/{run.table_prefix} ds={run.ds}: expected commit {proposal.parent} to be the last one, but "
+        f"found {winner}; nothing of {run.run_id} was published: wait for the other run, then run again"
+    )
+
+
+def refresh_latest(storage: Storage, table: str) -> None:
+    """Let `latest.json`, for people, name the newest day's commit. Readers never use it, so a failure is only told."""
+    try:
+        head = published(storage, table)
+        if head is None:
+            return
+        key = f"{table_prefix(table)}/latest.json"
+        data = head.model_dump_json(indent=1).encode()
+        try:
+            if storage.read(key) == data:
+                return
+        except ObjectNotFoundError:
+            pass
+        storage.delete(key)
+        storage.create(key, data)
+    except NightrailsError as error:
+        log.warning("latest.json is not up to date: %s", error)
+
+
+def describe_schema(schema: pa.Schema) -> dict[str, Any]:
+    """The columns in plain words, and a hash of them."""
+    columns = [{"name": field.name, "type": str(field.type), "nullable": field.nullable} for field in schema]
+    return {"columns": columns, "sha256": hashlib.sha256(repr(columns).encode()).hexdigest()}
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def _parse(model: type[ModelT], data: bytes, place: str) -> ModelT:
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{place}: not written by this version of nightrails ({where}: {first['msg']})") from None
+
+
+def _actor() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user often has no name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}:{os.getpid()}"

@@ -1,0 +1,71 @@
+"""The public reader: a published table, by what its last commit names."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from typing import Literal
+
+import pyarrow as pa
+
+from pipeline.command import parse_day
+from pipeline.errors import InputError
+from pipeline.io.parquet import read_parquet_bytes
+from pipeline.io.publication.commits import RunFile, published, read_run_manifest, table_prefix
+from pipeline.io.publication.units import read_file
+from pipeline.io.storage import open_storage
+from pipeline.io.storage.base import Storage
+
+FILE_READERS = 4
+
+
+def latest_files(
+    root: str, name: str, ds: date | str | None = None, table: Literal["candidates", "users"] = "candidates"
+) -> list[str]:
+    """Paths or URIs of the files that make up a published table, for any reader of Parquet.
+
+    `ds` None is the newest published day. Each file was found with its size. Raises InputError when nothing is
+    published or a file is gone.
+    """
+    storage, files = _published_files(root, name, ds, table)
+    return [f"{storage.uri}/{table_prefix(name)}/{file.key}" for file in files]
+
+
+def read_latest(
+    root: str,
+    name: str,
+    ds: date | str | None = None,
+    table: Literal["candidates", "users"] = "candidates",
+    columns: Sequence[str] | None = None,
+) -> pa.Table:
+    """A published table, every file checked against the hash that was published.
+
+    `table="users"` is the accounting. `ds` None is the newest published day. Raises InputError.
+    """
+    storage, files = _published_files(root, name, ds, table)
+    with ThreadPoolExecutor(FILE_READERS) as pool:
+        keys = [f"{table_prefix(name)}/{file.key}" for file in files]
+        parts = pool.map(lambda key, file: _read_checked(storage, key, file, columns), keys, files)
+        return pa.concat_tables(list(parts))
+
+
+def _read_checked(storage: Storage, key: str, file: RunFile, columns: Sequence[str] | None) -> pa.Table:
+    table = read_parquet_bytes(read_file(storage, key, file.sha256), f"{storage.uri}/{key}", columns)
+    return table.replace_schema_metadata(None)
+
+
+def _published_files(root: str, name: str, ds: date | str | None, table: str) -> tuple[Storage, list[RunFile]]:
+    storage = open_storage(root)
+    day = parse_day(ds) if isinstance(ds, str) else ds
+    commit = published(storage, name, day)
+    place = f"{storage.uri}/{table_prefix(name)}" + (f" ds={day}" if day else "")
+    if commit is None or commit.kind == "retract":
+        raise InputError(f"{place}: nothing is published there" + (", it was retracted" if commit else ""))
+    files = [file for file in read_run_manifest(storage, name, commit).files if file.table == table]
+    folder = f"{table_prefix(name)}/ds={commit.ds.isoformat()}/"
+    sizes = {info.key: info.size for info in storage.list(f"{folder}{commit.run_id}/")}
+    for file in files:
+        found = sizes.get(f"{table_prefix(name)}/{file.key}")
+        if found != file.bytes:
+            state = "is gone" if found is None else f"has {found} bytes"
+            raise InputError(f"{place}: {file.key} {state}; commit {commit.seq} published it with {file.bytes} bytes")
+    return storage, files

@@ -1,0 +1,117 @@
+"""Exact top-k of inner products on a GPU: a threshold from a sample, a list of what reaches it, and a proof or a sweep.
+
+B queries, N items, M candidates, C capacity of a list, K kept, Q/X query/item components, D width.
+
+A pair is marked by its product on the matrix units, and listed items are scored again in plain float32, whose sums
+have an order of their own. `margin_B` bounds the difference, so that the result is exact for the plain scores.
+"""
+
+import torch
+from torch import Tensor
+
+from pipeline.retrieval.backends.triton.launch import Allowed, Found, allow, bin_maxima, collect, gathered_products
+from pipeline.retrieval.backends.triton.layout import padded_size
+from pipeline.retrieval.filters import ShardMask
+from pipeline.retrieval.index import Shortlist
+from pipeline.retrieval.topk import NO_ITEM
+
+SAMPLE_STEP = 16  # every 16th item says where the threshold lies
+SIGMAS = 4  # how far the sampled threshold stays on the safe side
+BINS_PER_RANK = 16  # so that few of the sample's best share a bin
+MIN_CAPACITY = 4_096
+SWEEP_ITEMS = 65_536
+SWEEP_QUERIES = 128
+NO_KEY = torch.iinfo(torch.int64).min
+LOW_BITS = 0xFFFFFFFF
+
+
+class Kept:
+    """The `num_kept` best of what was added: score descending, of equal scores the smaller item, as one integer key."""
+
+    def __init__(self, num_queries: int, num_kept: int, device: torch.device) -> None:
+        self._keys_BK = torch.full((num_queries, num_kept), NO_KEY, dtype=torch.int64, device=device)
+
+    def add(self, scores_BM: Tensor, found: Found) -> None:
+        """The first `counts_B` of each row; no item may be added twice."""
+        width = min(scores_BM.shape[1], int(found.counts_B.max()))
+        if not width:
+            return
+        keys_BM = _keys(scores_BM[:, :width], found.at_BC[:, :width])
+        is_listed_BM = torch.arange(width, device=keys_BM.device) < found.counts_B[:, None]
+        all_BM = torch.cat([self._keys_BK, keys_BM.where(is_listed_BM, NO_KEY)], dim=1)
+        self._keys_BK = all_BM.topk(self._keys_BK.shape[1], dim=1).values
+
+    @property
+    def worst_B(self) -> Tensor:
+        """The last kept score, -inf while fewer are known."""
+        return _scores_of(self._keys_BK[:, -1])
+
+    def result(self) -> Shortlist:
+        """In order, padded at the end."""
+        at_BK = LOW_BITS - (self._keys_BK & LOW_BITS)
+        return Shortlist(_scores_of(self._keys_BK), at_BK.masked_fill(self._keys_BK == NO_KEY, NO_ITEM))
+
+
+def best_products(
+    queries_BQD: Tensor, items_NXD: Tensor, mask: ShardMask, num_kept: int, margin_B: Tensor
+) -> Shortlist:
+    """The `num_kept` allowed items with the largest inner products, exact; queries are padded with zeros."""
+    allowed, num_queries = allow(mask), len(mask)
+    floor_B, capacity = _sampled_floor(queries_BQD, items_NXD, mask, num_kept)
+    found = collect(queries_BQD, items_NXD, allowed, floor_B, capacity)
+    kept = Kept(num_queries, num_kept, items_NXD.device)
+    kept.add(gathered_products(queries_BQD, items_NXD, found), found)
+    # What was not listed scores below floor + margin. A list that ran over has lost entries.
+    is_proven_B = (found.counts_B <= capacity) & ((floor_B == -torch.inf) | (kept.worst_B >= floor_B + margin_B))
+    best = kept.result()
+    open_B = (~is_proven_B).nonzero()[:, 0]
+    for start in range(0, len(open_B), SWEEP_QUERIES):
+        some_B = open_B[start : start + SWEEP_QUERIES]
+        part = mask.take(some_B.cpu().numpy())
+        swept = _sweep(queries_BQD[some_B], items_NXD, allow(part), num_kept, margin_B[some_B])
+        best.scores_BM[some_B], best.at_BM[some_B] = swept.scores_BM, swept.at_BM
+    return best
+
+
+def _sampled_floor(queries_BQD: Tensor, items_NXD: Tensor, mask: ShardMask, num_kept: int) -> tuple[Tensor, int]:
+    """(B,) products that somewhat more than the wanted number of items should reach, and room for their lists."""
+    eligible_N = mask.is_eligible_N.nonzero()[:, 0]
+    everything_B = torch.full((len(queries_BQD),), -torch.inf, device=items_NXD.device)
+    capacity = max(MIN_CAPACITY, padded_size(2 * SAMPLE_STEP * int(_rank(torch.tensor(num_kept)))))
+    if len(eligible_N) <= capacity:
+        return everything_B, max(1, len(eligible_N))
+    sample_SD = items_NXD[eligible_N[::SAMPLE_STEP], 0]
+    num_wanted_B = num_kept + torch.from_numpy(mask.offsets[1:] - mask.offsets[:-1])
+    # Beyond this a list would run over; a user with that many exclusions may be lucky, or is swept.
+    rank_B = _rank(num_wanted_B).clamp_max(capacity // SAMPLE_STEP * 5 // 8).to(items_NXD.device)
+    maxima_BM = bin_maxima(queries_BQD[:, 0], sample_SD, BINS_PER_RANK * int(rank_B.max()))
+    largest_BM = maxima_BM.topk(min(int(rank_B.max()), maxima_BM.shape[1]), dim=1).values
+    return largest_BM.gather(1, (rank_B - 1).clamp_max(largest_BM.shape[1] - 1)[:, None])[:, 0], capacity
+
+
+def _rank(num_wanted: Tensor) -> Tensor:
+    """Which of the sample's best products is below the wanted number of all items' products, but for bad luck."""
+    expected = num_wanted / SAMPLE_STEP
+    return (expected + SIGMAS * expected.sqrt() + SIGMAS).ceil().long()
+
+
+def _sweep(queries_BQD: Tensor, items_NXD: Tensor, allowed: Allowed, num_kept: int, margin_B: Tensor) -> Shortlist:
+    """The same, whatever the scores are like: ranges of items one after the other, with room for all of a range."""
+    kept = Kept(len(queries_BQD), num_kept, items_NXD.device)
+    for low in range(0, len(items_NXD), SWEEP_ITEMS):
+        high = min(low + SWEEP_ITEMS, len(items_NXD))
+        found = collect(queries_BQD, items_NXD, allowed, kept.worst_B - margin_B, high - low, low, high)
+        kept.add(gathered_products(queries_BQD, items_NXD, found), found)
+    return kept.result()
+
+
+def _keys(scores: Tensor, at: Tensor) -> Tensor:
+    """Integers in the order of results: the score's bits, made to sort like numbers, above the item's complement."""
+    bits = (scores + 0.0).view(torch.int32).long()  # -0.0 becomes 0.0, its equal
+    return (bits.where(bits >= 0, bits ^ 0x7FFFFFFF) << 32) | (LOW_BITS - at.long())
+
+
+def _scores_of(keys: Tensor) -> Tensor:
+    ordered = keys >> 32
+    bits = ordered.where(ordered >= 0, ordered ^ 0x7FFFFFFF)
+    return bits.to(torch.int32).view(torch.float32).masked_fill(keys == NO_KEY, -torch.inf)

@@ -1,0 +1,55 @@
+"""What a search is compared with: the most popular items, and a brute-force oracle. B queries, N items, K kept."""
+
+import copy
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.data.lists import Int64
+from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
+from pipeline.retrieval.filters import Exclusions
+from pipeline.retrieval.shard import Shard
+from pipeline.retrieval.topk import NO_ITEM
+
+ORACLE_TILE = 4_096  # items that the oracle scores at once
+
+
+@torch.inference_mode()
+def brute_force(
+    mol: MixtureOfLogits, queries: QuerySide, shards: Iterable[Shard], excluded: Exclusions, k: int
+) -> tuple[NDArray[np.float32], Int64]:
+    """Scores and item rows (B, K) of exact search, the plain way: every pair in float64, everything sorted.
+
+    Shares nothing with the search but the model. For a handful of queries: a shard takes B × N × 12 bytes.
+    """
+    mol64 = copy.deepcopy(mol).double()
+    queries64 = QuerySide(queries.components_BQD.double(), queries.gate_BP.double())
+    num_queries = len(excluded)
+    best_BK = np.full((num_queries, k), -np.inf, dtype=np.float32)
+    rows_BK = np.full((num_queries, k), NO_ITEM, dtype=np.int64)
+    for shard in shards:
+        scores_BN = _scores(mol64, queries64, shard)
+        scores_BN[:, ~shard.is_eligible_N.numpy()] = -np.inf
+        of_query = np.repeat(np.arange(num_queries), np.diff(excluded.offsets))
+        at = excluded.rows.astype(np.int64) - shard.first_row
+        inside = (at >= 0) & (at < len(shard))
+        scores_BN[of_query[inside], at[inside]] = -np.inf
+        shard_rows = np.broadcast_to(shard.first_row + np.arange(len(shard)), scores_BN.shape)
+        all_scores, all_rows = np.hstack([best_BK, scores_BN]), np.hstack([rows_BK, shard_rows])
+        order_BK = np.lexsort((all_rows, -all_scores), axis=1)[:, :k]
+        best_BK = np.take_along_axis(all_scores, order_BK, axis=1)
+        rows_BK = np.take_along_axis(all_rows, order_BK, axis=1)
+        rows_BK = np.where(best_BK > -np.inf, rows_BK, NO_ITEM)
+    return best_BK, rows_BK
+
+
+def _scores(mol64: MixtureOfLogits, queries64: QuerySide, shard: Shard) -> NDArray[np.float32]:
+    """(B, N): rounded once to float32, as published scores are."""
+    tiles = [np.empty((len(queries64.components_BQD), 0), dtype=np.float32)]
+    for low in range(0, len(shard), ORACLE_TILE):
+        tile = slice(low, low + ORACLE_TILE)
+        items = ItemSide(shard.items.components_NXD[tile].double(), shard.items.gate_NP[tile].double())
+        tiles.append(mol64(queries64, items).float().numpy())
+    return np.concatenate(tiles, axis=1)

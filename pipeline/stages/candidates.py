@@ -1,0 +1,123 @@
+"""From item rows to the published tables: candidates and the accounting of users. R requested users, B queries."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.artifacts import Night
+from pipeline.io.histories import read_items
+from pipeline.io.publication.units import write_unit
+from pipeline.io.storage import open_storage
+from pipeline.retrieval.topk import NO_ITEM, TopK
+from pipeline.schema import candidates as long_schema
+from pipeline.schema import nested_candidates as nested_schema
+from pipeline.schema import users as users_schema
+from pipeline.settings import Settings
+from pipeline.stages.query_batch import NO_HISTORY, SEARCHED, QueryBatch
+
+SOURCE = "mol"
+
+
+@dataclass(frozen=True)
+class Results:
+    """The lists of a unit, one after the other: query b has `num_returned[b]` items."""
+
+    num_returned: npt.NDArray[np.int64]  # (B,)
+    item_ids: pa.Array
+    scores: npt.NDArray[np.float32]
+
+
+class CandidateSink:
+    """Writes a unit's candidates and accounting into tonight's run."""
+
+    def __init__(self, storage_uri: str, night: Night, settings: Settings) -> None:
+        self._storage, self._night, self._settings = open_storage(storage_uri), night, settings
+        self._item_ids = read_items(self._storage, night.histories)["item_id"].combine_chunks()
+
+    def write(self, unit: int, batch: QueryBatch, found: TopK) -> dict[str, float]:
+        results = to_results(found, self._item_ids)
+        layout = nested_table if self._settings.output.layout == "nested" else long_table
+        candidates = layout(batch, results, self._night, self._settings)
+        users = users_table(batch, results, self._night, self._settings.search.k)
+        statuses = pc.value_counts(users["status"]).to_pylist()
+        counts = {"users": users.num_rows, "candidates": len(results.item_ids)}
+        counts |= {entry["values"]: entry["counts"] for entry in statuses}
+        write_unit(self._storage, self._night.run, unit, candidates, users, counts)
+        return counts
+
+
+def to_results(found: TopK, item_ids: pa.Array) -> Results:
+    """Drop the padding and turn item rows into ids."""
+    is_item_BK = (found.rows_BK != NO_ITEM).numpy()
+    rows = found.rows_BK.numpy()[is_item_BK]
+    num_returned = is_item_BK.sum(axis=1).astype(np.int64)
+    return Results(num_returned, item_ids.take(pa.array(rows)), found.scores_BK.numpy()[is_item_BK])
+
+
+def long_table(batch: QueryBatch, results: Results, night: Night, settings: Settings) -> pa.Table:
+    """One row per user and item (`schema.candidates`)."""
+    num_rows = len(results.scores)
+    starts = np.cumsum(results.num_returned) - results.num_returned
+    ranks = np.arange(1, num_rows + 1) - np.repeat(starts, results.num_returned)
+    of_query = pa.array(np.repeat(np.arange(len(results.num_returned)), results.num_returned))
+    columns = [
+        batch.searched_user_ids.take(of_query),
+        pa.array(ranks.astype(np.int32)),
+        results.item_ids,
+        pa.array(results.scores),
+        *_provenance(night, settings, num_rows),
+    ]
+    return pa.Table.from_arrays(columns, schema=long_schema(batch.user_ids.type, results.item_ids.type))
+
+
+def nested_table(batch: QueryBatch, results: Results, night: Night, settings: Settings) -> pa.Table:
+    """One row per user with at least one item (`schema.nested_candidates`)."""
+    schema = nested_schema(batch.user_ids.type, results.item_ids.type)
+    served = results.num_returned > 0
+    offsets = pa.array(np.concatenate([[0], np.cumsum(results.num_returned[served])]).astype(np.int32))
+    columns = [
+        batch.searched_user_ids.filter(pa.array(served)),
+        pa.ListArray.from_arrays(offsets, results.item_ids, type=schema.field("item_ids").type),
+        pa.ListArray.from_arrays(offsets, pa.array(results.scores), type=schema.field("scores").type),
+        *_provenance(night, settings, int(served.sum())),
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def users_table(batch: QueryBatch, results: Results, night: Night, k: int) -> pa.Table:
+    """One row per requested user (`schema.users`): ok with k items, short with fewer, skipped or error without."""
+    num_users, searched = len(batch.user_ids), batch.searched
+    num_returned, num_seen = np.zeros(num_users, dtype=np.int32), np.zeros(num_users, dtype=np.int32)
+    num_returned[searched] = results.num_returned
+    num_seen[searched] = np.diff(batch.excluded.offsets)
+    is_searched = pc.equal(batch.reasons, SEARCHED)
+    is_short = pc.and_(is_searched, pc.less(pa.array(num_returned), k))
+    left = pc.binary_join_element_wise("only", pa.array(num_returned).cast(pa.string()), "unseen items are left", " ")
+    status = pc.case_when(
+        pc.make_struct(is_short, is_searched, pc.equal(batch.reasons, NO_HISTORY)), "short", "ok", "skipped", "error"
+    )
+    columns = [
+        batch.user_ids,
+        status,
+        pa.array(num_returned),
+        pa.array(num_seen),
+        pa.repeat(pa.scalar(0, pa.int32()), num_users),
+        pc.if_else(is_short, left, batch.reasons),
+        pa.repeat(pa.scalar(night.ds, pa.date32()), num_users),
+        pa.repeat(night.run.run_id, num_users),
+    ]
+    return pa.Table.from_arrays(columns, schema=users_schema(batch.user_ids.type))
+
+
+def _provenance(night: Night, settings: Settings, num_rows: int) -> list[pa.Array]:
+    """source, surface, ds, model_version, run_id."""
+    return [
+        pa.repeat(SOURCE, num_rows),
+        pa.repeat(settings.output.surface, num_rows),
+        pa.repeat(pa.scalar(night.ds, pa.date32()), num_rows),
+        pa.repeat(night.checkpoint.id, num_rows),
+        pa.repeat(night.run.run_id, num_rows),
+    ]

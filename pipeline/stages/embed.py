@@ -1,0 +1,57 @@
+"""Embedding the items of one shard."""
+
+from dataclasses import replace
+from functools import cached_property
+
+import pyarrow as pa
+import torch
+
+from pipeline.artifacts import Night
+from pipeline.errors import InputError, MismatchError
+from pipeline.io.checkpoint import load_model
+from pipeline.io.corpus import read_low_rank, write_shard
+from pipeline.io.histories import read_items
+from pipeline.io.storage import open_storage
+from pipeline.model.model import RetrievalModel
+from pipeline.retrieval.backends import open_index
+from pipeline.retrieval.low_rank import low_rank_table
+from pipeline.retrieval.shard import Shard, embed_rows, make_shard, shard_bounds
+from pipeline.settings import Settings
+from pipeline.stages.devices import device_for
+
+
+class ShardEmbedder:
+    """Holds the model and makes shards: embeds, checks and writes one per call."""
+
+    def __init__(self, storage_uri: str, night: Night, settings: Settings) -> None:
+        self._storage, self._night, self._settings = open_storage(storage_uri), night, settings
+        self._device = device_for(settings.cluster)
+        self._model = load_model(self._storage, night.checkpoint).to(self._device)
+        fit = read_low_rank(self._storage, night.corpus)
+        self._low_rank = fit.low_rank.to(self._device) if fit else None
+        if self._model.num_items != len(self._item_ids):
+            raise MismatchError(
+                f"model {night.checkpoint.id} knows {self._model.num_items} items, but histories "
+                f"{night.histories.id} have {len(self._item_ids)}; train on these histories"
+            )
+        if not len(self._item_ids):
+            raise InputError(f"histories {night.histories.id} have no item; there is nothing to search")
+
+    @cached_property
+    def _item_ids(self) -> pa.Array:
+        return read_items(self._storage, self._night.histories)["item_id"].combine_chunks()
+
+    def __call__(self, unit: int, payload: bytes) -> bytes:
+        """Make shard `unit`; nothing comes in or goes out but files."""
+        low, high = shard_bounds(len(self._item_ids), self._settings.corpus.num_shards)[unit]
+        shard = embed_items(self._model, low, high)
+        if self._low_rank is not None:
+            index = open_index(self._model.mol, shard, self._settings.search)
+            shard = replace(shard, low_rank_NR=low_rank_table(index, self._low_rank))
+        write_shard(self._storage, self._night.corpus, unit, shard, self._item_ids.slice(low, high - low))
+        return payload
+
+
+def embed_items(model: RetrievalModel, low: int, high: int) -> Shard:
+    """The shard of item rows `low` to `high`."""
+    return make_shard(low, embed_rows(model, torch.arange(low, high, device=model.item_embedding.weight.device)))

@@ -1,0 +1,105 @@
+"""Fitting the low-rank table of a corpus: one unit of work, before the shards are made."""
+
+import logging
+
+import numpy as np
+import torch
+
+from pipeline.artifacts import Night
+from pipeline.data.histories import Bucket
+from pipeline.data.lists import Int64
+from pipeline.errors import InputError
+from pipeline.evaluation.targets import sampling_keys
+from pipeline.io.checkpoint import load_model
+from pipeline.io.corpus import write_low_rank
+from pipeline.io.histories import read_bucket
+from pipeline.io.storage import open_storage
+from pipeline.io.storage.base import Storage
+from pipeline.model.model import RetrievalModel
+from pipeline.model.mol import QuerySide
+from pipeline.retrieval.backends import open_index
+from pipeline.retrieval.low_rank import pair_multiply_adds, score_all
+from pipeline.retrieval.low_rank_fit import MAX_RANK_SHARE, fit_low_rank
+from pipeline.retrieval.shard import embed_rows, make_shard
+from pipeline.settings import Settings
+from pipeline.stages.devices import device_for
+from pipeline.stages.queries import take_sequences
+from pipeline.stages.search import encode_sequences
+
+log = logging.getLogger("nightrails")
+
+
+class LowRankFitter:
+    """Scores a sample of tonight's users against a sample of the items and fits the low-rank table on that."""
+
+    def __init__(self, storage_uri: str, night: Night, settings: Settings) -> None:
+        self._storage, self._night, self._settings = open_storage(storage_uri), night, settings
+        self._device = device_for(settings.cluster)
+
+    def __call__(self, unit: int, payload: bytes) -> bytes:
+        """Nothing comes in or goes out but the fit's file; the unit is not used."""
+        settings = self._settings.corpus.low_rank
+        model = load_model(self._storage, self._night.checkpoint)
+        queries = sample_queries(self._storage, self._night, self._settings, model)
+        model = model.to(self._device)
+        rng = np.random.default_rng(settings.seed)
+        num_items = min(settings.num_items, model.num_items)
+        rows = np.sort(rng.choice(model.num_items, num_items, replace=False))
+        items = embed_rows(model, torch.from_numpy(rows).to(self._device))
+        index = open_index(model.mol, make_shard(0, items), self._settings.search)
+        there = QuerySide(queries.components_BQD.to(self._device), queries.gate_BP.to(self._device))
+        scores_LS = score_all(index, there).cpu()  # the fit itself is made on the CPU
+        most = min(int(MAX_RANK_SHARE * len(scores_LS)), num_items)
+        if most < 2:
+            raise InputError(f"{len(scores_LS)} users are too few for search.method topk_low_rank; use exact")
+        ranks = sorted({min(rank, most) for rank in settings.ranks})
+        if ranks[-1] < max(settings.ranks):
+            log.warning("the low-rank table has at most rank %d: there are few users or items", ranks[-1])
+        item_share = num_items / model.num_items
+        fit = fit_low_rank(queries, scores_LS, ranks, item_share, pair_multiply_adds(model.mol), settings.seed)
+        found = ", ".join(f"rank {trial.rank} needs K' {trial.num_needed:.0f}" for trial in fit.trials)
+        num_anchors = len(fit.low_rank.at_A)
+        log.info("low-rank table: %s; rank %d is the cheapest, by %d anchors", found, fit.chosen.rank, num_anchors)
+        write_low_rank(self._storage, self._night.corpus, fit)
+        return payload
+
+
+# The users of a bucket by their sampling keys: the lower ones serve the fit, the others judge what came of it.
+FITTED_SHARE = 0.8
+
+
+def fitted_users(bucket: Bucket, seed: int) -> Int64:
+    """Users of a bucket with a history that the fit may use, in random order."""
+    at = _by_key(bucket, seed)
+    return at[: int(np.ceil(FITTED_SHARE * len(at)))]
+
+
+def judging_users(bucket: Bucket, seed: int) -> Int64:
+    """Users of a bucket with a history that no fit has used, in random order."""
+    at = _by_key(bucket, seed)
+    return at[int(np.ceil(FITTED_SHARE * len(at))) :]
+
+
+def _by_key(bucket: Bucket, seed: int) -> Int64:
+    at = np.argsort(sampling_keys(bucket.user_keys, seed), kind="stable")
+    return at[bucket.cut("whole").lengths[at] > 0]
+
+
+def sample_queries(storage: Storage, night: Night, settings: Settings, model: RetrievalModel) -> QuerySide:
+    """The queries of up to `corpus.low_rank.num_queries` of tonight's users, as many as there are.
+
+    Users are put into buckets by a hash, so the first buckets are a random sample, with tonight's mix of history
+    lengths: what the fit must see (a sample of long histories costs recall on short ones).
+    """
+    wanted, seed = settings.corpus.low_rank.num_queries, settings.corpus.low_rank.seed
+    parts: list[QuerySide] = []
+    for unit in range(settings.output.num_buckets):
+        missing = wanted - sum(len(part.gate_BP) for part in parts)
+        if missing <= 0:
+            break
+        bucket = read_bucket(storage, night.histories, unit)
+        at = fitted_users(bucket, seed)[:missing]
+        queries = encode_sequences(model, take_sequences(bucket.cut("whole"), at), bucket.user_keys[at])
+        is_finite = queries.components_BQD.isfinite().flatten(1).all(dim=1) & queries.gate_BP.isfinite().all(dim=1)
+        parts.append(queries.take(is_finite.nonzero()[:, 0]))
+    return QuerySide(torch.cat([p.components_BQD for p in parts]), torch.cat([p.gate_BP for p in parts]))

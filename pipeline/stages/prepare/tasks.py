@@ -1,0 +1,270 @@
+"""The two passes of prepare over the log, as tasks that any process can run and that need no other.
+
+The first reads a piece of the log, checks its rows and sets the good ones aside by user bucket, some `rows_per_task`
+at a time. The second gathers one bucket, cleans it and writes its histories. Each writes its data and then a small
+result; a task whose result exists is not done again.
+"""
+
+import functools
+from collections import Counter
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.artifacts import Histories, Night
+from pipeline.data.catalog import index_catalogue
+from pipeline.data.cleaning import MALFORMED, REJECTED, Period, clean_rows, first_rejected, malformed_lines
+from pipeline.data.columns import DAY_US, EPOCH
+from pipeline.data.histories import user_bucket
+from pipeline.data.lists import Int64
+from pipeline.data.splitting import clean_bucket, item_counts
+from pipeline.errors import InputError
+from pipeline.io.histories import read_bucket, write_bucket
+from pipeline.io.inputs import Log, day_of, open_items, open_log, storage_of
+from pipeline.io.parquet import read_parquet_bytes
+from pipeline.io.rows import LogColumns, check_columns, read_rows
+from pipeline.io.storage import open_storage
+from pipeline.io.storage.base import Storage
+from pipeline.settings import Settings
+from pipeline.stages.prepare.report import MAX_REJECTED
+from pipeline.stages.prepare.segments import (
+    MapResult,
+    ReduceResult,
+    Segment,
+    read_result,
+    read_segment,
+    spill_prefix,
+    write_result,
+    write_segments,
+)
+
+TEXT_ROW_BYTES = 32  # of a text file, to guess how many rows it has
+ROWS_READ, LATE = "rows_read", "late"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Part of one log file: some row groups, or all of a text file (`row_groups` None)."""
+
+    file: int  # its place in the order of the log
+    first_row: int
+    row_groups: tuple[int, ...] | None
+    num_rows: int  # of a text file a guess
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every task is given: where things are, and what to do with them. Small, and free of data."""
+
+    root: str
+    histories: Histories
+    ds: date
+    log: Log
+    columns: LogColumns
+    settings: Settings
+    has_catalogue: bool
+
+    @property
+    def spill(self) -> str:
+        """Where the first pass writes; other task sizes cut the log elsewhere and must not be mixed."""
+        return f"{spill_prefix(self.histories)}rows-{self.settings.prepare.rows_per_task}"
+
+    @property
+    def item_ids_key(self) -> str:
+        return f"{spill_prefix(self.histories)}item-ids.parquet"
+
+
+def open_job(settings: Settings, storage: Storage, night: Night) -> Job:
+    """List the log and check the head of every file. Raises InputError for what cannot be read."""
+    source = open_log(settings, night.ds)
+    has_catalogue = open_items(settings, night.ds) is not None
+    return Job(storage.uri, night.histories, night.ds, source, check_columns(source), settings, has_catalogue)
+
+
+def read_catalogue(job: Job) -> pa.Table | None:
+    """The catalogue in ascending order of `item_id`, or None without one. Raises InputError when it does not fit."""
+    items = open_items(job.settings, job.ds)
+    if items is None:
+        return None
+    storage = storage_of(items)
+    tables = []
+    for found in items.files:
+        with storage.open(found.key) as file:
+            tables.append(read_parquet_bytes(file, f"{items.uri}/{found.key}"))
+    try:
+        catalogue = pa.concat_tables(tables)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{items.uri}: the files of the catalogue differ in their columns ({error})") from None
+    return index_catalogue(catalogue, job.columns.item_type, items.uri)
+
+
+def cut_pieces(log: Log, columns: LogColumns, rows_per_task: int) -> list[tuple[Piece, ...]]:
+    """The log, in order, as tasks of about `rows_per_task` rows; a row group or a text file is never cut."""
+    pieces = []
+    for number, (file, group_rows) in enumerate(zip(log.files, columns.group_rows, strict=True)):
+        if log.source.format == "csv":
+            pieces.append(Piece(number, 0, None, file.size // TEXT_ROW_BYTES))
+        first = 0
+        for group, rows in enumerate(group_rows):
+            pieces.append(Piece(number, first, (group,), rows))
+            first += rows
+    tasks: list[list[Piece]] = []
+    room = 0
+    for piece in pieces:
+        if not tasks or piece.num_rows > room:
+            tasks.append([])
+            room = rows_per_task
+        tasks[-1].append(piece)
+        room -= piece.num_rows
+    return [tuple(task) for task in tasks]
+
+
+def map_pieces(job: Job, number: int, pieces: tuple[Piece, ...]) -> tuple[int, MapResult]:
+    """First pass, one task: check the rows of some pieces and set them aside by bucket."""
+    storage = open_storage(job.root)
+    result_key = f"{job.spill}/task-{number:06d}.json"
+    done = read_result(storage, result_key, MapResult)
+    if done is not None:
+        return number, done
+    writer = _SpillWriter(job, storage, f"{job.spill}/task-{number:06d}")
+    period = Period.until(job.ds, job.settings.prepare.lookback_days, job.log.is_partitioned)
+    types = (job.columns.user_type, job.columns.item_type)
+    counts: Counter[str] = Counter()
+    rejected = REJECTED.empty_table()
+    for piece in pieces:
+        row = piece.first_row
+        key = job.log.files[piece.file].key
+        for raw in read_rows(storage_of(job.log), job.log, key, piece.row_groups, job.columns.names):
+            cleaned = clean_rows(_numbered(raw.table, piece.file, row), job.log.source, types, period, MAX_REJECTED)
+            row += raw.table.num_rows
+            counts.update(cleaned.counts)
+            counts.update({ROWS_READ: raw.table.num_rows + raw.num_malformed, LATE: _num_late(cleaned.events, key)})
+            if raw.num_malformed:
+                counts[MALFORMED] += raw.num_malformed
+                rejected = pa.concat_tables([rejected, malformed_lines(raw.malformed, piece.file, row)])
+            if cleaned.rejected.num_rows:
+                rejected = pa.concat_tables([rejected, cleaned.rejected])
+            if rejected.num_rows > MAX_REJECTED:
+                rejected = first_rejected(rejected, MAX_REJECTED)
+            writer.add(cleaned.events)
+    result = writer.finish(rejected, counts)
+    write_result(storage, result_key, result)
+    pa.default_memory_pool().release_unused()  # the worker stays, the memory need not
+    return number, result
+
+
+def reduce_bucket(job: Job, bucket: int, segments: list[Segment]) -> tuple[int, ReduceResult, Int64, Int64]:
+    """Second pass, one task: the histories of one bucket, and the counts of its items."""
+    storage = open_storage(job.root)
+    result_key = f"{spill_prefix(job.histories)}buckets/bucket-{bucket:05d}.json"
+    done = read_result(storage, result_key, ReduceResult)
+    if done is not None:
+        written = storage.head(job.histories.bucket_key(bucket))
+        if written is not None and written.size == done.file.bytes:
+            return bucket, done, *item_counts(read_bucket(storage, job.histories, bucket))
+        storage.delete(result_key)  # it tells of a file that is gone
+    events = pa.concat_tables([event_table(job.columns), *(read_segment(storage, segment) for segment in segments)])
+    settings = job.settings.prepare
+    clean = clean_bucket(
+        events,
+        _item_ids(job.root, job.item_ids_key),
+        job.settings.split,
+        job.ds,
+        settings.max_user_events_per_day,
+        MAX_REJECTED,
+    )
+    file = write_bucket(storage, job.histories, bucket, clean.bucket)
+    rejected = None
+    if clean.rejected.num_rows:
+        rejected = write_segments(
+            storage, f"{spill_prefix(job.histories)}buckets/rejected-{bucket:05d}.arrows", [clean.rejected]
+        )[0]
+    result = ReduceResult(file=file, rejected=rejected, counts=clean.counts)
+    write_result(storage, result_key, result)
+    counted = item_counts(clean.bucket)
+    del events, clean
+    pa.default_memory_pool().release_unused()
+    return bucket, result, *counted
+
+
+def event_table(columns: LogColumns) -> pa.Table:
+    """No rows, in the shape of those that the first pass sets aside."""
+    return pa.schema(
+        [
+            ("user_id", columns.user_type),
+            ("item_id", columns.item_type),
+            ("event_ts", pa.int64()),
+            ("weight", pa.float32()),
+            ("event_type", pa.string()),
+            ("event_id", pa.string()),
+            ("file", pa.int32()),
+            ("row", pa.int64()),
+        ]
+    ).empty_table()
+
+
+class _SpillWriter:
+    """Collects clean rows and writes them by bucket whenever there are `rows_per_task` of them."""
+
+    def __init__(self, job: Job, storage: Storage, prefix: str) -> None:
+        self.job, self.storage, self.prefix = job, storage, prefix
+        self.waiting: list[pa.Table] = []
+        self.num_waiting = self.num_written = 0
+        self.buckets: list[tuple[int, Segment]] = []
+        self.item_ids: list[Segment] = []
+
+    def add(self, events: pa.Table) -> None:
+        self.waiting.append(events)
+        self.num_waiting += events.num_rows
+        if self.num_waiting >= self.job.settings.prepare.rows_per_task:
+            self._write()
+
+    def finish(self, rejected: pa.Table, counts: Counter[str]) -> MapResult:
+        if self.num_waiting:
+            self._write()
+        kept = first_rejected(rejected, MAX_REJECTED)
+        written = write_segments(self.storage, f"{self.prefix}-rejected.arrows", [kept]) if kept.num_rows else [None]
+        return MapResult(
+            buckets=tuple(self.buckets), item_ids=tuple(self.item_ids), rejected=written[0], counts=dict(counts)
+        )
+
+    def _write(self) -> None:
+        events = pa.concat_tables(self.waiting).combine_chunks()
+        self.waiting, self.num_waiting = [], 0
+        buckets = user_bucket(events["user_id"], self.job.settings.output.num_buckets)
+        order = np.argsort(buckets, kind="stable")  # within a bucket the order of the log stays
+        present, sizes = np.unique(buckets, return_counts=True)
+        events = events.take(pa.array(order))
+        starts = np.cumsum(sizes) - sizes
+        tables = [events.slice(start, size) for start, size in zip(starts.tolist(), sizes.tolist(), strict=True)]
+        if not self.job.has_catalogue:
+            tables.append(pa.table({"item_id": pc.unique(events["item_id"])}))
+        key = f"{self.prefix}-{self.num_written:04d}.arrows"
+        segments = write_segments(self.storage, key, tables)
+        self.num_written += 1
+        if not self.job.has_catalogue:
+            self.item_ids.append(segments.pop())
+        self.buckets += zip(present.tolist(), segments, strict=True)
+
+
+def _numbered(table: pa.Table, file: int, first_row: int) -> pa.Table:
+    numbers = pa.array(np.arange(first_row, first_row + table.num_rows))
+    return table.append_column("file", pa.array(np.full(table.num_rows, file, np.int32))).append_column("row", numbers)
+
+
+def _num_late(events: pa.Table, key: str) -> int:
+    """Events that happened before the day of their partition."""
+    day = day_of(key)
+    if day is None:
+        return 0
+    return int((events["event_ts"].to_numpy() < (day - EPOCH) // timedelta(days=1) * DAY_US).sum())
+
+
+@functools.lru_cache(maxsize=1)
+def _item_ids(root: str, key: str) -> pa.Array:
+    """All item ids in ascending order, kept by the worker for its next bucket."""
+    with open_storage(root).open(key) as file:
+        return read_parquet_bytes(file, f"{root}/{key}")["item_id"].combine_chunks()

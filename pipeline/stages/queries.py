@@ -1,0 +1,76 @@
+"""Who asks tonight, and with which part of a history: the source of the queries of a search."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.artifacts import Night
+from pipeline.data.histories import Bucket, user_bucket
+from pipeline.data.lists import Int64, Sequences, offsets_of, ranges
+from pipeline.errors import InputError
+from pipeline.io.inputs import open_queries, read_user_ids
+from pipeline.settings import Settings
+
+
+@dataclass(frozen=True)
+class Requested:
+    """The users of a unit that want a list, ascending by id; `at` is each one's place in the bucket, -1 without."""
+
+    user_ids: pa.Array
+    at: Int64
+
+
+class QuerySource(Protocol):
+    """Chooses users of a bucket; `part` is the cut of their history that is visible (`Bucket.cut`).
+
+    It is made in the actor that encodes, from what every actor gets.
+    """
+
+    part: str
+
+    def __init__(self, storage_uri: str, night: Night, settings: Settings) -> None: ...
+
+    def select(self, unit: int, bucket: Bucket) -> Requested:
+        """The requested users whose ids fall into user bucket `unit`."""
+
+
+class TonightsUsers:
+    """Every user with a history, or the ids of the table `queries.uri`, each with the whole history."""
+
+    part = "whole"
+
+    def __init__(self, storage_uri: str, night: Night, settings: Settings) -> None:
+        queries = open_queries(settings, night.ds)
+        self._by_unit = group_by_bucket(read_user_ids(queries), settings.output.num_buckets) if queries else None
+
+    def select(self, unit: int, bucket: Bucket) -> Requested:
+        if self._by_unit is None:
+            return Requested(bucket.user_ids, np.arange(bucket.num_users))
+        wanted = self._by_unit[unit]
+        if bucket.num_users and wanted.type != bucket.user_ids.type:
+            raise InputError(
+                f"queries.uri: user_id is {wanted.type} there, but {bucket.user_ids.type} in the log; "
+                "write the table with the log's type"
+            )
+        found = pc.index_in(wanted, bucket.user_ids)
+        return Requested(wanted, pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64))
+
+
+def take_sequences(sequences: Sequences, at: Int64) -> Sequences:
+    """The sequences of the users at `at`; an empty one where that is -1."""
+    known = at >= 0
+    starts = np.where(known, sequences.offsets[:-1][at], 0)
+    lengths = np.where(known, sequences.lengths[at], 0)
+    return Sequences(offsets_of(lengths), sequences.item_rows[ranges(starts, lengths)])
+
+
+def group_by_bucket(user_ids: pa.Array, num_buckets: int) -> list[pa.Array]:
+    """The ids of each bucket, in the given order."""
+    buckets = user_bucket(user_ids, num_buckets)
+    order = np.argsort(buckets, kind="stable")
+    bounds = np.searchsorted(buckets[order], np.arange(num_buckets + 1))
+    return [user_ids.take(pa.array(order[low:high])) for low, high in pairwise(bounds)]

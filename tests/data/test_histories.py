@@ -1,0 +1,71 @@
+import zlib
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.data.histories import Bucket, user_bucket
+from pipeline.data.lists import ranges
+
+
+def make_bucket() -> Bucket:
+    """Three users: a with events 0 1 2, b with none, c with 3 4 5 6."""
+    return Bucket(
+        user_ids=pa.array(["a", "b", "c"]),
+        offsets=np.array([0, 3, 3, 7]),
+        item_rows=np.arange(7, dtype=np.int32),
+        event_ts=np.arange(7, dtype=np.int64),
+        weights=np.ones(7, dtype=np.float32),
+        num_train=np.array([1, 0, 2], dtype=np.int32),
+        num_validation=np.array([1, 0, 1], dtype=np.int32),
+    )
+
+
+def test_a_cut_shows_the_beginning_of_each_history():
+    bucket = make_bucket()
+    assert bucket.cut("train").item_rows.tolist() == [0, 3, 4]
+    assert bucket.cut("before_test").item_rows.tolist() == [0, 1, 3, 4, 5]
+    assert bucket.cut("whole").item_rows.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert bucket.cut("train").offsets.tolist() == [0, 1, 1, 3]
+
+
+def test_a_cut_and_what_it_holds_out_are_the_whole_history():
+    bucket = make_bucket()
+    assert bucket.held_out("validation").item_rows.tolist() == [1, 5]
+    assert bucket.held_out("test").item_rows.tolist() == [2, 6]
+    assert bucket.held_out("test").lengths.tolist() == [1, 0, 1]
+
+
+def test_the_last_events_are_aligned_left_and_padded_right():
+    rows, lengths = make_bucket().cut("whole").last(3)
+    assert rows.tolist() == [[0, 1, 2], [-1, -1, -1], [4, 5, 6]]
+    assert lengths.tolist() == [3, 0, 3]
+    rows, lengths = make_bucket().cut("train").last(3)
+    assert rows.tolist() == [[0, -1, -1], [-1, -1, -1], [3, 4, -1]]
+    assert lengths.tolist() == [1, 0, 2]
+
+
+def test_the_bucket_of_a_user_is_the_crc32_of_the_id_as_text():
+    assert user_bucket(pa.array(["u0001234", "ü"]), 7).tolist() == [
+        zlib.crc32(b"u0001234") % 7,
+        zlib.crc32("ü".encode()) % 7,
+    ]
+    assert user_bucket(pa.array([-5, 12]), 7).tolist() == [zlib.crc32(b"-5") % 7, zlib.crc32(b"12") % 7]
+
+
+def test_user_keys_are_ids_or_their_checksums():
+    assert make_bucket().user_keys.tolist() == [zlib.crc32(name) for name in (b"a", b"b", b"c")]
+    empty = np.zeros(0, dtype=np.int32)
+    bucket = Bucket(
+        pa.array([2**53 + 1], pa.int64()), np.array([0, 0]), empty, empty.astype(np.int64), empty.astype(np.float32),
+        np.zeros(1, np.int32), np.zeros(1, np.int32),
+    )  # fmt: skip
+    assert bucket.user_keys.tolist() == [2**53 + 1]
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 6)), max_size=20))
+def test_ranges_count_up_from_each_start(runs):
+    starts = np.array([start for start, _ in runs], dtype=np.int64)
+    lengths = np.array([length for _, length in runs], dtype=np.int64)
+    assert ranges(starts, lengths).tolist() == [start + i for start, length in runs for i in range(length)]

@@ -1,0 +1,292 @@
+"""Listing and reading logs: what counts, in which order, and one clear sentence for what cannot be read."""
+
+import gzip
+from datetime import date
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pipeline.data.sources import SourceSpec
+from pipeline.errors import InputError
+from pipeline.io import inputs as logs
+from pipeline.io.delimited import TEXT_BLOCK_BYTES, Replaced
+from pipeline.io.inputs import list_log, load_source, open_items, open_log
+from pipeline.io.night import open_night
+from pipeline.io.rows import check_columns, newest_day, read_rows
+from pipeline.io.simulated import write_simulated_log
+from pipeline.io.storage import open_storage
+from pipeline.settings import Settings, SimulateSettings
+from tests.io.inputs_on_disk import events, settings_for, write
+
+DS = date(2026, 11, 20)
+
+
+def test_every_shipped_source_is_valid():
+    names = {path.stem for path in Path("conf/sources").glob("*.yaml")}
+    assert {"default", "movielens_1m", "movielens_20m", "amazon_ratings"} <= names
+    for name in names:
+        assert isinstance(load_source(name), SourceSpec)
+
+
+def test_a_misspelt_source_names_the_nearest(tmp_path):
+    with pytest.raises(InputError, match="did you mean 'movielens_1m'"):
+        open_log(settings_for(tmp_path, tmp_path, "movielens1m"))
+
+
+def test_partitions_up_to_the_day_are_listed_in_order(tmp_path):
+    lake = tmp_path / "lake"
+    for day in ("2026-11-21", "2026-11-19", "2026-11-20"):
+        write(lake / f"ds={day}" / "part-0.parquet", events())
+    (lake / "ds=2026-11-20" / "_SUCCESS").touch()
+    (lake / "ds=2026-11-20" / ".part-0.parquet.crc").touch()
+    settings = settings_for(tmp_path, lake)
+    keys = [file.key for file in list_log(settings, DS)]
+    assert keys == ["ds=2026-11-19/part-0.parquet", "ds=2026-11-20/part-0.parquet"]
+    assert newest_day(settings) == date(2026, 11, 21)
+    assert len(list_log(settings)) == 3
+
+
+def test_a_log_can_be_one_file_whose_newest_event_gives_the_day(tmp_path):
+    path = write(tmp_path / "lake" / "log.parquet", events())
+    settings = settings_for(tmp_path, path)
+    assert [file.key for file in list_log(settings)] == ["log.parquet"]
+    assert newest_day(settings) == DS
+    assert open_night(settings)[1].ds == DS
+
+
+def test_moving_a_log_changes_no_id_and_changing_it_does(tmp_path):
+    first = write(tmp_path / "a" / "log.parquet", events())
+    night = open_night(settings_for(tmp_path, first), DS)[1]
+    write(first, events(5))
+    assert open_night(settings_for(tmp_path, first), DS)[1].histories != night.histories
+    assert open_night(settings_for(tmp_path, first), date(2026, 11, 19))[1].histories != night.histories
+
+
+@pytest.mark.parametrize("where", ["missing", "empty", "other"])
+def test_an_empty_log_is_refused(tmp_path, where):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "readme.txt").write_text("hello")
+    message = "no file there matches '\\*.parquet'" if where == "other" else "nothing there"
+    with pytest.raises(InputError, match=f"log.uri .*{where}.*{message}"):
+        open_log(settings_for(tmp_path, tmp_path / where))
+
+
+def test_a_file_of_zero_bytes_is_refused(tmp_path):
+    write(tmp_path / "lake" / "a.parquet", events())
+    (tmp_path / "lake" / "b.parquet").touch()
+    with pytest.raises(InputError, match=r"b\.parquet: the file has zero bytes"):
+        open_log(settings_for(tmp_path, tmp_path / "lake"))
+
+
+def test_a_day_without_a_partition_is_refused(tmp_path):
+    write(tmp_path / "lake" / "ds=2026-11-20" / "a.parquet", events())
+    with pytest.raises(InputError, match="no partition ds=2026-11-25; the newest is ds=2026-11-20"):
+        open_log(settings_for(tmp_path, tmp_path / "lake"), date(2026, 11, 25))
+    write(tmp_path / "lake" / "ds=yesterday" / "a.parquet", events())
+    with pytest.raises(InputError, match="ds=yesterday is no day"):
+        open_log(settings_for(tmp_path, tmp_path / "lake"))
+
+
+def test_files_beside_partitions_are_refused(tmp_path):
+    write(tmp_path / "lake" / "ds=2026-11-20" / "a.parquet", events())
+    write(tmp_path / "lake" / "stray.parquet", events())
+    with pytest.raises(InputError, match=r"stray\.parquet: outside the ds= partitions"):
+        open_log(settings_for(tmp_path, tmp_path / "lake"))
+
+
+def test_a_missing_column_is_named_with_the_nearest_one(tmp_path):
+    table = events().rename_columns(["userid", "item_id", "event_ts"])
+    write(tmp_path / "lake" / "a.parquet", table)
+    with pytest.raises(InputError) as error:
+        check_columns(open_log(settings_for(tmp_path, tmp_path / "lake")))
+    message = str(error.value)
+    assert "a.parquet: no column 'user_id'" in message
+    assert "default.yaml" in message
+    assert "userid, item_id, event_ts" in message
+    assert "did you mean 'userid'" in message
+
+
+def test_files_that_differ_in_type_are_refused(tmp_path):
+    write(tmp_path / "lake" / "a.parquet", events())
+    write(tmp_path / "lake" / "b.parquet", events(user_id=pa.array([1, 2, 3, 4])))
+    with pytest.raises(InputError, match=r"b\.parquet: column 'user_id' is int64, but string in a\.parquet"):
+        check_columns(open_log(settings_for(tmp_path, tmp_path / "lake")))
+
+
+def test_an_optional_column_is_in_all_files_or_in_none(tmp_path):
+    write(tmp_path / "lake" / "a.parquet", events())
+    settings = settings_for(tmp_path, tmp_path / "lake")
+    assert check_columns(open_log(settings)).names == ("user_id", "item_id", "event_ts")
+    write(tmp_path / "lake" / "b.parquet", events(event_type=pa.array(["view"] * 4)))
+    with pytest.raises(InputError, match=r"b\.parquet: column 'event_type' is null, but missing in a\.parquet"):
+        check_columns(open_log(settings))
+
+
+def test_extra_columns_and_row_groups_are_noted(tmp_path):
+    table = events(7, note=pa.array(["x"] * 7), surface=pa.array(["home"] * 7))
+    write(tmp_path / "lake" / "a.parquet", table, row_group_size=3)
+    columns = check_columns(open_log(settings_for(tmp_path, tmp_path / "lake")))
+    assert columns.extra == ("note", "surface")
+    assert columns.group_rows == ((3, 3, 1),)
+    assert (columns.user_type, columns.item_type) == (pa.string(), pa.string())
+
+
+def test_a_truncated_parquet_file_is_named(tmp_path):
+    path = write(tmp_path / "lake" / "a.parquet", events(1_000))
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(InputError, match=r"a\.parquet: damaged or cut short"):
+        check_columns(open_log(settings_for(tmp_path, tmp_path / "lake")))
+
+
+def test_flipped_bits_in_a_page_with_a_checksum_are_found(tmp_path):
+    path = write(tmp_path / "lake" / "a.parquet", events(1_000), write_page_checksum=True)
+    data = bytearray(path.read_bytes())
+    data[200] ^= 0xFF
+    path.write_bytes(bytes(data))
+    log = open_log(settings_for(tmp_path, tmp_path / "lake"))
+    with pytest.raises(InputError, match=r"a\.parquet: damaged or cut short"):
+        list(read_rows(open_storage(log.uri), log, "a.parquet", None, ("user_id", "item_id", "event_ts")))
+
+
+def test_a_wrong_unit_is_suspected_when_the_newest_day_is_looked_up(tmp_path):
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,2,4.5,1795177815250\n")
+    with pytest.raises(InputError) as error:
+        newest_day(settings_for(tmp_path, tmp_path / "ratings.csv", "movielens_20m"))
+    assert "no sane time in column 'timestamp', which begins with '1795177815250'" in str(error.value)
+    assert "set time_unit: ms in" in str(error.value)
+
+
+def read_all(tmp_path: Path, source: str, uri: Path, names=("user_id", "item_id", "event_ts")):
+    log = open_log(settings_for(tmp_path, uri, source))
+    check_columns(log)
+    (file,) = log.files
+    return list(read_rows(open_storage(log.uri), log, file.key, None, names))
+
+
+def test_movielens_1m_is_read_from_its_folder(tmp_path):
+    folder = tmp_path / "ml-1m"
+    folder.mkdir()
+    (folder / "movies.dat").write_bytes("1::Toy Story (1995)::Animation\n2::L\xe9on::Crime\n".encode("latin-1"))
+    (folder / "users.dat").write_text("1::F::1::10::48067\n")
+    (folder / "ratings.dat").write_text("1::1193::5::978300760\n1::661::3::978302109\n")
+    (rows,) = read_all(tmp_path, "movielens_1m", folder)
+    assert rows.table.to_pydict() == {
+        "user_id": [b"1", b"1"],
+        "item_id": [b"1193", b"661"],
+        "event_ts": [b"978300760", b"978302109"],
+    }
+    assert newest_day(settings_for(tmp_path, folder, "movielens_1m")) == date(2000, 12, 31)
+
+
+def test_movielens_20m_and_amazon_are_read(tmp_path):
+    (tmp_path / "ratings.csv").write_text(
+        'userId,movieId,rating,timestamp\n1,2,3.5,1112486027\n1,"29",3.5,1112484676\n'
+    )
+    (rows,) = read_all(tmp_path, "movielens_20m", tmp_path / "ratings.csv")
+    assert rows.table["item_id"].to_pylist() == [b"2", b"29"]
+    (tmp_path / "ratings_Books.csv").write_text("AH2L9G3DQHHAJ,0000000116,4.0,1019865600\n")
+    (rows,) = read_all(tmp_path, "amazon_ratings", tmp_path / "ratings_Books.csv")
+    assert rows.table.to_pylist() == [
+        {"user_id": b"AH2L9G3DQHHAJ", "item_id": b"0000000116", "event_ts": b"1019865600"}
+    ]
+    with gzip.open(tmp_path / "ratings_Toys.csv.gz", "wt") as file:
+        file.write("A,B,4.0,1019865600\n")
+    (rows,) = read_all(tmp_path, "amazon_ratings", tmp_path / "ratings_Toys.csv.gz")
+    assert rows.table["user_id"].to_pylist() == [b"A"]
+
+
+def test_malformed_lines_are_counted_and_kept_out(tmp_path):
+    text = "userId,movieId,rating,timestamp\n1,2,3.5,1112486027\n1,2\n1,2,3,4,5\n2,3,4.0,1112486028\n"
+    (tmp_path / "ratings.csv").write_text(text)
+    (rows,) = read_all(tmp_path, "movielens_20m", tmp_path / "ratings.csv")
+    assert rows.table["user_id"].to_pylist() == [b"1", b"2"]
+    assert rows.num_malformed == 2
+    assert rows.malformed[0] == "1,2"
+
+
+def test_a_file_with_other_columns_than_its_source_says_is_refused(tmp_path):
+    (tmp_path / "ratings_Books.csv").write_text("A,B,4.0\n")
+    with pytest.raises(InputError, match=r"the first line has 3 columns, but .*amazon_ratings\.yaml names 4"):
+        check_columns(open_log(settings_for(tmp_path, tmp_path, "amazon_ratings")))
+    (tmp_path / "ratings.csv").write_text("user,movieId,rating,timestamp\n")
+    with pytest.raises(InputError, match="no column 'userId'"):
+        check_columns(open_log(settings_for(tmp_path, tmp_path, "movielens_20m")))
+
+
+def test_a_long_text_file_comes_in_parts(tmp_path):
+    lines = [f"{i % 977}::{i}::5::978300760" for i in range(400_000)]
+    (tmp_path / "ratings.dat").write_text("\n".join(lines))
+    parts = read_all(tmp_path, "movielens_1m", tmp_path / "ratings.dat")
+    assert len(parts) > 1
+    assert max(part.table.nbytes for part in parts) < 3 * TEXT_BLOCK_BYTES
+    found = pa.concat_tables(part.table for part in parts)["item_id"].to_pylist()
+    assert found == [str(i).encode() for i in range(400_000)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 64])
+def test_a_delimiter_cut_by_a_read_is_still_replaced(size):
+    data = b"a::b:c::::d:\n:"
+    stream = Replaced(pa.BufferReader(data), b"::", b"|")
+    parts = iter(lambda: stream.read(size), b"")
+    assert b"".join(parts) == data.replace(b"::", b"|")
+
+
+@pytest.mark.s3
+def test_a_log_on_s3_is_read_like_a_folder(s3_uri, tmp_path):
+    storage = open_storage(s3_uri)
+    data = write(tmp_path / "a.parquet", events()).read_bytes()
+    storage.create("lake/ds=2026-11-20/a.parquet", data)
+    settings = settings_for(tmp_path, f"{s3_uri}/lake")
+    assert newest_day(settings) == DS
+    log = open_log(settings, DS)
+    (rows,) = read_rows(open_storage(log.uri), log, log.files[0].key, (0,), ("item_id",))
+    assert rows.table["item_id"].to_pylist() == ["i0", "i1", "i0", "i1"]
+    one_file = open_log(settings_for(tmp_path, f"{s3_uri}/lake/ds=2026-11-20/a.parquet"))
+    assert [file.key for file in one_file.files] == ["a.parquet"]
+
+
+def test_the_newest_snapshot_of_the_catalogue_counts(tmp_path):
+    items = pa.table({"item_id": ["i0"]})
+    for day in ("2026-11-18", "2026-11-19", "2026-11-21"):
+        write(tmp_path / "items" / f"ds={day}" / "a.parquet", items)
+    settings = settings_for(tmp_path, tmp_path, items={"uri": str(tmp_path / "items")})
+    assert [file.key for file in open_items(settings, DS).files] == ["ds=2026-11-19/a.parquet"]
+    with pytest.raises(InputError, match="oldest partition is ds=2026-11-18, after the day to serve"):
+        open_items(settings, date(2026, 11, 1))
+
+
+SIMULATE = SimulateSettings(num_users=20, num_items=15, num_events=200, num_days=3)
+
+
+def test_a_simulated_log_has_the_same_name_in_every_store(storage, tmp_path):
+    assert write_simulated_log(storage, SIMULATE)[1] is False
+    assert write_simulated_log(storage, SIMULATE)[1] is True
+    settings = Settings.model_validate(
+        {"root": storage.uri, "simulate": SIMULATE, "train": {"num_negatives": 5}, "search": {"k": 5}}
+    )
+    log = open_log(settings)
+    assert len(log.files) == 3
+    assert newest_day(settings) == DS
+    assert open_items(settings, DS).files[0].key == "items.parquet"
+    elsewhere = open_storage(str(tmp_path / "elsewhere"))
+    write_simulated_log(elsewhere, SIMULATE)
+    other = settings.model_copy(update={"root": elsewhere.uri})
+    assert open_night(other)[1] == open_night(settings)[1]
+
+
+def test_a_simulated_log_that_is_not_there_says_what_to_run(tmp_path):
+    settings = Settings(root=str(tmp_path))
+    with pytest.raises(InputError, match=r"run jobs/simulate_log\.py first"):
+        open_log(settings)
+
+
+def test_sources_beside_our_code_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_source("movielens_1m").csv.delimiter == "::"
+    (tmp_path / "conf" / "sources").mkdir(parents=True)
+    (tmp_path / "conf" / "sources" / "mine.yaml").write_text("format: csv\n")
+    assert load_source("mine").format == "csv"
+    assert load_source("default").format == "parquet"
+    assert logs.source_path("mine").is_file()

@@ -1,0 +1,229 @@
+import copy
+import dataclasses
+import math
+from collections.abc import Callable
+from datetime import date
+from typing import Any
+
+import hypothesis.strategies as st
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+
+from pipeline.errors import InvalidRunError
+from pipeline.quality.promises import audit_unit, require_sound
+from tests.quality.units import K, Row, Unit, is_sound, make_unit
+
+Lie = Callable[[list[Row], list[Row]], object]
+
+
+def audited(unit: Unit) -> list[str]:
+    """The broken promises, in words."""
+    return [str(violation) for violation in audit_unit(*unit.tables(), unit.expected).violations]
+
+
+def with_lie(unit: Unit, lie: Lie) -> Unit:
+    candidates, users = copy.deepcopy(unit.candidates), copy.deepcopy(unit.users)
+    lie(candidates, users)
+    return Unit(candidates, users, unit.expected)
+
+
+@pytest.mark.parametrize("layout", ["long", "nested"])
+@pytest.mark.parametrize("ids", ["string", "int64"])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_sound_unit_passes_and_is_counted(layout: str, ids: str, seed: int) -> None:
+    unit = make_unit(layout, ids, seed)
+    audit = audit_unit(*unit.tables(), unit.expected)
+    assert audit.violations == ()
+    assert (audit.num_rows, audit.num_users) == (len(unit.candidates), 9)
+    assert audit.statuses == {"ok": 6, "short": 2, "skipped": 1}
+    require_sound(audit, "unit")
+
+
+def setting(column: str, value: Any, row: int = 1) -> Lie:
+    return lambda candidates, _: candidates[row].__setitem__(column, value)
+
+
+def accounting(column: str, value: Any, row: int = 0) -> Lie:
+    return lambda _, users: users[row].__setitem__(column, value)
+
+
+def ties_in_the_wrong_order(candidates: list[Row], _: list[Row]) -> None:
+    items = sorted([candidates[0]["item_id"], candidates[1]["item_id"]], reverse=True)
+    for row, item in zip(candidates[:2], items, strict=True):
+        row |= {"item_id": item, "score": 2.0}
+
+
+LIES: dict[str, tuple[Lie, str]] = {
+    "unknown item": (
+        setting("item_id", "no such item"),
+        "the item is in the item index: 1 times, first user ü000, rank 2",
+    ),
+    "seen item": (
+        setting("item_id", "item 003", row=4),
+        "the item is not in the user's history: 1 times, first user ü001",
+    ),
+    "doubled item": (lambda c, _: c[1].update(item_id=c[0]["item_id"]), "an item is once in a list: 1 times"),
+    "unknown user": (
+        lambda c, _: [row.update(user_id="nobody") for row in c[:K]],
+        "the user is in the accounting: 4 times",
+    ),
+    "score of NaN": (setting("score", math.nan), "scores are finite: 1 times, first user ü000, rank 2"),
+    "infinite score": (setting("score", math.inf, row=0), "scores are finite"),
+    "rising score": (setting("score", 9.0), "scores do not rise within a list: 1 times, first user ü000, rank 2"),
+    "ties in the wrong order": (ties_in_the_wrong_order, "equal scores are in ascending order of item id: 1 times"),
+    "a row is missing": (lambda c, _: c.pop(3), "num_returned is the length of the list: 1 times, first user ü000"),
+    "a list is missing": (lambda c, _: c.__delitem__(slice(0, K)), "num_returned is the length of the list"),
+    "another surface": (
+        setting("surface", "elsewhere", row=0),
+        "surface is home: 1 times, first user ü000, surface elsewhere",
+    ),
+    "another day": (setting("ds", date(2026, 11, 19), row=0), "ds is 2026-11-20"),
+    "another model": (setting("model_version", "old", row=0), "model_version is fedcba9876543210"),
+    "another run": (setting("run_id", "run-old", row=0), "run_id is run-0123456789abcdef"),
+    "no source": (setting("source", "", row=0), "source is named"),
+    "a user without account": (
+        lambda _, u: u.pop(8),
+        "every requested user is accounted for: 1 times, first user ü008",
+    ),
+    "an account nobody asked for": (
+        lambda _, u: u.append(u[8] | {"user_id": "nobody"}),
+        "only requested users are accounted for: 1 times, first user nobody",
+    ),
+    "a user with two accounts": (lambda _, u: u.append(dict(u[8])), "a user has one accounting row: 1 times"),
+    "an unknown status": (accounting("status", "fine"), "the status is one of"),
+    "a wrong number": (accounting("num_returned", 3), "num_returned is the length of the list"),
+    "ok with a short list": (accounting("status", "ok", row=1), "ok means exactly 4 items: 1 times, first user ü001"),
+    "short with a full list": (lambda _, u: u[0].update(status="short", reason="x"), "short means under 4"),
+    "skipped with a list": (lambda _, u: u[0].update(status="skipped", reason="x"), "skipped and error have no list"),
+    "short without a reason": (accounting("reason", "", row=1), "a short or missing list has a reason"),
+    "skipped without a reason": (accounting("reason", "", row=8), "a short or missing list has a reason"),
+    "a negative count": (accounting("num_seen_filtered", -1), "num_seen_filtered is not negative"),
+    "an account of another day": (accounting("ds", date(2026, 11, 19)), "ds is 2026-11-20"),
+    "an account of another run": (accounting("run_id", "run-old"), "run_id is run-0123456789abcdef"),
+}
+
+IN_LONG_ROWS_ONLY: dict[str, tuple[Lie, str]] = {
+    "a gap in the ranks": (setting("rank", 3), "ranks go 1, 2, 3, … without gaps: 1 times, first user ü000, rank 3"),
+    "ranks from zero": (lambda c, _: [row.update(rank=row["rank"] - 1) for row in c], "ranks go 1, 2, 3"),
+    "a user in two places": (lambda c, _: c.append(c.pop(0)), "the rows of a user are together: 1 times"),
+    "a list too long": (lambda c, _: c.insert(K, c[K - 1] | {"rank": K + 1}), "an item is once in a list"),
+}
+
+
+@pytest.mark.parametrize("layout", ["long", "nested"])
+@pytest.mark.parametrize("name", LIES)
+def test_every_lie_is_found_and_placed(layout: str, name: str) -> None:
+    lie, words = LIES[name]
+    found = audited(with_lie(make_unit(layout), lie))
+    assert any(line.startswith(words) for line in found), found
+
+
+@pytest.mark.parametrize("name", IN_LONG_ROWS_ONLY)
+def test_every_lie_about_rows_is_found_and_placed(name: str) -> None:
+    lie, words = IN_LONG_ROWS_ONLY[name]
+    found = audited(with_lie(make_unit(), lie))
+    assert any(line.startswith(words) for line in found), found
+
+
+def test_a_list_longer_than_k_is_found_even_when_the_accounting_agrees() -> None:
+    unit = make_unit()
+
+    def one_more(candidates: list[Row], users: list[Row]) -> None:
+        used = {row["item_id"] for row in candidates[:K]}
+        spare = next(item for item in unit.expected.item_ids.to_pylist() if item not in used)
+        candidates.insert(K, candidates[K - 1] | {"rank": K + 1, "item_id": spare, "score": -2.0})
+        users[0]["num_returned"] = K + 1
+
+    assert any(line.startswith("a list has at most 4 items: 1 times") for line in audited(with_lie(unit, one_more)))
+
+
+@pytest.mark.parametrize("layout", ["long", "nested"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_another_schema_is_found_before_anything_else(layout: str, which: int) -> None:
+    unit = make_unit(layout)
+    tables = list(unit.tables())
+    for column in tables[which].schema.names:
+        wrong = list(tables)
+        wrong[which] = tables[which].drop_columns([column])
+        (violation,) = audit_unit(wrong[0], wrong[1], unit.expected).violations
+        assert "has the columns of its schema" in violation.promise
+        assert column in violation.examples[0]
+
+
+def test_nulls_that_the_schema_forbids_are_found() -> None:
+    unit = make_unit()
+    candidates, users = unit.tables()
+    scores = pa.array([None, *candidates["score"].to_pylist()[1:]], pa.float32())
+    with_null = candidates.set_column(3, candidates.schema.field("score"), scores)
+    (violation,) = audit_unit(with_null, users, unit.expected).violations
+    assert str(violation) == "candidates.score has no nulls: 1 times"
+
+
+def test_lists_of_different_lengths_are_found() -> None:
+    unit = make_unit("nested")
+    candidates, users = unit.tables()
+    scores = [row[:-1] if i == 0 else row for i, row in enumerate(candidates["scores"].to_pylist())]
+    field = candidates.schema.field("scores")
+    uneven = candidates.set_column(2, field, pa.array(scores, field.type))
+    assert str(audit_unit(uneven, users, unit.expected).violations[0]).startswith(
+        "item_ids and scores are as long: 1 times, first user ü000"
+    )
+
+
+def test_an_empty_unit_is_sound() -> None:
+    unit = make_unit()
+    nobody = dataclasses.replace(unit.expected, requested=pa.array([], pa.string()))
+    audit = audit_unit(*Unit([], [], nobody).tables(), nobody)
+    assert (audit.violations, audit.num_rows, audit.num_users) == ((), 0, 0)
+
+
+def test_the_error_names_the_file_and_the_first_places() -> None:
+    unit = with_lie(make_unit(), setting("score", math.nan))
+    with pytest.raises(InvalidRunError) as raised:
+        require_sound(audit_unit(*unit.tables(), unit.expected), "candidates-00003.parquet")
+    assert raised.value.exit_code == 10
+    assert str(raised.value).startswith("candidates-00003.parquet: ")
+    assert "scores are finite: 1 times, first user ü000, rank 2, item item 0" in str(raised.value)
+
+
+VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "user_id": st.sampled_from([f"ü{n:03d}" for n in range(10)]),
+    "rank": st.integers(0, 6),
+    "item_id": st.sampled_from([f"item {n:03d}" for n in range(32)]),
+    "score": st.sampled_from([-1.0, -0.5, 0.25, 0.5, 1.5, math.inf, math.nan]),
+    "status": st.sampled_from(["ok", "short", "fallback", "skipped", "error", "other"]),
+    "num_returned": st.integers(0, 5),
+    "reason": st.sampled_from(["", "because"]),
+    "num_rule_filtered": st.integers(-1, 1),
+}
+CHANGES = st.lists(
+    st.one_of(
+        st.tuples(st.just("set"), st.integers(0, 99), st.sampled_from(sorted(VALUES))),
+        st.tuples(st.sampled_from(["drop", "double", "swap", "drop account"]), st.integers(0, 99)),
+    ),
+    min_size=0,
+    max_size=3,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(seed=st.integers(0, 3), changes=CHANGES, data=st.data())
+def test_the_audit_agrees_with_the_slow_and_obvious_one(seed: int, changes: list[Any], data: st.DataObject) -> None:
+    unit = make_unit(seed=seed)
+    candidates, users = copy.deepcopy(unit.candidates), copy.deepcopy(unit.users)
+    for change in changes:
+        rows = users if change[0] == "drop account" else candidates
+        at = change[1] % len(rows)
+        if change[0] == "set":
+            column = change[2]
+            rows = users if column not in candidates[0] else candidates
+            rows[change[1] % len(rows)][column] = data.draw(VALUES[column])
+        elif change[0] in ("drop", "drop account"):
+            rows.pop(at)
+        elif change[0] == "double":
+            rows.insert(at, dict(rows[at]))
+        else:
+            rows[at - 1], rows[at] = rows[at], rows[at - 1]
+    changed = Unit(candidates, users, unit.expected)
+    assert (not audited(changed)) == is_sound(changed)

@@ -89,7 +89,7 @@ def how_to_read(root: str, name: str) -> str:
     """One line each for the readers that people use; the file list comes from the last commit, never from a glob."""
     files = f"latest_files({root!r}, {name!r})"
     lines = [
-        ("", "from pipeline.io.publication.units import latest_files"),
+        ("", "from pipeline.io.publication.reader import latest_files"),
         ("polars", f"pl.read_parquet({files}, hive_partitioning=False)"),
         ("DuckDB", f"duckdb.read_parquet({files}, hive_partitioning=False)"),
         ("Spark", f"spark.read.parquet(*{files})"),

@@ -1,0 +1,70 @@
+"""Encoding the queries of a user bucket."""
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipeline.data.histories import Bucket
+from pipeline.data.lists import Int64, Sequences, offsets_of
+from pipeline.errors import MismatchError
+from pipeline.model.model import RetrievalModel
+from pipeline.model.mol import QuerySide
+from pipeline.retrieval.filters import Exclusions
+from pipeline.stages.queries import QuerySource, take_sequences
+from pipeline.stages.query_batch import NO_HISTORY, NOT_FINITE, SEARCHED, QueryBatch
+
+# Sequences are encoded in tiles of this many, the last one padded: a matrix product of another shape may differ in its
+# last bits, and a query must not depend on who else is in the bucket.
+SEQUENCE_TILE = 256
+
+
+def encode_queries(model: RetrievalModel, bucket: Bucket, source: QuerySource, unit: int) -> QueryBatch:
+    """The queries of the users that `source` selects; all that they have seen is excluded.
+
+    Users without a visible event, and those whose query is not finite, are named with the reason and not searched.
+    """
+    requested = source.select(unit, bucket)
+    visible = bucket.cut(source.part)
+    has_history = take_sequences(visible, requested.at).lengths > 0
+    at = requested.at[has_history]
+    histories = take_sequences(visible, at)
+    if len(histories.item_rows) and int(histories.item_rows.max()) >= model.num_items:
+        raise MismatchError(
+            f"bucket {unit} has item row {histories.item_rows.max()}, but the model knows {model.num_items} items; "
+            "train on these histories"
+        )
+    queries = encode_sequences(model, histories, bucket.user_keys[at])
+    is_finite = torch.isfinite(queries.components_BQD).flatten(1).all(1) & torch.isfinite(queries.gate_BP).all(1)
+    kept = is_finite.nonzero()[:, 0]
+    reasons = np.full(len(requested.at), NO_HISTORY, dtype=object)
+    reasons[has_history] = np.where(is_finite.numpy(), SEARCHED, NOT_FINITE)
+    return QueryBatch(
+        requested.user_ids,
+        pa.array(reasons, type=pa.string()),
+        queries.take(kept),
+        seen_items(take_sequences(histories, kept.numpy()), model.num_items),
+    )
+
+
+@torch.inference_mode()
+def encode_sequences(model: RetrievalModel, histories: Sequences, user_keys: Int64) -> QuerySide:
+    """The query side of each history, computed in tiles of one shape."""
+    rows_BL, lengths_B = histories.last(model.settings.max_length)
+    num_queries = len(lengths_B)
+    padding = max(SEQUENCE_TILE, -(-num_queries // SEQUENCE_TILE) * SEQUENCE_TILE) - num_queries
+    rows_BL = np.pad(rows_BL, ((0, padding), (0, 0)), constant_values=-1)
+    lengths_B, keys_B = np.pad(lengths_B, (0, padding)), np.pad(user_keys, (0, padding))
+    tiles = [
+        model.query_side(*(torch.from_numpy(a[low : low + SEQUENCE_TILE]) for a in (rows_BL, lengths_B, keys_B)))
+        for low in range(0, len(lengths_B), SEQUENCE_TILE)
+    ]
+    components_BQD = torch.cat([tile.components_BQD for tile in tiles])
+    return QuerySide(components_BQD, torch.cat([tile.gate_BP for tile in tiles])).take(slice(0, num_queries))
+
+
+def seen_items(histories: Sequences, num_items: int) -> Exclusions:
+    """Each query's distinct items, ascending."""
+    queries = np.repeat(np.arange(len(histories.lengths)), histories.lengths)
+    pairs = np.unique(queries * num_items + histories.item_rows)
+    counts = np.bincount(pairs // num_items, minlength=len(histories.lengths)).astype(np.int64)
+    return Exclusions(offsets_of(counts), (pairs % num_items).astype(np.int32))

@@ -1,4 +1,4 @@
-"""What a search is compared with: the most popular items, and a brute-force oracle. B queries, N items, K kept."""
+"""The oracle that a search is compared with: exact search, the plain way. B queries, N items, K kept."""
 
 import copy
 from collections.abc import Iterable
@@ -7,18 +7,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.data.lists import Int64
+from pipeline.data.lists import NO_ITEM, Int64, Lists
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
-from pipeline.retrieval.filters import Exclusions
 from pipeline.retrieval.shard import Shard
-from pipeline.retrieval.topk import NO_ITEM
 
 ORACLE_TILE = 4_096  # items that the oracle scores at once
 
 
 @torch.inference_mode()
 def brute_force(
-    mol: MixtureOfLogits, queries: QuerySide, shards: Iterable[Shard], excluded: Exclusions, k: int
+    mol: MixtureOfLogits, queries: QuerySide, shards: Iterable[Shard], excluded: Lists, k: int
 ) -> tuple[NDArray[np.float32], Int64]:
     """Scores and item rows (B, K) of exact search, the plain way: every pair in float64, everything sorted.
 
@@ -32,10 +30,8 @@ def brute_force(
     for shard in shards:
         scores_BN = _scores(mol64, queries64, shard)
         scores_BN[:, ~shard.is_eligible_N.numpy()] = -np.inf
-        of_query = np.repeat(np.arange(num_queries), np.diff(excluded.offsets))
-        at = excluded.rows.astype(np.int64) - shard.first_row
-        inside = (at >= 0) & (at < len(shard))
-        scores_BN[of_query[inside], at[inside]] = -np.inf
+        here = excluded.within(shard.first_row, shard.first_row + len(shard))
+        scores_BN[here.owners, here.values] = -np.inf
         shard_rows = np.broadcast_to(shard.first_row + np.arange(len(shard)), scores_BN.shape)
         all_scores, all_rows = np.hstack([best_BK, scores_BN]), np.hstack([rows_BK, shard_rows])
         order_BK = np.lexsort((all_rows, -all_scores), axis=1)[:, :k]

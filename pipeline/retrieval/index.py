@@ -10,9 +10,9 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from pipeline.data.lists import NO_ITEM
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval.filters import ShardMask
-from pipeline.retrieval.topk import NO_ITEM
 from pipeline.settings import TableDtype
 
 # A table with one vector per item: the mean over an item's components, the low-rank table, or item component j.

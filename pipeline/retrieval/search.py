@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.data.lists import NO_ITEM, Lists
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval import stage1
-from pipeline.retrieval.filters import Exclusions, ShardMask, mask_shard
+from pipeline.retrieval.filters import ShardMask, mask_shard
 from pipeline.retrieval.index import ShardIndex, Shortlist
 from pipeline.retrieval.stage1 import Candidates, QueryMap
-from pipeline.retrieval.topk import NO_ITEM, TopK, concat_queries, empty_topk, merge_topk, select_topk
+from pipeline.retrieval.topk import TopK, concat_queries, empty_topk, merge_topk, select_topk
 from pipeline.settings import SearchSettings
 
 # Survivors of a scan beyond k. More are only needed where many scores lie within the scan's error of the k-th.
@@ -31,7 +32,7 @@ QUERIES_AT_ONCE = 1_024
 def search_shard(
     index: ShardIndex,
     queries: QuerySide,
-    excluded: Exclusions,
+    excluded: Lists,
     settings: SearchSettings,
     running: TopK | None = None,
     query_map: QueryMap | None = None,

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.data.lists import NO_ITEM
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval.filters import ShardMask
 from pipeline.retrieval.index import ShardIndex, Shortlist
-from pipeline.retrieval.topk import NO_ITEM
 
 # (B, Q, D) and (B, P) -> (B, R): where a query lies among the vectors of the low-rank table.
 QueryMap = Callable[[QuerySide], Tensor]

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from pipeline.data.lists import NO_ITEM
 from pipeline.retrieval.index import Shortlist
-from pipeline.retrieval.topk import NO_ITEM, select_topk
+from pipeline.retrieval.topk import select_topk
 
 GROUP = 16  # items that share one comparison with the threshold
 MAX_WAITING = 2  # survivors per query, as a multiple of what is kept, before the threshold is raised

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NO_ITEM = -1
+from pipeline.data.lists import NO_ITEM
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from pipeline.data.lists import NO_ITEM, Lists
+from pipeline.evaluation.metrics import MeanSum, overlap_at_k
 from pipeline.model.mol import QuerySide
-from pipeline.retrieval.filters import Exclusions
 from pipeline.retrieval.index import ShardIndex
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.stage1 import QueryMap
-from pipeline.retrieval.topk import NO_ITEM
 from pipeline.settings import SearchMethod, SearchSettings, TableDtype
 
-Z95 = 1.959964
 # K' begins at so many times k. It grows until the recall is reached, or the method costs more than the best so far.
 START, STEP = 1.25, math.sqrt(2)
 # A method whose candidates exceed this share of the shard is no shortcut.
@@ -75,7 +73,7 @@ class Tuning:
 def tune(
     open_with: Callable[[TableDtype], ShardIndex],
     queries: QuerySide,
-    excluded: Exclusions,
+    excluded: Lists,
     settings: SearchSettings,
     query_map: QueryMap | None,
     max_seconds: float,
@@ -135,11 +133,11 @@ def _best(trials: Sequence[Trial], target: float) -> Trial:
 def _judge(
     index: ShardIndex,
     queries: QuerySide,
-    excluded: Exclusions,
+    excluded: Lists,
     settings: SearchSettings,
     query_map: QueryMap | None,
     max_seconds: float,
-) -> tuple[QuerySide, Exclusions, Tensor, Trial]:
+) -> tuple[QuerySide, Lists, Tensor, Trial]:
     """The queries that there is time for, with their exact lists."""
     exact = settings.model_copy(update={"method": "exact"})
     few = min(8, len(excluded))
@@ -175,39 +173,30 @@ def _grid(method: SearchMethod, settings: SearchSettings, num_items: int, num_pa
 def _try(
     index: ShardIndex,
     queries: QuerySide,
-    excluded: Exclusions,
+    excluded: Lists,
     config: SearchSettings,
     query_map: QueryMap | None,
     truth_BK: Tensor,
 ) -> Trial:
     found = search_shard(index, queries, excluded, config, query_map=query_map)
-    recalls_B = overlaps(found.rows_BK, truth_BK)
-    spread = float(recalls_B.std()) / math.sqrt(len(recalls_B)) if len(recalls_B) > 1 else 1.0
-    recall = float(recalls_B.mean())
+    recall = MeanSum.of(overlap_at_k(found.rows_BK.cpu().numpy(), truth_BK.cpu().numpy(), config.k))
     # A perfect score on a few queries is no proof: then the rule of three bounds what can have been missed.
-    margin = Z95 * spread if recall < 1 else 3 / max(1, int((truth_BK != NO_ITEM).sum()))
+    is_perfect = recall.mean == 1
+    low = 1 - 3 / max(1, int((truth_BK != NO_ITEM).sum())) if is_perfect else recall.normal_interval()[0]
     seconds = _seconds(index, queries, excluded, config, query_map)
     return Trial(
         config.method,
         config.num_preselected,
         config.num_per_embd,
         config.table_dtype,
-        recall,
-        recall - margin,
-        1e3 * seconds / len(recalls_B),
+        recall.mean,
+        low,
+        1e3 * seconds / recall.count,
     )
 
 
-def overlaps(found_BK: Tensor, truth_BK: Tensor) -> Tensor:
-    """(B,): the share of the true items that were found; 1 where there is none to find."""
-    is_found_BK = (truth_BK[:, :, None] == found_BK[:, None, :]).any(dim=2)
-    is_item_BK = truth_BK != NO_ITEM
-    counts_B = is_item_BK.sum(dim=1)
-    return torch.where(counts_B > 0, (is_found_BK & is_item_BK).sum(dim=1) / counts_B.clamp_min(1), 1.0)
-
-
 def _seconds(
-    index: ShardIndex, queries: QuerySide, excluded: Exclusions, config: SearchSettings, query_map: QueryMap | None
+    index: ShardIndex, queries: QuerySide, excluded: Lists, config: SearchSettings, query_map: QueryMap | None
 ) -> float:
     """Median time of a search of all queries."""
     times: list[float] = []

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from pipeline.artifacts import Night
 from pipeline.data.histories import Bucket
-from pipeline.data.lists import Int64
+from pipeline.data.lists import NO_ITEM, Int64
 from pipeline.errors import InputError, MismatchError
 from pipeline.evaluation.metrics import MeanSum, Rows, measured_cutoffs, overlap_at_k, ranking_sums
 from pipeline.evaluation.popularity import rank_by_popularity
@@ -27,11 +27,10 @@ from pipeline.io.histories import read_bucket, read_items
 from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import Storage
 from pipeline.retrieval.brute_force import brute_force
-from pipeline.retrieval.topk import NO_ITEM, TopK
+from pipeline.retrieval.topk import TopK
 from pipeline.settings import Settings
-from pipeline.stages.queries import Requested, take_sequences
+from pipeline.stages.queries import Requested
 from pipeline.stages.query_batch import QueryBatch
-from pipeline.stages.search import seen_items
 
 
 class HeldOutUsers:
@@ -79,7 +78,7 @@ class EvaluationSink:
         # A user whose query could not be made is asked for all the same, and counts as a miss.
         ranked_BK = np.full((len(requested.at), search.k), NO_ITEM, dtype=np.int64)
         ranked_BK[batch.searched] = found.rows_BK.numpy()
-        seen = seen_items(take_sequences(bucket.cut(HeldOutUsers.part), requested.at), len(self._popularity_N))
+        seen = bucket.cut(HeldOutUsers.part).take(requested.at)
         popular_BK = rank_by_popularity(self._popularity_N, seen, search.k)
         targets = held_out_targets(bucket).take(requested.at)
         cutoffs = measured_cutoffs(self._settings.evaluate.cutoffs, search.k)

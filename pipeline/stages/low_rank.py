@@ -23,7 +23,6 @@ from pipeline.retrieval.low_rank_fit import MAX_RANK_SHARE, fit_low_rank
 from pipeline.retrieval.shard import embed_rows, make_shard
 from pipeline.settings import Settings
 from pipeline.stages.devices import device_for
-from pipeline.stages.queries import take_sequences
 from pipeline.stages.search import encode_sequences
 
 log = logging.getLogger("nightrails")
@@ -99,7 +98,7 @@ def sample_queries(storage: Storage, night: Night, settings: Settings, model: Re
             break
         bucket = read_bucket(storage, night.histories, unit)
         at = fitted_users(bucket, seed)[:missing]
-        queries = encode_sequences(model, take_sequences(bucket.cut("whole"), at), bucket.user_keys[at])
+        queries = encode_sequences(model, bucket.cut("whole").take(at), bucket.user_keys[at])
         is_finite = queries.components_BQD.isfinite().flatten(1).all(dim=1) & queries.gate_BP.isfinite().all(dim=1)
         parts.append(queries.take(is_finite.nonzero()[:, 0]))
     return QuerySide(torch.cat([p.components_BQD for p in parts]), torch.cat([p.gate_BP for p in parts]))

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.artifacts import FileEntry, Night
 from pipeline.data.histories import Bucket
-from pipeline.data.lists import Int64, Sequences, offsets_of
+from pipeline.data.lists import Int64, Lists
 from pipeline.errors import InfrastructureError, MismatchError
 from pipeline.io.checkpoint import load_model
 from pipeline.io.corpus import read_low_rank, read_shard
@@ -20,12 +20,11 @@ from pipeline.io.storage.base import ObjectNotFoundError, Storage
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval.backends import open_index
-from pipeline.retrieval.filters import Exclusions
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.topk import TopK, empty_topk
 from pipeline.settings import Settings
 from pipeline.stages.devices import device_for
-from pipeline.stages.queries import QuerySource, take_sequences
+from pipeline.stages.queries import QuerySource
 from pipeline.stages.query_batch import (
     NO_HISTORY,
     NOT_FINITE,
@@ -37,7 +36,7 @@ from pipeline.stages.query_batch import (
     topk_from_columns,
 )
 
-# Sequences that are encoded at once. Always exactly so many (the last tile is padded): a matrix product of another
+# Lists that are encoded at once. Always exactly so many (the last tile is padded): a matrix product of another
 # shape may differ in its last bits, and a query must not depend on who else is in the bucket.
 SEQUENCE_TILE = 256
 
@@ -129,12 +128,12 @@ def encode_queries(model: RetrievalModel, bucket: Bucket, source: QuerySource, u
     """
     requested = source.select(unit, bucket)
     visible = bucket.cut(source.part)
-    has_history = take_sequences(visible, requested.at).lengths > 0
+    has_history = visible.take(requested.at).lengths > 0
     at = requested.at[has_history]
-    histories = take_sequences(visible, at)
-    if len(histories.item_rows) and int(histories.item_rows.max()) >= model.num_items:
+    histories = visible.take(at)
+    if len(histories.values) and int(histories.values.max()) >= model.num_items:
         raise MismatchError(
-            f"bucket {unit} has item row {histories.item_rows.max()}, but the model knows {model.num_items} items; "
+            f"bucket {unit} has item row {histories.values.max()}, but the model knows {model.num_items} items; "
             "train on these histories"
         )
     queries = encode_sequences(model, histories, bucket.user_keys[at])
@@ -146,12 +145,12 @@ def encode_queries(model: RetrievalModel, bucket: Bucket, source: QuerySource, u
         requested.user_ids,
         pa.array(reasons, type=pa.string()),
         queries.take(kept),
-        seen_items(take_sequences(histories, kept.numpy()), model.num_items),
+        histories.take(kept.numpy()).distinct(),
     )
 
 
 @torch.inference_mode()
-def encode_sequences(model: RetrievalModel, histories: Sequences, user_keys: Int64) -> QuerySide:
+def encode_sequences(model: RetrievalModel, histories: Lists, user_keys: Int64) -> QuerySide:
     """The query side of each history, computed in tiles of one shape."""
     rows_BL, lengths_B = histories.last(model.settings.max_length)
     num_queries = len(lengths_B)
@@ -164,14 +163,6 @@ def encode_sequences(model: RetrievalModel, histories: Sequences, user_keys: Int
     ]
     components_BQD = torch.cat([tile.components_BQD for tile in tiles])
     return QuerySide(components_BQD, torch.cat([tile.gate_BP for tile in tiles])).take(slice(0, num_queries))
-
-
-def seen_items(histories: Sequences, num_items: int) -> Exclusions:
-    """Each query's distinct items, ascending."""
-    queries = np.repeat(np.arange(len(histories.lengths)), histories.lengths)
-    pairs = np.unique(queries * num_items + histories.item_rows)
-    counts = np.bincount(pairs // num_items, minlength=len(histories.lengths)).astype(np.int64)
-    return Exclusions(offsets_of(counts), (pairs % num_items).astype(np.int32))
 
 
 def spill_key(scratch: str, num_covered: int, unit: int) -> str:

@@ -6,6 +6,7 @@ import torch
 
 from pipeline.artifacts import Night
 from pipeline.data.histories import Bucket
+from pipeline.data.lists import Lists
 from pipeline.errors import InputError
 from pipeline.io.checkpoint import load_model
 from pipeline.io.corpus import open_corpus, read_low_rank, read_shard, shard_entries
@@ -15,7 +16,6 @@ from pipeline.io.storage.base import Storage
 from pipeline.io.tuning import write_tuning
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval.backends import open_index
-from pipeline.retrieval.filters import Exclusions
 from pipeline.retrieval.index import ShardIndex
 from pipeline.retrieval.tuning import tune
 from pipeline.settings import Settings, TableDtype
@@ -55,7 +55,7 @@ class Tuner:
         query_map = fit.query_map.to(self._device) if fit else None
         # All of a list's items may be in one shard: items with neighbouring ids are often alike.
         wanted = search.model_copy(update={"k": min(search.k, entry.rows)})
-        excluded = _joined([batch.excluded for batch in batches])
+        excluded = Lists.concat(batch.excluded for batch in batches)
         write_tuning(storage, night, tune(open_with, queries, excluded, wanted, query_map, search.tuning.max_seconds))
         return payload
 
@@ -87,9 +87,3 @@ def judging_batches(storage: Storage, night: Night, settings: Settings) -> list[
     if not sum(len(batch.excluded) for batch in batches):
         raise InputError("there is no user to choose the search with; set search.method to exact")
     return batches
-
-
-def _joined(parts: list[Exclusions]) -> Exclusions:
-    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return Exclusions(offsets, np.concatenate([part.rows for part in parts]))

@@ -34,7 +34,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     made = make_world(tmp_path_factory.mktemp("world"), overrides=["evaluate.cutoffs=[10, 3, 99]"])
     counts = np.zeros(120, dtype=np.int64)
     for bucket in buckets(made):
-        np.add.at(counts, bucket.cut("before_test").item_rows, 1)
+        np.add.at(counts, bucket.cut("before_test").values, 1)
     key = made.night.histories.items_key
     items = read_parquet_bytes(made.storage.read(key), key)
     at = items.column_names.index("num_train_events")
@@ -75,7 +75,7 @@ def lists_of(world: World) -> Iterator[tuple[set[int], list[int], list[int], str
     model = model_of(world)
     counts = np.zeros(model.num_items, dtype=np.int64)
     for bucket in buckets(world):
-        np.add.at(counts, bucket.cut("before_test").item_rows, 1)
+        np.add.at(counts, bucket.cut("before_test").values, 1)
     items = model.item_side(torch.arange(model.num_items))
     mol = model_of(world).mol.double()
     for bucket in buckets(world):
@@ -86,8 +86,8 @@ def lists_of(world: World) -> Iterator[tuple[set[int], list[int], list[int], str
             type(items)(items.components_NXD.double(), items.gate_NP.double()),
         ).float()
         for user in range(bucket.num_users):
-            seen = set(visible.item_rows[visible.offsets[user] : visible.offsets[user + 1]].tolist())
-            targets = set(test.item_rows[test.offsets[user] : test.offsets[user + 1]].tolist()) - seen
+            seen = set(visible[user].tolist())
+            targets = set(test[user].tolist()) - seen
             if not targets or not seen:
                 continue
             unseen = [row for row in range(model.num_items) if row not in seen]

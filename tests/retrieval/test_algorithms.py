@@ -8,6 +8,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pipeline.data.lists import NO_ITEM, Lists
 from pipeline.retrieval import stage1 as candidates
 from pipeline.retrieval.backends import open_index
 from pipeline.retrieval.filters import mask_shard
@@ -15,9 +16,9 @@ from pipeline.retrieval.low_rank import fit_landmarks, low_rank_table
 from pipeline.retrieval.low_rank_fit import fit_low_rank
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.shard import make_shard
-from pipeline.retrieval.topk import NO_ITEM, TopK
+from pipeline.retrieval.topk import TopK
 from pipeline.settings import SearchSettings
-from tests.retrieval.worlds import World, all_scores, as_lists, brute_force, exclusions, make_world
+from tests.retrieval.worlds import World, all_scores, as_lists, brute_force, make_world
 
 K = 6
 APPROXIMATE = ["topk_avg", "topk_per_embd", "comb_topk", "topk_low_rank"]
@@ -147,8 +148,8 @@ def test_numbering_the_items_otherwise_changes_no_result():
     order = torch.randperm(140, generator=torch.Generator().manual_seed(0))
     place = torch.empty(140, dtype=torch.int64)
     place[order] = torch.arange(140)
-    lists = [place[world.excluded.narrow(q, q + 1).rows].numpy() for q in range(len(world.excluded))]
-    shuffled = replace(world, items=world.items.take(order), excluded=exclusions(lists))
+    lists = [place[world.excluded[q]].numpy() for q in range(len(world.excluded))]
+    shuffled = replace(world, items=world.items.take(order), excluded=Lists.of(lists))
     for method in ["exact", "exact_two_stage", *APPROXIMATE]:
         found, again = (as_lists(search(w, ask(method))) for w in (world, shuffled))
         assert [[(score, int(order[row])) for score, row in entries] for entries in again] == found, method
@@ -170,14 +171,14 @@ def test_exclusions_act_before_an_item_takes_a_place(method):
     world = make_world(num_queries=3, num_items=150, max_excluded=0)
     first = search(world, ask(method, 20))
     hidden = first.rows_BK[:, :3].numpy()
-    excluded = search(replace(world, excluded=exclusions(list(hidden))), ask(method, 20))
+    excluded = search(replace(world, excluded=Lists.of(list(hidden))), ask(method, 20))
     for query in range(3):
         left = torch.tensor(sorted(set(range(150)) - set(hidden[query].tolist())))
         without = replace(
             world,
             items=world.items.take(left),
             queries=world.queries.take(slice(query, query + 1)),
-            excluded=exclusions([[]]),
+            excluded=Lists.of([[]]),
         )
         if method == "topk_low_rank":
             continue  # its table would be fitted anew
@@ -189,7 +190,7 @@ def test_exclusions_act_before_an_item_takes_a_place(method):
 def test_a_query_with_fifty_thousand_exclusions_gets_the_best_of_the_rest():
     world = make_world(num_queries=2, num_items=60_000, max_excluded=0)
     hidden = np.random.default_rng(0).choice(60_000, 50_000, replace=False)
-    world = replace(world, excluded=exclusions([hidden, np.array([], dtype=np.int64)]))
+    world = replace(world, excluded=Lists.of([hidden, np.array([], dtype=np.int64)]))
     expected = brute_force(all_scores(world), K)
     for method in ("exact", "comb_topk"):
         assert as_lists(search(world, ask(method, 2_000)))[0] == expected[0]

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
+from pipeline.data.lists import Lists
 from pipeline.evaluation.popularity import rank_by_popularity
 from pipeline.retrieval.backends import open_index
 from pipeline.retrieval.brute_force import brute_force
 from pipeline.retrieval.search import search_shard
 from pipeline.settings import SearchSettings
-from tests.retrieval.worlds import exclusions, make_world
+from tests.retrieval.worlds import make_world
 
 
 @pytest.mark.parametrize("k", [1, 4, 60])
@@ -16,7 +17,7 @@ def test_popularity_equals_a_sorted_list_without_what_each_has_seen(k):
     rng = np.random.default_rng(0)
     counts = rng.integers(0, 5, 50)  # many ties
     seen = [rng.choice(50, size, replace=False) for size in (0, 3, 30, 50)]
-    found = rank_by_popularity(counts, exclusions(seen), k)
+    found = rank_by_popularity(counts, Lists.of(seen), k)
     by_popularity = sorted(range(50), key=lambda row: (-counts[row], row))
     for query, hidden in enumerate(seen):
         expected = [row for row in by_popularity if row not in set(hidden.tolist())][:k]
@@ -24,7 +25,7 @@ def test_popularity_equals_a_sorted_list_without_what_each_has_seen(k):
 
 
 def test_popularity_of_nobody_is_empty():
-    assert rank_by_popularity(np.array([3, 1]), exclusions([]), 2).shape == (0, 2)
+    assert rank_by_popularity(np.array([3, 1]), Lists.of([]), 2).shape == (0, 2)
 
 
 @pytest.mark.parametrize("num_shards", [1, 4])
@@ -44,7 +45,7 @@ def test_brute_force_pads_where_few_items_are_left_and_hides_the_ineligible():
     world = make_world(num_queries=2, num_items=10, max_excluded=0)
     (shard,) = world.shards(1)
     shard.is_eligible_N[3] = False
-    excluded = exclusions([np.arange(8), np.empty(0, dtype=np.int32)])
+    excluded = Lists.of([np.arange(8), np.empty(0, dtype=np.int32)])
     scores, rows = brute_force(world.mol, world.queries, [shard], excluded, k=12)
     assert sorted(rows[0][:2]) == [8, 9]
     assert rows[0][2:].tolist() == [-1] * 10

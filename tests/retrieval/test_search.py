@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.data.lists import Lists
 from pipeline.errors import InputError
 from pipeline.model.mol import ItemSide, QuerySide
 from pipeline.retrieval import backends
@@ -15,7 +16,7 @@ from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.shard import Shard, make_shard, shard_bounds
 from pipeline.retrieval.topk import TopK
 from pipeline.settings import SearchSettings
-from tests.retrieval.worlds import World, all_scores, as_lists, brute_force, exclusions, make_world
+from tests.retrieval.worlds import World, all_scores, as_lists, brute_force, make_world
 
 
 def search(world: World, num_shards: int, config: SearchSettings, order: int = 1) -> TopK:
@@ -98,7 +99,7 @@ def test_items_that_are_the_same_are_ordered_by_row():
 
 def test_a_query_that_has_seen_everything_gets_nothing_and_one_left_item_is_found():
     world = make_world(num_queries=2, num_items=30)
-    seen = replace(world, excluded=exclusions([np.arange(30), np.delete(np.arange(30), 17)]))
+    seen = replace(world, excluded=Lists.of([np.arange(30), np.delete(np.arange(30), 17)]))
     for method in ("exact", "topk_avg"):
         found = as_lists(search(seen, 3, config(method=method)))
         assert found[0] == []

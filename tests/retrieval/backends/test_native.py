@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pipeline.data.lists import NO_ITEM, Lists
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
 from pipeline.retrieval.backends import open_index
 from pipeline.retrieval.backends.native import library as native_library
@@ -25,9 +26,7 @@ from pipeline.retrieval.backends.torch.index import TorchIndex
 from pipeline.retrieval.filters import ShardMask, mask_shard
 from pipeline.retrieval.index import Shortlist
 from pipeline.retrieval.shard import Shard, make_shard
-from pipeline.retrieval.topk import NO_ITEM
 from pipeline.settings import MolSettings, SearchSettings
-from tests.retrieval.worlds import exclusions
 
 ROOT = Path(__file__).parents[3]
 BUILT = [name for name, needed in LIBRARIES.items() if library_path(name) and needed <= cpu_flags()]
@@ -95,12 +94,12 @@ def tiny_mol() -> MixtureOfLogits:
 def random_mask(rng: np.random.Generator, num_queries: int, num_items: int, share: float) -> ShardMask:
     is_eligible = torch.from_numpy(rng.random(num_items) >= share / 2)
     lists = [np.flatnonzero(rng.random(num_items) < share * rng.random()) for _ in range(num_queries)]
-    return mask_shard(is_eligible, 0, exclusions(lists))
+    return mask_shard(is_eligible, 0, Lists.of(lists))
 
 
 def allowed(mask: ShardMask, query: int) -> Tensor:
     is_allowed = mask.is_eligible_N.clone()
-    is_allowed[torch.from_numpy(mask.at[mask.offsets[query] : mask.offsets[query + 1]]).long()] = False
+    is_allowed[torch.from_numpy(mask.excluded[query]).long()] = False
     return is_allowed
 
 

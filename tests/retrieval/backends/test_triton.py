@@ -16,6 +16,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
 pytest.importorskip("triton")
 
+from pipeline.data.lists import NO_ITEM, Lists
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
 from pipeline.retrieval.backends.torch.index import TorchIndex
 from pipeline.retrieval.backends.triton import index as triton_index
@@ -29,9 +30,8 @@ from pipeline.retrieval.filters import ShardMask, mask_shard
 from pipeline.retrieval.index import FLOAT32_ERROR, Shortlist
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.shard import make_shard
-from pipeline.retrieval.topk import NO_ITEM
 from pipeline.settings import MolSettings, SearchSettings
-from tests.retrieval.worlds import exclusions, make_world
+from tests.retrieval.worlds import make_world
 
 # Of scores times the temperature; for bfloat16 as measured over untrained gates of many kinds, 0.022 at worst.
 ERRORS = {"float32": FLOAT32_ERROR, "bfloat16": 0.03}
@@ -92,7 +92,7 @@ def make_case(device: str, shape=(3, 2, 7, 12), num_queries=5, num_items=200, se
         items = mol.item_side(torch.randn(num_items, 16) * spread)
     mask = make_mask(num_queries, num_items, seed)
     if device == "cuda":
-        mol, mask = mol.cuda(), ShardMask(mask.is_eligible_N.cuda(), mask.offsets, mask.at)
+        mol, mask = mol.cuda(), ShardMask(mask.is_eligible_N.cuda(), mask.excluded)
         queries = QuerySide(queries.components_BQD.cuda(), queries.gate_BP.cuda())
         items = ItemSide(items.components_NXD.cuda(), items.gate_NP.cuda())
     return Case(mol, queries, items, mask)
@@ -103,7 +103,7 @@ def make_mask(num_queries: int, num_items: int, seed: int = 0, share: float = 0.
     rng = np.random.default_rng(seed)
     sizes = np.linspace(0, share * num_items, num_queries).astype(int)
     lists = [rng.choice(num_items, size, replace=False) for size in sizes]
-    return mask_shard(torch.from_numpy(rng.random(num_items) > 0.1), 0, exclusions(lists))
+    return mask_shard(torch.from_numpy(rng.random(num_items) > 0.1), 0, Lists.of(lists))
 
 
 def best(scores_BN: Tensor, is_allowed_BN: Tensor, k: int) -> list[list[int]]:
@@ -165,7 +165,7 @@ def test_a_large_table_is_searched_by_a_sampled_threshold(device, monkeypatch, b
     case = make_case(device, num_queries=3, num_items=1_500)
     vectors_ND, queries_BD = torch.randn(1_500, dim, device=device), torch.randn(3, dim, device=device)
     index = TritonIndex(case.mol, make_shard(0, case.items, vectors_ND), low_rank_bits=bits)
-    mask = mask_shard(case.mask.is_eligible_N, 0, exclusions([np.arange(num_excluded)] * 3))
+    mask = mask_shard(case.mask.is_eligible_N, 0, Lists.of([np.arange(num_excluded)] * 3))
     found = index.preselect("low_rank", queries_BD, 30, mask)
     if bits == 8:
         table = quantised_table(vectors_ND)
@@ -306,8 +306,8 @@ def test_where_everything_is_hidden_nothing_is_found(device):
     index = case.index()
     nothing_B = torch.full((2,), -torch.inf, device=device)
     for mask in (
-        mask_shard(torch.ones(40, dtype=torch.bool, device=device), 0, exclusions([np.arange(40)] * 2)),
-        mask_shard(torch.zeros(40, dtype=torch.bool, device=device), 0, exclusions([[], []])),
+        mask_shard(torch.ones(40, dtype=torch.bool, device=device), 0, Lists.of([np.arange(40)] * 2)),
+        mask_shard(torch.zeros(40, dtype=torch.bool, device=device), 0, Lists.of([[], []])),
     ):
         assert listed(index.preselect("mean", case.queries.mean_BD, 5, mask)) == [[], []]
         found, bound_B = index.scan(case.queries, 5, mask, nothing_B, 40)

@@ -294,9 +294,10 @@ def _bits(is_eligible_N: Tensor, num_blocks: int) -> Tensor:
 
 def _lists(mask: ShardMask) -> tuple[Tensor, Tensor]:
     """Offsets and items of what each query may not be shown."""
-    at = mask.at if len(mask.at) else np.zeros(1, dtype=np.int32)
-    offsets, at = np.ascontiguousarray(mask.offsets, dtype=np.int64), np.ascontiguousarray(at, dtype=np.int32)
-    return torch.from_numpy(offsets), torch.from_numpy(at)
+    lists = mask.excluded
+    items = lists.values if len(lists.values) else np.zeros(1, dtype=np.int32)
+    offsets, items = np.ascontiguousarray(lists.offsets, dtype=np.int64), np.ascontiguousarray(items, dtype=np.int32)
+    return torch.from_numpy(offsets), torch.from_numpy(items)
 
 
 def _at(tensor: Tensor | None) -> c_void_p:

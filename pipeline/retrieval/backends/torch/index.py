@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from pipeline.data.lists import NO_ITEM
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
 from pipeline.retrieval.filters import ShardMask
 from pipeline.retrieval.index import FLOAT32_ERROR, Shortlist, Table, hide_missing
 from pipeline.retrieval.shard import Shard
 from pipeline.retrieval.streaming import Best
-from pipeline.retrieval.topk import NO_ITEM
 from pipeline.settings import SearchSettings, TableDtype
 
 # Pairs whose items are gathered at once, 2 to 4 KB each.

@@ -9,11 +9,11 @@ have an order of their own. `margin_B` bounds the difference, so that the result
 import torch
 from torch import Tensor
 
+from pipeline.data.lists import NO_ITEM
 from pipeline.retrieval.backends.triton.launch import Allowed, Found, allow, bin_maxima, collect, gathered_products
 from pipeline.retrieval.backends.triton.layout import padded_size
 from pipeline.retrieval.filters import ShardMask
 from pipeline.retrieval.index import Shortlist
-from pipeline.retrieval.topk import NO_ITEM
 
 SAMPLE_STEP = 16  # every 16th item says where the threshold lies
 SIGMAS = 4  # how far the sampled threshold stays on the safe side
@@ -81,7 +81,7 @@ def _sampled_floor(queries_BQD: Tensor, items_NXD: Tensor, mask: ShardMask, num_
     if len(eligible_N) <= capacity:
         return everything_B, max(1, len(eligible_N))
     sample_SD = items_NXD[eligible_N[::SAMPLE_STEP], 0]
-    num_wanted_B = num_kept + torch.from_numpy(mask.offsets[1:] - mask.offsets[:-1])
+    num_wanted_B = num_kept + torch.from_numpy(mask.excluded.lengths)
     # Beyond this a list would run over; a user with that many exclusions may be lucky, or is swept.
     rank_B = _rank(num_wanted_B).clamp_max(capacity // SAMPLE_STEP * 5 // 8).to(items_NXD.device)
     maxima_BM = bin_maxima(queries_BQD[:, 0], sample_SD, BINS_PER_RANK * int(rank_B.max()))

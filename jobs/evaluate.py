@@ -28,9 +28,9 @@ def run(settings: Settings, ds: date | None) -> Outcome:
         "status": status,
         "evaluation": night.evaluation.id,
         "uri": f"{storage.uri}/{night.evaluation.prefix}",
-        "queries": metrics["queries"],
-        **{name: round(value["mean"], 4) for name, value in metrics["model"].items()},
-        "overlap": round(metrics["overlap"]["mean"], 4),
+        "queries": metrics.queries,
+        **{name: round(value.mean, 4) for name, value in metrics.model.items()},
+        "overlap": round(metrics.overlap.mean, 4),
     }
 
 

@@ -18,7 +18,7 @@ def run(settings: Settings, ds: date | None) -> Outcome:
         "status": "trained",
         "checkpoint": night.checkpoint.id,
         "uri": f"{storage.uri}/{night.checkpoint.prefix}",
-        **{name: value for name, value in metrics.items() if name != "history"},
+        **metrics.model_dump(exclude={"history"}),
     }
 
 

@@ -4,7 +4,6 @@ Resumes by unit: what a killed evaluation has written is not computed again, and
 """
 
 import time
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from pipeline.distributed.search import search_units
 from pipeline.distributed.tasks import run_tasks
 from pipeline.errors import InputError
 from pipeline.evaluation.metrics import MeanSum, add_sums, catalogue_coverage, gini, measured_cutoffs, summarise
+from pipeline.evaluation.results import Comparison, Metrics, Overlap
 from pipeline.io.corpus import open_corpus
 from pipeline.io.evaluation import (
     Sample,
@@ -30,7 +30,7 @@ from pipeline.stages.evaluate import AuditedUsers, AuditSink, EvaluationSink, He
 from pipeline.stages.sample import draw_unit, make_sample
 
 
-def evaluate(storage: Storage, night: Night, settings: Settings) -> dict[str, Any]:
+def evaluate(storage: Storage, night: Night, settings: Settings) -> Metrics:
     """Search for a sample of users with held-out events and compare; returns what `metrics.json` holds.
 
     Raises InputError when the corpus was not embedded, or when nobody has an event that can be predicted.
@@ -44,8 +44,8 @@ def evaluate(storage: Storage, night: Night, settings: Settings) -> dict[str, An
         scratch = f"{night.evaluation.prefix}/_wave"
         search_units(storage.uri, night, settings, todo, HeldOutUsers, EvaluationSink, scratch)
         _audit(storage, night, settings, sample)
-    metrics = collect(storage, night, settings, sample, num_items)
-    return write_metrics(storage, night, settings, metrics | {"seconds": round(time.monotonic() - started, 1)})
+    metrics = collect(storage, night, settings, sample, num_items, round(time.monotonic() - started, 1))
+    return write_metrics(storage, night, settings, metrics)
 
 
 def draw_sample(storage: Storage, night: Night, settings: Settings) -> Sample:
@@ -77,8 +77,10 @@ def _audit(storage: Storage, night: Night, settings: Settings, sample: Sample) -
     search_units(storage.uri, night, exact, todo, AuditedUsers, AuditSink, f"{night.evaluation.prefix}/_audit")
 
 
-def collect(storage: Storage, night: Night, settings: Settings, sample: Sample, num_items: int) -> dict[str, Any]:
-    """Add the units up, in order, to the metrics (all but `seconds`)."""
+def collect(
+    storage: Storage, night: Night, settings: Settings, sample: Sample, num_items: int, seconds: float
+) -> Metrics:
+    """Add the units up, in order, to the metrics; `seconds` is what the search took."""
     search = settings.search
     queries, model, popularity = 0, dict[str, MeanSum](), dict[str, MeanSum]()
     exposure = {"model": np.zeros(num_items, dtype=np.int64), "popularity": np.zeros(num_items, dtype=np.int64)}
@@ -91,26 +93,27 @@ def collect(storage: Storage, night: Night, settings: Settings, sample: Sample, 
         (part.overlap for part in read_overlaps(storage, night.evaluation, sample.audit_units)), start=MeanSum()
     )
     low, high = overlap.normal_interval()
-    return {
-        "queries": queries,
-        "without_history": sample.num_without_history,
-        "protocol": describe_protocol(settings, sample, num_items),
-        "method": search.method,
-        "k": search.k,
-        "cutoffs": list(measured_cutoffs(settings.evaluate.cutoffs, search.k)),
-        "model": summarise(model),
-        "popularity": summarise(popularity),
-        "overlap": {
-            "k": search.k,
-            "queries": overlap.count,
-            "mean": overlap.mean,
-            "low": low,
-            "high": high,
-            "against": "brute force in float64" if search.is_exact else "exact search",
-        },
-        "coverage": {name: catalogue_coverage(counts) for name, counts in exposure.items()},
-        "gini": {name: gini(counts) for name, counts in exposure.items()},
-    }
+    return Metrics(
+        queries=queries,
+        without_history=sample.num_without_history,
+        protocol=describe_protocol(settings, sample, num_items),
+        method=search.method,
+        k=search.k,
+        cutoffs=measured_cutoffs(settings.evaluate.cutoffs, search.k),
+        model=summarise(model),
+        popularity=summarise(popularity),
+        overlap=Overlap(
+            k=search.k,
+            queries=overlap.count,
+            mean=overlap.mean,
+            low=low,
+            high=high,
+            against="brute force in float64" if search.is_exact else "exact search",
+        ),
+        coverage=Comparison(**{name: catalogue_coverage(counts) for name, counts in exposure.items()}),
+        gini=Comparison(**{name: gini(counts) for name, counts in exposure.items()}),
+        seconds=seconds,
+    )
 
 
 def describe_protocol(settings: Settings, sample: Sample, num_items: int) -> str:

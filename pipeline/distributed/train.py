@@ -5,7 +5,6 @@ last checkpoint again when the whole job does.
 """
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ from pipeline.io.storage.base import Storage
 from pipeline.io.storage.local import LocalStorage
 from pipeline.io.storage.s3 import S3Storage
 from pipeline.model.model import RetrievalModel
+from pipeline.model.results import training_metrics
 from pipeline.model.training import (
     VALIDATION_CUTOFF,
     EpochReport,
@@ -129,23 +129,8 @@ def _keep_best(storage: Storage, night: Night, settings: Settings, result: ray.t
         history, weights = read_history(Path(folder)), read_best_weights(Path(folder))
     model = RetrievalModel(settings.model, len(read_items(storage, night.histories)))
     model.load_state_dict(weights)
-    best = max(history, key=lambda report: (report.worth, -report.epoch))
-    metrics = summary(history, best) | {"popularity_hit_rate": result.metrics["popularity_hit_rate"]}
+    metrics = training_metrics(history, result.metrics["popularity_hit_rate"])
     return write_checkpoint(storage, night.checkpoint, model, settings, metrics, {"histories": night.histories.id})
-
-
-def summary(history: Sequence[EpochReport], best: EpochReport) -> dict[str, Any]:
-    """`metrics.json`: the chosen epoch, its figures, the speed, and the history."""
-    seconds = sum(report.seconds for report in history)
-    return {
-        "cutoff": VALIDATION_CUTOFF,
-        "best_epoch": best.epoch,
-        "validation_hit_rate": best.hit_rate,
-        "num_validation_users": best.num_validation_users,
-        "positions_per_second": sum(report.num_positions for report in history) / seconds,
-        "seconds": seconds,
-        "history": [asdict(report) for report in history],
-    }
 
 
 def progress(report: EpochReport, popularity: float, max_epochs: int) -> str:

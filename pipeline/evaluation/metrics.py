@@ -2,22 +2,6 @@
 
 Arrays end in their shape: B queries, K places of a list (best first), N items. A ranked list is int rows (B, K) padded
 with -1. Targets are the distinct rows that should have been found: one list per query, none of them empty.
-
-`evaluations/<id>/metrics.json` is made of these; it reads
-
-    {"queries": 5321,                          users with at least one target that were asked (a seeded sample)
-     "protocol": "…",                          one sentence: what was asked, what counts as found
-     "method": "exact", "k": 100, "cutoffs": [10, 50, 100],
-     "model":      {"hr@10": {"mean": .31, "low": .30, "high": .32}, "ndcg@10": …, "recall@10": …, …, "mrr": …},
-     "popularity": {the same keys},
-     "overlap": {"k": 100, "queries": 500, "mean": .993, "low": .990, "high": .996, "against": "exact search"},
-     "without_history": 12,                    users with a target who could not be asked: no earlier event
-     "coverage": {"model": .63, "popularity": .04},     share of the catalogue in at least one list
-     "gini":     {"model": .71, "popularity": .98},     of how often each item is shown; 0 = all equally often
-     "seconds": 12.3}
-
-Cutoffs above `search.k` are left out, since a list has only k places; when that leaves none, k itself is the cutoff.
-`mrr` is over the k places of the list.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.lists import NO_ITEM, Lists, offsets_of
+from pipeline.evaluation.results import Estimate
 
 Z95 = 1.959963984540054  # standard normal quantile of a two-sided 95 % interval
 
@@ -172,10 +157,10 @@ def add_sums(parts: Iterable[RankingSums]) -> dict[str, MeanSum]:
     return total
 
 
-def summarise(sums: RankingSums) -> dict[str, dict[str, float]]:
-    """`{"hr@10": {"mean", "low", "high"}, …}`: Wilson's interval for hit rates, the normal one for all other means."""
-    summary = {}
+def summarise(sums: RankingSums) -> dict[str, Estimate]:
+    """The estimate of each metric: Wilson's interval for hit rates, the normal one for all other means."""
+    estimates = {}
     for name, value in sums.items():
         low, high = value.wilson_interval() if name.startswith("hr@") else value.normal_interval()
-        summary[name] = {"mean": value.mean, "low": low, "high": high}
-    return summary
+        estimates[name] = Estimate(mean=value.mean, low=low, high=high)
+    return estimates

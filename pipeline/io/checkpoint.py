@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -23,6 +22,7 @@ from pipeline.errors import InputError
 from pipeline.io.artifacts import file_entry, now, read_manifest, versions, write_manifest
 from pipeline.io.storage.base import ObjectNotFoundError, Storage, put
 from pipeline.model.model import RetrievalModel
+from pipeline.model.results import TrainingMetrics
 from pipeline.model.training import EpochReport, TrainingState
 from pipeline.settings import ModelSettings, Settings
 
@@ -41,7 +41,7 @@ def write_checkpoint(
     checkpoint: Checkpoint,
     model: RetrievalModel,
     settings: Settings,
-    metrics: Mapping[str, Any],
+    metrics: TrainingMetrics,
     lineage: Mapping[str, str],
 ) -> Manifest:
     """Write weights, configuration and metrics, then the manifest that makes the artifact exist.
@@ -52,7 +52,7 @@ def write_checkpoint(
     files = {
         "model": (".safetensors", save_tensors({k: v.contiguous().cpu() for k, v in model.state_dict().items()})),
         "config": (".json", config.model_dump_json(indent=1).encode()),
-        "metrics": (".json", json.dumps(metrics, indent=1, allow_nan=False).encode()),
+        "metrics": (".json", metrics.model_dump_json(indent=1).encode()),
     }
     entries = []
     for name, (suffix, data) in files.items():
@@ -86,10 +86,15 @@ def load_model(storage: Storage, checkpoint: Checkpoint) -> RetrievalModel:
     return model.eval().requires_grad_(False)
 
 
-def read_metrics(storage: Storage, checkpoint: Checkpoint) -> dict[str, Any]:
+def read_metrics(storage: Storage, checkpoint: Checkpoint) -> TrainingMetrics:
     """What training measured: the history by epoch and the figures of the chosen one."""
-    metrics: dict[str, Any] = json.loads(_read(storage, checkpoint, _manifest(storage, checkpoint), "metrics"))
-    return metrics
+    data = _read(storage, checkpoint, _manifest(storage, checkpoint), "metrics")
+    try:
+        return TrainingMetrics.model_validate_json(data)
+    except ValidationError as error:
+        raise InputError(
+            f"{storage.uri}/{checkpoint.prefix}: metrics of another version ({error.error_count()} faults); train again"
+        ) from None
 
 
 def _manifest(storage: Storage, checkpoint: Checkpoint) -> Manifest:

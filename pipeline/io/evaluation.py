@@ -3,9 +3,8 @@
 Each file is written whole by one create-if-absent put, so that a unit is done when its file exists.
 """
 
-import json
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -13,6 +12,7 @@ from pipeline.artifacts import Evaluation, Manifest, Night
 from pipeline.config import Config
 from pipeline.errors import InputError
 from pipeline.evaluation.metrics import MeanSum
+from pipeline.evaluation.results import Metrics
 from pipeline.io.artifacts import file_entry, now, read_manifest, versions, write_manifest
 from pipeline.io.storage.base import ObjectNotFoundError, Storage
 from pipeline.settings import Settings
@@ -109,10 +109,10 @@ def missing_units(storage: Storage, evaluation: Evaluation, units: list[int], au
     return [unit for unit in units if key(evaluation, unit) not in there]
 
 
-def write_metrics(storage: Storage, night: Night, settings: Settings, metrics: dict[str, Any]) -> dict[str, Any]:
+def write_metrics(storage: Storage, night: Night, settings: Settings, metrics: Metrics) -> Metrics:
     """Write `metrics.json`, then the manifest. Returns what stands: the first attempt's, when there was one."""
     key = f"{night.evaluation.prefix}/metrics.json"
-    data = json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False).encode()
+    data = metrics.model_dump_json(indent=1).encode()
     if not storage.create(key, data):
         data = storage.read(key)
     manifest = Manifest(
@@ -128,21 +128,20 @@ def write_metrics(storage: Storage, night: Night, settings: Settings, metrics: d
             "evaluate": settings.evaluate.model_dump(mode="json"),
         },
         files=(file_entry("metrics.json", data, 1),),
-        counts={"queries": metrics["queries"]},
+        counts={"queries": metrics.queries},
         created_at=now(),
         versions=versions(),
     )
     write_manifest(storage, night.evaluation.prefix, manifest)
-    found: dict[str, Any] = json.loads(data)
-    return found
+    return _parse(Metrics, data, storage, key)
 
 
-def read_metrics(storage: Storage, evaluation: Evaluation) -> dict[str, Any] | None:
-    """The metrics (evaluation/metrics.py says what is in them), or None when the evaluation is not finished."""
+def read_metrics(storage: Storage, evaluation: Evaluation) -> Metrics | None:
+    """The metrics, or None when the evaluation is not finished."""
     if read_manifest(storage, evaluation.prefix) is None:
         return None
-    found: dict[str, Any] = json.loads(storage.read(f"{evaluation.prefix}/metrics.json"))
-    return found
+    key = f"{evaluation.prefix}/metrics.json"
+    return _parse(Metrics, storage.read(key), storage, key)
 
 
 def _read(storage: Storage, key: str) -> bytes | None:

@@ -23,6 +23,7 @@ from pipeline.evaluation.metrics import (
     reciprocal_rank,
     summarise,
 )
+from pipeline.evaluation.results import Estimate
 
 # Query 0 wants 5 and 7 and finds 7 at rank 2. Query 1 wants 3 and finds it first, in a short list.
 # Query 2 wants 1, 2, 4 and finds 4 and 1 at ranks 1 and 4. Query 3 wants 0 and misses.
@@ -145,5 +146,5 @@ def test_units_add_up_to_the_metrics_of_all_queries():
 def test_hit_rates_get_wilsons_interval_and_other_means_the_normal_one():
     sums = {"hr@10": MeanSum.of(np.zeros(20)), "mrr": MeanSum.of(np.zeros(20))}
     summary = summarise(sums)
-    assert summary["hr@10"]["high"] > 0.1
-    assert summary["mrr"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert summary["hr@10"].high > 0.1
+    assert summary["mrr"] == Estimate(mean=0.0, low=0.0, high=0.0)

@@ -6,7 +6,7 @@ import torch
 from pipeline.data.batches import ValidationUsers, cut_windows, num_steps, validation_users
 from pipeline.data.lists import Lists
 from pipeline.model.model import RetrievalModel
-from pipeline.model.training import TrainingData, TrainingState, new_state, seed_everything
+from pipeline.model.training import EpochReport, TrainingData, TrainingState, new_state, seed_everything
 from pipeline.settings import ModelSettings, MolSettings, TrainSettings
 
 NUM_ITEMS = 40
@@ -48,3 +48,10 @@ def training_data(settings: TrainSettings, num_users: int = 300, rank: int = 0, 
 def start(settings: TrainSettings, model: ModelSettings = SMALL_MODEL) -> TrainingState:
     seed_everything(settings.seed)
     return new_state(RetrievalModel(model, NUM_ITEMS), settings)
+
+
+def report(epoch: int, hit_rate: float) -> EpochReport:
+    """One epoch of 1,000 positions in 2 seconds."""
+    return EpochReport(
+        epoch, 1.0, hit_rate, num_validation_users=50, num_positions=1_000, seconds=2.0, validation_seconds=1.0
+    )

@@ -59,7 +59,7 @@ def done_shards(storage: Storage, corpus: Corpus) -> dict[int, FileEntry]:
 
 
 def read_shard(storage: Storage, corpus: Corpus, entry: FileEntry) -> Shard:
-    """One shard on the CPU, every item eligible. Raises InputError when it is missing or damaged."""
+    """One shard on the CPU. Raises InputError when it is missing or damaged."""
     key, tensors = f"{corpus.prefix}/{entry.key}", _read_tensors(storage, corpus, entry)
     try:
         components_NXD, gate_NP, mean_ND, low_rank_NR = (tensors[name] for name in NAMES)
@@ -68,8 +68,7 @@ def read_shard(storage: Storage, corpus: Corpus, entry: FileEntry) -> Shard:
         raise InputError(f"{storage.uri}/{key}: not a shard of ours ({error}); embed again") from None
     if not len(components_NXD) == len(gate_NP) == len(mean_ND) == len(low_rank_NR) == entry.rows:
         raise InputError(f"{storage.uri}/{key}: {len(mean_ND)} items, but the manifest says {entry.rows}; embed again")
-    is_eligible_N = torch.ones(entry.rows, dtype=torch.bool)
-    return Shard(first_row, ItemSide(components_NXD, gate_NP), mean_ND, low_rank_NR, is_eligible_N)
+    return Shard(first_row, ItemSide(components_NXD, gate_NP), mean_ND, low_rank_NR)
 
 
 def write_low_rank(storage: Storage, corpus: Corpus, fit: Fit) -> None:

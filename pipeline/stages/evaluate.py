@@ -27,6 +27,7 @@ from pipeline.io.histories import read_bucket, read_items
 from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import Storage
 from pipeline.retrieval.brute_force import brute_force
+from pipeline.retrieval.filters import Rules
 from pipeline.retrieval.topk import TopK
 from pipeline.settings import Settings
 from pipeline.stages.queries import Requested
@@ -107,7 +108,7 @@ class EvaluationSink:
         mol = load_model(self._storage, self._night.checkpoint).mol
         queries = batch.queries.take(torch.from_numpy(of_query))
         k = self._settings.search.k
-        _, exact_BK = brute_force(mol, queries, shards, batch.excluded.take(of_query), k)
+        _, exact_BK = brute_force(mol, queries, shards, Rules(batch.excluded.take(of_query)), k)
         overlap = MeanSum.of(overlap_at_k(ranked_BK[batch.searched[of_query]], exact_BK, k))
         write_overlap(self._storage, self._night.evaluation, UnitOverlap(unit=unit, overlap=overlap))
 

@@ -20,6 +20,7 @@ from pipeline.io.storage.base import ObjectNotFoundError, Storage
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval.backends import open_index
+from pipeline.retrieval.filters import Rules
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.topk import TopK, empty_topk
 from pipeline.settings import Settings
@@ -93,7 +94,7 @@ class ShardSearcher:
         batch, running = decode_batch(payload)
         queries = QuerySide(batch.queries.components_BQD.to(self._device), batch.queries.gate_BP.to(self._device))
         running = running.to(self._device)
-        found = search_shard(self._index, queries, batch.excluded, self._search, running, self._query_map)
+        found = search_shard(self._index, queries, Rules(batch.excluded), self._search, running, self._query_map)
         return encode_batch(batch, found)
 
 

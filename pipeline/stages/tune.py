@@ -16,8 +16,9 @@ from pipeline.io.storage.base import Storage
 from pipeline.io.tuning import write_tuning
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval.backends import open_index
+from pipeline.retrieval.filters import Rules
 from pipeline.retrieval.index import ShardIndex
-from pipeline.retrieval.tuning import tune
+from pipeline.retrieval.tuning import SampleQueries, tune
 from pipeline.settings import Settings, TableDtype
 from pipeline.stages.devices import device_for
 from pipeline.stages.low_rank import judging_users
@@ -55,8 +56,9 @@ class Tuner:
         query_map = fit.query_map.to(self._device) if fit else None
         # All of a list's items may be in one shard: items with neighbouring ids are often alike.
         wanted = search.model_copy(update={"k": min(search.k, entry.rows)})
-        excluded = Lists.concat(batch.excluded for batch in batches)
-        write_tuning(storage, night, tune(open_with, queries, excluded, wanted, query_map, search.tuning.max_seconds))
+        rules = Rules(Lists.concat(batch.excluded for batch in batches))
+        sample = SampleQueries(queries, rules, query_map)
+        write_tuning(storage, night, tune(open_with, sample, wanted, search.tuning.max_seconds))
         return payload
 
 

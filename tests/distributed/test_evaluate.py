@@ -20,7 +20,10 @@ from pipeline.evaluation.results import Metrics
 from pipeline.io.evaluation import overlap_key, read_metrics, read_sample, read_scores, scores_key
 from pipeline.io.histories import read_bucket
 from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
+from pipeline.retrieval.filters import Eligibility, Rules
+from pipeline.retrieval.search import search_shard
 from pipeline.stages import evaluate as heldout
+from pipeline.stages import search as stages
 from pipeline.stages.sample import NUM_VERIFIED, make_sample
 from pipeline.stages.search import encode_sequences
 from tests.distributed.worlds import World, make_world, model_of, without_ray, write_histories
@@ -145,16 +148,11 @@ def test_exact_search_is_verified_against_brute_force(world, here):
 
 
 def test_a_search_that_loses_its_best_item_fails_the_verification(world, here, monkeypatch):
-    from pipeline.stages import search as stages
+    def lossy(index, queries, rules, *others):
+        every_second = Eligibility((torch.arange(120) % 2 == 0)[None], np.zeros(len(rules), dtype=np.int64))
+        return search_shard(index, queries, Rules(rules.excluded, every_second), *others)
 
-    real = stages.open_index
-
-    def lossy(mol, shard, settings):
-        hidden = shard.is_eligible_N.clone()
-        hidden[::2] = False
-        return real(mol, replace(shard, is_eligible_N=hidden), settings)
-
-    monkeypatch.setattr(stages, "open_index", lossy)
+    monkeypatch.setattr(stages, "search_shard", lossy)
     assert run(other(world, "evaluate.seed=5")).overlap.mean < 0.8
 
 

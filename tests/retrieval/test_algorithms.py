@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from pipeline.data.lists import NO_ITEM, Lists
 from pipeline.retrieval import stage1 as candidates
 from pipeline.retrieval.backends import open_index
-from pipeline.retrieval.filters import mask_shard
 from pipeline.retrieval.low_rank import fit_landmarks, low_rank_table
 from pipeline.retrieval.low_rank_fit import fit_low_rank
 from pipeline.retrieval.search import search_shard
@@ -36,7 +35,7 @@ def search(world: World, config: SearchSettings, num_shards: int = 1) -> TopK:
     if config.method != "topk_low_rank":
         for shard in world.shards(num_shards):
             index = open_index(world.mol, shard, config)
-            found = search_shard(index, world.queries, world.excluded, config, found)
+            found = search_shard(index, world.queries, world.rules, config, found)
         assert found is not None
         return found
     sample = make_world(num_queries=60, num_items=1, seed=99).queries
@@ -47,7 +46,7 @@ def search(world: World, config: SearchSettings, num_shards: int = 1) -> TopK:
     for shard in world.shards(num_shards):
         table = fit.low_rank.place(scores[:, shard.first_row : shard.first_row + len(shard)])
         index = open_index(world.mol, replace(shard, low_rank_NR=table), config)
-        found = search_shard(index, world.queries, world.excluded, config, found, fit.query_map)
+        found = search_shard(index, world.queries, world.rules, config, found, fit.query_map)
     assert found is not None
     return found
 
@@ -97,7 +96,7 @@ def test_candidate_sets_are_nested_and_the_combination_is_the_union():
     world = make_world(num_queries=7, num_items=200)
     (shard,) = world.shards(1)
     index = open_index(world.mol, shard, ask("exact"))
-    mask = mask_shard(shard.is_eligible_N, 0, world.excluded)
+    mask = world.rules.for_shard(0, len(shard))
     num_pairs = world.queries.gate_BP.shape[1]
     smaller: list[set[int]] = [set()] * 7
     for num_kept in (1, 2, 10, 50):
@@ -301,7 +300,7 @@ def test_both_ways_to_place_a_query_find_far_more_than_the_mean_component():
     exact = [{row for _, row in entries} for entries in as_lists(search(world, ask("exact")))]
 
     def recall(method: str, query_map=None) -> float:
-        found = as_lists(search_shard(index, world.queries, world.excluded, ask(method, 40), query_map=query_map))
+        found = as_lists(search_shard(index, world.queries, world.rules, ask(method, 40), query_map=query_map))
         return sum(len({row for _, row in f} & e) for f, e in zip(found, exact, strict=True)) / (30 * K)
 
     assert recall("topk_low_rank", landmarks) > recall("topk_avg") + 0.25

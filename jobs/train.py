@@ -23,7 +23,7 @@ def run(settings: "Settings", night: "Night") -> Outcome:
         "status": status,
         "checkpoint": night.checkpoint.id,
         "uri": f"{night.storage.uri}/{night.checkpoint.prefix}",
-        **{name: value for name, value in metrics.items() if name != "history"},
+        **metrics.model_dump(exclude={"history"}),
     }
 
 

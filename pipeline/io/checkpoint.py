@@ -2,10 +2,8 @@
 an unfinished training run, in the same formats."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -16,10 +14,11 @@ from torch import Tensor
 from pipeline.artifacts import Artifact, FileEntry, Manifest
 from pipeline.config import Config
 from pipeline.errors import InputError
-from pipeline.io.artifacts import read_file, require_manifest, seal, write_file
+from pipeline.io.artifacts import parse, read_file, require_manifest, seal, write_file
 from pipeline.io.night import Night
 from pipeline.io.storage.base import Storage
 from pipeline.model.model import RetrievalModel
+from pipeline.model.results import TrainingMetrics
 from pipeline.model.training import EpochReport, TrainingState
 from pipeline.settings import ModelSettings, Settings
 
@@ -34,14 +33,13 @@ class ModelConfig(Config):
     num_items: int
 
 
-def write_checkpoint(night: Night, model: RetrievalModel, settings: Settings, metrics: Mapping[str, Any]) -> Manifest:
+def write_checkpoint(night: Night, model: RetrievalModel, settings: Settings, metrics: TrainingMetrics) -> Manifest:
     """Write weights, configuration and metrics, then the manifest that makes the artifact exist.
 
-    Raises ConflictError when another run wrote this checkpoint meanwhile with other weights.
+    Returns the manifest that stands, the first of several attempts.
     """
     config = ModelConfig(model=model.settings, num_items=model.num_items)
     weights = save_tensors({name: weight.contiguous().cpu() for name, weight in model.state_dict().items()})
-    figures = json.dumps(metrics, indent=1, allow_nan=False).encode()
     storage, prefix = night.storage, night.checkpoint.prefix
     return seal(
         storage,
@@ -52,7 +50,7 @@ def write_checkpoint(night: Night, model: RetrievalModel, settings: Settings, me
         files=(
             write_file(storage, prefix, "model.safetensors", weights, model.num_items),
             write_file(storage, prefix, "config.json", config.model_dump_json(indent=1).encode(), 1),
-            write_file(storage, prefix, "metrics.json", figures, 1),
+            write_file(storage, prefix, "metrics.json", metrics.model_dump_json(indent=1).encode(), 1),
         ),
         counts={"num_items": model.num_items, "num_parameters": sum(p.numel() for p in model.parameters())},
     )
@@ -71,11 +69,11 @@ def load_model(storage: Storage, checkpoint: Artifact) -> RetrievalModel:
     return model.eval().requires_grad_(False)
 
 
-def read_metrics(storage: Storage, checkpoint: Artifact) -> dict[str, Any]:
+def read_metrics(storage: Storage, checkpoint: Artifact) -> TrainingMetrics:
     """What training measured: the history by epoch and the figures of the chosen one."""
     manifest = require_manifest(storage, checkpoint, "train")
-    metrics: dict[str, Any] = json.loads(_read(storage, checkpoint, manifest, "metrics"))
-    return metrics
+    origin = f"{storage.uri}/{checkpoint.key(_entry(manifest, 'metrics').key)}"
+    return parse(TrainingMetrics, _read(storage, checkpoint, manifest, "metrics"), origin, REMEDY)
 
 
 def _read(storage: Storage, checkpoint: Artifact, manifest: Manifest, name: str) -> bytes:

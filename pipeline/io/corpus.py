@@ -48,7 +48,7 @@ def write_shard(storage: Storage, corpus: Artifact, index: int, shard: Shard, it
 
 
 def read_shard(storage: Storage, corpus: Artifact, entry: FileEntry) -> Shard:
-    """One shard on the CPU, every item eligible. Raises InputError when it is missing or damaged."""
+    """One shard on the CPU. Raises InputError when it is missing or damaged."""
     origin, tensors = f"{storage.uri}/{corpus.key(entry.key)}", _read_tensors(storage, corpus, entry)
     try:
         components_NXD, gate_NP, mean_ND, low_rank_NR = (tensors[name] for name in NAMES)
@@ -57,8 +57,7 @@ def read_shard(storage: Storage, corpus: Artifact, entry: FileEntry) -> Shard:
         raise InputError(f"{origin}: not a shard of ours ({error}); {REMEDY}") from None
     if not len(components_NXD) == len(gate_NP) == len(mean_ND) == len(low_rank_NR) == entry.rows:
         raise InputError(f"{origin}: {len(mean_ND)} items, but the manifest says {entry.rows}; {REMEDY}")
-    is_eligible_N = torch.ones(entry.rows, dtype=torch.bool)
-    return Shard(first_row, ItemSide(components_NXD, gate_NP), mean_ND, low_rank_NR, is_eligible_N)
+    return Shard(first_row, ItemSide(components_NXD, gate_NP), mean_ND, low_rank_NR)
 
 
 def write_low_rank(storage: Storage, corpus: Artifact, fit: Fit) -> None:

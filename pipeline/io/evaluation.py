@@ -1,14 +1,12 @@
 """The Evaluation artifact, and what lies in it while it is made: the sample of users, and claims by unit."""
 
-import json
-from typing import Any
-
 from pydantic import Field
 
 from pipeline.artifacts import Artifact, Manifest
 from pipeline.config import Config
 from pipeline.evaluation.metrics import MeanSum
-from pipeline.io.artifacts import Claims, no_files, read_file, read_manifest, seal, write_file
+from pipeline.evaluation.results import Metrics
+from pipeline.io.artifacts import Claims, no_files, parse, read_file, read_manifest, seal, write_file
 from pipeline.io.night import Night
 from pipeline.io.storage.base import Storage
 from pipeline.settings import Settings
@@ -66,9 +64,9 @@ def overlap_claims(night: Night) -> Claims[UnitOverlap]:
     return Claims(night.storage, night.evaluation.prefix, "recall-check", UnitOverlap, no_files)
 
 
-def write_metrics(night: Night, settings: Settings, metrics: dict[str, Any]) -> dict[str, Any]:
+def write_metrics(night: Night, settings: Settings, metrics: Metrics) -> Metrics:
     """Write the metrics, then the manifest; returns the metrics that stand, the first of several attempts."""
-    data = json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False).encode()
+    data = metrics.model_dump_json(indent=1).encode()
     manifest = seal(
         night.storage,
         night.evaluation,
@@ -76,17 +74,18 @@ def write_metrics(night: Night, settings: Settings, metrics: dict[str, Any]) -> 
         lineage={"corpus": night.corpus.id, "checkpoint": night.checkpoint.id, "histories": night.histories.id},
         settings=settings.model_dump(mode="json", include={"search", "evaluate"}),
         files=(write_file(night.storage, night.evaluation.prefix, "metrics.json", data, 1),),
-        counts={"queries": metrics["queries"]},
+        counts={"queries": metrics.queries},
     )
     return _read(night.storage, night.evaluation, manifest)
 
 
-def read_metrics(storage: Storage, evaluation: Artifact) -> dict[str, Any] | None:
+def read_metrics(storage: Storage, evaluation: Artifact) -> Metrics | None:
     """The metrics, or None when the evaluation is not finished. Raises InputError when they are damaged."""
     manifest = read_manifest(storage, evaluation.prefix)
     return None if manifest is None else _read(storage, evaluation, manifest)
 
 
-def _read(storage: Storage, evaluation: Artifact, manifest: Manifest) -> dict[str, Any]:
-    metrics: dict[str, Any] = json.loads(read_file(storage, evaluation.prefix, manifest.files[0], REMEDY))
-    return metrics
+def _read(storage: Storage, evaluation: Artifact, manifest: Manifest) -> Metrics:
+    (file,) = manifest.files
+    data = read_file(storage, evaluation.prefix, file, REMEDY)
+    return parse(Metrics, data, f"{storage.uri}/{evaluation.key(file.key)}", REMEDY)

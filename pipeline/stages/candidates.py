@@ -7,10 +7,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.data.lists import NO_ITEM
 from pipeline.io.histories import read_items
 from pipeline.io.night import Night
 from pipeline.io.publication.units import write_unit
-from pipeline.retrieval.topk import NO_ITEM, TopK
+from pipeline.retrieval.topk import TopK
 from pipeline.schema import candidates as long_schema
 from pipeline.schema import nested_candidates as nested_schema
 from pipeline.schema import users as users_schema
@@ -89,7 +90,7 @@ def users_table(batch: QueryBatch, results: Results, night: Night, k: int) -> pa
     num_users, searched = len(batch.user_ids), batch.searched
     num_returned, num_seen = np.zeros(num_users, dtype=np.int32), np.zeros(num_users, dtype=np.int32)
     num_returned[searched] = results.num_returned
-    num_seen[searched] = np.diff(batch.excluded.offsets)
+    num_seen[searched] = batch.excluded.lengths
     is_searched = pc.equal(batch.reasons, SEARCHED)
     is_short = pc.and_(is_searched, pc.less(pa.array(num_returned), k))
     left = pc.binary_join_element_wise("only", pa.array(num_returned).cast(pa.string()), "unseen items are left", " ")

@@ -5,12 +5,11 @@ import pyarrow as pa
 import torch
 
 from pipeline.data.histories import Bucket
-from pipeline.data.lists import Int64, Sequences, offsets_of
+from pipeline.data.lists import Int64, Lists
 from pipeline.errors import MismatchError
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import QuerySide
-from pipeline.retrieval.filters import Exclusions
-from pipeline.stages.queries import QuerySource, take_sequences
+from pipeline.stages.queries import QuerySource
 from pipeline.stages.query_batch import NO_HISTORY, NOT_FINITE, SEARCHED, QueryBatch
 
 # Sequences are encoded in tiles of this many, the last one padded: a matrix product of another shape may differ in its
@@ -25,12 +24,12 @@ def encode_queries(model: RetrievalModel, bucket: Bucket, source: QuerySource, u
     """
     requested = source.select(unit, bucket)
     visible = bucket.cut(source.part)
-    has_history = take_sequences(visible, requested.at).lengths > 0
+    has_history = visible.take(requested.at).lengths > 0
     at = requested.at[has_history]
-    histories = take_sequences(visible, at)
-    if len(histories.item_rows) and int(histories.item_rows.max()) >= model.num_items:
+    histories = visible.take(at)
+    if len(histories.values) and int(histories.values.max()) >= model.num_items:
         raise MismatchError(
-            f"bucket {unit} has item row {histories.item_rows.max()}, but the model knows {model.num_items} items; "
+            f"bucket {unit} has item row {histories.values.max()}, but the model knows {model.num_items} items; "
             "train on these histories"
         )
     queries = encode_sequences(model, histories, bucket.user_keys[at])
@@ -42,12 +41,12 @@ def encode_queries(model: RetrievalModel, bucket: Bucket, source: QuerySource, u
         requested.user_ids,
         pa.array(reasons, type=pa.string()),
         queries.take(kept),
-        seen_items(take_sequences(histories, kept.numpy()), model.num_items),
+        histories.take(kept.numpy()).distinct(),
     )
 
 
 @torch.inference_mode()
-def encode_sequences(model: RetrievalModel, histories: Sequences, user_keys: Int64) -> QuerySide:
+def encode_sequences(model: RetrievalModel, histories: Lists, user_keys: Int64) -> QuerySide:
     """The query side of each history, computed in tiles of one shape."""
     rows_BL, lengths_B = histories.last(model.settings.max_length)
     num_queries = len(lengths_B)
@@ -60,11 +59,3 @@ def encode_sequences(model: RetrievalModel, histories: Sequences, user_keys: Int
     ]
     components_BQD = torch.cat([tile.components_BQD for tile in tiles])
     return QuerySide(components_BQD, torch.cat([tile.gate_BP for tile in tiles])).take(slice(0, num_queries))
-
-
-def seen_items(histories: Sequences, num_items: int) -> Exclusions:
-    """Each query's distinct items, ascending."""
-    queries = np.repeat(np.arange(len(histories.lengths)), histories.lengths)
-    pairs = np.unique(queries * num_items + histories.item_rows)
-    counts = np.bincount(pairs // num_items, minlength=len(histories.lengths)).astype(np.int64)
-    return Exclusions(offsets_of(counts), (pairs % num_items).astype(np.int32))

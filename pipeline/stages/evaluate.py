@@ -4,12 +4,12 @@ Resumes by unit: what a killed evaluation has written is not computed again, and
 """
 
 import time
-from typing import Any
 
 import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.evaluation.metrics import MeanSum, add_sums, catalogue_coverage, gini, measured_cutoffs, summarise
+from pipeline.evaluation.results import Comparison, Metrics, Overlap
 from pipeline.io.corpus import open_corpus
 from pipeline.io.evaluation import REMEDY, Sample, overlap_claims, sample_claims, score_claims, write_metrics
 from pipeline.io.night import Night
@@ -20,7 +20,7 @@ from pipeline.stages.sample import draw_unit, make_sample
 from pipeline.stages.search import search_units
 
 
-def evaluate(runner: Runner, night: Night, settings: Settings) -> dict[str, Any]:
+def evaluate(runner: Runner, night: Night, settings: Settings) -> Metrics:
     """Search for a sample of users with held-out events, compare, and leave the metrics as the Evaluation artifact.
 
     Returns the metrics that stand, the first of several attempts.
@@ -35,8 +35,8 @@ def evaluate(runner: Runner, night: Night, settings: Settings) -> dict[str, Any]
     search_units(runner, night, settings, missing, users, EvaluationSink, night.evaluation.key("_wave"))
     if not settings.search.is_exact:  # the lists of an exact search were verified as they were made
         _check_recall(runner, night, settings, sample)
-    metrics = collect(night, settings, sample, num_items)
-    return write_metrics(night, settings, metrics | {"seconds": round(time.monotonic() - started, 1)})
+    seconds = round(time.monotonic() - started, 1)
+    return write_metrics(night, settings, collect(night, settings, sample, num_items, seconds))
 
 
 def draw_sample(runner: Runner, night: Night, settings: Settings) -> Sample:
@@ -65,8 +65,8 @@ def _check_recall(runner: Runner, night: Night, settings: Settings, sample: Samp
     search_units(runner, night, exact, missing, users, RecallCheckSink, night.evaluation.key("_recall-check"))
 
 
-def collect(night: Night, settings: Settings, sample: Sample, num_items: int) -> dict[str, Any]:
-    """Add the units up, in order, to the metrics (all but `seconds`)."""
+def collect(night: Night, settings: Settings, sample: Sample, num_items: int, seconds: float) -> Metrics:
+    """Add the units up, in order, to the metrics; `seconds` is what the search took."""
     search = settings.search
     queries, model, popularity = 0, dict[str, MeanSum](), dict[str, MeanSum]()
     exposure = {"model": np.zeros(num_items, dtype=np.int64), "popularity": np.zeros(num_items, dtype=np.int64)}
@@ -80,26 +80,27 @@ def collect(night: Night, settings: Settings, sample: Sample, num_items: int) ->
     checks = (overlap_claims(night).require(unit, REMEDY) for unit in sample.checked_units)
     overlap = sum((check.overlap for check in checks), start=MeanSum())
     low, high = overlap.normal_interval()
-    return {
-        "queries": queries,
-        "without_history": sample.num_without_history,
-        "protocol": describe_protocol(settings, sample, num_items),
-        "method": search.method,
-        "k": search.k,
-        "cutoffs": list(measured_cutoffs(settings.evaluate.cutoffs, search.k)),
-        "model": summarise(model),
-        "popularity": summarise(popularity),
-        "overlap": {
-            "k": search.k,
-            "queries": overlap.count,
-            "mean": overlap.mean,
-            "low": low,
-            "high": high,
-            "against": "brute force in float64" if search.is_exact else "exact search",
-        },
-        "coverage": {name: catalogue_coverage(counts) for name, counts in exposure.items()},
-        "gini": {name: gini(counts) for name, counts in exposure.items()},
-    }
+    return Metrics(
+        queries=queries,
+        without_history=sample.num_without_history,
+        protocol=describe_protocol(settings, sample, num_items),
+        method=search.method,
+        k=search.k,
+        cutoffs=measured_cutoffs(settings.evaluate.cutoffs, search.k),
+        model=summarise(model),
+        popularity=summarise(popularity),
+        overlap=Overlap(
+            k=search.k,
+            queries=overlap.count,
+            mean=overlap.mean,
+            low=low,
+            high=high,
+            against="brute force in float64" if search.is_exact else "exact search",
+        ),
+        coverage=Comparison(**{name: catalogue_coverage(counts) for name, counts in exposure.items()}),
+        gini=Comparison(**{name: gini(counts) for name, counts in exposure.items()}),
+        seconds=seconds,
+    )
 
 
 def describe_protocol(settings: Settings, sample: Sample, num_items: int) -> str:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.data.histories import Bucket
-from pipeline.data.lists import Int64
+from pipeline.data.lists import NO_ITEM, Int64
 from pipeline.errors import MismatchError
 from pipeline.evaluation.metrics import MeanSum, Rows, measured_cutoffs, overlap_at_k, ranking_sums
 from pipeline.evaluation.popularity import rank_by_popularity
@@ -27,10 +27,10 @@ from pipeline.io.evaluation import (
 from pipeline.io.histories import read_bucket, read_items
 from pipeline.io.night import Night
 from pipeline.retrieval.brute_force import brute_force
-from pipeline.retrieval.topk import NO_ITEM, TopK
+from pipeline.retrieval.filters import Rules
+from pipeline.retrieval.topk import TopK
 from pipeline.settings import Settings
-from pipeline.stages.encode import seen_items
-from pipeline.stages.queries import Requested, take_sequences
+from pipeline.stages.queries import Requested
 from pipeline.stages.query_batch import QueryBatch
 
 
@@ -88,7 +88,7 @@ class EvaluationSink:
         # A user whose query could not be made is asked for all the same, and counts as a miss.
         ranked_BK = np.full((len(requested.at), search.k), NO_ITEM, dtype=np.int64)
         ranked_BK[batch.searched] = result.rows_BK.numpy()
-        seen = seen_items(take_sequences(bucket.cut(self._users.part), requested.at), len(self._popularity_N))
+        seen = bucket.cut(self._users.part).take(requested.at)
         popular_BK = rank_by_popularity(self._popularity_N, seen, search.k)
         targets = held_out_targets(bucket).take(requested.at)
         cutoffs = measured_cutoffs(self._settings.evaluate.cutoffs, search.k)
@@ -113,7 +113,7 @@ class EvaluationSink:
         mol = load_model(storage, self._night.checkpoint).mol
         k = self._settings.search.k
         taken = batch.queries.take(torch.from_numpy(queries))
-        _, exact_BK = brute_force(mol, taken, shards, batch.excluded.take(queries), k)
+        _, exact_BK = brute_force(mol, taken, shards, Rules(batch.excluded.take(queries)), k)
         overlap = MeanSum.of(overlap_at_k(ranked_BK[batch.searched[queries]], exact_BK, k))
         overlap_claims(self._night).claim(unit, UnitOverlap(overlap=overlap))
 

@@ -22,7 +22,6 @@ from pipeline.retrieval.shard import embed_rows, make_shard
 from pipeline.settings import Settings
 from pipeline.stages.devices import device_for
 from pipeline.stages.encode import encode_sequences
-from pipeline.stages.queries import take_sequences
 from pipeline.stages.runner import Payload
 
 log = logging.getLogger("nightrails")
@@ -99,7 +98,7 @@ def sample_queries(night: Night, settings: Settings, model: RetrievalModel) -> Q
             break
         bucket = read_bucket(night.storage, night.histories, unit)
         at = fitted_users(bucket, seed)[:missing]
-        queries = encode_sequences(model, take_sequences(bucket.cut("whole"), at), bucket.user_keys[at])
+        queries = encode_sequences(model, bucket.cut("whole").take(at), bucket.user_keys[at])
         is_finite = queries.components_BQD.isfinite().flatten(1).all(dim=1) & queries.gate_BP.isfinite().all(dim=1)
         parts.append(queries.take(is_finite.nonzero()[:, 0]))
     return QuerySide(torch.cat([p.components_BQD for p in parts]), torch.cat([p.gate_BP for p in parts]))

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.histories import Bucket, user_bucket
-from pipeline.data.lists import Int64, Sequences, offsets_of, ranges
+from pipeline.data.lists import Int64
 from pipeline.errors import InputError
 from pipeline.io.inputs import Files, read_user_ids
 
@@ -58,14 +58,6 @@ class TonightsUsers:
     def _by_unit(self) -> list[pa.Array]:
         assert self.queries is not None
         return group_by_bucket(read_user_ids(self.queries), self.num_buckets)
-
-
-def take_sequences(sequences: Sequences, at: Int64) -> Sequences:
-    """The sequences of the users at `at`; an empty one where that is -1."""
-    known = at >= 0
-    starts = np.where(known, sequences.offsets[:-1][at], 0)
-    lengths = np.where(known, sequences.lengths[at], 0)
-    return Sequences(offsets_of(lengths), sequences.item_rows[ranges(starts, lengths)])
 
 
 def group_by_bucket(user_ids: pa.Array, num_buckets: int) -> list[pa.Array]:

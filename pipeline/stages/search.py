@@ -22,6 +22,7 @@ from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
 from pipeline.io.storage.base import Storage
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval.backends import open_index
+from pipeline.retrieval.filters import Rules
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.topk import TopK, empty_topk
 from pipeline.settings import Settings
@@ -144,7 +145,7 @@ class ShardSearcher:
         batch, running = decode_batch(payload)
         queries = QuerySide(batch.queries.components_BQD.to(self._device), batch.queries.gate_BP.to(self._device))
         improved = search_shard(
-            self._index, queries, batch.excluded, self._search, running.to(self._device), self._query_map
+            self._index, queries, Rules(batch.excluded), self._search, running.to(self._device), self._query_map
         )
         return encode_batch(batch, improved)
 

@@ -1,10 +1,8 @@
 """Training, as one rank of it runs, and what is kept of a finished run. A rank reads its own user buckets."""
 
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -34,6 +32,7 @@ from pipeline.io.checkpoint import (
 from pipeline.io.histories import read_bucket, read_items
 from pipeline.io.night import Night
 from pipeline.model.model import RetrievalModel
+from pipeline.model.results import training_metrics
 from pipeline.model.training import (
     VALIDATION_CUTOFF,
     EpochReport,
@@ -90,8 +89,7 @@ def keep_best(night: Night, settings: Settings, state_folder: Path, popularity: 
     history = read_history(state_folder)
     model = RetrievalModel(settings.model, len(read_items(night.storage, night.histories)))
     model.load_state_dict(read_best_weights(state_folder))
-    best = max(history, key=lambda report: (report.worth, -report.epoch))
-    return write_checkpoint(night, model, settings, summary(history, best) | {"popularity_hit_rate": popularity})
+    return write_checkpoint(night, model, settings, training_metrics(history, popularity))
 
 
 class SavedState(Config):
@@ -140,20 +138,6 @@ def train_locally(night: Night, settings: Settings, say: Callable[[str], None]) 
         keep_best(night, settings, folder, final.popularity)
     for info in storage.list(f"{prefix}/"):
         storage.delete(info.key)
-
-
-def summary(history: Sequence[EpochReport], best: EpochReport) -> dict[str, Any]:
-    """`metrics.json`: the chosen epoch, its figures, the speed, and the history."""
-    seconds = sum(report.seconds for report in history)
-    return {
-        "cutoff": VALIDATION_CUTOFF,
-        "best_epoch": best.epoch,
-        "validation_hit_rate": best.hit_rate,
-        "num_validation_users": best.num_validation_users,
-        "positions_per_second": sum(report.num_positions for report in history) / seconds,
-        "seconds": seconds,
-        "history": [asdict(report) for report in history],
-    }
 
 
 def progress_line(report: EpochReport, popularity: float, max_epochs: int) -> str:

@@ -7,6 +7,7 @@ import pyarrow as pa
 import torch
 
 from pipeline.data.histories import Bucket
+from pipeline.data.lists import Lists
 from pipeline.errors import InputError
 from pipeline.io.checkpoint import load_model
 from pipeline.io.corpus import open_corpus, read_low_rank, read_shard, shard_entries
@@ -15,9 +16,9 @@ from pipeline.io.night import Night
 from pipeline.io.tuning import TuningRecord, tuning_claims, write_tuning
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval.backends import open_index
-from pipeline.retrieval.filters import Exclusions
+from pipeline.retrieval.filters import Rules
 from pipeline.retrieval.index import ShardIndex
-from pipeline.retrieval.tuning import tune
+from pipeline.retrieval.tuning import SampleQueries, tune
 from pipeline.settings import Settings, TableDtype
 from pipeline.stages.devices import device_for
 from pipeline.stages.encode import encode_queries
@@ -69,8 +70,9 @@ class Tuner:
         query_map = fit.query_map.to(self._device) if fit else None
         # All of a list's items may be in one shard: items with neighbouring ids are often alike.
         wanted = search.model_copy(update={"k": min(search.k, entry.rows)})
-        excluded = _joined([batch.excluded for batch in batches])
-        write_tuning(night, tune(open_with, queries, excluded, wanted, query_map, search.tuning.max_seconds))
+        rules = Rules(Lists.concat(batch.excluded for batch in batches))
+        sample = SampleQueries(queries, rules, query_map)
+        write_tuning(night, tune(open_with, sample, wanted, search.tuning.max_seconds))
         return payload
 
 
@@ -101,9 +103,3 @@ def judging_batches(night: Night, settings: Settings) -> list[QueryBatch]:
     if not sum(len(batch.excluded) for batch in batches):
         raise InputError("there is no user to choose the search with; set search.method to exact")
     return batches
-
-
-def _joined(parts: list[Exclusions]) -> Exclusions:
-    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return Exclusions(offsets, np.concatenate([part.rows for part in parts]))

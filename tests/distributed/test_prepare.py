@@ -143,8 +143,8 @@ def test_the_item_index_has_the_catalogue_and_the_counts(tmp_path):
     assert items["title"].null_count == 0
     for name, parts in (
         ("num_events", [b.item_rows for b in buckets]),
-        ("num_train_events", [b.cut("train").item_rows for b in buckets]),
-        ("num_validation_events", [b.held_out("validation").item_rows for b in buckets]),
+        ("num_train_events", [b.cut("train").values for b in buckets]),
+        ("num_validation_events", [b.held_out("validation").values for b in buckets]),
     ):
         assert items[name].to_pylist() == np.bincount(np.concatenate(parts), minlength=40).tolist()
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from pipeline.data.histories import user_bucket
-from pipeline.data.lists import Sequences
 from pipeline.distributed.cluster import Cluster, Node
 from pipeline.distributed.embed import embed_corpus
 from pipeline.distributed.search import Wave, plan_waves, search_units
@@ -15,8 +14,8 @@ from pipeline.errors import InfrastructureError, InputError, MismatchError
 from pipeline.io.histories import read_bucket
 from pipeline.settings import ClusterSettings
 from pipeline.stages.candidates import CandidateSink
-from pipeline.stages.queries import TonightsUsers, group_by_bucket, take_sequences
-from pipeline.stages.search import encode_queries, encode_sequences, seen_items, spill_key
+from pipeline.stages.queries import TonightsUsers, group_by_bucket
+from pipeline.stages.search import encode_queries, encode_sequences, spill_key
 from tests.distributed.worlds import (
     World,
     make_world,
@@ -285,7 +284,7 @@ def test_a_source_sees_only_its_part_of_a_history(world):
     assert batch.reasons.to_pylist() == ["" if length > 1 else "no history" for length in lengths]
     for query, place in enumerate(batch.searched):
         low, high = bucket.offsets[place], bucket.offsets[place + 1] - 1
-        seen = batch.excluded.narrow(query, query + 1).rows
+        seen = batch.excluded[query]
         assert seen.tolist() == sorted(set(bucket.item_rows[low:high].tolist()))
 
 
@@ -314,16 +313,9 @@ def test_a_query_does_not_depend_on_who_else_is_encoded(world):
     together = encode_sequences(model, bucket.cut("whole"), bucket.user_keys)
     for place in range(bucket.num_users):
         at = np.array([place])
-        alone = encode_sequences(model, take_sequences(bucket.cut("whole"), at), bucket.user_keys[at])
+        alone = encode_sequences(model, bucket.cut("whole").take(at), bucket.user_keys[at])
         assert torch.equal(alone.components_BQD[0], together.components_BQD[place])
         assert torch.equal(alone.gate_BP[0], together.gate_BP[place])
-
-
-def test_seen_items_are_distinct_by_query():
-    histories = Sequences(np.array([0, 3, 3, 5]), np.array([7, 2, 7, 0, 9], dtype=np.int32))
-    seen = seen_items(histories, num_items=10)
-    assert seen.offsets.tolist() == [0, 2, 2, 4]
-    assert seen.rows.tolist() == [2, 7, 0, 9]
 
 
 def test_requested_ids_are_grouped_by_their_bucket():

@@ -144,8 +144,8 @@ def test_when_a_worker_is_killed_training_goes_on_from_the_last_epoch(local_ray,
     starts = sorted(json.loads(line) for line in (tmp_path / "starts").read_text().splitlines())
     assert starts == [[0, 0], [0, 1], [1, 0], [1, 1]], "both went on after the first epoch"
     metrics = read_metrics(storage, night.checkpoint)
-    assert [entry["epoch"] for entry in metrics["history"]] == [1, 2, 3]
-    assert metrics["validation_hit_rate"] > 1.3 * metrics["popularity_hit_rate"] > 0
+    assert [report.epoch for report in metrics.history] == [1, 2, 3]
+    assert metrics.validation_hit_rate > 1.3 * metrics.popularity_hit_rate > 0
     assert not (tmp_path / "training" / night.checkpoint.id).exists()
     loaded = load_model(storage, night.checkpoint)
     assert all(torch.isfinite(value).all() for value in loaded.state_dict().values())

@@ -23,10 +23,12 @@ from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
 from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import Storage, put
 from pipeline.model.model import RetrievalModel
+from pipeline.model.results import training_metrics
 from pipeline.schema import items as items_schema
 from pipeline.settings import Settings
 from pipeline.stages.candidates import CandidateSink
 from pipeline.stages.queries import TonightsUsers
+from tests.model.planted import report
 
 DAY = date(2026, 11, 20)
 SMALL = {
@@ -83,7 +85,7 @@ def make_world(root: Path, num_users: int = 40, num_items: int = 120, overrides:
     model = RetrievalModel(settings.model, num_items)
     with torch.no_grad():
         model.item_embedding.weight.normal_()
-    write_checkpoint(storage, night.checkpoint, model, settings, {}, {})
+    write_checkpoint(storage, night.checkpoint, model, settings, training_metrics([report(1, 0.1)], 0.1), {})
     return World(storage, settings, night)
 
 

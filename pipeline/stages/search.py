@@ -17,6 +17,7 @@ from pipeline.io.histories import read_bucket
 from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
 from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import ObjectNotFoundError, Storage
+from pipeline.model.inputs import Events, QueryInput
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval.backends import open_index
@@ -92,8 +93,7 @@ class ShardSearcher:
 
     def __call__(self, unit: int, payload: bytes) -> pa.Buffer:
         batch, running = decode_batch(payload)
-        queries = QuerySide(batch.queries.components_BQD.to(self._device), batch.queries.gate_BP.to(self._device))
-        running = running.to(self._device)
+        queries, running = batch.queries.to(self._device), running.to(self._device)
         found = search_shard(self._index, queries, batch.excluded, self._search, running, self._query_map)
         return encode_batch(batch, found)
 
@@ -153,17 +153,13 @@ def encode_queries(model: RetrievalModel, bucket: Bucket, source: QuerySource, u
 @torch.inference_mode()
 def encode_sequences(model: RetrievalModel, histories: Sequences, user_keys: Int64) -> QuerySide:
     """The query side of each history, computed in tiles of one shape."""
-    rows_BL, lengths_B = histories.last(model.settings.max_length)
-    num_queries = len(lengths_B)
+    rows_BL, _ = histories.last(model.settings.max_length)
+    num_queries = len(rows_BL)
     padding = max(SEQUENCE_TILE, -(-num_queries // SEQUENCE_TILE) * SEQUENCE_TILE) - num_queries
-    rows_BL = np.pad(rows_BL, ((0, padding), (0, 0)), constant_values=-1)
-    lengths_B, keys_B = np.pad(lengths_B, (0, padding)), np.pad(user_keys, (0, padding))
-    tiles = [
-        model.query_side(*(torch.from_numpy(a[low : low + SEQUENCE_TILE]) for a in (rows_BL, lengths_B, keys_B)))
-        for low in range(0, len(lengths_B), SEQUENCE_TILE)
-    ]
-    components_BQD = torch.cat([tile.components_BQD for tile in tiles])
-    return QuerySide(components_BQD, torch.cat([tile.gate_BP for tile in tiles])).take(slice(0, num_queries))
+    rows = torch.from_numpy(np.pad(rows_BL, ((0, padding), (0, 0)), constant_values=-1)).split(SEQUENCE_TILE)
+    keys = torch.from_numpy(np.pad(user_keys, (0, padding))).split(SEQUENCE_TILE)
+    tiles = [model.query_side(QueryInput(Events(r_BL), k_B)) for r_BL, k_B in zip(rows, keys, strict=True)]
+    return QuerySide.cat(tiles).take(slice(0, num_queries))
 
 
 def seen_items(histories: Sequences, num_items: int) -> Exclusions:

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from pipeline.artifacts import Night
 from pipeline.data.histories import Bucket
@@ -41,10 +40,7 @@ class Tuner:
         entry = entries[rng.choice(len(entries), p=np.array([e.rows for e in entries]) / sum(e.rows for e in entries))]
         model = load_model(storage, night.checkpoint)
         batches = judging_batches(storage, night, self._settings)
-        queries = QuerySide(
-            torch.cat([batch.queries.components_BQD for batch in batches]).to(self._device),
-            torch.cat([batch.queries.gate_BP for batch in batches]).to(self._device),
-        )
+        queries = QuerySide.cat([batch.queries for batch in batches]).to(self._device)
         shard = read_shard(storage, night.corpus, entry).to(self._device)
         mol = model.mol.to(self._device)
 

@@ -78,7 +78,7 @@ def requested_by_unit(settings: Settings, ds: date) -> RequestedUsers:
     queries = open_queries(settings, ds)
     if queries is None:
         return lambda _, bucket: bucket.user_ids
-    user_ids = read_user_ids(queries).combine_chunks()
+    user_ids = read_user_ids(queries)
     units = user_bucket(user_ids, settings.output.num_buckets)
     return lambda unit, _: user_ids.filter(pa.array(units == unit))
 

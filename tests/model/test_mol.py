@@ -267,6 +267,17 @@ def test_in_training_dropped_gates_are_zero_and_the_rest_sum_to_one():
     torch.testing.assert_close(pairs.gates_BNP, kept / kept.sum(dim=-1, keepdim=True))
 
 
+def test_in_training_components_read_dropped_inputs_and_gates_read_whole_ones():
+    mol = random_mol(query_dropout=0.5, item_dropout=0.5)
+    whole = random_sides(mol)
+    torch.manual_seed(3)
+    query, items = random_sides(mol.train())
+    assert torch.equal(query.gate_BP, whole[0].gate_BP)
+    assert torch.equal(items.gate_NP, whole[1].gate_NP)
+    assert not torch.allclose(query.components_BQD, whole[0].components_BQD)
+    assert not torch.allclose(items.components_NXD, whole[1].components_NXD)
+
+
 def test_gradients_are_those_of_the_definition():
     mol = random_mol().requires_grad_(True)
     query, items = random_sides(mol, 2, 3)

@@ -1,5 +1,5 @@
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ SETTINGS = TrainSettings(
 SURE_MOL = SMALL_MOL.model_copy(
     update={"num_user_hashes": 50, "gate_dropout": 0.0, "item_dropout": 0.0, "user_dropout": 0.0}
 )
+WINDOW_COLUMNS = ("starts", "lengths", "user_keys")
 SURE_MODEL = SMALL_MODEL.model_copy(update={"dropout": 0.0, "mol": SURE_MOL})
 
 
@@ -40,6 +41,19 @@ def test_training_learns_the_planted_pattern():
     assert losses == sorted(losses, reverse=True)
     assert state.best.hit_rate > 1.5 * popular_hit_rate(data, Ranks(), torch.device("cpu"))
     assert state.history[0].num_positions == data.windows.num_targets
+
+
+def test_processes_with_the_same_data_draw_different_negatives():
+    """A single window leaves no order that could differ between them."""
+    settings = SETTINGS.model_copy(update={"max_epochs": 1})
+    data = training_data(settings, num_users=1)
+    windows = replace(data.windows, **{name: getattr(data.windows, name)[:1] for name in WINDOW_COLUMNS})
+    losses = []
+    for rank in (0, 1, 0):
+        state = start(settings, SURE_MODEL)
+        fit(state, replace(data, windows=windows, steps=1), settings, Ranks(rank), no_report)
+        losses.append(state.history[0].loss)
+    assert losses[0] == losses[2] != losses[1]
 
 
 def test_bfloat16_learns_it_too():

@@ -38,7 +38,7 @@ class _Side:
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
-        """The rows of all parts, of which there is at least one."""
+        """Join the rows of one or more parts."""
         return cls(*(torch.cat(tensors) for tensors in zip(*(vars(part).values() for part in parts), strict=True)))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Self:

@@ -118,18 +118,19 @@ def _in_tiles(
     weights_GS = (torch.arange(rows_GS.numel(), device=device) < positions.num_targets).float().view_as(rows_GS)
     loss_sum = torch.zeros((), device=device)
     for groups, members in _tiles(num_groups, rows_GS.shape[1], num_negatives, TILE_PAIRS[device.type]):
-        here = [(groups, members)] * len(by_group) + [(groups, slice(None))] * len(negatives)
-        leaves = [tensor[at].requires_grad_() for tensor, at in zip((*by_group, *negatives), here, strict=True)]
+        tile = [(groups, members)] * len(by_group) + [(groups, slice(None))] * len(negatives)
+        leaves = [tensor[index].requires_grad_() for tensor, index in zip((*by_group, *negatives), tile, strict=True)]
+        query_components, query_gate, positive_GS, item_components, item_gate = leaves
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            scores_GSN = _at_least_float32(mol(QuerySide(leaves[0], leaves[1]), ItemSide(leaves[3], leaves[4])))
+            scores_GSN = mol(QuerySide(query_components, query_gate), ItemSide(item_components, item_gate))
         is_collision_GSN = negatives_GN[groups].unsqueeze(-2) == rows_GS[groups, members].unsqueeze(-1)
-        losses_GS = sampled_softmax_loss(leaves[2], scores_GSN, is_collision_GSN)
+        losses_GS = sampled_softmax_loss(positive_GS, _at_least_float32(scores_GSN), is_collision_GSN)
         loss = (losses_GS * weights_GS[groups, members]).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         loss_sum += loss.detach()
-        for gradient, leaf, at in zip(gradients, leaves, here, strict=True):
+        for gradient, leaf, index in zip(gradients, leaves, tile, strict=True):
             assert leaf.grad is not None
-            gradient[at] += leaf.grad
+            gradient[index] += leaf.grad
     return loss_sum, [*(gradient.flatten(0, 1) for gradient in gradients[:3]), *gradients[3:]]
 
 

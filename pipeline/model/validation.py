@@ -38,7 +38,7 @@ def count_model_hits(model: RetrievalModel, users: ValidationUsers, k: int) -> i
 
 @torch.no_grad()
 def count_popular_hits(item_counts: Tensor, users: ValidationUsers, k: int) -> int:
-    """Number of users with such a hit when everyone is shown the items with the highest counts."""
+    """Number of users with a held-out item among the k items with the highest counts that they have not seen."""
     counts = item_counts.double()
 
     def score(rows: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from torch import Tensor
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval import search as search_module
 from pipeline.retrieval import tuning
-from pipeline.retrieval.backends import open_index
 from pipeline.retrieval.filters import ShardMask, no_exclusions
 from pipeline.retrieval.index import Shortlist, Table, hide_missing
 from pipeline.retrieval.low_rank_fit import HELD_OUT_SHARE, WITHIN, fit_low_rank
@@ -21,7 +20,7 @@ from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.topk import NO_ITEM, TopK
 from pipeline.retrieval.tuning import overlaps, tune
 from pipeline.settings import SearchSettings, TableDtype
-from tests.retrieval.worlds import as_lists, brute_force, make_world
+from tests.retrieval.worlds import as_lists, brute_force, make_world, open_index
 
 NUM_QUERIES, NUM_ITEMS, K = 4, 150, 5
 

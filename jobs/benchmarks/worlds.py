@@ -24,6 +24,7 @@ from jobs.benchmarks.market import Market, MarketRecipe, draw_histories, make_ma
 from jobs.benchmarks.synthetic import synthetic_encodings, synthetic_mol
 from jobs.benchmarks.training import ModelRecipe, train_model
 from pipeline.data.lists import Lists
+from pipeline.model.inputs import Events
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
 from pipeline.retrieval.shard import ITEM_TILE
@@ -179,8 +180,8 @@ def _users(market: Market, num_queries: int, num_sample: int) -> tuple[Lists, Li
 
 @torch.inference_mode()
 def _encode(model: RetrievalModel, histories: Lists) -> Tensor:
-    rows_BL, lengths_B = histories.last(model.settings.max_length)
-    return model.encode(torch.from_numpy(rows_BL).long(), torch.from_numpy(lengths_B)).clone()
+    rows_BL, _ = histories.last(model.settings.max_length)
+    return model.encode(Events(torch.from_numpy(rows_BL).long())).clone()
 
 
 def _assemble(recipe: ModelRecipe, tensors: Mapping[str, Tensor]) -> BenchWorld:

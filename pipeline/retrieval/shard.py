@@ -32,8 +32,7 @@ class Shard:
 
     def to(self, device: torch.device | str) -> "Shard":
         """The same shard on a device."""
-        items = ItemSide(self.items.components_NXD.to(device), self.items.gate_NP.to(device))
-        return Shard(self.first_row, items, self.mean_ND.to(device), self.low_rank_NR.to(device))
+        return Shard(self.first_row, self.items.to(device), self.mean_ND.to(device), self.low_rank_NR.to(device))
 
 
 def make_shard(first_row: int, items: ItemSide, low_rank_NR: Tensor | None = None) -> Shard:
@@ -56,5 +55,4 @@ def embed_rows(model: RetrievalModel, rows_N: Tensor) -> ItemSide:
     for low in range(0, max(1, len(rows_N)), ITEM_TILE):  # without items (more shards than items) for the shapes
         part = rows_N[low : low + ITEM_TILE]
         tiles.append(model.item_side(pad(part, (0, ITEM_TILE - len(part)))).take(slice(0, len(part))))
-    components_NXD = torch.cat([tile.components_NXD for tile in tiles])
-    return ItemSide(components_NXD, torch.cat([tile.gate_NP for tile in tiles]))
+    return ItemSide.cat(tiles)

@@ -74,4 +74,4 @@ class ShardEmbedder:
 
 def embed_items(model: RetrievalModel, low: int, high: int) -> Shard:
     """The shard of item rows `low` to `high`."""
-    return make_shard(low, embed_rows(model, torch.arange(low, high, device=model.item_embedding.weight.device)))
+    return make_shard(low, embed_rows(model, torch.arange(low, high, device=model.device)))

@@ -5,8 +5,9 @@ import pyarrow as pa
 import torch
 
 from pipeline.data.histories import Bucket
-from pipeline.data.lists import Int64, Lists
+from pipeline.data.lists import NO_ITEM, Int64, Lists
 from pipeline.errors import MismatchError
+from pipeline.model.inputs import Events, QueryInput
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import QuerySide
 from pipeline.stages.queries import QuerySource
@@ -48,14 +49,10 @@ def encode_queries(model: RetrievalModel, bucket: Bucket, source: QuerySource, u
 @torch.inference_mode()
 def encode_sequences(model: RetrievalModel, histories: Lists, user_keys: Int64) -> QuerySide:
     """The query side of each history, computed in tiles of one shape."""
-    rows_BL, lengths_B = histories.last(model.settings.max_length)
-    num_queries = len(lengths_B)
+    rows_BL, _ = histories.last(model.settings.max_length)
+    num_queries = len(rows_BL)
     padding = max(SEQUENCE_TILE, -(-num_queries // SEQUENCE_TILE) * SEQUENCE_TILE) - num_queries
-    rows_BL = np.pad(rows_BL, ((0, padding), (0, 0)), constant_values=-1)
-    lengths_B, keys_B = np.pad(lengths_B, (0, padding)), np.pad(user_keys, (0, padding))
-    tiles = [
-        model.query_side(*(torch.from_numpy(a[low : low + SEQUENCE_TILE]) for a in (rows_BL, lengths_B, keys_B)))
-        for low in range(0, len(lengths_B), SEQUENCE_TILE)
-    ]
-    components_BQD = torch.cat([tile.components_BQD for tile in tiles])
-    return QuerySide(components_BQD, torch.cat([tile.gate_BP for tile in tiles])).take(slice(0, num_queries))
+    rows = torch.from_numpy(np.pad(rows_BL, ((0, padding), (0, 0)), constant_values=NO_ITEM)).split(SEQUENCE_TILE)
+    keys = torch.from_numpy(np.pad(user_keys, (0, padding))).split(SEQUENCE_TILE)
+    tiles = [model.query_side(QueryInput(Events(r_BL), k_B)) for r_BL, k_B in zip(rows, keys, strict=True)]
+    return QuerySide.cat(tiles).take(slice(0, num_queries))

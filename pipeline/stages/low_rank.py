@@ -46,8 +46,7 @@ class LowRankFitter:
         rows = np.sort(rng.choice(model.num_items, num_items, replace=False))
         items = embed_rows(model, torch.from_numpy(rows).to(self._device))
         index = open_index(model.mol, make_shard(0, items), self._settings.search)
-        there = QuerySide(queries.components_BQD.to(self._device), queries.gate_BP.to(self._device))
-        scores_LS = score_all(index, there).cpu()  # the fit itself is made on the CPU
+        scores_LS = score_all(index, queries.to(self._device)).cpu()  # the fit itself is made on the CPU
         most = min(int(MAX_RANK_SHARE * len(scores_LS)), num_items)
         if most < 2:
             raise InputError(f"{len(scores_LS)} users are too few for search.method topk_low_rank; use exact")
@@ -101,4 +100,4 @@ def sample_queries(night: Night, settings: Settings, model: RetrievalModel) -> Q
         queries = encode_sequences(model, bucket.cut("whole").take(at), bucket.user_keys[at])
         is_finite = queries.components_BQD.isfinite().flatten(1).all(dim=1) & queries.gate_BP.isfinite().all(dim=1)
         parts.append(queries.take(is_finite.nonzero()[:, 0]))
-    return QuerySide(torch.cat([p.components_BQD for p in parts]), torch.cat([p.gate_BP for p in parts]))
+    return QuerySide.cat(parts)

@@ -20,7 +20,6 @@ from pipeline.io.histories import read_bucket
 from pipeline.io.night import Night
 from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
 from pipeline.io.storage.base import Storage
-from pipeline.model.mol import QuerySide
 from pipeline.retrieval.backends import open_index
 from pipeline.retrieval.filters import Rules
 from pipeline.retrieval.search import search_shard
@@ -143,11 +142,9 @@ class ShardSearcher:
 
     def __call__(self, unit: int, payload: Payload) -> pa.Buffer:
         batch, running = decode_batch(payload)
-        queries = QuerySide(batch.queries.components_BQD.to(self._device), batch.queries.gate_BP.to(self._device))
-        improved = search_shard(
-            self._index, queries, Rules(batch.excluded), self._search, running.to(self._device), self._query_map
-        )
-        return encode_batch(batch, improved)
+        queries, running = batch.queries.to(self._device), running.to(self._device)
+        rules = Rules(batch.excluded)
+        return encode_batch(batch, search_shard(self._index, queries, rules, self._search, running, self._query_map))
 
 
 class RunningKeeper:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from pipeline.data.histories import Bucket
 from pipeline.data.lists import Lists
@@ -56,10 +55,7 @@ class Tuner:
         entry = entries[rng.choice(len(entries), p=np.array([e.rows for e in entries]) / sum(e.rows for e in entries))]
         model = load_model(storage, night.checkpoint)
         batches = judging_batches(night, self._settings)
-        queries = QuerySide(
-            torch.cat([batch.queries.components_BQD for batch in batches]).to(self._device),
-            torch.cat([batch.queries.gate_BP for batch in batches]).to(self._device),
-        )
+        queries = QuerySide.cat([batch.queries for batch in batches]).to(self._device)
         shard = read_shard(storage, night.corpus, entry).to(self._device)
         mol = model.mol.to(self._device)
 

@@ -5,6 +5,7 @@ import torch
 from pipeline.data.batches import ValidationUsers, validation_users
 from pipeline.data.lists import Lists
 from pipeline.model import validation
+from pipeline.model.inputs import Events, QueryInput
 from pipeline.model.model import RetrievalModel
 from tests.model.planted import NUM_ITEMS, SMALL_MODEL
 
@@ -33,8 +34,8 @@ def test_hits_of_the_model_are_those_of_sorting_all_unseen_items(monkeypatch, qu
     torch.manual_seed(0)
     model = RetrievalModel(SMALL_MODEL, NUM_ITEMS).eval().requires_grad_(False)
     users = make_users()
-    rows_BL, lengths_B = (torch.from_numpy(array) for array in users.histories.last(SMALL_MODEL.max_length))
-    query = model.query_side(rows_BL, lengths_B, torch.from_numpy(users.user_keys))
+    rows_BL, _ = users.histories.last(SMALL_MODEL.max_length)
+    query = model.query_side(QueryInput(Events(torch.from_numpy(rows_BL)), torch.from_numpy(users.user_keys)))
     scores_BN = model.mol(query, model.item_side(torch.arange(NUM_ITEMS)))
     for k in (1, 5, 20):
         assert validation.count_model_hits(model, users, k) == slow_hits(scores_BN, users, k)

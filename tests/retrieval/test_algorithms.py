@@ -10,14 +10,15 @@ from hypothesis import strategies as st
 
 from pipeline.data.lists import NO_ITEM, Lists
 from pipeline.retrieval import stage1 as candidates
-from pipeline.retrieval.backends import open_index
 from pipeline.retrieval.low_rank import fit_landmarks, low_rank_table
 from pipeline.retrieval.low_rank_fit import fit_low_rank
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.shard import make_shard
 from pipeline.retrieval.topk import TopK
 from pipeline.settings import SearchSettings
-from tests.retrieval.worlds import World, all_scores, as_lists, brute_force, make_world
+from tests.retrieval.worlds import World, all_scores, as_lists, brute_force, make_world, open_index
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 K = 6
 APPROXIMATE = ["topk_avg", "topk_per_embd", "comb_topk", "topk_low_rank"]

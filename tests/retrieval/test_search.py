@@ -10,13 +10,14 @@ from pipeline.data.lists import Lists
 from pipeline.errors import InputError
 from pipeline.model.mol import ItemSide, QuerySide
 from pipeline.retrieval import backends
-from pipeline.retrieval.backends import open_index
 from pipeline.retrieval.backends.torch.index import TorchIndex
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.shard import Shard, make_shard, shard_bounds
 from pipeline.retrieval.topk import TopK
 from pipeline.settings import SearchSettings
-from tests.retrieval.worlds import World, all_scores, as_lists, brute_force, make_world
+from tests.retrieval.worlds import World, all_scores, as_lists, brute_force, make_world, open_index
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 
 def search(world: World, num_shards: int, config: SearchSettings, order: int = 1) -> TopK:

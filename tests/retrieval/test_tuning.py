@@ -8,14 +8,15 @@ import torch
 
 from pipeline.evaluation.metrics import overlap_at_k
 from pipeline.retrieval import tuning
-from pipeline.retrieval.backends import open_index
 from pipeline.retrieval.index import ShardIndex
 from pipeline.retrieval.low_rank_fit import fit_low_rank
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.shard import make_shard
 from pipeline.retrieval.tuning import SampleQueries, tune
 from pipeline.settings import SearchSettings, TableDtype
-from tests.retrieval.worlds import World, make_world
+from tests.retrieval.worlds import World, make_world, open_index
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 
 @pytest.fixture(autouse=True)

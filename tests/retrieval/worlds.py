@@ -8,10 +8,26 @@ from torch import Tensor
 
 from pipeline.data.lists import NO_ITEM, Lists
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
+from pipeline.retrieval import backends
 from pipeline.retrieval.filters import Rules
+from pipeline.retrieval.index import ShardIndex
 from pipeline.retrieval.shard import Shard, make_shard, shard_bounds
 from pipeline.retrieval.topk import TopK
-from pipeline.settings import MolSettings
+from pipeline.settings import MolSettings, SearchSettings
+
+BACKEND = "auto"  # the fixture `backend` sets it
+
+
+def open_index(mol: MixtureOfLogits, shard: Shard, settings: SearchSettings) -> ShardIndex:
+    """The shard in the backend under test, where the settings leave it open."""
+    if BACKEND == "auto" or settings.backend != "auto":
+        return backends.open_index(mol, shard, settings)
+    if BACKEND != "triton":
+        return backends.open_index(mol, shard, settings.model_copy(update={"backend": BACKEND}))
+    backends.open_index(mol, shard, settings)  # refuses what no backend takes; then past the refusal of CPUs
+    from pipeline.retrieval.backends.triton.index import TritonIndex
+
+    return TritonIndex(mol, shard)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.lists import Int64, Lists
+from pipeline.model.inputs import Events, QueryInput
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
 from pipeline.retrieval.backends import open_index
@@ -76,10 +77,8 @@ def world_of(data: Path, name: str, model: RetrievalModel, num_sample: int) -> W
 
 
 def query_side(model: RetrievalModel, histories: Lists, users: Int64) -> QuerySide:
-    rows_UL, lengths_U = histories.last(model.settings.max_length)
-    return model.query_side(
-        torch.from_numpy(rows_UL[users]), torch.from_numpy(lengths_U[users]), torch.from_numpy(users)
-    )
+    rows_UL, _ = histories.last(model.settings.max_length)
+    return model.query_side(QueryInput(Events(torch.from_numpy(rows_UL[users])), torch.from_numpy(users)))
 
 
 def score_all(mol: MixtureOfLogits, queries: QuerySide, items: ItemSide) -> Tensor:

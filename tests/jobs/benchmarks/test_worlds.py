@@ -10,6 +10,7 @@ from jobs.benchmarks.difficulty import average_needed, difficulty, exact_scores
 from jobs.benchmarks.market import Market, MarketRecipe, draw_histories, make_market
 from jobs.benchmarks.reference import ReferenceSearch
 from jobs.benchmarks.training import ModelRecipe, train_model
+from pipeline.model.inputs import Events, QueryInput
 from pipeline.model.model import RetrievalModel
 from pipeline.settings import MolSettings
 
@@ -102,10 +103,11 @@ def share_above(model: RetrievalModel, market: Market) -> float:
     histories = draw_histories(market, 400, stream=7)
     rows_BL, lengths_B = histories.last(MARKET.max_length)
     users = np.flatnonzero(lengths_B >= 2)
-    rows_BL, lengths_B = torch.from_numpy(rows_BL[users]).long(), torch.from_numpy(lengths_B[users]).long()
-    targets_B1 = rows_BL.gather(1, lengths_B[:, None] - 1)
+    rows_BL, last_B1 = torch.from_numpy(rows_BL[users]).long(), torch.from_numpy(lengths_B[users]).long()[:, None] - 1
+    targets_B1 = rows_BL.gather(1, last_B1)
     with torch.inference_mode():
-        queries = model.query_side(rows_BL, lengths_B - 1, torch.zeros_like(lengths_B))
+        before = Events(rows_BL.scatter(1, last_B1, -1))
+        queries = model.query_side(QueryInput(before, torch.zeros(len(rows_BL), dtype=torch.int64)))
         scores_BN = model.mol(queries, model.item_side(torch.arange(MARKET.num_items)))
     return float((scores_BN > scores_BN.gather(1, targets_B1)).float().mean())
 

@@ -1,12 +1,15 @@
 """Embed the items into the Corpus: shards with everything item-side precomputed."""
 
 from datetime import date
+from typing import TYPE_CHECKING
 
 from pipeline.command import Outcome, command
-from pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from pipeline.settings import Settings
 
 
-def run(settings: Settings, ds: date | None) -> Outcome:
+def run(settings: "Settings", ds: date | None) -> Outcome:
     from pipeline.distributed.embed import embed_corpus
     from pipeline.io.night import open_night
 

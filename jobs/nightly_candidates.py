@@ -8,20 +8,24 @@ Without any argument it serves a simulated log.
 import logging
 import time
 from datetime import date
+from typing import TYPE_CHECKING
 
 from pipeline.command import Outcome, command
-from pipeline.settings import SIMULATED, Settings
+
+if TYPE_CHECKING:
+    from pipeline.settings import Settings
 
 log = logging.getLogger("nightrails")
 
 
-def run(settings: Settings, ds: date | None) -> Outcome:
+def run(settings: "Settings", ds: date | None) -> Outcome:
     """Make and publish the candidates of one day; `ds` None is the newest day in the log."""
     from jobs import embed_items, evaluate, prepare, publish, retrieve, simulate_log, train, tune
     from pipeline.io.night import open_night
     from pipeline.io.storage import check_store
     from pipeline.quality.report import how_to_read, three_users
     from pipeline.quality.stories import read_stories
+    from pipeline.settings import SIMULATED
 
     if settings.log.source == SIMULATED:
         simulate_log.run(settings, ds)

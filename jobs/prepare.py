@@ -5,13 +5,16 @@ reason), validation.json (where every row of the log went) and manifest.json.
 """
 
 from datetime import date
+from typing import TYPE_CHECKING
 
 from pipeline.command import Outcome, command
 from pipeline.errors import InputError
-from pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from pipeline.settings import Settings
 
 
-def run(settings: Settings, ds: date | None) -> Outcome:
+def run(settings: "Settings", ds: date | None) -> Outcome:
     """Prepare the histories of one day; `ds` None is the newest day in the log."""
     from pipeline.distributed.cluster import connect
     from pipeline.distributed.prepare import prepare

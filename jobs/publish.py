@@ -4,15 +4,15 @@ from datetime import date
 from typing import TYPE_CHECKING
 
 from pipeline.command import Outcome, command
-from pipeline.settings import Settings
 
 if TYPE_CHECKING:
     from pipeline.artifacts import Night
     from pipeline.io.commits import Commit, RunManifest
     from pipeline.io.storage import Storage
+    from pipeline.settings import Settings
 
 
-def run(settings: Settings, ds: date | None) -> Outcome:
+def run(settings: "Settings", ds: date | None) -> Outcome:
     from pipeline.io.commits import commit, propose, published, refresh_latest, write_run_manifest
     from pipeline.io.evaluations import read_metrics
     from pipeline.io.night import open_night

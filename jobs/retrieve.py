@@ -1,12 +1,15 @@
 """Search the corpus for every user's top-k and write the run's candidates and accounting, unit by unit."""
 
 from datetime import date
+from typing import TYPE_CHECKING
 
 from pipeline.command import Outcome, command
-from pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from pipeline.settings import Settings
 
 
-def run(settings: Settings, ds: date | None) -> Outcome:
+def run(settings: "Settings", ds: date | None) -> Outcome:
     from pipeline.distributed.queries import TonightsUsers
     from pipeline.distributed.search import search_units
     from pipeline.distributed.sinks import CandidateSink

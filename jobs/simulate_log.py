@@ -5,12 +5,15 @@ items. The same `simulate` settings give the same bytes.
 """
 
 from datetime import date
+from typing import TYPE_CHECKING
 
 from pipeline.command import Outcome, command
-from pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from pipeline.settings import Settings
 
 
-def run(settings: Settings, ds: date | None) -> Outcome:
+def run(settings: "Settings", ds: date | None) -> Outcome:
     """Write the log that `settings.simulate` describes; `ds` only serves the jobs that read it."""
     from pipeline.data.simulate import simulated_prefix
     from pipeline.io.simulated import write_simulated_log

@@ -1,12 +1,15 @@
 """Train the retrieval model on the prepared histories and leave it as a Checkpoint."""
 
 from datetime import date
+from typing import TYPE_CHECKING
 
 from pipeline.command import Outcome, command
-from pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from pipeline.settings import Settings
 
 
-def run(settings: Settings, ds: date | None) -> Outcome:
+def run(settings: "Settings", ds: date | None) -> Outcome:
     from pipeline.distributed.train import train_checkpoint
     from pipeline.io.checkpoint import read_metrics
     from pipeline.io.night import open_night

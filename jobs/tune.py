@@ -2,14 +2,17 @@
 
 import logging
 from datetime import date
+from typing import TYPE_CHECKING
 
 from pipeline.command import Outcome, command
-from pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from pipeline.settings import Settings
 
 log = logging.getLogger("nightrails")
 
 
-def run(settings: Settings, ds: date | None) -> Outcome:
+def run(settings: "Settings", ds: date | None) -> Outcome:
     if settings.search.method != "tuned":
         return {"status": "not asked for", "method": settings.search.method}
     from pipeline.distributed.tune import tune_search

@@ -1,4 +1,7 @@
-"""The command line that every job shares: flags in, one JSON line and an exit code out."""
+"""The command line that every job shares: flags in, one JSON line and an exit code out.
+
+Imports only the standard library, so that a Python without our dependencies is answered in one sentence.
+"""
 
 import argparse
 import builtins
@@ -6,6 +9,7 @@ import json
 import logging
 import os
 import re
+import socket
 import sys
 import time
 import traceback
@@ -13,12 +17,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline import errors
-from pipeline.config import load_config
 from pipeline.errors import InfrastructureError, InputError, NightrailsError
-from pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from pipeline.settings import Settings
 
 DEFAULT_CONFIG = Path("conf/nightly.yaml")
 DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -26,6 +31,7 @@ DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 EXIT_CODES = """\
 exit codes:
   0   published, or already published for these inputs
+  1   a fault of nightrails; please report it
   10  a quality gate said no; yesterday's table stays
   20  bad input or configuration; a retry cannot help
   30  the infrastructure failed; a retry resumes
@@ -36,7 +42,7 @@ Outcome = dict[str, Any]
 log = logging.getLogger("nightrails")
 
 
-def command(description: str, run: Callable[[Settings, date | None], Outcome]) -> None:
+def command(description: str, run: Callable[["Settings", date | None], Outcome]) -> None:
     """Parse the flags, run the job and exit. Only the last line goes to standard output: one JSON object.
 
     `run` gets the validated settings and `--ds` (None: the newest day in the log) and imports what is heavy itself,
@@ -49,6 +55,9 @@ def command(description: str, run: Callable[[Settings, date | None], Outcome]) -
         )
         started = time.monotonic()
         try:
+            from pipeline.config import load_config
+            from pipeline.settings import Settings
+
             settings = load_config(Settings, _config_path(arguments.config), arguments.set)
             outcome, code = run(settings, parse_day(arguments.ds)), 0
         except BaseException as error:  # even KeyboardInterrupt leaves a last line
@@ -108,6 +117,8 @@ def _from_traceback(text: str) -> BaseException | None:
         kind = getattr(errors, name, None)
         if isinstance(kind, type) and issubclass(kind, NightrailsError):
             return kind(message.strip())
+    if missing := _missing_on_a_node(text):
+        return missing
     for name, message in raised[:1]:
         kind = getattr(builtins, name, None)
         if isinstance(kind, type) and issubclass(kind, Exception):
@@ -115,8 +126,48 @@ def _from_traceback(text: str) -> BaseException | None:
     return None
 
 
+# A name with a dot is a part of a package that is there, which is our fault and not the installation's.
+MISSING_MODULE = re.compile(
+    r"^(?:ModuleNotFoundError|[\w.]*RaySystemError: System error): No module named '([^'.]+)'", re.MULTILINE
+)
+ON_NODE = re.compile(r"\bip=([^,)\s]+)")
+PYTHON_OF_A_FRAME = re.compile(r'File "([^"]+)/lib/python[\d.]+/')
+OUR_OWN = ("pipeline", "jobs")
+
+
+def _missing_here(error: ModuleNotFoundError) -> InputError | None:
+    """What to say when this Python lacks a package; None when the missing module is one of our own."""
+    name = error.name or ""
+    if not name or "." in name or name in OUR_OWN:
+        return None
+    return _missing(name, sys.executable, socket.gethostname())
+
+
+def _missing_on_a_node(text: str) -> InputError | None:
+    """What to say when, by a traceback of Ray, the Python of a worker lacks a package (our own may be that one)."""
+    module = MISSING_MODULE.search(text)
+    if module is None:
+        return None
+    name = "nightrails" if module[1] in OUR_OWN else module[1]
+    python, node = PYTHON_OF_A_FRAME.search(text), ON_NODE.search(text)
+    return _missing(
+        name,
+        f"the Python in {python[1]}" if python else "the Python of Ray's workers",
+        f"node {node[1]}" if node else "a node",
+    )
+
+
+def _missing(name: str, python: str, host: str) -> InputError:
+    return InputError(
+        f"{python} on {host} has no package {name!r}: install nightrails into the Python of every node "
+        "(`pip install --constraint constraints.txt .` in its folder), or use the image of infra/Dockerfile"
+    )
+
+
 def _failure(error: BaseException) -> tuple[Outcome, int]:
     cause = cause_of(error)
+    if isinstance(cause, ModuleNotFoundError):
+        cause = _missing_here(cause) or cause
     if not isinstance(cause, NightrailsError) and _a_retry_may_help(cause):
         cause = InfrastructureError(f"{type(cause).__name__}: {cause}")
     if isinstance(cause, NightrailsError):

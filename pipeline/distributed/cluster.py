@@ -15,6 +15,7 @@ import ray
 import torch  # noqa: F401 - here, while this process has one thread: loaded amid Ray's threads, its MKL once aborted
 from ray.data import DataContext
 
+from pipeline.distributed.restart_notice import swallow_restart_notice
 from pipeline.errors import InfrastructureError, InputError
 from pipeline.settings import Settings
 
@@ -95,6 +96,7 @@ def connect(settings: Settings) -> Cluster:
             raise InfrastructureError(
                 f"no Ray cluster at {address!r} ({error}); is it up, and its token known?"
             ) from error
+        swallow_restart_notice()
         log.info("%s", describe())
     cluster = describe()
     check_root(settings, cluster)

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import ray
 import torch  # noqa: F401 - here, while this process has one thread: loaded amid Ray's threads, its MKL once aborted
 from ray.data import DataContext
+from ray.exceptions import AuthenticationError
 
+from pipeline.distributed.restart_notice import swallow_restart_notice
 from pipeline.errors import InfrastructureError, InputError
 from pipeline.settings import Settings
 
@@ -67,7 +69,8 @@ class ActorNeed:
 def connect(settings: Settings) -> Cluster:
     """Join the cluster this job was submitted to (`RAY_ADDRESS`), else start a local one; safe to call again.
 
-    Raises InputError when the root cannot be seen from every node, InfrastructureError when no cluster answers.
+    Raises InputError when the root cannot be seen from every node or the address or token is wrong by itself,
+    InfrastructureError when no cluster answers.
     """
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS") or "local"
@@ -81,10 +84,14 @@ def connect(settings: Settings) -> Cluster:
                 log_to_driver=False,
                 **({"include_dashboard": False} if address == "local" else {}),
             )
+        except (AuthenticationError, ValueError) as error:  # no token; an address that is none
+            raise InputError(f"RAY_ADDRESS {address!r}: {error}") from error
         except (ConnectionError, RuntimeError) as error:
             raise InfrastructureError(
-                f"no Ray cluster at {address!r} ({error}); is it up, and its token known?"
+                f"no Ray cluster at {address!r} ({error}). Is it up? If it asks for a token, this process needs "
+                "RAY_AUTH_MODE=token in its environment, and the token in ~/.ray/auth_token"
             ) from error
+        swallow_restart_notice()
         log.info("%s", describe())
     cluster = describe()
     check_root(settings, cluster)

@@ -254,7 +254,7 @@ class EvaluateSettings(Config):
 
     cutoffs: tuple[PositiveInt, ...] = Field(default=(10, 50, 100), strict=False, min_length=1)
     max_queries: PositiveInt = 20_000  # a seeded sample of the users that have held-out events
-    num_audited: PositiveInt = 500  # queries whose approximate list is compared with exact search
+    num_checked: PositiveInt = 500  # queries whose approximate list is compared with exact search
     seed: Count = 0
 
 

@@ -37,13 +37,7 @@ class RayRunner:
 
     def shards_per_wave(self, num_shards: int) -> int:
         """As Runner.shards_per_wave: as many as fit at once, at most cluster.max_stages_per_wave."""
-        preflight(self._cluster, chain_needs(1, self._settings))
-        fitting = 1
-        while fitting < min(num_shards, self._settings.max_stages_per_wave):
-            if what_is_missing(self._cluster.nodes, chain_needs(fitting + 1, self._settings)):
-                break
-            fitting += 1
-        return fitting
+        return shards_per_wave(num_shards, self._cluster, self._settings)
 
     def train(self, night: Night, settings: Settings) -> None:
         """As Runner.train: by Ray Train."""
@@ -54,6 +48,17 @@ class RayRunner:
         numbers = {Actors.ONE: 1, Actors.REPLICAS: settings.replicas}
         num_actors = numbers.get(stage.actors) or min(num_units, most_actors(self._cluster, settings))
         return Pool(stage, num_actors, settings.cpus_per_actor, settings.gpus_per_actor if stage.needs_gpu else 0.0)
+
+
+def shards_per_wave(num_shards: int, cluster: Cluster, settings: ClusterSettings) -> int:
+    """As many shards as fit at once. Without this number Ray would wait for ever for the missing part of a chain."""
+    preflight(cluster, chain_needs(1, settings))
+    fitting = 1
+    while fitting < min(num_shards, settings.max_stages_per_wave):
+        if what_is_missing(cluster.nodes, chain_needs(fitting + 1, settings)):
+            break
+        fitting += 1
+    return fitting
 
 
 def chain_needs(num_shards: int, settings: ClusterSettings) -> list[ActorNeed]:

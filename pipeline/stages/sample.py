@@ -39,7 +39,7 @@ def make_sample(
         mine = keys[checked_units[0]]
         checked_threshold = int(mine[mine <= query_threshold][:NUM_VERIFIED][-1])
     else:
-        checked_threshold = min(query_threshold, int(merged[: settings.evaluate.num_audited][-1]))
+        checked_threshold = min(query_threshold, int(merged[: settings.evaluate.num_checked][-1]))
         checked_units = [unit for unit in units if keys[unit][0] <= checked_threshold]
     return Sample(
         query_threshold=query_threshold,

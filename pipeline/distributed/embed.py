@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from pipeline.artifacts import Manifest, Night
+from pipeline.distributed.backends import check_backends
 from pipeline.distributed.chain import Stage, run_chain
 from pipeline.distributed.cluster import ActorNeed, Cluster, connect, deadline, preflight
 from pipeline.io.artifacts import read_manifest
@@ -46,6 +47,7 @@ def _run_stage(
         num_gpus=settings.cluster.gpus_per_actor,
     )
     preflight(cluster, [ActorNeed("embedder", stage.num_actors, stage.num_cpus, stage.num_gpus)])
+    check_backends(cluster, settings)
     with deadline(settings.cluster.deadline_minutes):
         run_chain(what, units, [stage], settings.cluster.threads_per_actor)
 

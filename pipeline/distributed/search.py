@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from pipeline.artifacts import FileEntry, Manifest, Night
+from pipeline.distributed.backends import check_backends
 from pipeline.distributed.chain import Stage, run_chain
 from pipeline.distributed.cluster import ActorNeed, Cluster, connect, deadline, preflight, what_is_missing
 from pipeline.errors import InputError
@@ -50,7 +51,9 @@ def search_units(
     counts: dict[int, bytes] = {}
     if units:
         entries = shard_entries(manifest)
-        *spilling, last = plan_waves(len(entries), connect(settings), settings.cluster)
+        cluster = connect(settings)
+        *spilling, last = plan_waves(len(entries), cluster, settings.cluster)
+        check_backends(cluster, settings)
         fan_out = _FanOut(storage_uri, night, settings, entries, source, scratch)
         with deadline(settings.cluster.deadline_minutes):
             for wave in spilling:

@@ -1,6 +1,7 @@
 """Choosing tonight's search: one unit of work, on one shard, with a sample of tonight's users."""
 
 from pipeline.artifacts import Night
+from pipeline.distributed.backends import check_backends
 from pipeline.distributed.chain import Stage, run_chain
 from pipeline.distributed.cluster import ActorNeed, connect, deadline, preflight
 from pipeline.io.corpus import open_corpus
@@ -25,6 +26,7 @@ def tune_search(storage: Storage, night: Night, settings: Settings) -> TuningRec
         num_gpus=place.gpus_per_actor,
     )
     preflight(cluster, [ActorNeed("tuner", 1, stage.num_cpus, stage.num_gpus)])
+    check_backends(cluster, settings)
     with deadline(place.deadline_minutes):
         run_chain("choose a search", [0], [stage], place.threads_per_actor)
     chosen = read_tuning(storage, night)

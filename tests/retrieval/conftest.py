@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from pipeline.retrieval.backends.native.library import native_library
+from pipeline.retrieval.backends.native.library import native_kernels
 from tests.retrieval import worlds
 
 if not torch.cuda.is_available():
@@ -24,7 +24,7 @@ def _one_thread() -> Iterator[None]:
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each backend that this machine has; `worlds.open_index` opens it. Triton runs in its interpreter, slowly."""
     name: str = request.param
-    if name == "native" and native_library() is None:
+    if name == "native" and native_kernels().library is None:
         pytest.skip("no kernels were built for this CPU")
     if name == "triton":
         pytest.importorskip("triton")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.batches import ValidationUsers
-from pipeline.data.lists import PADDING
+from pipeline.data.lists import NO_ITEM
 from pipeline.model.inputs import Events, QueryInput
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import QuerySide
@@ -60,7 +60,7 @@ def _count_hits(score: Score, users: ValidationUsers, num_items: int, k: int) ->
     """Number of users whose best held-out item has fewer than k unseen items ahead of it; of equal scores the lower
     item row is ahead."""
     targets_BM = torch.from_numpy(users.held_out.last(int(users.held_out.lengths.max()))[0]).long()
-    scores_BM = score(targets_BM.clamp_min(0)).masked_fill(targets_BM == PADDING, float("-inf"))
+    scores_BM = score(targets_BM.clamp_min(0)).masked_fill(targets_BM == NO_ITEM, float("-inf"))
     best_B1 = scores_BM.amax(dim=1, keepdim=True)
     row_B1 = torch.where(scores_BM == best_B1, targets_BM, num_items).amin(dim=1, keepdim=True)
     hidden_user, hidden_row = _pairs(users)
@@ -78,6 +78,6 @@ def _count_hits(score: Score, users: ValidationUsers, num_items: int, k: int) ->
 def _pairs(users: ValidationUsers) -> tuple[Tensor, Tensor]:
     """Users and item rows of the pairs that are not counted as ahead: items seen, and the held-out items themselves."""
     parts = (users.histories, users.held_out)
-    owner = np.concatenate([np.repeat(np.arange(len(users)), part.lengths) for part in parts])
-    rows = np.concatenate([part.item_rows for part in parts])
+    owner = np.concatenate([part.owners for part in parts])
+    rows = np.concatenate([part.values for part in parts])
     return torch.from_numpy(owner), torch.from_numpy(rows).long()

@@ -148,5 +148,5 @@ def score_all(index: ShardIndex, queries: QuerySide) -> Tensor:
 
 def _score_tiles(index: ShardIndex, queries: QuerySide) -> Iterator[Tensor]:
     for low in range(0, len(index), ITEMS_AT_ONCE):
-        at_N = torch.arange(low, min(low + ITEMS_AT_ONCE, len(index)), device=index.is_eligible_N.device)
+        at_N = torch.arange(low, min(low + ITEMS_AT_ONCE, len(index)), device=queries.gate_BP.device)
         yield index.score(queries, at_N.expand(len(queries.gate_BP), -1).contiguous(), is_quick=True)

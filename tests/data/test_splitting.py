@@ -180,7 +180,7 @@ def test_item_counts_add_up_to_the_events_of_each_part(events, method):
     bucket = clean(events, method).bucket
     rows, counts = item_counts(bucket)
     for part, numbers in zip(
-        (bucket.item_rows, bucket.cut("train").item_rows, bucket.held_out("validation").item_rows), counts, strict=True
+        (bucket.item_rows, bucket.cut("train").values, bucket.held_out("validation").values), counts, strict=True
     ):
         assert dict(zip(rows.tolist(), numbers.tolist(), strict=True)) == {
             row: int((part == row).sum()) for row in set(bucket.item_rows.tolist())

@@ -66,7 +66,7 @@ class NativeIndex:
     table_dtypes: tuple[TableDtype, ...] = ("float32", "bfloat16", "int8")
 
     def __init__(self, library: ctypes.CDLL, mol: MixtureOfLogits, shard: Shard, settings: SearchSettings) -> None:
-        self.first_row, self.is_eligible_N = shard.first_row, shard.is_eligible_N
+        self.first_row, self._num_items = shard.first_row, len(shard)
         self.num_item_components, self.temperature = mol.settings.num_item_components, mol.temperature
         self._library, self._dtype = library, settings.table_dtype
         self._layout = _Layout(mol, int(library.nr_rows()))
@@ -77,11 +77,11 @@ class NativeIndex:
             for name, rows_NR in _stage1_tables(shard).items()
             if rows_NR.shape[1]
         }
-        self._allowed = _bits(self.is_eligible_N, self._num_blocks)
+        self._all_items = _bits(torch.ones(len(shard), dtype=torch.bool), self._num_blocks)
         self._longest, self._moved = _rounding(shard)
 
     def __len__(self) -> int:
-        return len(self.is_eligible_N)
+        return self._num_items
 
     @property
     def scan_error(self) -> float:
@@ -172,8 +172,8 @@ class NativeIndex:
         return int(self._library.nr_num_blocks(c_int64(len(self))))
 
     def _allowed_by(self, mask: ShardMask) -> Tensor:
-        if mask.is_eligible_N is self.is_eligible_N:
-            return self._allowed
+        if mask.is_eligible_N is None:
+            return self._all_items
         return _bits(mask.is_eligible_N, self._num_blocks)
 
     def _component(self, component: int) -> Tensor:
@@ -294,9 +294,10 @@ def _bits(is_eligible_N: Tensor, num_blocks: int) -> Tensor:
 
 def _lists(mask: ShardMask) -> tuple[Tensor, Tensor]:
     """Offsets and items of what each query may not be shown."""
-    at = mask.at if len(mask.at) else np.zeros(1, dtype=np.int32)
-    offsets, at = np.ascontiguousarray(mask.offsets, dtype=np.int64), np.ascontiguousarray(at, dtype=np.int32)
-    return torch.from_numpy(offsets), torch.from_numpy(at)
+    lists = mask.excluded
+    items = lists.values if len(lists.values) else np.zeros(1, dtype=np.int32)
+    offsets, items = np.ascontiguousarray(lists.offsets, dtype=np.int64), np.ascontiguousarray(items, dtype=np.int32)
+    return torch.from_numpy(offsets), torch.from_numpy(items)
 
 
 def _at(tensor: Tensor | None) -> c_void_p:

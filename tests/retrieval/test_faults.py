@@ -10,15 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pipeline.data.lists import NO_ITEM, Lists
+from pipeline.evaluation.metrics import overlap_at_k
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval import search as search_module
 from pipeline.retrieval import tuning
-from pipeline.retrieval.filters import ShardMask, no_exclusions
+from pipeline.retrieval.filters import Rules, ShardMask
 from pipeline.retrieval.index import Shortlist, Table, hide_missing
 from pipeline.retrieval.low_rank_fit import HELD_OUT_SHARE, WITHIN, fit_low_rank
 from pipeline.retrieval.search import search_shard
-from pipeline.retrieval.topk import NO_ITEM, TopK
-from pipeline.retrieval.tuning import overlaps, tune
+from pipeline.retrieval.topk import TopK
+from pipeline.retrieval.tuning import SampleQueries, tune
 from pipeline.settings import SearchSettings, TableDtype
 from tests.retrieval.worlds import as_lists, brute_force, make_world, open_index
 
@@ -42,10 +44,6 @@ class NoisyIndex:
     @property
     def bytes_of(self) -> Mapping[str, int]:
         return {}
-
-    @property
-    def is_eligible_N(self) -> Tensor:
-        return torch.ones(len(self), dtype=torch.bool)
 
     def __len__(self) -> int:
         return self.exact_BN.shape[1]
@@ -93,7 +91,7 @@ def test_errors_of_a_scan_within_its_bound_never_reach_the_list(seed, error, met
     rows_B1 = torch.arange(NUM_QUERIES, dtype=torch.float32)[:, None]
     queries = QuerySide(rows_B1[:, None], rows_B1)
     config = SearchSettings(k=K, method=method, num_preselected=NUM_ITEMS)
-    found = search_shard(index, queries, no_exclusions(NUM_QUERIES), config)
+    found = search_shard(index, queries, Rules(Lists.empty(NUM_QUERIES)), config)
     assert as_lists(found) == brute_force(exact_BN, K)
 
 
@@ -101,9 +99,9 @@ def test_how_many_queries_are_held_at_once_changes_nothing(monkeypatch):
     world = make_world(num_queries=9)
     config = SearchSettings(k=10)
     index = open_index(world.mol, world.shards(1)[0], config)
-    whole = search_shard(index, world.queries, world.excluded, config)
+    whole = search_shard(index, world.queries, world.rules, config)
     monkeypatch.setattr(search_module, "QUERIES_AT_ONCE", 4)
-    parts = search_shard(index, world.queries, world.excluded, config)
+    parts = search_shard(index, world.queries, world.rules, config)
     assert torch.equal(parts.rows_BK, whole.rows_BK)
     assert torch.equal(parts.scores_BK, whole.scores_BK)
 
@@ -112,7 +110,7 @@ def test_an_exact_scan_on_the_portable_backend_scores_every_item():
     world = make_world(num_items=300, max_excluded=0)
     config = SearchSettings(k=300, backend="torch")
     index = open_index(world.mol, world.shards(1)[0], config)
-    found = search_shard(index, world.queries, world.excluded, config)
+    found = search_shard(index, world.queries, world.rules, config)
     assert (found.rows_BK.sort(dim=1).values == torch.arange(300)).all()
 
 
@@ -126,18 +124,18 @@ def test_a_list_is_not_proven_when_what_was_missed_can_tie_with_its_last_score()
 
 def test_a_trials_lower_bound_is_the_recall_less_two_standard_errors_or_by_the_rule_of_three(monkeypatch):
     """Each trial is run again, by its settings, and its recall's bound is worked out by Python."""
-    monkeypatch.setattr(tuning, "_seconds", lambda *_: 1e-6)  # no method is too slow: all are tried to the end
+    monkeypatch.setattr(SampleQueries, "seconds", lambda *_: 1e-6)  # no method is too slow: all are tried to the end
     monkeypatch.setattr(tuning, "MAX_SHARE", 1.0)
     world = make_world(num_queries=30, num_items=60)
     config = SearchSettings(k=8, method="tuned", target_recall=1.0)
     index = open_index(world.mol, world.shards(1)[0], config)
-    choice = tune(lambda _: index, world.queries, world.excluded, config, None, max_seconds=60)
-    exact = search_shard(index, world.queries, world.excluded, config.model_copy(update={"method": "exact"}))
+    choice = tune(lambda _: index, SampleQueries(world.queries, world.rules, None), config, max_seconds=60)
+    exact = search_shard(index, world.queries, world.rules, config.model_copy(update={"method": "exact"}))
     assert {trial.recall == 1 for trial in choice.trials[1:]} == {True, False}
     for trial in choice.trials[1:]:
         again = config.model_copy(update=trial.settings)
-        found = search_shard(index, world.queries, world.excluded, again)
-        recalls = overlaps(found.rows_BK, exact.rows_BK).tolist()
+        found = search_shard(index, world.queries, world.rules, again)
+        recalls = overlap_at_k(found.rows_BK.numpy(), exact.rows_BK.numpy(), 8).tolist()
         mean = sum(recalls) / 30
         deviation = math.sqrt(sum((recall - mean) ** 2 for recall in recalls) / 29)
         margin = 1.959964 * deviation / math.sqrt(30) if mean < 1 else 3 / (30 * 8)

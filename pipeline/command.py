@@ -36,7 +36,7 @@ exit codes:
   10  a quality gate said no; yesterday's table stays
   20  bad input or configuration; a retry cannot help
   30  the infrastructure failed; a retry resumes
-  40  another run holds the lease or has published meanwhile; wait, then run again
+  40  another run has published meanwhile; wait, then run again
 """
 
 Outcome = dict[str, Any]

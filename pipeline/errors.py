@@ -34,6 +34,6 @@ class InfrastructureError(NightrailsError, RuntimeError):
 
 
 class ConflictError(NightrailsError, RuntimeError):
-    """Another run holds the lease or has published meanwhile; wait, then run again."""
+    """Another run has published meanwhile; wait, then run again."""
 
     exit_code = 40

@@ -25,7 +25,7 @@ PAGE = {
 }
 RETRY = {
     30: "the infrastructure failed; the retry resumes",
-    40: "another run holds the lease or has published meanwhile",
+    40: "another run has published meanwhile",
 }
 
 

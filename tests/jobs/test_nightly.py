@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import duckdb
@@ -18,6 +19,7 @@ from tests.jobs.nightly import REPOSITORY, Ended, command_line, run_job
 pytestmark = pytest.mark.ray
 
 PROVENANCE = ["ds", "model_version", "run_id"]
+LOCAL = {"cluster.mode": "local"}
 
 
 @dataclass(frozen=True)
@@ -93,24 +95,26 @@ def test_a_second_run_does_no_work_and_says_so_within_seconds(published):
     assert time.monotonic() - started < 20
 
 
+def rows_of(root: str, name: str = "candidates") -> pl.DataFrame:
+    """The published rows, without what names the run."""
+    table = pl.from_arrow(read_latest(root, name))
+    return table.select(column for column in table.columns if column not in PROVENANCE).sort("user_id", "rank")
+
+
 def test_layout_of_the_work_does_not_change_the_table(published):
     """Buckets, tiles, waves and shards of an exact search: other work, the same rows."""
-    other = run_job(
-        "nightly_candidates",
-        published.root,
-        name="other",
-        **{
-            "corpus.num_shards": 2,
-            "search.query_tile": 7,
-            "search.item_tile": 11,
-            "cluster.max_stages_per_wave": 1,
-        },
-    )
+    keys = {"corpus.num_shards": 2, "search.query_tile": 7, "search.item_tile": 11, "cluster.max_stages_per_wave": 1}
+    other = run_job("nightly_candidates", published.root, name="other", **keys)
     assert other.code == 0, other.stderr[-4_000:]
-    table = pl.from_arrow(read_latest(published.root, "other"))
-    columns = [name for name in table.columns if name not in PROVENANCE]
-    order = ["user_id", "rank"]
-    assert table.select(columns).sort(order).equals(published.table.select(columns).sort(order))
+    assert rows_of(published.root, "other").equals(rows_of(published.root))
+
+
+def test_a_night_in_one_process_gives_the_same_table_and_starts_no_ray(published, tmp_path):
+    local = run_job("nightly_candidates", str(tmp_path), **LOCAL)
+    assert local.code == 0, local.stderr[-4_000:]
+    assert local.last_line["run_id"] == published.ended.last_line["run_id"]
+    assert pl.from_arrow(read_latest(str(tmp_path), "candidates")).equals(published.table)
+    assert "Ray" not in local.stderr
 
 
 def test_a_killed_night_resumes_and_yesterdays_table_stays_readable(published):
@@ -150,6 +154,43 @@ def test_the_same_night_on_s3_gives_the_same_table(published, s3_server, monkeyp
     assert ended.code == 0, ended.stderr[-4_000:]
     assert ended.last_line["run_id"] == published.ended.last_line["run_id"]
     assert pl.from_arrow(read_latest(root, "candidates")).equals(published.table)
+
+
+def test_a_night_with_a_catalogue_and_a_list_of_users_serves_those_users_and_accounts_for_strangers(tmp_path):
+    """`items` and `queries`, two keys of README.md's example, the whole way to the published table."""
+    start = datetime(2026, 11, 11, tzinfo=UTC)
+    events = [
+        {"user_id": f"u{user}", "item_id": f"i{(user + 3 * step) % 40}", "event_ts": start + timedelta(days=step)}
+        for user in range(60)
+        for step in range(10)
+    ]
+    pl.DataFrame(events).write_parquet(tmp_path / "log.parquet")
+    pl.DataFrame({"item_id": [f"i{item}" for item in range(45)], "title": "A title"}).write_parquet(
+        tmp_path / "items.parquet"
+    )
+    wanted = ["u7", "u3", "u3", "stranger", "u59"]
+    pl.DataFrame({"user_id": wanted, "market": "DK"}).write_parquet(tmp_path / "users.parquet")
+    keys = {
+        "log.uri": tmp_path / "log.parquet",
+        "log.source": "default",
+        "items.uri": tmp_path / "items.parquet",
+        "queries.uri": tmp_path / "users.parquet",
+        "gates.min_overlap": 0,
+    }
+    root = str(tmp_path / "root")
+    ended = run_job("nightly_candidates", root, **LOCAL, **keys)
+    assert ended.code == 0, ended.stderr[-4_000:]
+    table = rows_of(root)
+    assert table.group_by("user_id").len().sort("user_id").rows() == [("u3", 20), ("u59", 20), ("u7", 20)]
+    assert table.join(pl.DataFrame(events), on=["user_id", "item_id"], how="semi").height == 0
+    assert set(table["item_id"]) <= {f"i{item}" for item in range(45)}
+    accounts = pl.from_arrow(read_latest(root, "candidates", table="users")).sort("user_id")
+    assert accounts.select("user_id", "status", "reason").rows() == [
+        ("stranger", "skipped", "no history"),
+        ("u3", "ok", ""),
+        ("u59", "ok", ""),
+        ("u7", "ok", ""),
+    ]
 
 
 @pytest.mark.s3

@@ -11,6 +11,7 @@ from pipeline.errors import InputError
 from pipeline.model.mol import ItemSide, QuerySide
 from pipeline.retrieval import backends
 from pipeline.retrieval import search as search_module
+from pipeline.retrieval.backends.native.library import Kernels
 from pipeline.retrieval.backends.torch.index import TorchIndex
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.shard import Shard, make_shard, shard_bounds
@@ -177,7 +178,7 @@ def test_a_shard_moves_as_a_whole():
 
 @pytest.mark.parametrize("name", ["native", "triton"])
 def test_a_backend_that_cannot_run_here_is_refused_by_name(name, monkeypatch):
-    monkeypatch.setattr(backends, "native_library", lambda: None)
+    monkeypatch.setattr(backends, "native_kernels", lambda: Kernels(None, reason="none"))
     world = make_world(0, num_items=30)
     with pytest.raises(InputError, match=f"search.backend={name}.*search.backend=auto"):
         open_index(world.mol, world.shards(1)[0], config().model_copy(update={"backend": name}))

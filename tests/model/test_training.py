@@ -54,11 +54,11 @@ def test_processes_with_the_same_data_draw_different_negatives():
     """A single window leaves no order that could differ between them."""
     settings = SETTINGS.model_copy(update={"max_epochs": 1})
     data = training_data(settings, num_users=1)
-    window = Windows(data.windows.events.narrow(0, 1), data.windows.user_keys[:1])
+    windows = Windows(data.windows.events.narrow(0, 1), data.windows.user_keys[:1])
     losses = []
     for rank in (0, 1, 0):
         state = start(settings, SURE_MODEL)
-        fit(state, replace(data, windows=window, steps=1), settings, Ranks(rank), no_report)
+        fit(state, replace(data, windows=windows, steps=1), settings, Ranks(rank), no_report)
         losses.append(state.history[0].loss)
     assert losses[0] == losses[2] != losses[1]
 

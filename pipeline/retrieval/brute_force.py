@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.data.lists import NO_ITEM, Int64
-from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
+from pipeline.model.mol import MixtureOfLogits, QuerySide
 from pipeline.retrieval.filters import Rules
 from pipeline.retrieval.shard import Shard
 
@@ -24,7 +24,7 @@ def brute_force(
     Shares nothing with the search but the model. For a handful of queries: a shard takes B × N × 12 bytes.
     """
     mol64 = copy.deepcopy(mol).double()
-    queries64 = QuerySide(queries.components_BQD.double(), queries.gate_BP.double())
+    queries64 = queries.to(torch.float64)
     best_BK = np.full((len(rules), k), -np.inf, dtype=np.float32)
     rows_BK = np.full((len(rules), k), NO_ITEM, dtype=np.int64)
     for shard in shards:
@@ -49,6 +49,6 @@ def _scores(mol64: MixtureOfLogits, queries64: QuerySide, shard: Shard) -> NDArr
     tiles = [np.empty((len(queries64.components_BQD), 0), dtype=np.float32)]
     for low in range(0, len(shard), ORACLE_TILE):
         tile = slice(low, low + ORACLE_TILE)
-        items = ItemSide(shard.items.components_NXD[tile].double(), shard.items.gate_NP[tile].double())
+        items = shard.items.take(tile).to(torch.float64)
         tiles.append(mol64(queries64, items).float().numpy())
     return np.concatenate(tiles, axis=1)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pipeline.data.lists import NO_ITEM
-from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
+from pipeline.model.mol import MixtureOfLogits, QuerySide
 from pipeline.retrieval.filters import ShardMask
 from pipeline.retrieval.index import FLOAT32_ERROR, Shortlist, Table, hide_missing
 from pipeline.retrieval.shard import Shard
@@ -102,10 +102,9 @@ class TorchIndex:
     def _pairs(self, queries: QuerySide, at_BM: Tensor, dtype: torch.dtype) -> Tensor:
         """Each query against its own items, gathered from the cached item side; none is ever projected again."""
         items = self._shard.items.take(at_BM.clamp_min(0))
-        # One group per query: (B, 1, …) queries against (B, M, …) items.
-        side = QuerySide(queries.components_BQD.to(dtype)[:, None], queries.gate_BP.to(dtype)[:, None])
         mol = self._mol64 if dtype == torch.float64 else self._mol
-        scores_BM = mol(side, ItemSide(items.components_NXD.to(dtype), items.gate_NP.to(dtype)))[:, 0]
+        # One group per query: (B, 1, …) queries against (B, M, …) items.
+        scores_BM = mol(queries.to(dtype).alone(), items.to(dtype))[:, 0]
         return hide_missing(scores_BM.float(), at_BM)
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
+from pipeline.model.mol import MixtureOfLogits, QuerySide
 from pipeline.retrieval.backends.triton.bounds import LogitBounds
 from pipeline.retrieval.backends.triton.launch import allow, collect_bounded, score_above, score_pairs
 from pipeline.retrieval.backends.triton.layout import lay_out_items, lay_out_queries, lay_out_weights
@@ -92,13 +92,13 @@ class TritonIndex:
     @torch.inference_mode()
     def rescore(self, queries: QuerySide, at_BM: Tensor) -> Tensor:
         width = max(1, PAIRS_PER_STEP // max(1, len(at_BM)))
-        side = QuerySide(queries.components_BQD.double()[:, None], queries.gate_BP.double()[:, None])
+        side = queries.to(torch.float64).alone()
         steps = []
         for low in range(0, at_BM.shape[1], width):
             part_BM = at_BM[:, low : low + width]
             items = self._rows.take(part_BM.clamp_min(0))
             # One group per query: (B, 1, …) queries against (B, M, …) items.
-            scores_BM = self._mol64(side, ItemSide(items.components_NXD.double(), items.gate_NP.double()))[:, 0]
+            scores_BM = self._mol64(side, items.to(torch.float64))[:, 0]
             steps.append(hide_missing(scores_BM.float(), part_BM))
         return torch.cat(steps, dim=1) if steps else torch.empty(at_BM.shape, device=at_BM.device)
 

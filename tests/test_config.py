@@ -346,27 +346,26 @@ def test_every_shipped_configuration_is_valid(path):
 
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
-def test_help_comes_within_a_second(path):
-    """Processor seconds, the better of two runs: the wall clock of a busy machine says nothing about our imports."""
-    seconds = []
-    for _ in range(2):
-        before = os.times()
-        done = subprocess.run(
-            [sys.executable, path, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-        )
-        after = os.times()
-        seconds.append(after.children_user - before.children_user)
-        assert done.returncode == 0, done.stderr
-        if path in JOBS:
-            assert "--config" in done.stdout
-            assert "exit codes:" in done.stdout
-    assert min(seconds) < 1.0
+def test_help_comes_at_once_because_it_needs_the_standard_library_only(path):
+    """-S leaves out all installed packages; what takes seconds to import is among them."""
+    done = subprocess.run(
+        [sys.executable, "-S", path, "--help"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    if path in JOBS:
+        assert "--config" in done.stdout
+        assert "exit codes:" in done.stdout
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
 def test_every_job_answers_a_misspelt_key_with_20(path):
     done = subprocess.run(
-        [sys.executable, path, "--set", "serch.k=5"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, path, "--set", "serch.k=5"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 20
     assert "serch: unknown key; did you mean 'search'?" in done.stderr

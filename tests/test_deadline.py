@@ -3,7 +3,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
@@ -19,10 +18,8 @@ def test_a_block_within_its_deadline_is_left_alone():
 
 
 def test_a_block_past_its_deadline_is_an_infrastructure_error():
-    started = time.monotonic()
     with pytest.raises(InfrastructureError, match="deadline"), deadline(minutes=0.2 / 60):
-        threading.Event().wait(30)  # a wait on a lock, as in ray.get
-    assert time.monotonic() - started < 5
+        threading.Event().wait()  # on a lock, as in ray.get, and for ever
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -41,7 +38,7 @@ with deadline(minutes=0.1 / 60, grace=0.5):
         except KeyboardInterrupt:
             pass
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == InfrastructureError.exit_code
     assert "deadline" in done.stderr
 

@@ -69,5 +69,4 @@ def test_a_log_with_null_ids_ends_with_20_also_through_ray_and_a_second_run_need
     again = prepare(tmp_path / "root", tmp_path / "good")
     assert (again.code, again.last_line["status"]) == (0, "exists")
     assert again.last_line["histories"] == made.last_line["histories"]
-    assert again.last_line["seconds"] < made.last_line["seconds"]
     assert "Ray" not in again.stderr

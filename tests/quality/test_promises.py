@@ -235,7 +235,7 @@ CHANGES = st.lists(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(seed=st.integers(0, 3), changes=CHANGES, data=st.data())
 def test_the_audit_agrees_with_the_slow_and_obvious_one(seed: int, changes: list[Any], data: st.DataObject) -> None:
     unit = make_unit(seed=seed)

@@ -50,7 +50,7 @@ def search(world: World, config: SearchSettings, num_shards: int = 1) -> TopK:
     return found
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.integers(1, 120), st.sampled_from([*APPROXIMATE, "exact_two_stage"]))
 @example(0, 8, "topk_avg")  # few enough to be scored in float64 at once
 @example(2568, 47, "topk_avg")  # a score in bfloat16 is much further off than those of the query's best
@@ -61,7 +61,7 @@ def test_a_method_that_preselects_everything_equals_brute_force(seed, num_items,
     assert found.is_proven_B.all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.sampled_from(APPROXIMATE), st.integers(1, 3), st.integers(K, 40))
 def test_whatever_is_returned_is_allowed_unique_and_carries_its_exact_score(seed, method, num_shards, num_kept):
     world = make_world(num_queries=5, num_items=90, seed=seed)
@@ -114,7 +114,7 @@ def test_no_item_is_a_candidate_twice():
     assert candidates.distinct(at).tolist() == [[3, 1, 0, -1, -1, -1], [-1] * 6, [5, 4, 3, 2, 1, 0]]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.sampled_from(["topk_per_embd", "comb_topk"]), st.integers(K, 60), st.integers(1, 3))
 def test_a_free_certificate_is_never_wrong(seed, method, num_kept, num_shards):
     world = make_world(num_queries=6, num_items=100, seed=seed)
@@ -127,7 +127,7 @@ def test_a_free_certificate_is_never_wrong(seed, method, num_kept, num_shards):
     assert ((found.scores_BK >= exact.scores_BK - found.gaps_B[:, None] - 1e-6) | is_short).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.sampled_from(APPROXIMATE), st.sampled_from([1, 20, 60, 1_000]), st.integers(1, 3))
 def test_an_escalated_search_proves_what_it_says(seed, method, budget, num_shards):
     world = make_world(num_queries=6, num_items=120, seed=seed)

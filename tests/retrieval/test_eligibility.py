@@ -53,7 +53,7 @@ def some_groups(num_queries: int, num_items: int, seed: int) -> Eligibility:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("method", METHODS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10_000), st.integers(1, 120))
 def test_each_group_is_shown_the_best_of_what_it_may_be_shown(backend, method, seed, num_items):
     world = make_world(num_queries=9, num_items=num_items, seed=seed)

@@ -66,7 +66,7 @@ def rows_of(queries: QuerySide) -> Tensor:
     return queries.gate_BP[:, 0].long()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     seed=st.integers(0, 10_000),
     error=st.floats(0.05, 2.0),

@@ -38,7 +38,7 @@ def config(
     return SearchSettings(k=k, method=method, num_preselected=preselected, query_tile=tiles[0], item_tile=tiles[1])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(1, 200), st.integers(1, 60), st.integers(1, 9), st.integers(1, 90))
 def test_exact_search_equals_brute_force_in_float64(seed, num_items, k, query_tile, item_tile):
     world = make_world(num_queries=5, num_items=num_items, seed=seed)

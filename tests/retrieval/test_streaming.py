@@ -13,7 +13,7 @@ def sorted_best(scores_N: list[float], k: int) -> list[tuple[float, int]]:
     return [(-s, at) for s, at in sorted((-s, at) for at, s in enumerate(scores_N) if s > -np.inf)][:k]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.integers(0, 10_000),
     st.integers(1, 300),

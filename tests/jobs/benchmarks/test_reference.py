@@ -68,7 +68,7 @@ def test_a_first_stage_that_keeps_everything_is_exact(method: str, numbers: dict
     np.testing.assert_array_equal(found.rows_BK.numpy(), world.rows_BN[:, :K])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1_000))
 def test_more_candidates_never_lower_recall_and_both_lists_find_more_than_either(seed: int):
     world = World(seed)

@@ -1,8 +1,9 @@
 import math
-import time
+from types import SimpleNamespace
 
 import pytest
 
+from jobs.benchmarks import timing
 from jobs.benchmarks.timing import Timing, median_ratio, row, time_interleaved
 
 
@@ -13,22 +14,33 @@ def test_contenders_take_turns_and_the_warm_up_does_not_count():
     assert all(len(timing.wall) == len(timing.cpu) == 3 for timing in timings.values())
 
 
-def test_waiting_takes_wall_time_and_working_takes_cpu_time():
+@pytest.fixture
+def clocks(monkeypatch):
+    """The two clocks, moved by the contenders only."""
+    now = SimpleNamespace(wall=0.0, cpu=0.0)
+    moved_by_hand = SimpleNamespace(perf_counter=lambda: now.wall, process_time=lambda: now.cpu)
+    monkeypatch.setattr(timing, "time", moved_by_hand)
+    return now
+
+
+def test_waiting_takes_wall_time_and_working_takes_cpu_time(clocks):
+    def wait() -> None:
+        clocks.wall += 3.0
+
     def work() -> None:
-        until = time.process_time() + 0.05
-        while time.process_time() < until:
-            pass
+        clocks.wall, clocks.cpu = clocks.wall + 3.0, clocks.cpu + 6.0  # on two cores
 
-    timings = time_interleaved({"wait": lambda: time.sleep(0.05), "work": work}, 3, num_warm_up=0)
-    assert timings["wait"].median_wall >= 0.05
-    assert timings["wait"].median_cpu < 0.04
-    assert timings["work"].median_cpu >= 0.05
+    timings = time_interleaved({"wait": wait, "work": work}, 3, num_warm_up=0)
+    assert timings == {"wait": Timing((3.0,) * 3, (0.0,) * 3), "work": Timing((3.0,) * 3, (6.0,) * 3)}
 
 
-def test_a_first_slow_call_is_left_out_of_the_median():
-    pauses = iter([0.1, 0.0, 0.0, 0.0])
-    timing = time_interleaved({"only": lambda: time.sleep(next(pauses))}, 3, num_warm_up=1)["only"]
-    assert max(timing.wall) < 0.1
+def test_a_first_slow_call_is_left_out_of_the_median(clocks):
+    pauses = iter([100.0, 1.0, 2.0, 3.0])
+
+    def pause() -> None:
+        clocks.wall += next(pauses)
+
+    assert time_interleaved({"only": pause}, 3, num_warm_up=1)["only"].wall == (1.0, 2.0, 3.0)
 
 
 def test_the_ratio_is_taken_within_rounds():

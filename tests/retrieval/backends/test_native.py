@@ -106,7 +106,7 @@ def check_stage1(found: Shortlist, scores_BN: Tensor, mask: ShardMask, num_kept:
 
 
 @pytest.mark.parametrize("name", USABLE)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 10_000), st.integers(1, 400), st.integers(1, 70), st.integers(1, 20), st.integers(1, 120),
     st.sampled_from(DTYPES), st.sampled_from([0.0, 0.3, 1.5]),
@@ -208,7 +208,7 @@ def test_gates_far_beyond_what_exp_can_take_do_not_overflow():
 
 
 @pytest.mark.parametrize("name", USABLE)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(0, 10_000), st.sampled_from(SIZES), st.integers(1, 260), st.integers(1, 60),
     st.sampled_from([0.0, 0.4, 1.5]), st.sampled_from(["none", "middle", "high"]), st.sampled_from([0, 30, 1_000]),

@@ -10,7 +10,6 @@ import pytest
 
 from jobs import publish
 from pipeline.errors import ConflictError, GateError, InfrastructureError, InputError, InvalidRunError
-from pipeline.evaluation.results import Comparison, Estimate, Metrics, Overlap
 from pipeline.io.evaluation import write_metrics
 from pipeline.io.publication.commits import published, read_run_manifest
 from pipeline.io.publication.reader import latest_files, read_latest
@@ -18,6 +17,7 @@ from pipeline.io.publication.units import sidecar_key, write_unit
 from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import Storage
 from pipeline.settings import Settings
+from tests.evaluation.figures import make_metrics
 from tests.jobs.crashing import Crash, CrashingStorage
 from tests.quality.nights import NUM_UNITS, clone, compute_night, fresh_memory, other_settings, settings_for, unit_of
 from tests.quality.units import DS, K
@@ -146,27 +146,9 @@ def test_a_file_of_another_run_is_refused() -> None:
 
 
 def measure(settings: Settings, model: float, popularity: float, overlap: float) -> None:
-    """Leave an evaluation with these hit rates at its first cutoff; at the second, popularity is far ahead."""
+    """Leave an evaluation with these figures."""
     storage, night = compute_night(settings)
-    metrics = Metrics(
-        queries=100,
-        without_history=0,
-        protocol="100 users",
-        method="exact",
-        k=K,
-        cutoffs=(10, 50),
-        model={"hr@10": estimate(model), "hr@50": estimate(0.0)},
-        popularity={"hr@10": estimate(popularity), "hr@50": estimate(1.0)},
-        overlap=Overlap(k=K, queries=5, mean=overlap, low=0.0, high=1.0, against="exact search"),
-        coverage=Comparison(model=0.5, popularity=0.1),
-        gini=Comparison(model=0.5, popularity=0.9),
-        seconds=1.0,
-    )
-    write_metrics(storage, night, settings, metrics)
-
-
-def estimate(mean: float) -> Estimate:
-    return Estimate(mean=mean, low=0.0, high=1.0)
+    write_metrics(storage, night, settings, make_metrics(model, popularity, overlap, k=K))
 
 
 GATED = {"min_overlap": 0.95, "min_lift_over_popularity": 2.0}

@@ -29,7 +29,8 @@ from jobs.benchmarks.worlds import load_bench_world
 from pipeline.data.lists import Lists
 from pipeline.model.mol import ItemSide
 from pipeline.retrieval.backends import open_index
-from pipeline.retrieval.backends.native.library import cpu_flags, native_library
+from pipeline.retrieval.backends.native.build import compile_library
+from pipeline.retrieval.backends.native.library import cpu_flags, native_kernels
 from pipeline.retrieval.filters import Rules, ShardMask
 from pipeline.retrieval.index import ShardIndex
 from pipeline.retrieval.search import search_shard
@@ -67,7 +68,7 @@ class Plan:
 def measure(plan: Plan) -> list[Row]:
     """The whole table, also in the log line by line."""
     torch.set_num_threads(plan.threads)
-    native_library()
+    native_kernels()
     log.info("%s; %d threads; AMX: %s", processor(), plan.threads, "yes" if has_amx() else "no, half of each ratio")
     world = load_bench_world(plan.world, plan.num_items, plan.cache)
     log.info("%s: %d items, %s", plan.world, len(world.item_rows_NE), world.mol.settings)
@@ -226,9 +227,9 @@ def compare_faiss(prepared: Prepared, num_threads: int, num_rounds: int) -> Row:
 
 def share_of_peak(prepared: Prepared, num_rounds: int) -> Row:
     """Stage 1 at width 256 in bfloat16, one thread, as a share of what registers alone can do."""
-    library = native_library()
+    kernels = native_kernels()
     figure = f"share of bf16 peak in stage 1, d = {WIDTH_OF_PEAK}"
-    if library is None:
+    if kernels.library is None:
         return row(figure, math.nan, 30, 60, "higher", "%")
     generator = torch.Generator().manual_seed(0)
     rows_NR = torch.randn(ITEMS_OF_PEAK, WIDTH_OF_PEAK, generator=generator)
@@ -240,10 +241,20 @@ def share_of_peak(prepared: Prepared, num_rounds: int) -> Row:
     torch.set_num_threads(1)
     timing = time_interleaved({"ours": lambda: index.preselect("low_rank", queries_BR, 200, mask)}, num_rounds)["ours"]
     torch.set_num_threads(threads)
-    peak = library.nr_peak(ctypes.c_int(1), ctypes.c_double(0.5), ctypes.c_int(1))
+    peak = bfloat16_peak(kernels.instruction_set)
     reached = 2 * WIDTH_OF_PEAK * ITEMS_OF_PEAK * 512 / timing.median_cpu
     log.info("  bf16 peak of a core %.0f GFLOP/s, stage 1 reaches %.0f", peak / 1e9, reached / 1e9)
     return row(figure, 100 * reached / peak, 30, 60, "higher", "%")
+
+
+def bfloat16_peak(instruction_set: str) -> float:
+    """Floating-point operations per second of one thread on registers alone (peak.cpp)."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "peak.so"
+        compile_library(instruction_set, path, [Path(__file__).with_name("peak.cpp")])
+        library = ctypes.CDLL(str(path))
+    library.nr_bfloat16_peak.restype = ctypes.c_double
+    return float(library.nr_bfloat16_peak(ctypes.c_double(0.5)))
 
 
 def scaling(prepared: Prepared, best: SearchSettings, num_threads: int, num_rounds: int) -> Row:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
+from pipeline.distributed.backends import check_backends
 from pipeline.distributed.chain import Pool, run_chain
 from pipeline.distributed.cluster import ActorNeed, Cluster, connect, preflight, what_is_missing
 from pipeline.distributed.tasks import run_tasks
@@ -20,7 +21,7 @@ class RayRunner:
     """A `Runner` on the cluster that this job was submitted to, else on a local Ray."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings.cluster
+        self._all_settings, self._settings = settings, settings.cluster
         self._cluster = connect(settings)
 
     def run_tasks(
@@ -33,6 +34,8 @@ class RayRunner:
         """As Runner.run_chain: a stage is a fixed pool of actors."""
         pools = [self._pool(stage, len(units)) for stage in stages]
         preflight(self._cluster, [pool.need for pool in pools])
+        if any(stage.needs_gpu for stage in stages):
+            check_backends(self._cluster, self._all_settings)
         run_chain(label, units, pools, self._settings.threads_per_actor)
 
     def shards_per_wave(self, num_shards: int) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from pipeline.retrieval.backends.native.library import native_library
+from pipeline.retrieval.backends.native.library import native_kernels
 from tests.retrieval import worlds
 
 if not torch.cuda.is_available():
@@ -20,11 +20,14 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=["torch", "native", pytest.param("triton", marks=pytest.mark.slow)])
+@pytest.fixture(params=["torch", "native"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each backend that this machine has; `worlds.open_index` opens it. Triton runs in its interpreter, slowly."""
+    """Each backend that this machine has; `worlds.open_index` opens it.
+
+    Triton runs in its interpreter, so slowly that a test file must ask for it, with the mark `slow`.
+    """
     name: str = request.param
-    if name == "native" and native_library() is None:
+    if name == "native" and native_kernels().library is None:
         pytest.skip("no kernels were built for this CPU")
     if name == "triton":
         pytest.importorskip("triton")

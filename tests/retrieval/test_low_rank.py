@@ -1,4 +1,4 @@
-"""The low-rank table: how it is fitted, and what its vectors are worth."""
+"""The low-rank table: its fit on a sample of queries, and what a search with it finds."""
 
 from dataclasses import replace
 
@@ -6,21 +6,21 @@ import pytest
 import torch
 
 from pipeline.retrieval.low_rank import low_rank_table
-from pipeline.retrieval.low_rank_fit import fit_low_rank
+from pipeline.retrieval.low_rank_fit import HELD_OUT_SHARE, WITHIN, fit_low_rank
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.shard import make_shard
+from pipeline.settings import SearchSettings
 from tests.retrieval.test_algorithms import K, ask, search
 from tests.retrieval.worlds import World, as_lists, make_world, open_index
 
-pytestmark = pytest.mark.usefixtures("backend")
 
-
+@pytest.mark.usefixtures("backend")
 def test_the_low_rank_table_of_a_shard_comes_from_its_exact_scores():
     world = make_world(num_items=70)
     sample = make_world(num_queries=40, seed=5).queries
     scores = world.mol(sample, world.items).detach()
     found = fit_low_rank(sample, scores, [6]).low_rank
-    parts = [low_rank_table(open_index(world.mol, shard, ask("exact")), found) for shard in world.shards(3)]
+    parts = [low_rank_table(open_index(world.mol, shard, SearchSettings()), found) for shard in world.shards(3)]
     expected = found.place(scores[found.at_A])
     assert (torch.cat(parts) - expected).norm() < 0.01 * expected.norm()  # stage 2 may score in bfloat16
 
@@ -104,6 +104,7 @@ def test_scores_of_a_lower_rank_than_asked_for_are_found_again(is_same_for_all):
     assert table.abs().max() < 100 * table.std()
 
 
+@pytest.mark.usefixtures("backend")
 def test_the_fitted_map_finds_far_more_than_the_mean_component():
     everybody = make_world(num_queries=330, num_items=400, max_excluded=0)
     sample, few = everybody.queries.take(slice(30, None)), everybody.excluded.narrow(0, 30)
@@ -119,3 +120,36 @@ def test_the_fitted_map_finds_far_more_than_the_mean_component():
         return sum(len({row for _, row in f} & e) for f, e in zip(found, exact, strict=True)) / (30 * K)
 
     assert recall("topk_low_rank") > recall("topk_avg") + 0.2
+
+
+def test_the_recall_of_a_fit_is_that_on_the_queries_that_were_held_out_of_it():
+    """96 queries: the last 12 judge; the 84 before them are all anchors, so that the table is that of the fit."""
+    num_items, rank = 300, 12
+    world = make_world(num_queries=96, num_items=num_items)
+    scores_LS = world.mol(world.queries, world.items).detach()
+    fit = fit_low_rank(world.queries, scores_LS, [rank])
+    num_fitted = 96 - round(96 * HELD_OUT_SHARE)
+    assert fit.low_rank.at_A.tolist() == list(range(num_fitted))
+    table_SR = fit.low_rank.place(scores_LS[fit.low_rank.at_A])
+
+    def recall(part: slice) -> float:
+        predicted = fit.query_map(world.queries.take(part)) @ table_SR.T
+        num_wanted = num_items // max(WITHIN)
+        shares = []
+        for query_S, true_S in zip(predicted, scores_LS[part], strict=True):
+            best = set(true_S.topk(num_wanted).indices.tolist())
+            shares += [len(best & set(query_S.topk(num_wanted * n).indices.tolist())) / num_wanted for n in WITHIN]
+        return sum(shares) / len(shares)
+
+    assert fit.chosen.recall == pytest.approx(recall(slice(num_fitted, None)), abs=2e-3)
+    assert abs(fit.chosen.recall - recall(slice(0, 96 - num_fitted))) > 0.02
+
+
+def test_of_a_share_of_the_items_as_many_more_candidates_are_needed_in_the_whole_corpus():
+    world = make_world(num_queries=400, num_items=600)
+    scores_LS = world.mol(world.queries, world.items).detach()
+    (whole,) = fit_low_rank(world.queries, scores_LS, [4], item_share=1.0, pair_cost=1).trials
+    (half,) = fit_low_rank(world.queries, scores_LS, [4], item_share=0.6, pair_cost=1).trials
+    assert whole.num_needed > 100
+    assert half.num_needed == pytest.approx(whole.num_needed / 0.6)
+    assert half.multiply_adds == pytest.approx(4 * 600 / 0.6 + half.num_needed)

@@ -57,3 +57,11 @@ def test_what_was_missed_exceeds_the_last_score_by_no_more_than_the_gap(last, bo
     assert last + gap >= bound  # in float64
     assert gap == 0 or not found.is_proven_B
     assert (gap == math.inf) == (bound == math.inf)
+
+
+def test_a_list_is_not_proven_when_what_was_missed_can_tie_with_its_last_score():
+    """A missed item of score 1 and a lower row would be in the list."""
+    scores_BK, rows_BK = torch.tensor([[2.0, 1.0]] * 4), torch.tensor([[3, 7]] * 4)
+    found = TopK(scores_BK, rows_BK, torch.tensor([0.99, 1.0, 1.5, -torch.inf]))
+    assert found.is_proven_B.tolist() == [True, False, False, True]
+    assert found.gaps_B.tolist() == [0.0, 0.0, 0.5, 0.0]

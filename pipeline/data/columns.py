@@ -71,8 +71,7 @@ class _Clock:
             limit = float(FAR_US // 2)
             return np.clip(numbers * self.us, -limit, limit).round().astype(np.int64) + self.origin_us
         most = FAR_US // 2 // self.us
-        times: Int64 = np.clip(numbers.astype(np.int64) // self.per_us, -most, most) * self.us + self.origin_us
-        return times
+        return np.clip(numbers // self.per_us, -most, most).astype(np.int64) * self.us + self.origin_us
 
 
 TIMESTAMP_CLOCKS = {"s": _Clock(1_000_000), "ms": _Clock(1_000), "us": _Clock(1), "ns": _Clock(1, per_us=1_000)}

@@ -4,7 +4,7 @@ from typing import TypeAlias
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Schema: TypeAlias = pa.Schema
 TIMESTAMP = pa.timestamp("us", tz="UTC")
@@ -84,7 +84,11 @@ USER_STATUSES = ("ok", "short", "fallback", "skipped", "error")
 
 
 def users(user_type: pa.DataType) -> Schema:
-    """The accounting: exactly one row per requested user; `reason` says why a list is short or missing."""
+    """The accounting: exactly one row per requested user; `reason` says why a list is short or missing.
+
+    `is_proven`: the list is certainly that of exact search. `max_gap`: for every rank, the true score there exceeds the
+    list's by at most this; null where nothing is known, or there is no list.
+    """
     return pa.schema(
         [
             pa.field("user_id", user_type, nullable=False),
@@ -93,6 +97,8 @@ def users(user_type: pa.DataType) -> Schema:
             pa.field("num_seen_filtered", pa.int32(), nullable=False),
             pa.field("num_rule_filtered", pa.int32(), nullable=False),
             pa.field("reason", pa.string(), nullable=False),
+            pa.field("is_proven", pa.bool_(), nullable=False),
+            pa.field("max_gap", pa.float32()),
             pa.field("ds", pa.date32(), nullable=False),
             pa.field("run_id", pa.string(), nullable=False),
         ]

@@ -37,6 +37,7 @@ class UnitScores(Config):
     """What a unit adds to the metrics."""
 
     queries: int
+    num_proven: int  # lists that are certainly those of exact search
     model: dict[str, MeanSum]
     popularity: dict[str, MeanSum]
     exposure: Exposure

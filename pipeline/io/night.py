@@ -89,8 +89,8 @@ RECIPES = {
     "model": Recipe(2, ("histories",), _of_checkpoint),
     "corpus": Recipe(6, ("model",), _of_corpus),
     "search": Recipe(5, ("corpus",), _of_search),
-    "evaluation": Recipe(2, ("search",), _of_evaluation),
-    "run": Recipe(2, ("search", "queries", "day"), _of_run),
+    "evaluation": Recipe(3, ("search",), _of_evaluation),
+    "run": Recipe(3, ("search", "queries", "day"), _of_run),
 }
 
 

@@ -169,9 +169,20 @@ def accounting_faults(user_table: pa.Table, place: Place, expected: Expected) ->
     yield from _rows_where(is_one_of("short") & (claimed >= expected.k), f"short means under {expected.k}", name)
     yield from _rows_where(is_one_of(*MUST_BE_EMPTY) & (claimed != 0), "skipped and error have no list", name)
     yield from _rows_where(is_one_of(*MUST_GIVE_A_REASON) & ~has_reason, "a short or missing list has a reason", name)
+    yield from certificate_faults(user_table, is_one_of(*MUST_BE_EMPTY), name)
     for column in ("num_seen_filtered", "num_rule_filtered"):
         negative = _numpy(user_table[column].combine_chunks()) < 0
         yield from _rows_where(negative, f"{column} is not negative", name)
+
+
+def certificate_faults(user_table: pa.Table, has_no_list: Bools, name: Callable[[int], str]) -> Iterator[Violation]:
+    """A gap is a size; it is 0 where the list is proven, and unknown where there is no list."""
+    is_proven = _numpy(user_table["is_proven"].combine_chunks()).astype(np.bool_)
+    max_gap = user_table["max_gap"].combine_chunks()
+    is_known, gap = _numpy(pc.is_valid(max_gap)).astype(np.bool_), _numpy(max_gap.fill_null(0.0))
+    yield from _rows_where(~np.isfinite(gap) | (gap < 0), "max_gap is finite and not negative", name)
+    yield from _rows_where(is_proven & (~is_known | (gap != 0)), "a proven list has a max_gap of 0", name)
+    yield from _rows_where(has_no_list & (is_proven | is_known), "skipped and error prove nothing", name)
 
 
 def provenance_faults(candidate_table: pa.Table, user_table: pa.Table, expected: Expected) -> Iterator[Violation]:
@@ -202,7 +213,7 @@ def schema_faults(candidate_table: pa.Table, user_table: pa.Table, expected: Exp
             values = table[column].combine_chunks()
             if pa.types.is_list(values.type):
                 nulls += values.flatten().null_count
-            if nulls:
+            if nulls and not schema.field(column).nullable:
                 yield Violation(f"{name}.{column} has no nulls", nulls, ())
     if expected.layout == "nested" and candidate_table.schema.equals(of_lists):
         lengths = [_numpy(candidate_table[name].combine_chunks().value_lengths()) for name in ("item_ids", "scores")]

@@ -122,6 +122,7 @@ def test_metrics_equal_those_worked_out_user_by_user(world):
         assert getattr(metrics.coverage, name) == pytest.approx(len(shown) / 120)
         assert all(value.low <= value.mean <= value.high for value in estimates.values())
     assert metrics.gini.popularity > metrics.gini.model > 0
+    assert metrics.proven == 1
     assert (metrics.k, metrics.cutoffs, metrics.method) == (10, (3, 10), "exact")
     assert metrics.protocol.startswith(f"all {len(found)} users with something to find, from their histories before")
 

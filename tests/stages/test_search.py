@@ -196,6 +196,26 @@ def test_every_user_is_accounted_for(tmp_path: Path):
     assert not {"i000003", "i000005"} & set(lists["item_id"][1:10])
 
 
+def test_a_list_comes_with_its_certificate(tmp_path: Path):
+    """Exact search proves all; an approximate one may prove some, and the gap it names is kept."""
+    world = make_world(tmp_path, num_users=40, num_items=150)
+    exact = retrieve(world).to_pylist()
+    users = read_table(world, "users").to_pylist()
+    assert all(user["is_proven"] and user["max_gap"] == 0 for user in users)
+    unknown = world.with_settings("search.method=topk_avg", "search.num_preselected=20")
+    retrieve(unknown)
+    assert {(u["is_proven"], u["max_gap"]) for u in read_table(unknown, "users").to_pylist()} == {(False, None)}
+    bounded = world.with_settings("search.method=topk_per_embd", "search.num_per_embd=10")
+    lists = retrieve(bounded).to_pylist()
+    certificates = {user["user_id"]: user for user in read_table(bounded, "users").to_pylist()}
+    assert all(user["max_gap"] is not None for user in certificates.values())
+    for mine, true in zip(lists, exact, strict=True):
+        user = certificates[mine["user_id"]]
+        assert (mine["user_id"], mine["rank"]) == (true["user_id"], true["rank"])
+        assert mine["score"] + user["max_gap"] >= true["score"]
+        assert not user["is_proven"] or mine["item_id"] == true["item_id"]
+
+
 def test_nested_lists_hold_the_same_as_long_ones(world, expected):
     nested = retrieve(world.with_settings("output.layout=nested")).to_pylist()
     flat = [

@@ -1,7 +1,11 @@
 """What a scheduler sees of a job: an exit code, and one JSON object as the only line on standard output."""
 
+import ast
+import importlib
 import json
 import pickle
+import re
+import socket
 import subprocess
 import sys
 from datetime import date
@@ -10,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from pipeline import errors
-from pipeline.command import cause_of, parse_day
-from pipeline.errors import ConflictError, GateError, InfrastructureError, InputError
+from pipeline.command import EXIT_CODES, cause_of, parse_day
+from pipeline.errors import ConflictError, GateError, InfrastructureError, InputError, NightrailsError
 
 ROOT = Path(__file__).parents[1]
+JOBS = sorted(path for path in (ROOT / "jobs").glob("*.py") if path.name not in ("__init__.py", "bench.py"))
 
 # A job that does what its only --set says: `name` chooses the outcome.
 JOB = """
@@ -47,11 +52,21 @@ def run(settings, ds):
         "memory": lambda: (_ for _ in ()).throw(MemoryError("too much")),
         "interrupt": lambda: (_ for _ in ()).throw(KeyboardInterrupt()),
         "bug": lambda: 1 / 0,
+        "missing": lambda: __import__("nowhere"),
+        "part": lambda: __import__("json.nowhere"),
+        "own": lambda: __import__("pipeline.nowhere"),
     }
     return actions[settings.name]()
 
 command("A job for the tests.", run)
 """
+
+
+OURS = "this is a fault of nightrails, please report it"
+MISSING = (
+    f"{sys.executable} on {socket.gethostname()} has no package '{{name}}': install nightrails into the Python of "
+    "every node (`pip install --constraint constraints.txt .` in its folder), or use the image of infra/Dockerfile"
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +76,15 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def start(job: Path, *flags: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def start(
+    job: Path, *flags: str, cwd: Path = ROOT, python: tuple[str, ...] = (sys.executable,)
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, job, *flags],
+        [*python, job, *flags],
         cwd=cwd,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
-        timeout=60,
         check=False,
     )
 
@@ -97,7 +113,10 @@ def test_a_good_run_ends_with_0_and_its_outcome(job):
         ("os", 30, "FileNotFoundError: [Errno 2] No such file or directory: '/nowhere/at/all'"),
         ("memory", 30, "MemoryError: too much"),
         ("interrupt", 30, "interrupted; run the same command again to resume"),
-        ("bug", 1, "this is a fault of nightrails, please report it: ZeroDivisionError: division by zero"),
+        ("missing", 20, MISSING.format(name="nowhere")),
+        ("part", 1, f"{OURS}: ModuleNotFoundError: No module named 'json.nowhere'"),
+        ("own", 1, f"{OURS}: ModuleNotFoundError: No module named 'pipeline.nowhere'"),
+        ("bug", 1, f"{OURS}: ZeroDivisionError: division by zero"),
     ],
 )
 def test_each_kind_of_failure_has_its_exit_code_and_one_sentence(job, name, code, message):
@@ -120,6 +139,14 @@ def test_a_wrong_configuration_ends_with_20_and_all_its_faults(job):
     done = start(job, "--set", "serch.k=5", "--set", "model.dim=65")
     assert done.returncode == 20
     assert last_line(done)["error"].startswith("conf/nightly.yaml: 2 faults in the configuration")
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_a_python_without_our_packages_is_named_and_a_persons_business(path):
+    done = start(path, python=(sys.executable, "-S"))  # -S: the standard library only
+    assert done.returncode == 20, done.stderr
+    assert last_line(done)["error"] == MISSING.format(name="yaml")
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("flags", [["--cofnig", "x"], ["--conf", "x"], ["--set"], ["stray"]])
@@ -197,8 +224,30 @@ def test_every_error_of_ours_survives_the_way_between_processes():
 
 
 def test_exit_codes_are_those_that_schedulers_know():
-    codes = [kind.exit_code for kind in (GateError, InputError, InfrastructureError, ConflictError)]
-    assert codes == [10, 20, 30, 40]
+    codes = [kind.exit_code for kind in (NightrailsError, GateError, InputError, InfrastructureError, ConflictError)]
+    assert codes == [1, 10, 20, 30, 40]
+
+
+def test_every_table_of_exit_codes_says_the_same():
+    help_text = {int(code): words for code, words in re.findall(r"^  (\d+) +(.+)$", EXIT_CODES, re.MULTILINE)}
+    assert set(help_text) == {0} | {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type)}
+    meanings = {code: words.partition(";")[0] for code, words in help_text.items()}
+
+    readme = re.findall(r"^\| (\d+) \| ([^|;]+?)(?:;[^|]*)? \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert {int(code): words for code, words in readme} == meanings
+
+    dag = ast.parse((ROOT / "infra" / "airflow" / "nightrails_dag.py").read_text())
+    tables = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in dag.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)
+    }
+    in_dag = {0: meanings[0]} | tables["PAGE"] | tables["RETRY"]
+    assert {code: words.partition(";")[0] for code, words in in_dag.items()} == meanings
+
+    infra = re.search(r"What a scheduler does.*?again\.", (ROOT / "infra" / "README.md").read_text(), re.DOTALL)
+    assert infra
+    assert {int(code) for code in re.findall(r"\*\*(\d+)\*\*", infra[0])} == set(meanings)
 
 
 def ray_ways_to_fail():
@@ -233,6 +282,33 @@ def test_our_error_is_read_out_of_whatever_ray_makes_of_it(local_ray):
             fail()
         found = cause_of(caught.value)
         assert (type(found), str(found)) == (InputError, "column 'x' is missing:\n  two lines"), way
+
+
+@pytest.mark.ray
+def test_a_package_that_a_node_lacks_is_named(local_ray, tmp_path, monkeypatch):
+    """The module is only to be found by this process, like a package that is installed on the driver's node only."""
+    import ray
+    import ray.data
+
+    def imports(*_: object) -> None:
+        import nowhere  # noqa: F401
+
+    (tmp_path / "only_here.py").write_text("class Stage:\n    def __call__(self, batch):\n        return batch\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    stage = importlib.import_module("only_here").Stage
+    pool = ray.data.ActorPoolStrategy(size=1)
+    for missing, fail in (
+        ("nowhere", lambda: ray.get(ray.remote(max_retries=0)(imports).remote())),
+        ("nowhere", lambda: ray.data.range(2).map_batches(imports).materialize()),
+        ("only_here", lambda: ray.get(ray.remote(stage).remote().__call__.remote(1))),
+        ("only_here", lambda: ray.data.range(2).map_batches(stage, compute=pool).materialize()),
+    ):
+        with pytest.raises(Exception) as caught:  # noqa: PT011  (which one is Ray's affair)
+            fail()
+        found = cause_of(caught.value)
+        assert type(found) is InputError
+        assert f"has no package '{missing}': install nightrails into the Python of every node" in str(found)
+        assert re.search(r"on node \d+\.\d+\.\d+\.\d+ has", str(found))
 
 
 @pytest.mark.ray

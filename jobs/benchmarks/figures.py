@@ -26,11 +26,12 @@ from jobs.benchmarks.prepared import Prepared, choose, prepare
 from jobs.benchmarks.reference import ReferenceSearch
 from jobs.benchmarks.timing import Row, Timing, median_ratio, row, time_interleaved
 from jobs.benchmarks.worlds import load_bench_world
+from pipeline.data.lists import Lists
 from pipeline.model.mol import ItemSide
 from pipeline.retrieval.backends import open_index
 from pipeline.retrieval.backends.native.build import compile_library
 from pipeline.retrieval.backends.native.library import cpu_flags, native_kernels
-from pipeline.retrieval.filters import Exclusions, mask_shard, no_exclusions
+from pipeline.retrieval.filters import Rules, ShardMask
 from pipeline.retrieval.index import ShardIndex
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.shard import make_shard
@@ -145,7 +146,7 @@ def compare(prepared: Prepared, k: int, target: float, num_rounds: int) -> tuple
     def ours(name: str, index: ShardIndex, settings: SearchSettings, num_queries: int) -> Callable[[], None]:
         def run() -> None:
             queries = world.queries.take(slice(0, num_queries))
-            nothing = no_exclusions(num_queries)
+            nothing = Rules(Lists.empty(num_queries))
             found[name] = search_shard(index, queries, nothing, settings, query_map=prepared.query_map)
 
         return run
@@ -205,7 +206,7 @@ def compare_faiss(prepared: Prepared, num_threads: int, num_rounds: int) -> Row:
     rows_ND = _as_wide(prepared.shard.low_rank_NR, WIDTH_OF_FAISS)
     index = open_index(prepared.world.mol, make_shard(0, prepared.world.items, rows_ND), SearchSettings())
     items, queries = rows_ND.numpy(), queries_BD.numpy()
-    mask = mask_shard(prepared.shard.is_eligible_N, 0, no_exclusions(512))
+    mask = ShardMask(len(index), Lists.empty(512))
 
     def flat() -> None:
         with faiss_threads(num_threads):
@@ -235,7 +236,7 @@ def share_of_peak(prepared: Prepared, num_rounds: int) -> Row:
     queries_BR = torch.randn(512, WIDTH_OF_PEAK, generator=generator)
     items = ItemSide(*(side[:1].expand(ITEMS_OF_PEAK, *side.shape[1:]) for side in _sides(prepared.world.items)))
     index = open_index(prepared.world.mol, make_shard(0, items, rows_NR), SearchSettings())
-    mask = mask_shard(index.is_eligible_N, 0, no_exclusions(512))
+    mask = ShardMask(len(index), Lists.empty(512))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     timing = time_interleaved({"ours": lambda: index.preselect("low_rank", queries_BR, 200, mask)}, num_rounds)["ours"]
@@ -263,7 +264,7 @@ def scaling(prepared: Prepared, best: SearchSettings, num_threads: int, num_roun
     def run(threads: int) -> Callable[[], None]:
         def search() -> None:
             torch.set_num_threads(threads)
-            search_shard(index, queries, no_exclusions(BULK), best, query_map=prepared.query_map)
+            search_shard(index, queries, Rules(Lists.empty(BULK)), best, query_map=prepared.query_map)
 
         return search
 
@@ -278,10 +279,10 @@ def filtering(prepared: Prepared, best: SearchSettings, num_rounds: int) -> Row:
     queries, excluded = prepared.world.queries.take(slice(0, BULK)), prepared.world.exclusions.narrow(0, BULK)
     index = prepared.index_with(best.table_dtype)
 
-    def run(lists: Exclusions) -> Callable[[], TopK]:
-        return lambda: search_shard(index, queries, lists, best, query_map=prepared.query_map)
+    def run(rules: Rules) -> Callable[[], TopK]:
+        return lambda: search_shard(index, queries, rules, best, query_map=prepared.query_map)
 
-    timings = time_interleaved({"with": run(excluded), "without": run(no_exclusions(BULK))}, num_rounds)
+    timings = time_interleaved({"with": run(Rules(excluded)), "without": run(Rules(Lists.empty(BULK)))}, num_rounds)
     return row(
         "time with each query's history excluded",
         median_ratio(timings["with"], timings["without"]),

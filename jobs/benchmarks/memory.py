@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from pipeline.data.lists import Lists
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
 from pipeline.retrieval.backends import open_index
-from pipeline.retrieval.filters import no_exclusions
+from pipeline.retrieval.filters import Rules
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.shard import make_shard
 from pipeline.settings import MolSettings, SearchSettings
@@ -40,7 +41,7 @@ def main(path: str) -> None:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     with torch.inference_mode():
-        search_shard(index, queries, no_exclusions(len(queries.gate_BP)), search)
+        search_shard(index, queries, Rules(Lists.empty(len(queries.gate_BP))), search)
     print(json.dumps({"resident": resident_bytes(), "tables": sum(index.bytes_of.values()), "items": len(index)}))  # noqa: T201
 
 

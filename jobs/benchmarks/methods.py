@@ -14,8 +14,9 @@ import torch
 
 from jobs.benchmarks.dot_product import flat_index, hnsw_index
 from jobs.benchmarks.prepared import Prepared
+from pipeline.data.lists import Lists
 from pipeline.model.mol import QuerySide
-from pipeline.retrieval.filters import no_exclusions
+from pipeline.retrieval.filters import Rules
 from pipeline.retrieval.index import ShardIndex
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.tuning import overlaps
@@ -110,7 +111,7 @@ def _dot_products(
 
 
 def _search(prepared: Prepared, index: ShardIndex, queries: QuerySide, settings: SearchSettings) -> torch.Tensor:
-    nothing = no_exclusions(len(queries.gate_BP))
+    nothing = Rules(Lists.empty(len(queries.gate_BP)))
     return search_shard(index, queries, nothing, settings, query_map=prepared.query_map).rows_BK
 
 

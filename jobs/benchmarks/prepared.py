@@ -7,15 +7,16 @@ from dataclasses import dataclass
 import torch
 
 from jobs.benchmarks.worlds import BenchWorld
+from pipeline.data.lists import Lists
 from pipeline.retrieval.backends import open_index
 from pipeline.retrieval.backends.native.index import NativeIndex
 from pipeline.retrieval.backends.torch.index import TorchIndex
-from pipeline.retrieval.filters import no_exclusions
+from pipeline.retrieval.filters import Rules
 from pipeline.retrieval.index import ShardIndex
 from pipeline.retrieval.low_rank import DistilledMap, Fit, low_rank_table, pair_multiply_adds, score_all
 from pipeline.retrieval.low_rank_fit import fit_low_rank
 from pipeline.retrieval.shard import Shard, make_shard
-from pipeline.retrieval.tuning import Tuning, tune
+from pipeline.retrieval.tuning import SampleQueries, Tuning, tune
 from pipeline.settings import SearchSettings, TableDtype
 
 log = logging.getLogger("nightrails")
@@ -75,6 +76,6 @@ def choose(prepared: Prepared, k: int, target: float, queries: slice) -> tuple[T
     """The cheapest search at the target recall on these evaluation queries, which should not be timed later."""
     asked = prepared.world.queries.take(queries)
     settings = SearchSettings(k=k, method="tuned", target_recall=target)
-    nothing = no_exclusions(len(asked.gate_BP))
-    tuning = tune(prepared.index_with, asked, nothing, settings, prepared.query_map, TUNING_SECONDS)
+    sample = SampleQueries(asked, Rules(Lists.empty(len(asked.gate_BP))), prepared.query_map)
+    tuning = tune(prepared.index_with, sample, settings, TUNING_SECONDS)
     return tuning, settings.model_copy(update=tuning.chosen.settings)

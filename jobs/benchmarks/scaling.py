@@ -14,9 +14,10 @@ import torch
 
 from jobs.benchmarks.market import MarketRecipe
 from jobs.benchmarks.worlds import synthetic_world
+from pipeline.data.lists import Lists
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval.backends import open_index
-from pipeline.retrieval.filters import no_exclusions
+from pipeline.retrieval.filters import Rules
 from pipeline.retrieval.index import ShardIndex
 from pipeline.retrieval.low_rank import DistilledMap, query_features
 from pipeline.retrieval.search import search_shard
@@ -55,7 +56,7 @@ class Subject:
         times = []
         for _ in range(NUM_ROUNDS + 1):
             begun = time.perf_counter()
-            search_shard(self.index, queries, no_exclusions(num_queries), settings, query_map=self.query_map)
+            search_shard(self.index, queries, Rules(Lists.empty(num_queries)), settings, query_map=self.query_map)
             times.append(time.perf_counter() - begun)
         return 1e3 * sorted(times[1:])[NUM_ROUNDS // 2] / num_queries
 

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,10 +23,10 @@ from jobs.benchmarks.difficulty import as_text, average_needed, difficulty, exac
 from jobs.benchmarks.market import Market, MarketRecipe, draw_histories, make_market
 from jobs.benchmarks.synthetic import synthetic_encodings, synthetic_mol
 from jobs.benchmarks.training import ModelRecipe, train_model
-from pipeline.data.lists import Sequences
+from pipeline.data.lists import Lists
+from pipeline.model.inputs import Events
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
-from pipeline.retrieval.filters import Exclusions
 from pipeline.retrieval.shard import ITEM_TILE
 from pipeline.settings import MolSettings
 
@@ -51,7 +50,7 @@ class BenchWorld:
     encodings_BE: Tensor  # of the evaluation users: what `queries` was made of, for the same searches
     queries: QuerySide
     sample: QuerySide
-    exclusions: Exclusions  # of the evaluation users: what is in their histories
+    exclusions: Lists  # of the evaluation users: what is in their histories
 
 
 RECIPES: Mapping[str, ModelRecipe] = {
@@ -170,36 +169,36 @@ def _train(recipe: ModelRecipe, num_queries: int, num_sample: int) -> dict[str, 
         "encodings": _encode(model, users[0]),
         "sample_encodings": _encode(model, users[1]),
         "history_offsets": torch.from_numpy(users[0].offsets),
-        "history_rows": torch.from_numpy(users[0].item_rows),
+        "history_rows": torch.from_numpy(users[0].values),
     }
 
 
-def _users(market: Market, num_queries: int, num_sample: int) -> tuple[Sequences, Sequences]:
+def _users(market: Market, num_queries: int, num_sample: int) -> tuple[Lists, Lists]:
     """Evaluation users, and those for fitting; neither has been trained on."""
     return draw_histories(market, num_queries, QUERY_STREAM), draw_histories(market, num_sample, SAMPLE_STREAM)
 
 
 @torch.inference_mode()
-def _encode(model: RetrievalModel, histories: Sequences) -> Tensor:
-    rows_BL, lengths_B = histories.last(model.settings.max_length)
-    return model.encode(torch.from_numpy(rows_BL).long(), torch.from_numpy(lengths_B)).clone()
+def _encode(model: RetrievalModel, histories: Lists) -> Tensor:
+    rows_BL, _ = histories.last(model.settings.max_length)
+    return model.encode(Events(torch.from_numpy(rows_BL).long())).clone()
 
 
 def _assemble(recipe: ModelRecipe, tensors: Mapping[str, Tensor]) -> BenchWorld:
     mol = MixtureOfLogits(recipe.market.dim, recipe.model.mol).eval().requires_grad_(False)
     weights = {name.removeprefix("mol."): value for name, value in tensors.items() if name.startswith("mol.")}
     mol.load_state_dict(weights)
-    histories = Sequences(tensors["history_offsets"].numpy(), tensors["history_rows"].numpy())
+    histories = Lists(tensors["history_offsets"].numpy(), tensors["history_rows"].numpy())
     return _world(mol, tensors["item_rows"], tensors["encodings"], tensors["sample_encodings"], histories)
 
 
 @torch.inference_mode()
 def _world(
-    mol: MixtureOfLogits, rows_NE: Tensor, encodings_BE: Tensor, sample_encodings: Tensor, histories: Sequences
+    mol: MixtureOfLogits, rows_NE: Tensor, encodings_BE: Tensor, sample_encodings: Tensor, histories: Lists
 ) -> BenchWorld:
     tiles = [mol.item_side(rows) for rows in rows_NE.split(ITEM_TILE)]
     items = ItemSide(torch.cat([t.components_NXD for t in tiles]), torch.cat([t.gate_NP for t in tiles]))
-    exclusions = Exclusions(histories.offsets.astype(np.int64), histories.item_rows.astype(np.int32))
+    exclusions = histories
     sample = mol.query_side(sample_encodings)
     return BenchWorld(mol, rows_NE, items, encodings_BE, mol.query_side(encodings_BE), sample, exclusions)
 

@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from pipeline.distributed.chain import (
     with_backoff,
 )
 from pipeline.distributed.cluster import connect
+from pipeline.distributed.restart_notice import NOTICE, _standard_error_without
 from pipeline.errors import InfrastructureError, InputError
 from pipeline.settings import Settings
 
@@ -129,6 +132,33 @@ def test_a_unit_that_always_ends_its_process_is_given_up_by_name(local_ray, tmp_
     with pytest.raises(InfrastructureError, match=f"unit 1 has ended the process of Dies {MAX_ATTEMPTS} times"):
         run_chain("test", [0, 1, 2], [stage], threads=1)
     assert len(list(tmp_path.iterdir())) == MAX_ATTEMPTS
+
+
+CHAIN_OF_ITS_OWN = """
+from pipeline.distributed.chain import Stage, run_chain
+from pipeline.distributed.cluster import connect
+from pipeline.settings import Settings
+from tests.distributed.test_chain import Dies
+
+connect(Settings(root={root!r}))
+stage = Stage(Dies, {{"marks": {root!r}, "times": 0}}, num_actors=1, num_cpus=0.25)
+print(run_chain("test", [0, 1], [stage], threads=1))
+"""
+
+
+@pytest.mark.ray
+def test_a_chain_that_goes_well_prints_nothing_that_reads_like_a_failure(tmp_path):
+    """In a process of its own, for Ray's core prints this notice once per process."""
+    program = CHAIN_OF_ITS_OWN.format(root=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == "{0: b'x', 1: b'x'}\n", done.stderr
+    assert done.stderr == ""
+
+
+def test_only_the_notice_is_swallowed(capfd):
+    with _standard_error_without(NOTICE):
+        os.write(2, b"core_worker.cc: Actor " + NOTICE + b". See the issue.\nanother line\nno end")
+    assert capfd.readouterr().err == "another line\nno end"
 
 
 def test_progress_is_logged_with_what_is_left(monkeypatch, caplog):

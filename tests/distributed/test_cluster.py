@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -96,6 +97,26 @@ with deadline(minutes=0.1 / 60, grace=0.5):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == InfrastructureError.exit_code
     assert "deadline" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"RAY_ADDRESS": "127.0.0.1:9", "RAY_AUTH_MODE": "token"}, "no authentication token was found"),
+        ({"RAY_ADDRESS": "http://127.0.0.1:9"}, "you set RAY_ADDRESS to an HTTP address"),
+    ],
+)
+def test_an_address_or_token_that_is_wrong_by_itself_is_a_persons_business(environment, words, tmp_path):
+    program = "from pipeline.distributed.cluster import *\ntry: connect(Settings())\nexcept InputError as e: print(e)"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=kept | {"HOME": str(tmp_path)} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert words in done.stdout, done.stderr
 
 
 @pytest.mark.ray

@@ -18,13 +18,14 @@ from pipeline.io.checkpoint import (
 from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import Storage
 from pipeline.model.model import RetrievalModel
+from pipeline.model.results import training_metrics
 from pipeline.model.training import Ranks, fit
 from pipeline.settings import Settings, TrainSettings
-from tests.model.planted import NUM_ITEMS, SMALL_MODEL, start, training_data
+from tests.model.planted import NUM_ITEMS, SMALL_MODEL, report, start, training_data
 
 CHECKPOINT = Checkpoint("0123456789abcdef")
 SETTINGS = Settings(model=SMALL_MODEL)
-METRICS = {"validation_hit_rate": 0.25, "history": [{"epoch": 1}]}
+METRICS = training_metrics([report(1, hit_rate=0.25)], popularity_hit_rate=0.1)
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 
 from jobs import publish
-from pipeline.artifacts import Manifest
 from pipeline.errors import ConflictError, GateError, InfrastructureError, InputError, InvalidRunError
-from pipeline.io.artifacts import write_manifest
+from pipeline.evaluation.results import Comparison, Estimate, Metrics, Overlap
+from pipeline.io.evaluation import write_metrics
 from pipeline.io.publication.commits import published, read_run_manifest
 from pipeline.io.publication.reader import latest_files, read_latest
 from pipeline.io.publication.units import sidecar_key, write_unit
@@ -145,20 +145,28 @@ def test_a_file_of_another_run_is_refused() -> None:
         publish.run(settings, DS)
 
 
-def write_metrics(settings: Settings, model: float, popularity: float, overlap: float) -> None:
+def measure(settings: Settings, model: float, popularity: float, overlap: float) -> None:
+    """Leave an evaluation with these hit rates at its first cutoff; at the second, popularity is far ahead."""
     storage, night = compute_night(settings)
-    metrics = {
-        "cutoffs": [10, 50],
-        "queries": 100,
-        "model": {"hr@10": {"mean": model}, "hr@50": {"mean": 0.0}},
-        "popularity": {"hr@10": {"mean": popularity}, "hr@50": {"mean": 1.0}},
-        "overlap": {"mean": overlap, "k": K},
-    }
-    storage.create(f"{night.evaluation.prefix}/metrics.json", json.dumps(metrics).encode())
-    manifest = Manifest(
-        kind="evaluation", id=night.evaluation.id, lineage={}, settings={}, files=(), created_at="2026-11-20T00:00:00"
+    metrics = Metrics(
+        queries=100,
+        without_history=0,
+        protocol="100 users",
+        method="exact",
+        k=K,
+        cutoffs=(10, 50),
+        model={"hr@10": estimate(model), "hr@50": estimate(0.0)},
+        popularity={"hr@10": estimate(popularity), "hr@50": estimate(1.0)},
+        overlap=Overlap(k=K, queries=5, mean=overlap, low=0.0, high=1.0, against="exact search"),
+        coverage=Comparison(model=0.5, popularity=0.1),
+        gini=Comparison(model=0.5, popularity=0.9),
+        seconds=1.0,
     )
-    write_manifest(storage, night.evaluation.prefix, manifest)
+    write_metrics(storage, night, settings, metrics)
+
+
+def estimate(mean: float) -> Estimate:
+    return Estimate(mean=mean, low=0.0, high=1.0)
 
 
 GATED = {"min_overlap": 0.95, "min_lift_over_popularity": 2.0}
@@ -166,7 +174,7 @@ GATED = {"min_overlap": 0.95, "min_lift_over_popularity": 2.0}
 
 def test_a_run_that_reaches_its_gates_is_published_with_the_figures() -> None:
     settings = settings_for(fresh_memory(), gates=GATED)
-    write_metrics(settings, model=0.3, popularity=0.1, overlap=0.97)
+    measure(settings, model=0.3, popularity=0.1, overlap=0.97)
     publish.run(settings, DS)
     storage = open_storage(settings.root)
     head = published(storage, "home")
@@ -188,7 +196,7 @@ def test_a_run_that_reaches_its_gates_is_published_with_the_figures() -> None:
 )
 def test_a_run_below_a_gate_leaves_yesterdays_table(model: float, popularity: float, overlap: float, says: str) -> None:
     settings = settings_for(fresh_memory(), gates=GATED)
-    write_metrics(settings, model, popularity, overlap)
+    measure(settings, model, popularity, overlap)
     with pytest.raises(GateError, match=says):
         publish.run(settings, DS)
     assert published(open_storage(settings.root), "home") is None

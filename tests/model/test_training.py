@@ -1,5 +1,5 @@
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -7,9 +7,10 @@ import torch
 from pipeline.data.batches import epoch_batches
 from pipeline.errors import InputError
 from pipeline.model import step, training
+from pipeline.model.inputs import Events
 from pipeline.model.losses import mutual_information_loss, sampled_softmax_loss, user_norm_loss
 from pipeline.model.step import accumulate_gradients
-from pipeline.model.training import EpochReport, Ranks, TrainingState, fit, popular_hit_rate
+from pipeline.model.training import EpochReport, Ranks, TrainingState, average_gradients, fit, popular_hit_rate
 from pipeline.settings import TrainSettings
 from tests.model.planted import NUM_ITEMS, SMALL_MODEL, SMALL_MOL, start, training_data
 
@@ -20,6 +21,7 @@ SETTINGS = TrainSettings(
 SURE_MOL = SMALL_MOL.model_copy(
     update={"num_user_hashes": 50, "gate_dropout": 0.0, "item_dropout": 0.0, "user_dropout": 0.0}
 )
+WINDOW_COLUMNS = ("starts", "lengths", "user_keys")
 SURE_MODEL = SMALL_MODEL.model_copy(update={"dropout": 0.0, "mol": SURE_MOL})
 
 
@@ -39,6 +41,19 @@ def test_training_learns_the_planted_pattern():
     assert losses == sorted(losses, reverse=True)
     assert state.best.hit_rate > 1.5 * popular_hit_rate(data, Ranks(), torch.device("cpu"))
     assert state.history[0].num_positions == data.windows.num_targets
+
+
+def test_processes_with_the_same_data_draw_different_negatives():
+    """A single window leaves no order that could differ between them."""
+    settings = SETTINGS.model_copy(update={"max_epochs": 1})
+    data = training_data(settings, num_users=1)
+    windows = replace(data.windows, **{name: getattr(data.windows, name)[:1] for name in WINDOW_COLUMNS})
+    losses = []
+    for rank in (0, 1, 0):
+        state = start(settings, SURE_MODEL)
+        fit(state, replace(data, windows=windows, steps=1), settings, Ranks(rank), no_report)
+        losses.append(state.history[0].loss)
+    assert losses[0] == losses[2] != losses[1]
 
 
 def test_bfloat16_learns_it_too():
@@ -65,7 +80,7 @@ def slow_loss(model, batch, settings, negatives_GN) -> torch.Tensor:
     """The definition, position by position: mean over targets of the sampled softmax, plus the regularisers."""
     losses, gates, users = [], [], []
     order = torch.randperm(int((batch.targets_BL >= 0).sum()))
-    queries_BLE = model.encode_positions(torch.from_numpy(batch.item_rows_BL))
+    queries_BLE = model.encode_positions(Events(torch.from_numpy(batch.item_rows_BL)))
     places = torch.from_numpy(batch.targets_BL >= 0).nonzero()[order]
     size = -(-len(places) // len(negatives_GN))
     for index, (row, column) in enumerate(places.tolist()):
@@ -168,18 +183,27 @@ def test_divergence_is_said_so():
         fit(state, training_data(SETTINGS, num_users=60), SETTINGS, Ranks(), no_report)
 
 
-def test_gradients_of_all_ranks_weigh_every_target_alike(monkeypatch):
+@dataclass(frozen=True)
+class WithAnother(Ranks):
+    """Two processes, of which the other one sends fixed values."""
+
+    world_size: int = 2
+    sent: torch.Tensor = field(default_factory=torch.Tensor)
+
+    def sum_(self, values: torch.Tensor) -> torch.Tensor:
+        return values.add_(self.sent)
+
+
+def test_gradients_of_all_ranks_weigh_every_target_alike():
     """Two ranks with 30 and 10 targets: the average is that of one process with all 40."""
-    settings = SETTINGS
-    alone, first, second = (start(settings, SURE_MODEL).model for _ in range(3))
+    alone, first, second = (start(SETTINGS, SURE_MODEL).model for _ in range(3))
     for model, value in ((first, 2.0), (second, 8.0)):
         for parameter in model.parameters():
             parameter.grad = torch.full_like(parameter, value)
     for parameter in alone.parameters():
         parameter.grad = torch.full_like(parameter, 10.0)
-    other = torch.cat([*(parameter.grad.flatten() for parameter in second.parameters()), torch.tensor([10.0])])
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: values.add_(other))
-    training._average_gradients(alone, 40, Ranks())
-    training._average_gradients(first, 30, replace(Ranks(), world_size=2))
+    sent = torch.cat([*(parameter.grad.flatten() for parameter in second.parameters()), torch.tensor([10.0])])
+    average_gradients(alone, 40, Ranks())
+    average_gradients(first, 30, WithAnother(sent=sent))
     for left, right in zip(first.parameters(), alone.parameters(), strict=True):
         torch.testing.assert_close(left.grad, right.grad)

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.distributed.embed import embed_corpus
 from pipeline.distributed.search import search_units
+from pipeline.evaluation.results import Comparison, Estimate, Metrics, Overlap
 from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
 from pipeline.quality.report import (
     Event,
@@ -22,25 +23,20 @@ from pipeline.stages.candidates import CandidateSink
 from pipeline.stages.queries import TonightsUsers
 from tests.distributed.worlds import World, make_world, read_table, without_ray
 
-METRICS = {
-    "queries": 1234,
-    "protocol": "up to 20000 of 1234 users",
-    "method": "topk_avg",
-    "k": 50,
-    "cutoffs": [10],
-    "model": {
-        "hr@10": {"mean": 0.31254, "low": 0.3, "high": 0.325},
-        "mrr": {"mean": 0.1, "low": 0.09, "high": 0.11},
-    },
-    "popularity": {
-        "hr@10": {"mean": 0.0392, "low": 0.03, "high": 0.05},
-        "mrr": {"mean": 0.0, "low": 0.0, "high": 0.01},
-    },
-    "overlap": {"k": 50, "queries": 500, "mean": 0.993, "low": 0.99, "high": 0.996, "against": "exact search"},
-    "coverage": {"model": 0.63, "popularity": 0.04},
-    "gini": {"model": 0.7, "popularity": 0.98},
-    "seconds": 3.0,
-}
+METRICS = Metrics(
+    queries=1234,
+    without_history=0,
+    protocol="up to 20000 of 1234 users",
+    method="topk_avg",
+    k=50,
+    cutoffs=(10,),
+    model={"hr@10": Estimate(mean=0.31254, low=0.3, high=0.325), "mrr": Estimate(mean=0.1, low=0.09, high=0.11)},
+    popularity={"hr@10": Estimate(mean=0.0392, low=0.03, high=0.05), "mrr": Estimate(mean=0.0, low=0.0, high=0.01)},
+    overlap=Overlap(k=50, queries=500, mean=0.993, low=0.99, high=0.996, against="exact search"),
+    coverage=Comparison(model=0.63, popularity=0.04),
+    gini=Comparison(model=0.7, popularity=0.98),
+    seconds=3.0,
+)
 
 
 def test_metrics_are_told_as_an_aligned_table_beside_popularity():

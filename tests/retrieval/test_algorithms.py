@@ -8,16 +8,17 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pipeline.data.lists import NO_ITEM, Lists
 from pipeline.retrieval import stage1 as candidates
-from pipeline.retrieval.backends import open_index
-from pipeline.retrieval.filters import mask_shard
 from pipeline.retrieval.low_rank import fit_landmarks, low_rank_table
 from pipeline.retrieval.low_rank_fit import fit_low_rank
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.shard import make_shard
-from pipeline.retrieval.topk import NO_ITEM, TopK
+from pipeline.retrieval.topk import TopK
 from pipeline.settings import SearchSettings
-from tests.retrieval.worlds import World, all_scores, as_lists, brute_force, exclusions, make_world
+from tests.retrieval.worlds import World, all_scores, as_lists, brute_force, make_world, open_index
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 K = 6
 APPROXIMATE = ["topk_avg", "topk_per_embd", "comb_topk", "topk_low_rank"]
@@ -35,7 +36,7 @@ def search(world: World, config: SearchSettings, num_shards: int = 1) -> TopK:
     if config.method != "topk_low_rank":
         for shard in world.shards(num_shards):
             index = open_index(world.mol, shard, config)
-            found = search_shard(index, world.queries, world.excluded, config, found)
+            found = search_shard(index, world.queries, world.rules, config, found)
         assert found is not None
         return found
     sample = make_world(num_queries=60, num_items=1, seed=99).queries
@@ -46,7 +47,7 @@ def search(world: World, config: SearchSettings, num_shards: int = 1) -> TopK:
     for shard in world.shards(num_shards):
         table = fit.low_rank.place(scores[:, shard.first_row : shard.first_row + len(shard)])
         index = open_index(world.mol, replace(shard, low_rank_NR=table), config)
-        found = search_shard(index, world.queries, world.excluded, config, found, fit.query_map)
+        found = search_shard(index, world.queries, world.rules, config, found, fit.query_map)
     assert found is not None
     return found
 
@@ -96,7 +97,7 @@ def test_candidate_sets_are_nested_and_the_combination_is_the_union():
     world = make_world(num_queries=7, num_items=200)
     (shard,) = world.shards(1)
     index = open_index(world.mol, shard, ask("exact"))
-    mask = mask_shard(shard.is_eligible_N, 0, world.excluded)
+    mask = world.rules.for_shard(0, len(shard))
     num_pairs = world.queries.gate_BP.shape[1]
     smaller: list[set[int]] = [set()] * 7
     for num_kept in (1, 2, 10, 50):
@@ -147,8 +148,8 @@ def test_numbering_the_items_otherwise_changes_no_result():
     order = torch.randperm(140, generator=torch.Generator().manual_seed(0))
     place = torch.empty(140, dtype=torch.int64)
     place[order] = torch.arange(140)
-    lists = [place[world.excluded.narrow(q, q + 1).rows].numpy() for q in range(len(world.excluded))]
-    shuffled = replace(world, items=world.items.take(order), excluded=exclusions(lists))
+    lists = [place[world.excluded[q]].numpy() for q in range(len(world.excluded))]
+    shuffled = replace(world, items=world.items.take(order), excluded=Lists.of(lists))
     for method in ["exact", "exact_two_stage", *APPROXIMATE]:
         found, again = (as_lists(search(w, ask(method))) for w in (world, shuffled))
         assert [[(score, int(order[row])) for score, row in entries] for entries in again] == found, method
@@ -170,14 +171,14 @@ def test_exclusions_act_before_an_item_takes_a_place(method):
     world = make_world(num_queries=3, num_items=150, max_excluded=0)
     first = search(world, ask(method, 20))
     hidden = first.rows_BK[:, :3].numpy()
-    excluded = search(replace(world, excluded=exclusions(list(hidden))), ask(method, 20))
+    excluded = search(replace(world, excluded=Lists.of(list(hidden))), ask(method, 20))
     for query in range(3):
         left = torch.tensor(sorted(set(range(150)) - set(hidden[query].tolist())))
         without = replace(
             world,
             items=world.items.take(left),
             queries=world.queries.take(slice(query, query + 1)),
-            excluded=exclusions([[]]),
+            excluded=Lists.of([[]]),
         )
         if method == "topk_low_rank":
             continue  # its table would be fitted anew
@@ -189,7 +190,7 @@ def test_exclusions_act_before_an_item_takes_a_place(method):
 def test_a_query_with_fifty_thousand_exclusions_gets_the_best_of_the_rest():
     world = make_world(num_queries=2, num_items=60_000, max_excluded=0)
     hidden = np.random.default_rng(0).choice(60_000, 50_000, replace=False)
-    world = replace(world, excluded=exclusions([hidden, np.array([], dtype=np.int64)]))
+    world = replace(world, excluded=Lists.of([hidden, np.array([], dtype=np.int64)]))
     expected = brute_force(all_scores(world), K)
     for method in ("exact", "comb_topk"):
         assert as_lists(search(world, ask(method, 2_000)))[0] == expected[0]
@@ -300,7 +301,7 @@ def test_both_ways_to_place_a_query_find_far_more_than_the_mean_component():
     exact = [{row for _, row in entries} for entries in as_lists(search(world, ask("exact")))]
 
     def recall(method: str, query_map=None) -> float:
-        found = as_lists(search_shard(index, world.queries, world.excluded, ask(method, 40), query_map=query_map))
+        found = as_lists(search_shard(index, world.queries, world.rules, ask(method, 40), query_map=query_map))
         return sum(len({row for _, row in f} & e) for f, e in zip(found, exact, strict=True)) / (30 * K)
 
     assert recall("topk_low_rank", landmarks) > recall("topk_avg") + 0.25

@@ -2,7 +2,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.retrieval.topk import NO_ITEM, TopK, empty_topk, merge_topk, select_topk
+from pipeline.data.lists import NO_ITEM
+from pipeline.retrieval.topk import TopK, empty_topk, merge_topk, select_topk
 
 candidates = st.lists(
     st.tuples(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), st.integers(0, 30)), max_size=20, unique_by=lambda c: c[1]

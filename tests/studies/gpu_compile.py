@@ -19,6 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from pipeline.data.lists import Lists
 from pipeline.model.mol import ItemSide, QuerySide
 from pipeline.retrieval.backends.triton import launch as triton_launch
 from pipeline.retrieval.backends.triton import mol_kernel as triton_mol
@@ -98,7 +99,7 @@ def record_products(dtype, dim, num_components=1, num_item_components=1):
     least = 32 if dtype == torch.int8 else 16
     queries = pad_columns(torch.zeros(NUM_QUERIES, num_components, dim, dtype=dtype), least)
     offsets, at = np.arange(NUM_QUERIES + 1), np.zeros(NUM_QUERIES, dtype=np.int32)
-    allowed = triton_launch.allow(ShardMask(torch.ones(NUM_ITEMS, dtype=torch.bool), offsets, at))
+    allowed = triton_launch.allow(ShardMask(NUM_ITEMS, Lists(offsets, at)), torch.device("cpu"))
     floor = torch.zeros(NUM_QUERIES)
     if num_components > 1:
         triton_launch.collect_bounded(queries, items, allowed, floor, 0, NUM_ITEMS)

@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
 
+from pipeline.data.lists import NO_ITEM, Lists
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
 from pipeline.retrieval.backends.triton import index as triton_index
 from pipeline.retrieval.backends.triton import launch as triton_launch
@@ -27,7 +28,6 @@ from pipeline.retrieval.backends.triton.index import TritonIndex
 from pipeline.retrieval.backends.triton.tables import quantised_table
 from pipeline.retrieval.filters import ShardMask
 from pipeline.retrieval.shard import make_shard
-from pipeline.retrieval.topk import NO_ITEM
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NUM_KEPT, NUM_CANDIDATES, NUM_CHECKED, NUM_EXCLUDED, RANK = 1_000, 2_000, 16, 100, 128
@@ -83,7 +83,7 @@ class World:
         lists = [np.unique(row).astype(np.int32) for row in excluded]
         offsets = np.cumsum([0] + [len(row) for row in lists])
         is_eligible = torch.rand(num_items, device=DEVICE) > 0.05
-        self.mask = ShardMask(is_eligible, offsets, np.concatenate(lists))
+        self.mask = ShardMask(num_items, Lists(offsets, np.concatenate(lists)), is_eligible)
 
     def index(self, **options):
         return TritonIndex(self.mol, make_shard(0, self.items, self.low_rank_NR), **options)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.lists import Int64, Sequences, offsets_of
+from pipeline.data.lists import Int64, Lists, offsets_of
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval import low_rank
@@ -168,7 +168,7 @@ def report_samples(world: World, histories: Histories) -> None:
         report_sample(f"{len(chosen)} {label}, r {RANK}", world, sample, scores_LN, RANK, lengths_B)
 
 
-def other_samples(histories: Histories) -> dict[str, tuple[Sequences, Int64]]:
+def other_samples(histories: Histories) -> dict[str, tuple[Lists, Int64]]:
     rng = np.random.default_rng(0)
     lengths = histories.train.lengths
 
@@ -185,8 +185,8 @@ def other_samples(histories: Histories) -> dict[str, tuple[Sequences, Int64]]:
         if len(some) >= NUM_CHANGED
     }
     tonight = rng.choice(histories.tonight.lengths, NUM_CHANGED)
-    made_up = rng.choice(histories.train.item_rows, tonight.sum())
-    return found | {"made up": (Sequences(offsets_of(tonight), made_up), np.arange(NUM_CHANGED))}
+    made_up = rng.choice(histories.train.values, tonight.sum())
+    return found | {"made up": (Lists(offsets_of(tonight), made_up), np.arange(NUM_CHANGED))}
 
 
 def report_anchors(world: World) -> None:

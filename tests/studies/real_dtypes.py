@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pipeline.data.lists import Lists
 from pipeline.model.mol import ItemSide, QuerySide
 from pipeline.retrieval import low_rank
 from pipeline.retrieval.backends import open_index
-from pipeline.retrieval.filters import mask_shard, no_exclusions
+from pipeline.retrieval.filters import ShardMask
 from pipeline.retrieval.index import ShardIndex
 from pipeline.retrieval.shard import make_shard
 from pipeline.settings import SearchSettings
@@ -47,7 +48,7 @@ def index_of(world: World, table_NR: Tensor | None = None, dtype: str = "bfloat1
 
 
 def _kept(index: ShardIndex, queries_BR: Tensor, world: World, num_kept: int) -> float:
-    mask = mask_shard(index.is_eligible_N, 0, no_exclusions(NUM_QUERIES))
+    mask = ShardMask(len(index), Lists.empty(NUM_QUERIES))
     kept = index.preselect("low_rank", queries_BR, num_kept, mask)
     is_kept_BN = torch.zeros(world.truth_BN.shape, dtype=torch.bool).scatter(1, kept.at_BM, True)
     return float(is_kept_BN.gather(1, world.best_BK).double().mean())

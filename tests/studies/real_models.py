@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.data.batches import ValidationUsers, cut_windows, num_steps, validation_users
-from pipeline.data.lists import Int64, Sequences, offsets_of, ranges
+from pipeline.data.lists import Int64, Lists, offsets_of, ranges
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import ItemSide, MolPairs, QuerySide
 from pipeline.model.training import Ranks, TrainingData, TrainingState, fit, new_state, seed_everything
@@ -81,10 +81,10 @@ class Histories:
     """What is trained on, and all that is known of tonight's users, with their last event held out of `visible`."""
 
     num_items: int
-    train: Sequences
-    visible: Sequences  # what validation may see
-    held_out: Sequences
-    tonight: Sequences  # what the night's queries see
+    train: Lists
+    visible: Lists  # what validation may see
+    held_out: Lists
+    tonight: Lists  # what the night's queries see
 
 
 def read_histories(folder: Path, name: str) -> Histories:
@@ -94,11 +94,11 @@ def read_histories(folder: Path, name: str) -> Histories:
     item_rows = np.unique(table["item_id"].to_numpy(), return_inverse=True)[1].astype(np.int32)
     users, starts, lengths = np.unique(table["user_id"].to_numpy(), return_index=True, return_counts=True)
 
-    def part(chosen: NDArray[np.bool_], from_end: int, upto: int) -> Sequences:
+    def part(chosen: NDArray[np.bool_], from_end: int, upto: int) -> Lists:
         """All but the last `upto` events of the chosen users, or, with `from_end`, only so many of them."""
         stops = (starts + lengths)[chosen] - upto
         firsts = stops - from_end if from_end else starts[chosen]
-        return Sequences(offsets_of(stops - firsts), item_rows[ranges(firsts, stops - firsts)])
+        return Lists(offsets_of(stops - firsts), item_rows[ranges(firsts, stops - firsts)])
 
     num_items = int(item_rows.max()) + 1
     everyone = np.ones(len(users), dtype=bool)
@@ -135,7 +135,7 @@ def training_data(histories: Histories, name: str, settings: TrainSettings) -> T
         histories.visible, histories.held_out, np.arange(len(histories.visible.lengths))
     )
     chosen = np.flatnonzero(np.isin(users.user_keys, permuted_users(histories)[:NUM_VALIDATION]))
-    counts_N = np.bincount(histories.train.item_rows, minlength=histories.num_items)
+    counts_N = np.bincount(histories.train.values, minlength=histories.num_items)
     steps = num_steps([len(windows)], settings.batch_size)
     return TrainingData(windows, steps, users.take(chosen), torch.from_numpy(counts_N))
 

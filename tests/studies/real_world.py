@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.lists import Int64, Sequences
+from pipeline.data.lists import Int64, Lists
+from pipeline.model.inputs import Events, QueryInput
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
 from pipeline.retrieval.backends import open_index
@@ -70,16 +71,14 @@ def world_of(data: Path, name: str, model: RetrievalModel, num_sample: int) -> W
     queries = query_side(model, histories.tonight, users[:NUM_QUERIES])
     sample = query_side(model, histories.tonight, users[NUM_QUERIES : NUM_QUERIES + num_sample])
     items = embed_rows(model, torch.arange(histories.num_items))
-    counts_N = torch.from_numpy(np.bincount(histories.train.item_rows, minlength=histories.num_items))
+    counts_N = torch.from_numpy(np.bincount(histories.train.values, minlength=histories.num_items))
     truth_BN, sample_LN = (score_all(model.mol, side, items) for side in (queries, sample))
     return World(model, items, queries, sample, counts_N, truth_BN, sample_LN)
 
 
-def query_side(model: RetrievalModel, histories: Sequences, users: Int64) -> QuerySide:
-    rows_UL, lengths_U = histories.last(model.settings.max_length)
-    return model.query_side(
-        torch.from_numpy(rows_UL[users]), torch.from_numpy(lengths_U[users]), torch.from_numpy(users)
-    )
+def query_side(model: RetrievalModel, histories: Lists, users: Int64) -> QuerySide:
+    rows_UL, _ = histories.last(model.settings.max_length)
+    return model.query_side(QueryInput(Events(torch.from_numpy(rows_UL[users])), torch.from_numpy(users)))
 
 
 def score_all(mol: MixtureOfLogits, queries: QuerySide, items: ItemSide) -> Tensor:

@@ -180,12 +180,24 @@ class TestCommits:
         assert commit(storage, RUN, propose(RUN, None, *place)) == first
         assert len(storage.list("candidates/home/_commits/")) == 1
 
-    def test_our_own_commit_is_recognised_when_its_answer_was_lost(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_run_that_was_retracted_meanwhile_is_not_taken_for_published(self) -> None:
+        storage = open_storage(fresh_memory())
+        first = publish(storage)
+        ours = propose(RUN, first, first.manifest, first.manifest_sha256)
+        gone = first.model_copy(update={"seq": 2, "parent": 1, "kind": "retract", "uuid": "another"})
+        storage.create(commit_key("home", DS, 2), gone.model_dump_json().encode())
+        with pytest.raises(ConflictError, match=r"\(commit 2\)"):
+            commit(storage, RUN, ours)
+
+    @pytest.mark.parametrize("kind", ["publish", "rollback", "retract"])
+    def test_our_own_commit_is_recognised_when_its_answer_was_lost(
+        self, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         storage = open_storage(fresh_memory())
         place = write_run_manifest(storage, RUN, manifest_of(RUN, []))
         create = storage.create
         monkeypatch.setattr(storage, "create", lambda key, data: create(key, data) and False)
-        proposal = propose(RUN, None, *place)
+        proposal = propose(RUN, None, *place).model_copy(update={"kind": kind})
         assert commit(storage, RUN, proposal) == proposal
 
     def test_latest_json_follows_the_newest_day_and_is_written_only_when_it_must(self) -> None:

@@ -14,19 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pipeline.data.lists import NO_ITEM, Lists
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
 from pipeline.retrieval.backends import open_index, planes
 from pipeline.retrieval.backends.native.index import NativeIndex
 from pipeline.retrieval.backends.native.layout import ItemPlanes, Layout
 from pipeline.retrieval.backends.native.library import CPU_FLAGS, cpu_flags, find_library, load_library
 from pipeline.retrieval.backends.torch.index import TorchIndex
-from pipeline.retrieval.filters import ShardMask, mask_shard
+from pipeline.retrieval.filters import ShardMask
 from pipeline.retrieval.index import Shortlist
 from pipeline.retrieval.shard import Shard, make_shard
-from pipeline.retrieval.topk import NO_ITEM
 from pipeline.settings import MolSettings, SearchSettings
 from tests.retrieval.backends.native_libraries import emulated_library
-from tests.retrieval.worlds import exclusions
 
 EMULATED = "amx with emulated tiles"  # what is built on the tiles, on any CPU that has the vectors
 BUILT = [name for name, needed in CPU_FLAGS.items() if needed <= cpu_flags() and find_library(name).library]
@@ -83,13 +82,11 @@ def tiny_mol() -> MixtureOfLogits:
 def random_mask(rng: np.random.Generator, num_queries: int, num_items: int, share: float) -> ShardMask:
     is_eligible = torch.from_numpy(rng.random(num_items) >= share / 2)
     lists = [np.flatnonzero(rng.random(num_items) < share * rng.random()) for _ in range(num_queries)]
-    return mask_shard(is_eligible, 0, exclusions(lists))
+    return ShardMask(num_items, Lists.of(lists), is_eligible)
 
 
 def allowed(mask: ShardMask, query: int) -> Tensor:
-    is_allowed = mask.is_eligible_N.clone()
-    is_allowed[torch.from_numpy(mask.at[mask.offsets[query] : mask.offsets[query + 1]]).long()] = False
-    return is_allowed
+    return mask.hide(torch.zeros(len(mask), mask.num_items), 0)[query] == 0
 
 
 def check_stage1(found: Shortlist, scores_BN: Tensor, mask: ShardMask, num_kept: int, tolerance: float) -> None:
@@ -247,7 +244,7 @@ def test_results_do_not_depend_on_batch_order_or_threads(name):
     mol, queries, shard = mol_world(3, (4, 4, 24, 48), num_items=3_000, num_queries=70)
     index = index_for(name, mol, shard)
     mask = random_mask(np.random.default_rng(0), 70, 3_000, 0.1)
-    mask = replace(mask, is_eligible_N=shard.is_eligible_N)
+    mask = replace(mask, is_eligible_N=None)
 
     def everything(at: slice) -> list[Tensor]:
         side, part = queries.take(at), mask.narrow(at.start, at.stop)

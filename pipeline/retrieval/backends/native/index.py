@@ -41,7 +41,7 @@ class NativeIndex:
     table_dtypes: tuple[TableDtype, ...] = ("float32", "bfloat16", "int8")
 
     def __init__(self, library: ctypes.CDLL, mol: MixtureOfLogits, shard: Shard, settings: SearchSettings) -> None:
-        self.first_row, self.is_eligible_N = shard.first_row, shard.is_eligible_N
+        self.first_row, self._num_items = shard.first_row, len(shard)
         self.num_item_components, self.temperature = mol.settings.num_item_components, mol.temperature
         self._library, self._dtype = library, settings.table_dtype
         self._num_blocks = int(library.nr_num_blocks(len(shard)))
@@ -52,7 +52,7 @@ class NativeIndex:
         self._longest, self._moved = _rounding(shard)
 
     def __len__(self) -> int:
-        return len(self.is_eligible_N)
+        return self._num_items
 
     @property
     def scan_error(self) -> float:
@@ -121,10 +121,10 @@ class NativeIndex:
     def _mask(self, mask: ShardMask) -> Mask:
         """The mask for the kernels: a bit per item, sixteen to a block, padding not eligible; then the exclusions."""
         is_eligible = np.zeros(self._num_blocks * BLOCK, dtype=bool)
-        is_eligible[: len(self)] = mask.is_eligible_N.numpy()
+        is_eligible[: len(self)] = True if mask.is_eligible_N is None else mask.is_eligible_N.numpy()
         allowed = np.packbits(is_eligible, bitorder="little").view(np.int16)
-        offsets = np.ascontiguousarray(mask.offsets, dtype=np.int64)
-        excluded = np.ascontiguousarray(mask.at, dtype=np.int32)
+        offsets = np.ascontiguousarray(mask.excluded.offsets, dtype=np.int64)
+        excluded = np.ascontiguousarray(mask.excluded.values, dtype=np.int32)
         return Mask(*map(torch.from_numpy, (allowed, offsets, excluded)))
 
     def _table(self, table: Table) -> "_Packed":

@@ -17,15 +17,9 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pipeline.causes import library_of, missing_package, own_error
 from pipeline.deadline import deadline
-from pipeline.errors import (
-    InfrastructureError,
-    InputError,
-    NightrailsError,
-    library_of,
-    missing_package,
-    own_error,
-)
+from pipeline.errors import InfrastructureError, InputError, NightrailsError
 
 if TYPE_CHECKING:
     from pipeline.io.night import Night

@@ -1,7 +1,6 @@
 """What a scheduler sees of a job: an exit code, and one JSON object as the only line on standard output."""
 
 import ast
-import importlib
 import json
 import pickle
 import re
@@ -14,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import errors
-from pipeline.command import EXIT_CODES, cause_of, parse_day
+from pipeline.causes import causes, own_error
+from pipeline.command import EXIT_CODES
+from pipeline.config import parse_day
 from pipeline.errors import ConflictError, GateError, InfrastructureError, InputError, NightrailsError
 
 ROOT = Path(__file__).parents[1]
@@ -176,12 +177,11 @@ def test_the_exit_code_stands_when_nobody_reads_the_last_line(job):
 @pytest.mark.parametrize("text", ["2026-11-20x", "20261120", "2026-13-01", "2026-02-30", "yesterday", "", "2026-1-1"])
 def test_a_day_that_is_none_is_refused(text):
     with pytest.raises(InputError, match="give a day as YYYY-MM-DD"):
-        parse_day(text)
+        parse_day(text, "--ds")
 
 
-def test_a_day_or_none_is_taken():
-    assert parse_day("2026-11-20") == date(2026, 11, 20)
-    assert parse_day(None) is None
+def test_a_day_is_taken():
+    assert parse_day("2026-11-20", "--ds") == date(2026, 11, 20)
 
 
 # Causes
@@ -197,7 +197,7 @@ def test_our_own_error_is_found_behind_causes_and_contexts():
                 raise KeyError("while handling it")  # noqa: B904  (a context, not a cause)
         except KeyError as error:
             raise RuntimeError("outermost") from error
-    assert cause_of(caught.value) is ours
+    assert own_error(caught.value) is ours
 
 
 def test_a_context_that_was_hidden_on_purpose_is_no_cause():
@@ -206,13 +206,13 @@ def test_a_context_that_was_hidden_on_purpose_is_no_cause():
             raise InputError("handled")
         except InputError:
             raise KeyError("the real fault") from None
-    assert cause_of(caught.value) is caught.value
+    assert own_error(caught.value) is None
 
 
 def test_a_circle_of_causes_ends():
     first, second = RuntimeError("a"), RuntimeError("b")
     first.__cause__, second.__cause__ = second, first
-    assert cause_of(first) is first
+    assert list(causes(first)) == [first, second]
 
 
 def test_every_error_of_ours_survives_the_way_between_processes():
@@ -230,7 +230,9 @@ def test_exit_codes_are_those_that_schedulers_know():
 
 def test_every_table_of_exit_codes_says_the_same():
     help_text = {int(code): words for code, words in re.findall(r"^  (\d+) +(.+)$", EXIT_CODES, re.MULTILINE)}
-    assert set(help_text) == {0} | {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type)}
+    assert set(help_text) == {0} | {
+        kind.exit_code for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, NightrailsError)
+    }
     meanings = {code: words.partition(";")[0] for code, words in help_text.items()}
 
     readme = re.findall(r"^\| (\d+) \| ([^|;]+?)(?:;[^|]*)? \|", (ROOT / "README.md").read_text(), re.MULTILINE)
@@ -250,85 +252,7 @@ def test_every_table_of_exit_codes_says_the_same():
     assert {int(code) for code in re.findall(r"\*\*(\d+)\*\*", infra[0])} == set(meanings)
 
 
-def ray_ways_to_fail():
-    """Ways in which code on a cluster fails; Ray wraps each one differently."""
-    import ray
-    import ray.data
-
-    def fails(*_: object) -> None:
-        raise InputError("column 'x' is missing:\n  two lines")
-
-    class FailsToStart:
-        def __init__(self) -> None:
-            fails()
-
-        def __call__(self, batch: object) -> object:
-            return batch
-
-    task = ray.remote(max_retries=0)(fails)
-    actor = ray.remote(FailsToStart)
-    yield "task", lambda: ray.get(task.remote())
-    yield "task of a task", lambda: ray.get(ray.remote(max_retries=0)(lambda: ray.get(task.remote())).remote())
-    yield "actor", lambda: ray.get(actor.remote().__call__.remote(1))
-    yield "data", lambda: ray.data.range(4).map_batches(fails).materialize()
-    pool = ray.data.ActorPoolStrategy(size=1)
-    yield "data actor", lambda: ray.data.range(4).map_batches(FailsToStart, compute=pool).materialize()
-
-
-@pytest.mark.ray
-def test_our_error_is_read_out_of_whatever_ray_makes_of_it(local_ray):
-    for way, fail in ray_ways_to_fail():
-        with pytest.raises(Exception) as caught:  # noqa: PT011  (which one is Ray's affair)
-            fail()
-        found = cause_of(caught.value)
-        assert (type(found), str(found)) == (InputError, "column 'x' is missing:\n  two lines"), way
-
-
-@pytest.mark.ray
-def test_a_package_that_a_node_lacks_is_named(local_ray, tmp_path, monkeypatch):
-    """The module is only to be found by this process, like a package that is installed on the driver's node only."""
-    import ray
-    import ray.data
-
-    def imports(*_: object) -> None:
-        import nowhere  # noqa: F401
-
-    (tmp_path / "only_here.py").write_text("class Stage:\n    def __call__(self, batch):\n        return batch\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    stage = importlib.import_module("only_here").Stage
-    pool = ray.data.ActorPoolStrategy(size=1)
-    for missing, fail in (
-        ("nowhere", lambda: ray.get(ray.remote(max_retries=0)(imports).remote())),
-        ("nowhere", lambda: ray.data.range(2).map_batches(imports).materialize()),
-        ("only_here", lambda: ray.get(ray.remote(stage).remote().__call__.remote(1))),
-        ("only_here", lambda: ray.data.range(2).map_batches(stage, compute=pool).materialize()),
-    ):
-        with pytest.raises(Exception) as caught:  # noqa: PT011  (which one is Ray's affair)
-            fail()
-        found = cause_of(caught.value)
-        assert type(found) is InputError
-        assert f"has no package '{missing}': install nightrails into the Python of every node" in str(found)
-        assert re.search(r"on node \d+\.\d+\.\d+\.\d+ has", str(found))
-
-
-@pytest.mark.ray
-def test_a_fault_of_ours_on_the_cluster_is_not_taken_for_a_fault_of_the_cluster(local_ray):
-    import ray
-    import ray.data
-
-    def divides(batch: object) -> object:
-        return 1 / 0
-
-    def times_out(batch: object) -> object:
-        raise TimeoutError("the store did not answer")
-
-    for function, kind in ((divides, RuntimeError), (times_out, OSError)):
-        with pytest.raises(ray.exceptions.RayError) as caught:
-            ray.data.range(4).map_batches(function).materialize()
-        assert type(cause_of(caught.value)) is kind
-
-
 def test_training_keeps_the_errors_of_its_workers():
     failure = RuntimeError("training failed")
     failure.worker_failures = {0: RuntimeError("killed"), 1: InputError("the real reason")}  # as Ray Train has it
-    assert str(cause_of(failure)) == "the real reason"
+    assert str(own_error(failure)) == "the real reason"

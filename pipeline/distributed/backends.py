@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.distributed.cluster import Cluster
 from pipeline.errors import InfrastructureError
 from pipeline.retrieval.backends import Backend, describe_backend, require_backend
-from pipeline.settings import ClusterSettings, SearchSettings
+from pipeline.settings import ClusterSettings, SearchSettings, Settings
 
 PROBE_SECONDS = 900.0  # a node without kernels for its CPU compiles them first
 
@@ -28,13 +28,14 @@ class SearchNode:
     node_id: str
 
 
-def check_backends(cluster: Cluster, settings: ClusterSettings, search: SearchSettings) -> None:
+def check_backends(cluster: Cluster, settings: Settings) -> None:
     """Say once in the log what the nodes search with.
 
     Raises InputError when `search.backend` cannot be had on one of them, InfrastructureError when one does not answer.
     """
-    nodes = () if cluster.is_local else search_nodes(settings)
-    _check(nodes, search, "cuda" if settings.gpus_per_actor else "cpu")
+    device_type = "cuda" if settings.cluster.gpus_per_actor else "cpu"
+    nodes = () if cluster.is_local else search_nodes(settings.cluster)
+    _check(nodes, settings.search, device_type)
 
 
 def search_nodes(settings: ClusterSettings) -> tuple[SearchNode, ...]:

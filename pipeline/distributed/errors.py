@@ -9,15 +9,8 @@ from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayTaskError
 
 from pipeline import errors
-from pipeline.errors import (
-    InfrastructureError,
-    InputError,
-    NightrailsError,
-    causes,
-    library_of,
-    missing_package,
-    own_error,
-)
+from pipeline.causes import causes, library_of, missing_package, own_error
+from pipeline.errors import InfrastructureError, InputError, NightrailsError
 
 # Ray Data may append advice on its own retries to whatever was raised.
 ADVICE_OF_RAY = "\nFailed to apply UDF transform"

@@ -21,7 +21,7 @@ class RayRunner:
     """A `Runner` on the cluster that this job was submitted to, else on a local Ray."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings, self._search = settings.cluster, settings.search
+        self._all_settings, self._settings = settings, settings.cluster
         self._cluster = connect(settings)
 
     def run_tasks(
@@ -34,7 +34,8 @@ class RayRunner:
         """As Runner.run_chain: a stage is a fixed pool of actors."""
         pools = [self._pool(stage, len(units)) for stage in stages]
         preflight(self._cluster, [pool.need for pool in pools])
-        check_backends(self._cluster, self._settings, self._search)
+        if any(stage.needs_gpu for stage in stages):
+            check_backends(self._cluster, self._all_settings)
         run_chain(label, units, pools, self._settings.threads_per_actor)
 
     def shards_per_wave(self, num_shards: int) -> int:

@@ -8,7 +8,7 @@ from pipeline.distributed.backends import SearchNode, check_backends, probe_back
 from pipeline.distributed.cluster import Cluster, Node
 from pipeline.errors import InputError
 from pipeline.retrieval.backends import Backend
-from pipeline.settings import ClusterSettings, SearchSettings
+from pipeline.settings import ClusterSettings, SearchSettings, Settings
 
 TWO = (SearchNode("a", "1"), SearchNode("b", "2"))
 CLUSTER = Cluster((Node(4.0), Node(4.0)), is_local=False)
@@ -23,8 +23,8 @@ def forget_answers() -> Iterator[None]:
     backends._check.cache_clear()
 
 
-def check(cluster: Cluster = CLUSTER, backend: str = "auto") -> None:
-    check_backends(cluster, ClusterSettings(), SearchSettings(backend=backend))
+def settings(backend: str = "auto") -> Settings:
+    return Settings(search=SearchSettings(backend=backend))
 
 
 @pytest.fixture
@@ -39,14 +39,14 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[SearchNode, Backend]:
 def test_nodes_that_search_alike_get_one_line_and_only_once(answers, caplog):
     caplog.set_level("INFO", logger="nightrails")
     for _ in range(3):
-        check()
+        check_backends(CLUSTER, settings())
     assert caplog.messages == ["2 nodes search with native avx512 (/kernels/avx512.so)"]
 
 
 def test_a_node_that_falls_back_is_named_in_a_warning_with_the_reason(answers, caplog):
     caplog.set_level("INFO", logger="nightrails")
     answers[TWO[1]] = NO_COMPILER
-    check()
+    check_backends(CLUSTER, settings())
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warning == "1 node searches with torch, many times slower: no kernels: no C++ compiler (b)"
 
@@ -54,13 +54,13 @@ def test_a_node_that_falls_back_is_named_in_a_warning_with_the_reason(answers, c
 def test_a_backend_that_one_node_cannot_have_is_refused_with_the_nodes_name(answers):
     answers[TWO[1]] = NO_COMPILER
     with pytest.raises(InputError, match=r"search.backend=native on b: .*no C\+\+ compiler; set search.backend=auto"):
-        check(backend="native")
+        check_backends(CLUSTER, settings("native"))
 
 
 def test_a_local_cluster_is_asked_without_ray(monkeypatch, caplog):
     caplog.set_level("INFO", logger="nightrails")
     monkeypatch.setattr(backends, "describe_backend", lambda search, device_type: Backend(device_type))
-    check(Cluster((Node(4.0),), is_local=True))
+    check_backends(Cluster((Node(4.0),), is_local=True), settings())
     assert caplog.messages == ["1 node searches with cpu"]
 
 

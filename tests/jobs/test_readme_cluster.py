@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.io.runs import read_latest
+from pipeline.io.publication.reader import read_latest
 from tests.jobs.cluster import readme_cluster, readme_lines
 
 pytestmark = pytest.mark.ray

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from pipeline.model import model as model_module
+from pipeline.model.dropout import keep_mask
 from pipeline.model.encoders import ENCODERS
 from pipeline.model.encoders.sasrec import SasRec
 from pipeline.model.inputs import EventColumn, Events, QueryInput
@@ -110,6 +111,57 @@ def test_a_seed_draws_the_item_table_then_the_encoder_then_mol_and_last_the_item
     }
     for name, value in (expected | {"item_embedding.weight": table}).items():
         assert torch.equal(actual[name], value), name
+
+
+def test_biases_start_at_zero_and_mol_matrices_with_the_spread_of_xavier():
+    model = make_model()
+    assert all((value == 0).all() for name, value in model.named_parameters() if name.endswith("bias"))
+    wide = MixtureOfLogits(200, SMALL_MOL.model_copy(update={"query_hidden_dim": 300})).query_hidden.linear.weight
+    assert wide.std().item() == pytest.approx((2 / (200 + 600)) ** 0.5, rel=0.02)
+
+
+def slow_sasrec(model: RetrievalModel, item_rows: list[int]) -> torch.Tensor:
+    """(L, E) queries of one history, one position and one head after the other, from the paper's formulas."""
+    encoder, heads = model.encoder, model.settings.num_heads
+    dim = model.settings.dim // heads
+    hidden = [
+        model.item_embedding.weight[row] * model.settings.dim**0.5 + encoder.positions.weight[place]
+        for place, row in enumerate(item_rows)
+    ]
+    for block in encoder.blocks:
+        inputs = [block.attention_in(block.attention_norm(each)).view(3, heads, dim) for each in hidden]
+        for place in range(len(hidden)):
+            attended = []
+            for head in range(heads):
+                queries, keys, values = (torch.stack([each[part, head] for each in inputs]) for part in range(3))
+                shares = torch.softmax(keys[: place + 1] @ queries[place] / dim**0.5, dim=0)
+                attended.append(shares @ values[: place + 1])
+            middle = hidden[place] + block.attention_out(torch.cat(attended))
+            hidden[place] = middle + block.ffn_out(block.ffn_in(block.ffn_norm(middle)).relu())
+    return torch.stack([(each - each.mean()) / (each.var(unbiased=False) + 1e-6).sqrt() for each in hidden])
+
+
+def test_the_encoder_is_that_of_the_paper():
+    model = make_model().double()
+    for parameter in model.encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    queries_BLE = model.encode_positions(EVENTS)
+    for row, length in enumerate([4, 1, 6]):
+        expected_LE = slow_sasrec(model, ROWS_BL[row, :length].tolist())
+        torch.testing.assert_close(queries_BLE[row, :length], expected_LE)
+
+
+def test_in_training_the_encoder_drops_its_input_and_the_attention_and_both_layers_of_the_feed_forward_network():
+    """The random numbers that are left over are those after a mask for each, in this order."""
+    settings = make_settings().model_copy(update={"ffn_dim": 24})
+    model = RetrievalModel(settings, NUM_ITEMS).train()
+    torch.manual_seed(5)
+    model.encode_positions(EVENTS)
+    left_over = torch.get_rng_state()
+    torch.manual_seed(5)
+    for width in (settings.dim, settings.dim, settings.ffn_dim, settings.dim):
+        keep_mask(torch.empty(*ROWS_BL.shape, width), settings.dropout)
+    assert torch.equal(torch.get_rng_state(), left_over)
 
 
 def test_the_item_tower_looks_rows_up_without_drawing_a_random_number():

@@ -268,14 +268,24 @@ def test_in_training_dropped_gates_are_zero_and_the_rest_sum_to_one():
 
 
 def test_in_training_components_read_dropped_inputs_and_gates_read_whole_ones():
-    mol = random_mol(query_dropout=0.5, item_dropout=0.5)
-    whole = random_sides(mol)
+    mol = random_mol(query_dropout=0.5, item_dropout=0.5, user_dropout=0.5, num_user_hashes=5)
+    whole_query, whole_items = random_sides(mol)
     torch.manual_seed(3)
     query, items = random_sides(mol.train())
-    assert torch.equal(query.gate_BP, whole[0].gate_BP)
-    assert torch.equal(items.gate_NP, whole[1].gate_NP)
-    assert not torch.allclose(query.components_BQD, whole[0].components_BQD)
-    assert not torch.allclose(items.components_NXD, whole[1].components_NXD)
+    assert torch.equal(query.gate_BP, whole_query.gate_BP)
+    assert torch.equal(items.gate_NP, whole_items.gate_NP)
+    assert not torch.allclose(items.components_NXD, whole_items.components_NXD)
+    for component in range(4):  # the last one is the user's
+        assert not torch.allclose(query.components_BQD[:, component], whole_query.components_BQD[:, component])
+
+
+def test_in_training_dropped_logits_change_the_gates_but_not_the_logits_that_they_weigh():
+    mol = random_mol(cross_dropout=0.5, gate_dropout=0.0, item_dropout=0.0)
+    whole = mol.pairs(*random_sides(mol))
+    torch.manual_seed(3)
+    pairs = mol.train().pairs(*random_sides(mol))
+    assert torch.equal(pairs.logits_BNP, whole.logits_BNP)
+    assert not torch.allclose(pairs.gates_BNP, whole.gates_BNP)
 
 
 def test_gradients_are_those_of_the_definition():

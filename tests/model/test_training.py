@@ -10,7 +10,15 @@ from pipeline.model import step, training
 from pipeline.model.inputs import Events
 from pipeline.model.losses import mutual_information_loss, sampled_softmax_loss, user_norm_loss
 from pipeline.model.step import accumulate_gradients
-from pipeline.model.training import EpochReport, Ranks, TrainingState, average_gradients, fit, popular_hit_rate
+from pipeline.model.training import (
+    EpochReport,
+    Ranks,
+    TrainingState,
+    average_gradients,
+    fit,
+    popular_hit_rate,
+    train_epoch,
+)
 from pipeline.settings import TrainSettings
 from tests.model.planted import NUM_ITEMS, SMALL_MODEL, SMALL_MOL, start, training_data
 
@@ -123,6 +131,75 @@ def test_a_step_in_tiles_has_the_gradients_of_the_definition(monkeypatch, positi
     for (name, left), right in zip(model.named_parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(left.grad, right.grad, msg=lambda text, name=name: f"{name}: {text}")
     assert torch.isfinite(found)
+
+
+@pytest.mark.parametrize("tile_pairs", [1, 100, 1_000, 100_000])
+def test_the_softmax_is_taken_in_float32_over_tiles_of_bounded_size(monkeypatch, tile_pairs):
+    dtypes: set[torch.dtype] = set()
+    sizes: list[int] = []
+
+    def spy(positive_GS, scores_GSN, is_collision_GSN):
+        dtypes.update([positive_GS.dtype, scores_GSN.dtype])
+        sizes.append(scores_GSN.numel())
+        return sampled_softmax_loss(positive_GS, scores_GSN, is_collision_GSN)
+
+    monkeypatch.setitem(step.TILE_PAIRS, "cpu", tile_pairs)
+    monkeypatch.setattr(step, "sampled_softmax_loss", spy)
+    settings = SETTINGS.model_copy(update={"precision": "bfloat16"})
+    batch = next(epoch_batches(training_data(settings).windows, 5, seed=0, epoch=1, rank=0))
+    accumulate_gradients(start(settings).model.train(), batch, settings)
+    assert dtypes == {torch.float32}
+    assert max(sizes) <= max(tile_pairs, settings.num_negatives)
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_its_targets():
+    settings = SETTINGS.model_copy(update={"learning_rate": 1e-30})
+    data = training_data(settings, num_users=40)
+    state = start(settings)
+    batches = list(epoch_batches(data.windows, data.steps, seed=0, epoch=1, rank=0))
+    torch.manual_seed(9)
+    loss, num_targets = train_epoch(state, batches, settings, Ranks())
+    torch.manual_seed(9)
+    sums, counts = zip(*(accumulate_gradients(state.model, batch, settings) for batch in batches), strict=True)
+    assert num_targets == sum(counts) == data.windows.num_targets
+    assert loss == pytest.approx(sum(sums).item() / num_targets)
+
+
+def test_weights_without_a_gradient_decay_by_learning_rate_times_weight_decay():
+    settings = SETTINGS.model_copy(update={"learning_rate": 0.1, "weight_decay": 0.5})
+    state = start(settings)
+    before = [parameter.detach().clone() for parameter in state.model.parameters()]
+    for parameter in state.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    state.optimiser.step()
+    for parameter, value in zip(state.model.parameters(), before, strict=True):
+        torch.testing.assert_close(parameter.detach(), 0.95 * value)
+
+
+class Twins(Ranks):
+    """Two processes with the same data and the same random numbers."""
+
+    def sum_(self, values: torch.Tensor) -> torch.Tensor:
+        return values.mul_(2)
+
+
+def test_two_processes_with_the_same_data_report_what_one_does_on_twice_as_many_targets_and_users():
+    settings = SETTINGS.model_copy(update={"max_epochs": 2})
+    data = training_data(settings, num_users=60)
+    reports = []
+    for ranks in (Ranks(), Twins(world_size=2)):
+        state = start(settings)
+        fit(state, data, settings, ranks, no_report)
+        reports.append(state.history)
+    for alone, both in zip(*reports, strict=True):
+        assert both.loss == pytest.approx(alone.loss, rel=1e-4)
+        assert both.hit_rate == pytest.approx(alone.hit_rate)
+        assert (both.num_positions, both.num_validation_users) == (
+            2 * alone.num_positions,
+            2 * alone.num_validation_users,
+        )
+    rates = [popular_hit_rate(data, ranks, torch.device("cpu")) for ranks in (Ranks(), Twins(world_size=2))]
+    assert rates[0] == rates[1] > 0
 
 
 def test_a_run_that_stopped_goes_on_as_if_it_had_not():

@@ -38,6 +38,7 @@ def test_hits_of_the_model_are_those_of_sorting_all_unseen_items(monkeypatch, qu
     query = model.query_side(QueryInput(Events(torch.from_numpy(rows_BL)), torch.from_numpy(users.user_keys)))
     scores_BN = model.mol(query, model.item_side(torch.arange(NUM_ITEMS)))
     for k in (1, 5, 20):
+        model.train()  # as it comes from an epoch
         assert validation.count_model_hits(model, users, k) == slow_hits(scores_BN, users, k)
 
 

@@ -1,21 +1,33 @@
-from typing import Any
-
 import pytest
 
 from pipeline.errors import GateError
+from pipeline.evaluation.results import Comparison, Estimate, Metrics, Overlap
 from pipeline.quality.gates import check_gates
 from pipeline.settings import GateSettings
 
 GATES = GateSettings(min_overlap=0.75, min_lift_over_popularity=2.0)
 
 
-def metrics(model: float, popularity: float, overlap: float) -> dict[str, Any]:
-    return {
-        "cutoffs": [10, 50],
-        "model": {"hr@10": {"mean": model}, "hr@50": {"mean": 0.0}},
-        "popularity": {"hr@10": {"mean": popularity}, "hr@50": {"mean": 1.0}},
-        "overlap": {"mean": overlap},
-    }
+def metrics(model: float, popularity: float, overlap: float) -> Metrics:
+    """At the second cutoff popularity is far ahead."""
+    return Metrics(
+        queries=100,
+        without_history=0,
+        protocol="100 users",
+        method="exact",
+        k=50,
+        cutoffs=(10, 50),
+        model={"hr@10": estimate(model), "hr@50": estimate(0.0)},
+        popularity={"hr@10": estimate(popularity), "hr@50": estimate(1.0)},
+        overlap=Overlap(k=50, queries=5, mean=overlap, low=0.0, high=1.0, against="exact search"),
+        coverage=Comparison(model=0.5, popularity=0.1),
+        gini=Comparison(model=0.5, popularity=0.9),
+        seconds=1.0,
+    )
+
+
+def estimate(mean: float) -> Estimate:
+    return Estimate(mean=mean, low=0.0, high=1.0)
 
 
 def test_a_run_that_measures_exactly_what_is_required_passes() -> None:

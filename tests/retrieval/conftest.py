@@ -20,12 +20,15 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=["torch", "native", pytest.param("triton", marks=pytest.mark.slow)])
+@pytest.fixture(params=["torch", "native"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each backend that this machine has; `worlds.open_index` opens it. Triton runs in its interpreter, slowly."""
+    """Each backend that this machine has; `worlds.open_index` opens it.
+
+    Triton runs in its interpreter, so slowly that a test file must ask for it, with the mark `slow`.
+    """
     name: str = request.param
     if name == "native" and native_kernels().library is None:
-        pytest.skip(native_kernels().reason)
+        pytest.skip("no kernels were built for this CPU")
     if name == "triton":
         pytest.importorskip("triton")
         if torch.cuda.is_available():

@@ -10,6 +10,7 @@ from pipeline.data.lists import Lists
 from pipeline.errors import InputError
 from pipeline.model.mol import ItemSide, QuerySide
 from pipeline.retrieval import backends
+from pipeline.retrieval import search as search_module
 from pipeline.retrieval.backends.native.library import Kernels
 from pipeline.retrieval.backends.torch.index import TorchIndex
 from pipeline.retrieval.search import search_shard
@@ -18,7 +19,8 @@ from pipeline.retrieval.topk import TopK
 from pipeline.settings import SearchSettings
 from tests.retrieval.worlds import World, all_scores, as_lists, brute_force, make_world, open_index
 
-pytestmark = pytest.mark.usefixtures("backend")
+BACKENDS = ["torch", "native", pytest.param("triton", marks=pytest.mark.slow)]
+pytestmark = [pytest.mark.usefixtures("backend"), pytest.mark.parametrize("backend", BACKENDS, indirect=True)]
 
 
 def search(world: World, num_shards: int, config: SearchSettings, order: int = 1) -> TopK:
@@ -63,6 +65,15 @@ def test_the_other_queries_of_a_batch_do_not_change_a_bit():
             world, queries=world.queries.take(slice(query, query + 1)), excluded=world.excluded.narrow(query, query + 1)
         )
         assert as_lists(search(alone, 2, config()))[0] == as_lists(together)[query]
+
+
+def test_how_many_queries_are_held_at_once_changes_nothing(monkeypatch):
+    world = make_world(num_queries=9)
+    whole = search(world, 2, config())
+    monkeypatch.setattr(search_module, "QUERIES_AT_ONCE", 4)
+    parts = search(world, 2, config())
+    assert torch.equal(parts.rows_BK, whole.rows_BK)
+    assert torch.equal(parts.scores_BK, whole.scores_BK)
 
 
 def test_topk_avg_that_preselects_everything_is_exact():
@@ -165,12 +176,12 @@ def test_a_shard_moves_as_a_whole():
     assert len(moved) == 150
 
 
-@pytest.mark.parametrize("backend", ["native", "triton"])
-def test_a_backend_that_cannot_run_here_is_refused_by_name(backend, monkeypatch):
+@pytest.mark.parametrize("name", ["native", "triton"])
+def test_a_backend_that_cannot_run_here_is_refused_by_name(name, monkeypatch):
     monkeypatch.setattr(backends, "native_kernels", lambda: Kernels(None, reason="none"))
     world = make_world(0, num_items=30)
-    with pytest.raises(InputError, match=f"search.backend={backend}.*search.backend=auto"):
-        open_index(world.mol, world.shards(1)[0], config().model_copy(update={"backend": backend}))
+    with pytest.raises(InputError, match=f"search.backend={name}.*search.backend=auto"):
+        open_index(world.mol, world.shards(1)[0], config().model_copy(update={"backend": name}))
 
 
 def test_the_portable_backend_can_be_asked_for():

@@ -1,5 +1,6 @@
 """The choice of a search against its own judge."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -105,3 +106,24 @@ def test_little_time_means_fewer_queries_and_no_trial():
     choice = tune(opener(asked, table), sample_of(asked, query_map), settings, max_seconds=1e-6)
     assert choice.num_queries == 8
     assert [trial.method for trial in choice.trials] == ["exact"]
+
+
+def test_a_trials_lower_bound_is_the_recall_less_two_standard_errors_or_by_the_rule_of_three(monkeypatch):
+    """Each trial is run again, by its settings, and its recall's bound is worked out by Python."""
+    monkeypatch.setattr(SampleQueries, "seconds", lambda *_: 1e-6)  # no method is too slow: all are tried to the end
+    monkeypatch.setattr(tuning, "MAX_SHARE", 1.0)
+    world = make_world(num_queries=30, num_items=60)
+    config = SearchSettings(k=8, method="tuned", target_recall=1.0)
+    index = open_index(world.mol, world.shards(1)[0], config)
+    choice = tune(lambda _: index, SampleQueries(world.queries, world.rules, None), config, max_seconds=60)
+    exact = search_shard(index, world.queries, world.rules, config.model_copy(update={"method": "exact"}))
+    assert {trial.recall == 1 for trial in choice.trials[1:]} == {True, False}
+    for trial in choice.trials[1:]:
+        again = config.model_copy(update=trial.settings)
+        found = search_shard(index, world.queries, world.rules, again)
+        recalls = overlap_at_k(found.rows_BK.numpy(), exact.rows_BK.numpy(), 8).tolist()
+        mean = sum(recalls) / 30
+        deviation = math.sqrt(sum((recall - mean) ** 2 for recall in recalls) / 29)
+        margin = 1.959964 * deviation / math.sqrt(30) if mean < 1 else 3 / (30 * 8)
+        assert trial.recall == pytest.approx(mean)
+        assert trial.recall_low == pytest.approx(mean - margin)

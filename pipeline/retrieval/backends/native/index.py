@@ -49,6 +49,7 @@ class NativeIndex:
         self._rows = ItemPlanes(shard, self._layout)
         stage1_tables: dict[Table, Tensor] = {"mean": shard.mean_ND, "low_rank": shard.low_rank_NR}
         self._tables = {name: self._pack(t, self._dtype) for name, t in stage1_tables.items() if t.shape[1]}
+        self._all_items = self._bits(torch.ones(len(shard), dtype=torch.bool))
         self._longest, self._moved = _rounding(shard)
 
     def __len__(self) -> int:
@@ -119,13 +120,17 @@ class NativeIndex:
         return scores_BM
 
     def _mask(self, mask: ShardMask) -> Mask:
-        """The mask for the kernels: a bit per item, sixteen to a block, padding not eligible; then the exclusions."""
-        is_eligible = np.zeros(self._num_blocks * BLOCK, dtype=bool)
-        is_eligible[: len(self)] = True if mask.is_eligible_N is None else mask.is_eligible_N.numpy()
-        allowed = np.packbits(is_eligible, bitorder="little").view(np.int16)
+        """The mask for the kernels: the bits of the eligible items, then the exclusions."""
+        allowed = self._all_items if mask.is_eligible_N is None else self._bits(mask.is_eligible_N)
         offsets = np.ascontiguousarray(mask.excluded.offsets, dtype=np.int64)
         excluded = np.ascontiguousarray(mask.excluded.values, dtype=np.int32)
-        return Mask(*map(torch.from_numpy, (allowed, offsets, excluded)))
+        return Mask(allowed, torch.from_numpy(offsets), torch.from_numpy(excluded))
+
+    def _bits(self, is_eligible_N: Tensor) -> Tensor:
+        """A bit per item, sixteen to a block; padding is not eligible."""
+        flags = np.zeros(self._num_blocks * BLOCK, dtype=bool)
+        flags[: len(self)] = is_eligible_N.numpy()
+        return torch.from_numpy(np.packbits(flags, bitorder="little").view(np.int16))
 
     def _table(self, table: Table) -> "_Packed":
         if table not in self._tables:

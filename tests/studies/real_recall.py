@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from jobs.studies.models.landmarks import fit_landmarks
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval import low_rank
 from tests.studies.real_world import BUDGETS, NUM_QUERIES, SMALL_K, K, World, open_world, recalls, report
@@ -127,7 +128,7 @@ def report_landmarks(world: World, num_sample: int, rank: int) -> None:
     table_NR = found.low_rank.place(world.sample_LN[found.low_rank.at_A])
     at_S = torch.randperm(len(table_NR), generator=torch.Generator().manual_seed(1))[:num_sample]
     for weight in MEAN_WEIGHTS:
-        query_map = low_rank.fit_landmarks(world.mol, found.low_rank, world.sample, world.items.take(at_S), weight)
+        query_map = fit_landmarks(world.mol, found.low_rank, world.sample, world.items.take(at_S), weight)
         report(f"landmark {num_sample}/{rank} α {weight}", query_map(world.queries) @ table_NR.T, world)
 
 

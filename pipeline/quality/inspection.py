@@ -30,11 +30,12 @@ UNITS_AT_A_TIME = 2  # each holds a bucket's tables in memory
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found: the files, in order of unit, each unit's audit, and the schemas by table."""
+    """A run's files and audits, in order of unit, its schemas by table, and the number of units by backend."""
 
     files: tuple[RunFile, ...]
     audits: tuple[UnitAudit, ...]
     schemas: dict[str, pa.Schema]
+    backends: dict[str, int]
 
 
 def inspect_run(night: Night, settings: Settings, sidecars: Mapping[int, Sidecar]) -> Inspection:
@@ -72,7 +73,8 @@ def inspect_run(night: Night, settings: Settings, sidecars: Mapping[int, Sidecar
     with ThreadPoolExecutor(UNITS_AT_A_TIME) as pool:
         units = list(pool.map(inspect, sorted(sidecars)))
     files = tuple(file for unit in units for file in unit.files)
-    return Inspection(files, tuple(unit.audit for unit in units), units[0].schemas)
+    backends = Counter(name for sidecar in sidecars.values() for name in sidecar.backends)
+    return Inspection(files, tuple(unit.audit for unit in units), units[0].schemas, dict(sorted(backends.items())))
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def describe_run(
         rows=sum(file.rows for file in inspection.files if file.table == "candidates"),
         schemas={name: describe_schema(schema) for name, schema in sorted(inspection.schemas.items())},
         counts=dict(sorted(counts.items())),
+        backends=inspection.backends,
         lineage={
             "histories": night.histories.id,
             "model": night.checkpoint.id,

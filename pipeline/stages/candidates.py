@@ -43,8 +43,8 @@ class CandidateSink:
         candidates = layout(batch, results, self._night, self._settings)
         users = users_table(batch, results, Certificates.of(result), self._night, self._settings.search.k)
         statuses = {entry["values"]: entry["counts"] for entry in pc.value_counts(users["status"]).to_pylist()}
-        num_candidates = len(results.item_ids)
-        write_unit(self._night.storage, self._night.run, unit, candidates, users, num_candidates, statuses)
+        num_candidates, backends = len(results.item_ids), tuple(sorted(batch.backends))
+        write_unit(self._night.storage, self._night.run, unit, candidates, users, num_candidates, statuses, backends)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import pytest
 
 from pipeline.io.publication.reader import read_latest
+from pipeline.retrieval.backends.native.library import native_kernels
 from tests.jobs.cluster import readme_cluster, readme_lines
 
 pytestmark = pytest.mark.ray
@@ -18,3 +19,20 @@ def test_the_lines_of_the_readme_lead_from_a_fresh_shell_to_a_published_table():
         assert (cluster.folder / ".ray" / "auth_token").is_file(), "the cluster asked for a token"
         assert ended.last_line["status"] == "published"
         assert read_latest(cluster.root, "candidates").num_rows == ended.last_line["rows"]
+
+
+@pytest.mark.skipif(native_kernels().library is None, reason="no native kernels for this machine")
+def test_a_checkout_submitted_without_its_libraries_is_searched_with_native_kernels_on_every_node():
+    """Ray leaves out of the package what .gitignore names, and unpacks it before the installed package."""
+    with readme_cluster(**SMALLER_STILL, root_is_shared=True) as cluster:
+        for library in (cluster.folder / "pipeline").rglob("*.so"):
+            library.unlink()
+        lines = readme_lines()
+        second = 'command ray start --disable-usage-stats --address="$(cat "$RAY_TMPDIR/ray/ray_current_cluster")"'
+        lines.insert(lines.index("ray start --head") + 1, second)
+        ended = cluster.run(lines)
+        assert ended.code == 0, ended.stdout[-4_000:] + ended.stderr[-4_000:]
+        assert "2 nodes search with native" in ended.stdout
+        name = f"native {native_kernels().instruction_set}"
+        assert ended.last_line["backends"] == {name: 1}
+        assert ended.last_line["warnings"] == []

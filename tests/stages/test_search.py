@@ -10,8 +10,11 @@ from pipeline.distributed.cluster import Cluster, Node
 from pipeline.distributed.runner import shards_per_wave
 from pipeline.errors import InfrastructureError, InputError, MismatchError
 from pipeline.io.histories import read_bucket
-from pipeline.io.publication.units import units_of
-from pipeline.settings import ClusterSettings
+from pipeline.io.publication.units import finished_units, units_of
+from pipeline.retrieval import backends
+from pipeline.retrieval.backends import describe_backend
+from pipeline.retrieval.backends.native.library import Kernels
+from pipeline.settings import ClusterSettings, SearchSettings
 from pipeline.stages.candidates import CandidateSink
 from pipeline.stages.embed import embed_corpus
 from pipeline.stages.encode import encode_queries, encode_sequences
@@ -114,6 +117,26 @@ def test_an_interrupted_search_takes_up_what_was_set_aside(tmp_path: Path, expec
     assert [units for _, units in runner.ran] == [[1], [0, 1, 2]]
     assert read_table(world, "candidates").equals(expected)
     assert not world.storage.list(scratch)
+
+
+def test_a_unit_names_every_backend_that_searched_for_it_also_before_an_interruption(tmp_path: Path, monkeypatch):
+    world = make_world(tmp_path, overrides=["output.num_buckets=1"])
+    runner = RecordingRunner(world.settings, shards_at_once=1)
+    embed_corpus(runner, world.night, world.settings)
+
+    class FailingSink(CandidateSink):
+        def write(self, unit, batch, result):
+            raise OSError("the store is gone")
+
+    arguments = (runner, world.night, world.settings, [0], TonightsUsers(None, 1))
+    monkeypatch.setattr(backends, "native_kernels", lambda: Kernels(None, reason="no kernels: no C++ compiler"))
+    with pytest.raises(OSError, match="the store is gone"):
+        search_units(*arguments, FailingSink, f"{world.night.run.prefix}/_wave")
+    monkeypatch.undo()
+    search_units(*arguments, CandidateSink, f"{world.night.run.prefix}/_wave")
+    (sidecar,) = finished_units(world.storage, world.night.run, 1).values()
+    after = str(describe_backend(SearchSettings(), "cpu"))
+    assert set(sidecar.backends) == {"torch (no kernels: no C++ compiler)", after}
 
 
 def test_a_running_top_k_of_other_queries_is_refused(tmp_path: Path):

@@ -50,6 +50,7 @@ class RunManifest(Config):
     rows: int  # of candidates, in the layout that was written
     schemas: dict[str, dict[str, Any]]  # by table, as `describe_schema` writes them
     counts: dict[str, Count]
+    backends: dict[str, Count] = Field(default_factory=dict)  # number of units that each backend searched for
     lineage: dict[str, str]
     settings: dict[str, Any]
     audits: tuple[dict[str, Any], ...]

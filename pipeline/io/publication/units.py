@@ -18,6 +18,7 @@ class Sidecar(Config):
     users: FileEntry
     num_candidates: int  # user-item pairs, in either layout
     statuses: dict[str, int]  # number of users by status
+    backends: tuple[str, ...] = ()  # that searched for its users, as `retrieval.backends.Backend` writes itself
 
     @property
     def files(self) -> tuple[FileEntry, FileEntry]:
@@ -37,6 +38,7 @@ def write_unit(
     users: pa.Table,
     num_candidates: int,
     statuses: dict[str, int],
+    backends: tuple[str, ...] = (),
 ) -> Sidecar:
     """Write a unit's tables, then its sidecar; returns the sidecar that stands, the first of several attempts."""
     sidecar = Sidecar(
@@ -44,6 +46,7 @@ def write_unit(
         users=_write_table(storage, run, f"users-{unit:05d}", users),
         num_candidates=num_candidates,
         statuses=statuses,
+        backends=backends,
     )
     return units_of(storage, run).claim(unit, sidecar)
 

@@ -26,6 +26,9 @@ class Backend:
     reason: str = ""
     origin: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})" if self.reason else self.name
+
 
 def describe_backend(settings: SearchSettings, device_type: str) -> Backend:
     """What searches a shard on this machine's `cpu` or `cuda` device."""

@@ -20,7 +20,7 @@ def main() -> None:
     if importlib.util.find_spec("faiss") is None:
         sys.exit("bench: faiss is not installed; `make bench` installs it, so does pip install -e '.[bench]'")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    from jobs.benchmarks.figures import Plan, measure  # here, so that --help does not wait for torch
+    from jobs.studies.search.figures import Plan, measure  # here, so that --help does not wait for torch
 
     try:
         rows = measure(Plan(**vars(options)))

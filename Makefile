@@ -39,9 +39,9 @@ smoke: setup  ## The nightly job on a tiny log, in about a minute
 nightly: setup  ## Simulate a 30-day log and run the whole nightly job on it
 	$(BIN)/python jobs/nightly_candidates.py --config conf/demo.yaml
 
-bench: setup  ## How fast the search is, against the paper's own way and faiss (an hour on 2 cores, the first time)
+bench: setup  ## How fast the search is, against the paper's own way, faiss and PyTorch (minutes on 2 cores)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[bench]'
-	$(BIN)/python jobs/bench.py
+	$(BIN)/python jobs/study.py search
 
 clean:  ## Remove the virtual environment and caches (never data)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -1,17 +1,18 @@
-"""Comparing contenders on a machine that others use too: medians of interleaved runs, and the rows of a table."""
+"""Compare contenders on a machine that others use too: medians of interleaved runs, and the rows of a table."""
 
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Literal
 
 NUM_ROUNDS = 5
 NUM_WARM_UP = 1
 
 
-class Row(TypedDict):
-    """One line of a benchmark's table: what was measured, what it must and would proudly be, whether it holds."""
+@dataclass(frozen=True)
+class Row:
+    """One line of a benchmark's table: a figure, the limit that it must keep, one to be proud of, whether it holds."""
 
     figure: str
     value: float
@@ -41,7 +42,7 @@ def time_interleaved(
 ) -> dict[str, Timing]:
     """Run A, B, C, A, B, C, … and time each call; the first `num_warm_up` rounds do not count.
 
-    A disturbance of seconds then falls on all contenders alike. What a contender returns is dropped before the next
+    A disturbance of seconds then falls on all contenders alike. A contender's result is dropped before the next one
     begins. CPU time counts this process and its threads, not child processes.
     """
     if num_rounds < 1:
@@ -59,22 +60,24 @@ def time_interleaved(
     return {name: Timing(tuple(wall[name]), tuple(cpu[name])) for name in contenders}
 
 
+def median_seconds(call: Callable[[], object], num_rounds: int = NUM_ROUNDS) -> float:
+    """Median wall time of a call, after one that does not count."""
+    return time_interleaved({"call": call}, num_rounds)["call"].median_wall
+
+
 def median_ratio(slow: Timing, fast: Timing, clock: Literal["wall", "cpu"] = "wall") -> float:
-    """How many times faster: the median over rounds of the ratio within the round."""
-    return statistics.median(
-        slow_time / fast_time for slow_time, fast_time in zip(getattr(slow, clock), getattr(fast, clock), strict=True)
-    )
+    """How many times faster `fast` is: the median over rounds of the ratio within the round."""
+    pairs = zip(slow.wall, fast.wall, strict=True) if clock == "wall" else zip(slow.cpu, fast.cpu, strict=True)
+    return statistics.median(slow_seconds / fast_seconds for slow_seconds, fast_seconds in pairs)
 
 
 def row(
     figure: str, value: float, must: float, proud: float, better: Literal["higher", "lower"], unit: str = ""
 ) -> Row:
-    """A table row; `holds` says whether the value meets `must`. A value that is not a number never holds."""
+    """Make a row; it holds when the value keeps the limit `must`, which NaN never does."""
     is_good = value >= must if better == "higher" else value <= must
     sign = "≥" if better == "higher" else "≤"
-    return Row(
-        figure=figure, value=value, must=_limit(sign, must, unit), proud=_limit(sign, proud, unit), holds=is_good
-    )
+    return Row(figure, value, _limit(sign, must, unit), _limit(sign, proud, unit), is_good)
 
 
 def _limit(sign: str, value: float, unit: str) -> str:

@@ -1,17 +1,18 @@
-"""Trains the models that `real_recall` measures: python -m jobs.studies.models.train DATA OUT [SET/WAY/SEED ...]
+"""Train the models of real logs that the other studies of models measure.
 
-DATA holds `diginetica` and `ml1m` with their `interactions.parquet` (one row per event: user_id, item_id, pos); OUT
-receives one safetensors file per model. A model is diginetica/warm/0 and the like; without names all are trained.
-`scratch` is MoL from random weights. `warm` starts from the encoder and the item table of a SASRec that was trained
-with a plain inner product (`dot`). A run that was killed goes on after its last finished epoch. One thread, no Ray.
+A MODEL is SET/WAY/SEED, for example diginetica/warm/0; without names 12 models are trained. DATA holds
+`diginetica/interactions.parquet` and `ml1m/interactions.parquet`, one row per event: user_id, item_id, pos, and for
+diginetica `split`, which is 1 in the last week. OUT receives one safetensors file per model; a model that is there is
+not trained again. One thread, no Ray.
 
-diginetica: sessions of its last week are tonight's users; they are not trained on. Validation asks for the last event
-of some of them. ml1m: leave one out by user, as in the papers.
+WAY `scratch` is MoL from random weights; `warm` starts from the encoder and the item table of a SASRec that was trained
+with a plain inner product (WAY `dot`). diginetica: the sessions of the last week are tonight's users and are not
+trained on; validation asks for the last event of some of them. ml1m: leave one out by user, as in the papers.
 """
 
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,15 +22,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.data.batches import ValidationUsers, cut_windows, num_steps, validation_users
+from pipeline.data.batches import cut_windows, num_steps, validation_users
 from pipeline.data.lists import Int64, Sequences, offsets_of, ranges
+from pipeline.errors import InputError
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import ItemSide, MolPairs, QuerySide
 from pipeline.model.training import Ranks, TrainingData, TrainingState, fit, new_state, seed_everything
 from pipeline.settings import ModelSettings, MolSettings, TrainSettings
 
-SETS, WAYS, SEEDS = ("diginetica", "ml1m"), ("scratch", "warm"), (0, 1, 2)
-NUM_VALIDATION = 500
+Way = Literal["scratch", "warm", "dot"]
+SEEDS = (0, 1, 2)
+NUM_VALIDATION = 500  # of tonight's users; the others ask queries
 MODELS = {
     "diginetica": ModelSettings(
         dim=64,
@@ -45,14 +48,45 @@ MODELS = {
         ),
     ),
 }
-EPOCHS = {"diginetica": {"scratch": 6, "warm": 2, "dot": 3}, "ml1m": {"scratch": 3, "warm": 2, "dot": 3}}
-BATCH_SIZES = {"diginetica": {"scratch": 64, "warm": 256, "dot": 256}, "ml1m": {"scratch": 16, "warm": 16, "dot": 16}}
+EPOCHS: dict[str, dict[Way, int]] = {
+    "diginetica": {"scratch": 6, "warm": 2, "dot": 3},
+    "ml1m": {"scratch": 3, "warm": 2, "dot": 3},
+}
+BATCH_SIZES: dict[str, dict[Way, int]] = {
+    "diginetica": {"scratch": 64, "warm": 256, "dot": 256},
+    "ml1m": {"scratch": 16, "warm": 16, "dot": 16},
+}
+
+
+@dataclass(frozen=True)
+class ModelName:
+    """Which model: the log, the way it was trained and the seed."""
+
+    log: str
+    way: Way
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.log}/{self.way}/{self.seed}"
+
+    def file(self, out: Path) -> Path:
+        """The model's weights."""
+        return out / f"{self.log}-{self.way}-{self.seed}.safetensors"
+
+
+def parse_name(text: str) -> ModelName:
+    """Read SET/WAY/SEED. InputError: there is no such model."""
+    log, _, rest = text.partition("/")
+    ways = {f"{way}/{seed}": ModelName(log, way, seed) for way in get_args(Way) for seed in SEEDS}
+    if log not in MODELS or rest not in ways:
+        raise InputError(f"no model is called {text!r}: give SET/WAY/SEED, for example {next(iter(MODELS))}/warm/0")
+    return ways[rest]
 
 
 class InnerProduct(nn.Module):
-    """Takes the place of MoL: the cosine of query and item over the temperature, one component each.
+    """A stand-in for MoL: the cosine of query and item over the temperature, one component each.
 
-    The training step differentiates by gates, so there are some; they weigh nothing.
+    The training step differentiates by the gates, so gates are returned, with weight zero.
     """
 
     user_table = None
@@ -78,31 +112,30 @@ class InnerProduct(nn.Module):
 
 @dataclass(frozen=True)
 class Histories:
-    """What is trained on, and all that is known of tonight's users, with their last event held out of `visible`."""
+    """One log, cut by use. Validation reads `visible` and asks for `held_out`; tonight's queries read `tonight`."""
 
     num_items: int
     train: Sequences
-    visible: Sequences  # what validation may see
+    visible: Sequences
     held_out: Sequences
-    tonight: Sequences  # what the night's queries see
+    tonight: Sequences
 
 
-def read_histories(folder: Path, name: str) -> Histories:
-    table = pq.read_table(folder / name / "interactions.parquet").sort_by(
-        [("user_id", "ascending"), ("pos", "ascending")]
-    )
+def read_histories(data: Path, log: str) -> Histories:
+    """Read a log and cut it by the protocol that is usual for it."""
+    table = pq.read_table(data / log / "interactions.parquet").sort_by([("user_id", "ascending"), ("pos", "ascending")])
     item_rows = np.unique(table["item_id"].to_numpy(), return_inverse=True)[1].astype(np.int32)
     users, starts, lengths = np.unique(table["user_id"].to_numpy(), return_index=True, return_counts=True)
 
-    def part(chosen: NDArray[np.bool_], from_end: int, upto: int) -> Sequences:
-        """All but the last `upto` events of the chosen users, or, with `from_end`, only so many of them."""
-        stops = (starts + lengths)[chosen] - upto
-        firsts = stops - from_end if from_end else starts[chosen]
+    def part(chosen: NDArray[np.bool_], num_last: int, num_dropped: int) -> Sequences:
+        """Events of the chosen users without the last `num_dropped`: the `num_last` before those, or with 0 all."""
+        stops = (starts + lengths)[chosen] - num_dropped
+        firsts = stops - num_last if num_last else starts[chosen]
         return Sequences(offsets_of(stops - firsts), item_rows[ranges(firsts, stops - firsts)])
 
     num_items = int(item_rows.max()) + 1
     everyone = np.ones(len(users), dtype=bool)
-    if name == "ml1m":
+    if log == "ml1m":
         train = part(everyone, 0, 2)
         return Histories(num_items, train, train, part(everyone, 1, 1), part(everyone, 0, 1))
     is_new = table["split"].to_numpy()[starts] == 1
@@ -110,100 +143,82 @@ def read_histories(folder: Path, name: str) -> Histories:
 
 
 def permuted_users(histories: Histories) -> Int64:
-    """Tonight's users in a fixed random order: the first validate the training, the others ask queries."""
+    """Tonight's users in a fixed random order: the first NUM_VALIDATION validate training, the others ask queries."""
     return np.random.default_rng(20_260_101).permutation(len(histories.tonight.lengths))
 
 
-def train_settings(name: str, way: str, seed: int) -> TrainSettings:
+def train_settings(name: ModelName) -> TrainSettings:
+    """Settings of the training, found by trial on one thread."""
+    is_dot = name.way == "dot"
     return TrainSettings(
-        max_epochs=EPOCHS[name][way],
-        patience=2 if way == "dot" else EPOCHS[name][way],
-        batch_size=BATCH_SIZES[name][way],
-        num_negatives=256 if way == "dot" else 64,
+        max_epochs=EPOCHS[name.log][name.way],
+        patience=2 if is_dot else EPOCHS[name.log][name.way],
+        batch_size=BATCH_SIZES[name.log][name.way],
+        num_negatives=256 if is_dot else 64,
         positions_per_negatives=256,
-        learning_rate=3e-3 if way == "dot" else 2e-3,
-        precision="bfloat16" if name == "diginetica" and way != "dot" else "float32",  # whichever is faster
-        mutual_information_weight=0.0 if way == "dot" else 0.001,
-        seed=seed,
+        learning_rate=3e-3 if is_dot else 2e-3,
+        precision="bfloat16" if name.log == "diginetica" and not is_dot else "float32",  # whichever is faster
+        mutual_information_weight=0.0 if is_dot else 0.001,
+        seed=name.seed,
     )
 
 
-def training_data(histories: Histories, name: str, settings: TrainSettings) -> TrainingData:
-    keys = np.arange(len(histories.train.lengths))
-    windows = cut_windows(histories.train, keys, MODELS[name].max_length)
-    users: ValidationUsers = validation_users(
-        histories.visible, histories.held_out, np.arange(len(histories.visible.lengths))
-    )
+def training_data(histories: Histories, max_length: int, batch_size: int) -> TrainingData:
+    """Cut the training windows, and take NUM_VALIDATION of tonight's users for validation."""
+    windows = cut_windows(histories.train, np.arange(len(histories.train.lengths)), max_length)
+    everyone = np.arange(len(histories.visible.lengths))
+    users = validation_users(histories.visible, histories.held_out, everyone)
     chosen = np.flatnonzero(np.isin(users.user_keys, permuted_users(histories)[:NUM_VALIDATION]))
     counts_N = np.bincount(histories.train.item_rows, minlength=histories.num_items)
-    steps = num_steps([len(windows)], settings.batch_size)
-    return TrainingData(windows, steps, users.take(chosen), torch.from_numpy(counts_N))
+    return TrainingData(windows, num_steps([len(windows)], batch_size), users.take(chosen), torch.from_numpy(counts_N))
 
 
-def new_model(name: str, way: str, seed: int, num_items: int, out: Path) -> RetrievalModel:
-    seed_everything(seed)
-    model = RetrievalModel(MODELS[name], num_items)
-    if way == "dot":
-        model.mol = InnerProduct(MODELS[name].mol.temperature)  # type: ignore[assignment]
-    if way == "warm":
-        dot = load_file(path_of(out, name, "dot", seed))
-        missing, unexpected = model.load_state_dict(dot, strict=False)
+def new_model(name: ModelName, num_items: int, out: Path) -> RetrievalModel:
+    """The model before training; a `warm` one reads the weights of its `dot` model."""
+    seed_everything(name.seed)
+    model = RetrievalModel(MODELS[name.log], num_items)
+    if name.way == "dot":
+        model.mol = InnerProduct(model.mol.temperature)  # type: ignore[assignment]  # the training step asks no more
+    if name.way == "warm":
+        weights = load_file(replace(name, way="dot").file(out))
+        missing, unexpected = model.load_state_dict(weights, strict=False)
         assert not unexpected, unexpected
         assert all(key.startswith("mol.") for key in missing), missing
     return model
 
 
-def path_of(out: Path, name: str, way: str, seed: int) -> Path:
-    return out / f"{name}-{way}-{seed}.safetensors"
-
-
-def load_model(out: Path, name: str, way: str, seed: int, num_items: int) -> RetrievalModel:
-    model = RetrievalModel(MODELS[name], num_items)
-    model.load_state_dict(load_file(path_of(out, name, way, seed)))
+def load_model(out: Path, name: ModelName, num_items: int) -> RetrievalModel:
+    """Read a trained model, in evaluation mode. InputError: it has not been trained."""
+    if not name.file(out).exists():
+        raise InputError(f"{name.file(out)} is not there: run python jobs/study.py train {name}")
+    model = RetrievalModel(MODELS[name.log], num_items)
+    model.load_state_dict(load_file(name.file(out)))
     return model.eval()
 
 
-def train(folder: Path, out: Path, name: str, way: str, seed: int) -> None:
-    path = path_of(out, name, way, seed)
-    if path.exists():
+def train(data: Path, out: Path, name: ModelName) -> None:
+    """Train one model, and first the `dot` model that a `warm` one starts from."""
+    if name.file(out).exists():
         return
-    if way == "warm":
-        train(folder, out, name, "dot", seed)
-    histories = read_histories(folder, name)
-    settings = train_settings(name, way, seed)
-    data = training_data(histories, name, settings)
-    state = new_state(new_model(name, way, seed, histories.num_items, out), settings)
-    unfinished = path.with_suffix(".pt")
-    if unfinished.exists():
-        saved = torch.load(unfinished, weights_only=False)  # our own file
-        state.model.load_state_dict(saved["model"])
-        state.optimiser.load_state_dict(saved["optimiser"])
-        state.history, state.best_weights = saved["history"], saved["best_weights"]
+    if name.way == "warm":
+        train(data, out, replace(name, way="dot"))
+    histories, settings = read_histories(data, name.log), train_settings(name)
+    state = new_state(new_model(name, histories.num_items, out), settings)
 
-    def save(state: TrainingState) -> None:
-        report = state.history[-1]
-        print(
-            f"{name}/{way}/{seed} epoch {report.epoch}: loss {report.loss:.4f}, HR@10 {report.hit_rate:.4f} of "
-            f"{report.num_validation_users}, {report.seconds:.0f} + {report.validation_seconds:.0f} s",
-            flush=True,
-        )
-        parts = {"model": state.model.state_dict(), "optimiser": state.optimiser.state_dict()}
-        torch.save(parts | {"history": state.history, "best_weights": state.best_weights}, unfinished)
+    def report(state: TrainingState) -> None:
+        epoch = state.history[-1]
+        seconds = f"{epoch.seconds:.0f} + {epoch.validation_seconds:.0f} s"
+        hits = f"HR@10 {epoch.hit_rate:.4f} of {epoch.num_validation_users}"
+        print(f"{name} epoch {epoch.epoch}: loss {epoch.loss:.4f}, {hits}, {seconds}", flush=True)
 
-    fit(state, data, settings, Ranks(), save)
-    save_file(state.best_weights, path, {"hit_rate": f"{state.best.hit_rate:.4f}", "epochs": str(len(state.history))})
-    unfinished.unlink()
+    fit(state, training_data(histories, MODELS[name.log].max_length, settings.batch_size), settings, Ranks(), report)
+    save_file(state.best_weights, name.file(out), {"hit_rate": f"{state.best.hit_rate:.4f}"})
 
 
-def main() -> None:
+def main(models: list[str], data: Path, out: Path) -> None:
+    """Train the named models, or all."""
     torch.set_num_threads(1)
-    folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     out.mkdir(parents=True, exist_ok=True)
-    names = sys.argv[3:] or [f"{name}/{way}/{seed}" for seed in SEEDS for name in SETS for way in WAYS]
-    for model in names:
-        name, way, seed = model.split("/")
-        train(folder, out, name, way, int(seed))
-
-
-if __name__ == "__main__":
-    main()
+    names = models or [f"{log}/{way}/{seed}" for seed in SEEDS for log in MODELS for way in ("scratch", "warm")]
+    for name in map(parse_name, names):
+        train(data, out, name)

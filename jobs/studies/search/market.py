@@ -76,7 +76,7 @@ def make_market(recipe: MarketRecipe) -> Market:
         )
     rng = np.random.default_rng([recipe.seed, 0])
     ranks_N = rng.permutation(recipe.num_items) + 1.0
-    popularity_N = ranks_N**-recipe.zipf_exponent
+    popularity_N = np.power(ranks_N, -recipe.zipf_exponent, dtype=np.float64)
     aspects = tuple(_aspect(num_values, popularity_N, rng) for num_values in recipe.num_values)
     return Market(recipe, _rows(recipe, popularity_N, aspects, rng), _cumulated(popularity_N), aspects)
 
@@ -112,8 +112,8 @@ def _take(market: Market, aspect_of_user: Int64, seeds: Int64, rng: Generator) -
 
 def _popular(market: Market, draws: Float64) -> Int64:
     total = market.popularity[-1]
-    found = np.searchsorted(market.popularity, draws * total, side="right") - 1
-    return np.minimum(found, market.recipe.num_items - 1)
+    items: Int64 = np.searchsorted(market.popularity, draws * total, side="right") - 1
+    return items.clip(max=market.recipe.num_items - 1)
 
 
 def _aspect(num_values: int, popularity_N: Float64, rng: Generator) -> Aspect:

@@ -1,7 +1,5 @@
 """Bench worlds: a MoL, a corpus and users, made from a recipe by chance and training, and kept in a cache.
 
-    python -m jobs.studies.search.worlds m100k books    # make them with one thread, say how hard they are
-
 B queries, N items, E width of item rows and encodings.
 """
 
@@ -9,8 +7,7 @@ import hashlib
 import json
 import logging
 import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -20,7 +17,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from jobs.studies.search.difficulty import as_text, average_needed, difficulty, exact_scores
 from jobs.studies.search.market import Market, MarketRecipe, draw_histories, make_market
 from jobs.studies.search.synthetic import synthetic_encodings, synthetic_mol
 from jobs.studies.search.training import ModelRecipe, train_model
@@ -36,22 +32,21 @@ log = logging.getLogger(__name__)
 VERSION = 1  # raise it when the code gives another world for the same recipe
 NUM_QUERIES = 4_096  # for evaluation
 NUM_SAMPLE = 8_192  # other users, for fitting
-NUM_JUDGED = 100  # queries on which `main` says how hard a world is
 QUERY_STREAM, SAMPLE_STREAM = 1, 2
 WorldName = Literal["books", "books-hard", "m100k", "synthetic"]
 
 
 @dataclass(frozen=True)
 class BenchWorld:
-    """What a search is measured on. Queries and sample are different users with the same mix of history lengths."""
+    """The world that a search is measured on; queries and sample are users with the same mix of history lengths."""
 
     mol: MixtureOfLogits
     item_rows_NE: Tensor  # raw rows, for searches that cache nothing
     items: ItemSide
-    encodings_BE: Tensor  # of the evaluation users: what `queries` was made of, for the same searches
+    encodings_BE: Tensor  # of the evaluation users: `queries` before the MoL, for searches that project them anew
     queries: QuerySide
     sample: QuerySide
-    exclusions: Exclusions  # of the evaluation users: what is in their histories
+    exclusions: Exclusions  # the histories of the evaluation users
 
 
 RECIPES: Mapping[str, ModelRecipe] = {
@@ -106,8 +101,8 @@ RECIPES: Mapping[str, ModelRecipe] = {
 SHARPNESS = 0.3  # of the synthetic gates
 
 
-def load_bench_world(name: WorldName, num_items: int | None = None, cache: Path | None = None) -> BenchWorld:
-    """The world of this name, from the cache when it is there; `num_items` makes it larger or smaller.
+def load_bench_world(name: WorldName, num_items: int | None = None) -> BenchWorld:
+    """Read the world of this name from the cache, or make it; `num_items` makes it larger or smaller.
 
     "books" is 695,762 items with 8 × 8 components of width 32, "m100k" 100,000 with 8 × 4 of width 64; either takes
     minutes of one core to make. "books-hard" has the size of "books", but so many tastes of equal weight that its
@@ -120,7 +115,7 @@ def load_bench_world(name: WorldName, num_items: int | None = None, cache: Path 
     recipe = RECIPES[name]
     if num_items is not None:
         recipe = replace(recipe, market=replace(recipe.market, num_items=num_items))
-    return trained_world(name, recipe, cache)
+    return trained_world(name, recipe, default_cache())
 
 
 def default_cache() -> Path:
@@ -131,14 +126,14 @@ def default_cache() -> Path:
 def trained_world(
     name: str,
     recipe: ModelRecipe,
-    cache: Path | None = None,
+    cache: Path,
     num_queries: int = NUM_QUERIES,
     num_sample: int = NUM_SAMPLE,
 ) -> BenchWorld:
-    """The world of any recipe; the file's name carries the hash of all that went into it."""
-    made_of = {"version": VERSION, "recipe": asdict(recipe), "queries": num_queries, "sample": num_sample}
-    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
-    path = (cache or default_cache()) / f"bench-{name}-{digest}.safetensors"
+    """Read or make the world of any recipe; its file's name carries the hash of the recipe and the numbers."""
+    content = {"version": VERSION, "recipe": asdict(recipe), "queries": num_queries, "sample": num_sample}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    path = cache / f"bench-{name}-{digest}.safetensors"
     if not path.exists():
         log.info("making %s", path)
         _save(path, _train(recipe, num_queries, num_sample))
@@ -152,12 +147,12 @@ def synthetic_world(
     num_queries: int = NUM_QUERIES,
     num_sample: int = NUM_SAMPLE,
 ) -> BenchWorld:
-    """An untrained world of any size."""
+    """Make an untrained world of any size."""
     market = make_market(recipe)
     similarity = synthetic_mol(mol or RECIPES["books"].model.mol, recipe.dim, sharpness, recipe.seed)
     users = _users(market, num_queries, num_sample)
-    encodings_BE, of_sample = (synthetic_encodings(market, histories, recipe.seed) for histories in users)
-    return _world(similarity, torch.from_numpy(market.rows_NE), encodings_BE, of_sample, users[0])
+    encodings_BE, sample_LE = (synthetic_encodings(market, histories, recipe.seed) for histories in users)
+    return _world(similarity, torch.from_numpy(market.rows_NE), encodings_BE, sample_LE, users[0])
 
 
 def _train(recipe: ModelRecipe, num_queries: int, num_sample: int) -> dict[str, Tensor]:
@@ -175,7 +170,7 @@ def _train(recipe: ModelRecipe, num_queries: int, num_sample: int) -> dict[str, 
 
 
 def _users(market: Market, num_queries: int, num_sample: int) -> tuple[Sequences, Sequences]:
-    """Evaluation users, and those for fitting; neither has been trained on."""
+    """Draw evaluation users and users for fitting; the model has been trained on neither."""
     return draw_histories(market, num_queries, QUERY_STREAM), draw_histories(market, num_sample, SAMPLE_STREAM)
 
 
@@ -195,36 +190,18 @@ def _assemble(recipe: ModelRecipe, tensors: Mapping[str, Tensor]) -> BenchWorld:
 
 @torch.inference_mode()
 def _world(
-    mol: MixtureOfLogits, rows_NE: Tensor, encodings_BE: Tensor, sample_encodings: Tensor, histories: Sequences
+    mol: MixtureOfLogits, rows_NE: Tensor, encodings_BE: Tensor, sample_LE: Tensor, histories: Sequences
 ) -> BenchWorld:
-    tiles = [mol.item_side(rows) for rows in rows_NE.split(ITEM_TILE)]
+    tiles = [mol.item_side(rows) for rows in torch.split(rows_NE, ITEM_TILE)]
     items = ItemSide(torch.cat([t.components_NXD for t in tiles]), torch.cat([t.gate_NP for t in tiles]))
     exclusions = Exclusions(histories.offsets.astype(np.int64), histories.item_rows.astype(np.int32))
-    sample = mol.query_side(sample_encodings)
-    return BenchWorld(mol, rows_NE, items, encodings_BE, mol.query_side(encodings_BE), sample, exclusions)
+    queries, sample = mol.query_side(encodings_BE), mol.query_side(sample_LE)
+    return BenchWorld(mol, rows_NE, items, encodings_BE, queries, sample, exclusions)
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Under another name first, so that a file that has its name is whole."""
+    """Write under another name and rename, so that a file under the final name is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     save_file({name: value.contiguous() for name, value in tensors.items()}, unfinished)
     unfinished.replace(path)
-
-
-def main(names: Sequence[str]) -> None:
-    """Make each world and print how hard it is."""
-    torch.set_num_threads(1)
-    for name in names:
-        if name not in RECIPES:
-            sys.exit(f"no trained bench world is called {name!r}; there are {', '.join(RECIPES)}")
-        world = trained_world(name, RECIPES[name])
-        queries = world.queries.take(slice(0, NUM_JUDGED))
-        scores_BN = exact_scores(world.mol, queries, world.items)
-        print(f"{name}, {NUM_JUDGED} queries", as_text(difficulty(queries, world.items, scores_BN)), sep="\n")
-        print(f"TopKAvg finds .99 of the best 100 at {average_needed(queries, world.items, scores_BN)}")
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    main(sys.argv[1:])

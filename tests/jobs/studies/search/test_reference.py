@@ -1,4 +1,4 @@
-"""The yardstick scores as our model does, and obeys facts 9 to 12 of the paper's algorithms (mol.md section 8)."""
+"""The yardstick scores as our model does, and its algorithms obey the laws that follow from the paper."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.studies.search.reference import ReferenceSearch, in_batches
+from jobs.studies.search.reference import ReferenceSearch
 from pipeline.model.mol import MixtureOfLogits
 from pipeline.retrieval import brute_force as baselines
 from pipeline.retrieval.filters import no_exclusions
@@ -105,13 +105,6 @@ def test_too_few_candidates_are_padded_and_never_repeated():
         assert len(items) == len(set(items)) <= 2 * 6
         assert rows == items + [NO_ITEM] * (NUM_ITEMS - len(items))
         assert scores[len(items) :] == [-np.inf] * (NUM_ITEMS - len(items))
-
-
-def test_batches_give_what_one_call_gives():
-    world = World()
-    whole = world.search.comb_topk(world.queries_BE, K, 4, 12)
-    parts = in_batches(world.search, "comb_topk", world.queries_BE, 2, k=K, num_per_embd=4, num_kept=12)
-    np.testing.assert_array_equal(whole.rows_BK.numpy(), parts.rows_BK.numpy())
 
 
 def test_the_same_query_alone_and_one_among_many_score_alike():

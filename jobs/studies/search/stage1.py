@@ -1,0 +1,116 @@
+"""Stage 1 alone: our scan of one table against two yardsticks, and as a share of the processor's peak.
+
+B queries, N items, K kept, D width.
+"""
+
+import ctypes
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jobs.studies.machine import has_amx
+from jobs.studies.search.dot_product import flat_search
+from jobs.studies.search.prepared import Prepared
+from jobs.studies.searches import lay_out, preselect
+from jobs.studies.timing import Row, Timing, median_ratio, median_seconds, row, time_interleaved
+from pipeline.model.mol import ItemSide
+from pipeline.retrieval.backends.native.library import native_library
+
+log = logging.getLogger("nightrails")
+
+NUM_QUERIES = 512
+YARDSTICK_WIDTH, YARDSTICK_KEPT = 64, 1_000
+# Items of one product of the PyTorch yardstick; its scores then take 8 to 128 MB, and the fastest size is used.
+ITEM_TILES = (8_192, 32_768, 131_072)
+PEAK_ITEMS, PEAK_WIDTH, PEAK_KEPT = 100_000, 256, 200
+
+
+@dataclass(frozen=True)
+class ProductSearch:
+    """PyTorch's own way to the largest inner products: a bfloat16 matrix product and `topk`, a tile of items at a time.
+
+    PyTorch rounds the products to bfloat16, so items whose scores differ by less may change places.
+    """
+
+    items_ND: Tensor  # bfloat16
+    item_tile: int
+
+    def __call__(self, queries_BD: Tensor, k: int) -> Tensor:
+        """Find the rows (B, K) of the k largest products with each query, best first."""
+        queries_BD16 = queries_BD.bfloat16()
+        scores_BK = queries_BD16.new_empty(len(queries_BD), 0)
+        rows_BK = torch.empty(len(queries_BD), 0, dtype=torch.int64)
+        for low in range(0, len(self.items_ND), self.item_tile):
+            products_BN = queries_BD16 @ self.items_ND[low : low + self.item_tile].T
+            tile = products_BN.topk(min(k, products_BN.shape[1]), dim=1, sorted=False)
+            scores_BK = torch.cat([scores_BK, tile.values], dim=1)
+            rows_BK = torch.cat([rows_BK, tile.indices + low], dim=1)
+            best = scores_BK.topk(min(k, scores_BK.shape[1]), dim=1)
+            scores_BK, rows_BK = best.values, rows_BK.gather(1, best.indices)
+        return rows_BK
+
+
+def fastest_product_search(items_ND: Tensor, queries_BD: Tensor, k: int) -> ProductSearch:
+    """Time one search with each tile size and keep the fastest."""
+    searches = [ProductSearch(items_ND.bfloat16(), item_tile) for item_tile in ITEM_TILES]
+    return min(searches, key=lambda search: median_seconds(lambda: search(queries_BD, k), num_rounds=1))
+
+
+def better_yardstick(yardsticks: Mapping[str, Timing]) -> str:
+    """Name the yardstick with the smaller median time: the one that we are compared with."""
+    return min(yardsticks, key=lambda name: yardsticks[name].median_wall)
+
+
+def compare_yardsticks(prepared: Prepared, num_threads: int, num_rounds: int) -> Row:
+    """Stage 1, top-1000, against the better of faiss and PyTorch on the same vectors: the low-rank table, 64 wide."""
+    queries_BD = _as_wide(prepared.query_map(prepared.world.queries.take(slice(0, NUM_QUERIES))), YARDSTICK_WIDTH)
+    rows_ND = _as_wide(prepared.shard.low_rank_NR, YARDSTICK_WIDTH)
+    index = lay_out(prepared.world.mol, prepared.world.items, rows_ND)
+    products = fastest_product_search(rows_ND, queries_BD, YARDSTICK_KEPT)
+    names = {"faiss": "faiss.knn", "torch": f"PyTorch's bf16 product and topk, {products.item_tile:,} items at a time"}
+    contenders: dict[str, Callable[[], object]] = {
+        "faiss": lambda: flat_search(rows_ND, queries_BD, YARDSTICK_KEPT, num_threads),
+        "torch": lambda: products(queries_BD, YARDSTICK_KEPT),
+        "ours": lambda: preselect(index, "low_rank", queries_BD, YARDSTICK_KEPT),
+    }
+    timings = time_interleaved(contenders, num_rounds)
+    for name, timing in timings.items():
+        nanoseconds = 1e9 * timing.median_wall / NUM_QUERIES / len(rows_ND)
+        log.info("  stage 1, width %d: %.3f ns a pair, %s", YARDSTICK_WIDTH, nanoseconds, names.get(name, name))
+    better = better_yardstick({name: timings[name] for name in names})
+    share = 1.0 if has_amx() else 0.5
+    value = median_ratio(timings[better], timings["ours"])
+    figure = f"stage 1 top-1000 (d = {YARDSTICK_WIDTH}) against {names[better]}"
+    return row(figure, value, 2 * share, 5 * share, "higher", "×")
+
+
+def share_of_peak(prepared: Prepared, num_rounds: int) -> Row:
+    """Stage 1 at width 256 in bfloat16 on one thread, as a share of the multiply-adds that registers alone can do."""
+    library = native_library()
+    figure = f"share of bf16 peak in stage 1, d = {PEAK_WIDTH}"
+    if library is None:
+        return row(figure, math.nan, 30, 60, "higher", "%")
+    generator = torch.Generator().manual_seed(0)
+    rows_NR = torch.randn(PEAK_ITEMS, PEAK_WIDTH, generator=generator)
+    queries_BR = torch.randn(NUM_QUERIES, PEAK_WIDTH, generator=generator)
+    first = prepared.world.items.take(slice(0, 1))
+    sides = (side.expand(PEAK_ITEMS, *side.shape[1:]) for side in (first.components_NXD, first.gate_NP))
+    index = lay_out(prepared.world.mol, ItemSide(*sides), rows_NR)
+    contender = {"ours": lambda: preselect(index, "low_rank", queries_BR, PEAK_KEPT)}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    timing = time_interleaved(contender, num_rounds)["ours"]
+    torch.set_num_threads(threads)
+    peak = float(library.nr_peak(ctypes.c_int(1), ctypes.c_double(0.5), ctypes.c_int(1)))
+    reached = 2 * PEAK_WIDTH * PEAK_ITEMS * NUM_QUERIES / timing.median_cpu
+    log.info("  bf16 peak of a core %.0f GFLOP/s, stage 1 reaches %.0f", peak / 1e9, reached / 1e9)
+    return row(figure, 100 * reached / peak, 30, 60, "higher", "%")
+
+
+def _as_wide(rows_ND: Tensor, width: int) -> Tensor:
+    """Repeat the columns, or cut them, until a row has this width."""
+    return rows_ND.repeat(1, -(-width // rows_ND.shape[1]))[:, :width].contiguous()

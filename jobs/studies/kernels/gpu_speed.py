@@ -37,7 +37,8 @@ from pipeline.settings import MolSettings
 IS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if IS_GPU else "cpu"
 ENCODING_DIM, HIDDEN_DIM, RANK = 16, 128, 128
-NUM_KEPT, NUM_CANDIDATES, NUM_RESCORED, NUM_CHECKED, NUM_EXCLUDED = 1_000, 2_000, 100, 16, 100
+NUM_KEPT, NUM_CANDIDATES, NUM_RESCORED = (1_000, 2_000, 100) if IS_GPU else (16, 32, 8)
+NUM_CHECKED, NUM_EXCLUDED = 16, 100
 NUM_ROUNDS = 5 if IS_GPU else 1
 EAGER_PAIRS = 1 << 18  # pairs that the plain MoL scores at once
 EAGER_BYTES = 1 << 32  # of a bfloat16 score matrix in plain torch
@@ -113,6 +114,7 @@ def study_tables(world: World) -> None:
     index, index8 = TritonIndex(world.mol, world.shard), TritonIndex(world.mol, world.shard, low_rank_bits=8)
     mean_BD, mean_ND = world.queries.mean_BD.bfloat16(), world.shard.mean_ND.bfloat16()
     _study_table(world, index, "mean", "mean", mean_BD, mean_ND)
+    _study_eager(world, "mean", mean_BD, mean_ND)
     rows_BR, rows_NR = world.low_rank_BR.bfloat16(), world.shard.low_rank_NR.bfloat16()
     _study_table(world, index, f"rank {RANK}", "low_rank", rows_BR, rows_NR)
     _study_eager(world, f"rank {RANK}", rows_BR, rows_NR)

@@ -24,39 +24,32 @@ log = logging.getLogger("nightrails")
 
 NUM_QUERIES = 512
 YARDSTICK_WIDTH, YARDSTICK_KEPT = 64, 1_000
-# Items of one product of the PyTorch yardstick; its scores then take 8 to 128 MB, and the fastest size is used.
-ITEM_TILES = (8_192, 32_768, 131_072)
+# Scores that the PyTorch yardstick holds at once; the fastest of these sizes is used.
+TILE_BYTES = (1 << 24, 1 << 26, 1 << 28)
 PEAK_ITEMS, PEAK_WIDTH, PEAK_KEPT = 100_000, 256, 200
 
 
 @dataclass(frozen=True)
 class ProductSearch:
-    """PyTorch's own way to the largest inner products: a bfloat16 matrix product and `topk`, a tile of items at a time.
+    """PyTorch's own way to the largest inner products: a bfloat16 matrix product and `topk`, a few queries at a time.
 
     PyTorch rounds the products to bfloat16, so items whose scores differ by less may change places.
     """
 
     items_ND: Tensor  # bfloat16
-    item_tile: int
+    query_tile: int
 
     def __call__(self, queries_BD: Tensor, k: int) -> Tensor:
         """Find the rows (B, K) of the k largest products with each query, best first."""
-        queries_BD16 = queries_BD.bfloat16()
-        scores_BK = queries_BD16.new_empty(len(queries_BD), 0)
-        rows_BK = torch.empty(len(queries_BD), 0, dtype=torch.int64)
-        for low in range(0, len(self.items_ND), self.item_tile):
-            products_BN = queries_BD16 @ self.items_ND[low : low + self.item_tile].T
-            tile = products_BN.topk(min(k, products_BN.shape[1]), dim=1, sorted=False)
-            scores_BK = torch.cat([scores_BK, tile.values], dim=1)
-            rows_BK = torch.cat([rows_BK, tile.indices + low], dim=1)
-            best = scores_BK.topk(min(k, scores_BK.shape[1]), dim=1)
-            scores_BK, rows_BK = best.values, rows_BK.gather(1, best.indices)
-        return rows_BK
+        num_kept = min(k, len(self.items_ND))
+        tiles = torch.split(queries_BD.bfloat16(), self.query_tile)
+        return torch.cat([(tile_BD @ self.items_ND.T).topk(num_kept, dim=1).indices for tile_BD in tiles])
 
 
 def fastest_product_search(items_ND: Tensor, queries_BD: Tensor, k: int) -> ProductSearch:
     """Time one search with each tile size and keep the fastest."""
-    searches = [ProductSearch(items_ND.bfloat16(), item_tile) for item_tile in ITEM_TILES]
+    query_tiles = [max(1, num_bytes // (2 * len(items_ND))) for num_bytes in TILE_BYTES]
+    searches = [ProductSearch(items_ND.bfloat16(), query_tile) for query_tile in query_tiles]
     return min(searches, key=lambda search: median_seconds(lambda: search(queries_BD, k), num_rounds=1))
 
 
@@ -71,20 +64,20 @@ def compare_yardsticks(prepared: Prepared, num_threads: int, num_rounds: int) ->
     rows_ND = _as_wide(prepared.shard.low_rank_NR, YARDSTICK_WIDTH)
     index = lay_out(prepared.world.mol, prepared.world.items, rows_ND)
     products = fastest_product_search(rows_ND, queries_BD, YARDSTICK_KEPT)
-    names = {"faiss": "faiss.knn", "torch": f"PyTorch's bf16 product and topk, {products.item_tile:,} items at a time"}
-    contenders: dict[str, Callable[[], object]] = {
-        "faiss": lambda: flat_search(rows_ND, queries_BD, YARDSTICK_KEPT, num_threads),
-        "torch": lambda: products(queries_BD, YARDSTICK_KEPT),
-        "ours": lambda: preselect(index, "low_rank", queries_BD, YARDSTICK_KEPT),
+    yardsticks: dict[str, Callable[[], object]] = {
+        "faiss.knn": lambda: flat_search(rows_ND, queries_BD, YARDSTICK_KEPT, num_threads),
+        "PyTorch's bf16 product and topk": lambda: products(queries_BD, YARDSTICK_KEPT),
     }
-    timings = time_interleaved(contenders, num_rounds)
+    ours = {"ours": lambda: preselect(index, "low_rank", queries_BD, YARDSTICK_KEPT)}
+    log.info("  PyTorch is fastest with %d queries at a time", products.query_tile)
+    timings = time_interleaved(yardsticks | ours, num_rounds)
     for name, timing in timings.items():
         nanoseconds = 1e9 * timing.median_wall / NUM_QUERIES / len(rows_ND)
-        log.info("  stage 1, width %d: %.3f ns a pair, %s", YARDSTICK_WIDTH, nanoseconds, names.get(name, name))
-    better = better_yardstick({name: timings[name] for name in names})
+        log.info("  stage 1, width %d: %.3f ns a pair, %s", YARDSTICK_WIDTH, nanoseconds, name)
+    better = better_yardstick({name: timings[name] for name in yardsticks})
     share = 1.0 if has_amx() else 0.5
     value = median_ratio(timings[better], timings["ours"])
-    figure = f"stage 1 top-1000 (d = {YARDSTICK_WIDTH}) against {names[better]}"
+    figure = f"stage 1 top-1000 (d = {YARDSTICK_WIDTH}) against {better}"
     return row(figure, value, 2 * share, 5 * share, "higher", "×")
 
 

@@ -1,9 +1,9 @@
-"""A MoL whose parts are set by hand and chance: where the training of a bench model begins, and a model for studies of
-scale that needs no training.
+"""A MoL whose weights are set by hand and by chance: the start of a bench model's training, and a model for studies of
+scale, which need no training.
 
-Item component j is a random projection of the item's row, query component i nearly the projection i mod X of the query,
-so that about Q of the P logits of a pair say how near the two are, from X sides, and the rest are noise. The gate
-prefers large logits, the more the sharper, beside random gates of query, item and logits.
+Item component j is a random projection of the item's row, and query component i is nearly the same projection, i mod X,
+of the query. So about Q of the P logits of a pair tell how near query and item are, and the rest are noise. The gate
+prefers large logits (the sharper, the more), beside random gates of query, item and logits.
 
 N items, B queries, E width of rows, Q/X query/item components, D component width, P = Q·X.
 """
@@ -18,8 +18,8 @@ from pipeline.settings import MolSettings
 
 PASS = 4.0  # gelu(PASS) is PASS: a gated unit with this on the left passes what is on its right
 CHANCE = 0.1  # share of the usual random weights that is left in the gate of the logits
-MEMORY = 3  # last events that a query is made of
-UNEVEN = 0.5  # standard deviation of the logarithm of their weights
+MEMORY = 3  # the number of last events in a user's encoding
+UNEVEN = 0.5  # standard deviation of the logarithm of an event's weight
 
 
 @torch.no_grad()
@@ -47,7 +47,7 @@ def align(mol: MixtureOfLogits, sharpness: float) -> None:
 
 @torch.no_grad()
 def synthetic_mol(settings: MolSettings, dim: int, sharpness: float, seed: int = 0) -> MixtureOfLogits:
-    """An aligned similarity whose gates are random as well, in proportion to the sharpness; uniform at 0."""
+    """Make an aligned MoL with random gates; gates are uniform at sharpness 0 and the more extreme the sharper."""
     torch.manual_seed(seed)
     mol = MixtureOfLogits(dim, settings).eval()
     _scale(mol.query_gate, sharpness)
@@ -57,7 +57,7 @@ def synthetic_mol(settings: MolSettings, dim: int, sharpness: float, seed: int =
 
 
 def synthetic_encodings(market: Market, histories: Sequences, seed: int = 0) -> Tensor:
-    """(B, E): an uneven mean of the rows of each user's last items, in which one of them may drown out the others."""
+    """Encode each user (B, E) as an uneven mean of the rows of the last items; one item may drown out the others."""
     rows_BL, _ = histories.last(MEMORY)
     generator = torch.Generator().manual_seed(seed)
     weights_BL = (UNEVEN * torch.randn(rows_BL.shape, generator=generator)).exp()
@@ -68,7 +68,7 @@ def synthetic_encodings(market: Market, histories: Sequences, seed: int = 0) -> 
 
 
 def _scale(gate: nn.Sequential, size: float) -> None:
-    """Outputs of about this size from inputs of about one: the hidden values are then about one half."""
+    """Set a gate's weights so that inputs of size one give hidden values of one half and outputs of this size."""
     for layer, scale in ((gate[0], 1.0), (gate[2], 2.0 * size)):
         assert isinstance(layer, nn.Linear)
         layer.weight.copy_(scale * torch.randn_like(layer.weight) / layer.in_features**0.5)

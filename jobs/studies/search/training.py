@@ -1,8 +1,8 @@
 """The bench model: a small encoder and a MoL trained on simulated users, in minutes of one core.
 
-Item rows are given by the market and not trained, so that the time goes into the similarity; and that begins warm, as
-nearness of items (`synthetic.align`). From the usual random start the same minutes give a model that has hardly learned
-the users' tastes, and for which the plain mean of the logits is nearly right.
+Item rows come from the market and are not trained, so all the time goes into the similarity. The similarity starts as
+nearness of items (`synthetic.align`): from the usual random start, the same minutes give a model that has hardly
+learned the users' tastes, and whose scores are nearly the plain mean of the logits.
 """
 
 import logging
@@ -30,7 +30,7 @@ TRAINING_STREAM = 0  # of `draw_histories`; other streams are other users
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """All that makes a trained bench model; the same recipe gives the same model on the same kind of processor."""
+    """The settings of a trained bench model; the same recipe gives the same model on the same kind of processor."""
 
     market: MarketRecipe
     num_query_components: int
@@ -49,7 +49,7 @@ class ModelRecipe:
 
     @property
     def model(self) -> ModelSettings:
-        """Without dropout: every user is new, there is nothing to overfit."""
+        """The model's settings, without dropout: every user is seen once, so nothing can be overfitted."""
         mol = MolSettings(
             num_query_components=self.num_query_components,
             num_item_components=self.num_item_components,
@@ -72,7 +72,8 @@ class ModelRecipe:
 
     @property
     def train(self) -> TrainSettings:
-        """A step's positions share two or three draws of negatives; bfloat16 saves a third of the time."""
+        """The training's settings; positions of a step share few draws of negatives, and bfloat16 saves a third of
+        the time."""
         return TrainSettings(
             num_negatives=self.num_negatives,
             positions_per_negatives=512,
@@ -83,7 +84,7 @@ class ModelRecipe:
 
 
 def train_model(recipe: ModelRecipe, market: Market) -> RetrievalModel:
-    """Train on users that are each seen once. In evaluation mode, without gradients."""
+    """Train on users that are each seen once; return the model in evaluation mode, without gradients."""
     torch.manual_seed(recipe.seed)
     model = RetrievalModel(recipe.model, market.recipe.num_items)
     with torch.no_grad():
@@ -113,7 +114,7 @@ def train_model(recipe: ModelRecipe, market: Market) -> RetrievalModel:
 
 
 def _rate(step: int, num_steps: int) -> float:
-    """Up in a straight line, down in half a cosine; never zero."""
+    """The learning rate as a share of its peak: up in a straight line, down in half a cosine, never zero."""
     warm_up = max(1.0, WARM_UP_SHARE * num_steps)
     if step < warm_up:
         return (step + 1) / (warm_up + 1)

@@ -41,16 +41,16 @@ class World:
             self.mol, queries, [shard], no_exclusions(NUM_QUERIES), NUM_ITEMS
         )
 
-    def recall(self, found: TopK) -> float:
-        hits = [len(set(a[a >= 0]) & set(b)) for a, b in zip(found.rows_BK.numpy(), self.rows_BN[:, :K], strict=True)]
+    def recall(self, result: TopK) -> float:
+        hits = [len(set(a[a >= 0]) & set(b)) for a, b in zip(result.rows_BK.numpy(), self.rows_BN[:, :K], strict=True)]
         return sum(hits) / (K * NUM_QUERIES)
 
 
 def test_brute_force_is_that_of_the_oracle():
     world = World()
-    found = world.search.brute_force(world.queries_BE, K)
-    np.testing.assert_array_equal(found.rows_BK.numpy(), world.rows_BN[:, :K])
-    np.testing.assert_allclose(found.scores_BK.numpy(), world.scores_BN[:, :K], atol=1e-4)
+    result = world.search.brute_force(world.queries_BE, K)
+    np.testing.assert_array_equal(result.rows_BK.numpy(), world.rows_BN[:, :K])
+    np.testing.assert_allclose(result.scores_BK.numpy(), world.scores_BN[:, :K], atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,8 @@ def test_brute_force_is_that_of_the_oracle():
 )
 def test_a_first_stage_that_keeps_everything_is_exact(method: str, numbers: dict[str, int]):
     world = World(stage1_dtype=torch.bfloat16)
-    found = getattr(world.search, method)(world.queries_BE, K, **numbers)
-    np.testing.assert_array_equal(found.rows_BK.numpy(), world.rows_BN[:, :K])
+    result = getattr(world.search, method)(world.queries_BE, K, **numbers)
+    np.testing.assert_array_equal(result.rows_BK.numpy(), world.rows_BN[:, :K])
 
 
 @settings(max_examples=20, deadline=None)
@@ -83,13 +83,13 @@ def test_more_candidates_never_lower_recall_and_both_lists_find_more_than_either
 @pytest.mark.parametrize(("method", "numbers"), METHODS)
 def test_what_is_found_is_found_once_in_order_and_has_its_true_score(method: str, numbers: dict[str, int]):
     world = World(stage1_dtype=torch.bfloat16)
-    found = getattr(world.search, method)(world.queries_BE, K, **numbers)
+    result = getattr(world.search, method)(world.queries_BE, K, **numbers)
     for query in range(NUM_QUERIES):
         true = dict(zip(world.rows_BN[query].tolist(), world.scores_BN[query].tolist(), strict=True))
-        rows = found.rows_BK[query].tolist()
+        rows = result.rows_BK[query].tolist()
         assert len(set(rows)) == K
-        assert found.scores_BK[query].tolist() == sorted(found.scores_BK[query].tolist(), reverse=True)
-        np.testing.assert_allclose(found.scores_BK[query].numpy(), [true[row] for row in rows], atol=1e-4)
+        assert result.scores_BK[query].tolist() == sorted(result.scores_BK[query].tolist(), reverse=True)
+        np.testing.assert_allclose(result.scores_BK[query].numpy(), [true[row] for row in rows], atol=1e-4)
 
 
 def test_a_heuristic_can_miss_so_the_laws_above_could_fail():
@@ -99,8 +99,8 @@ def test_a_heuristic_can_miss_so_the_laws_above_could_fail():
 
 def test_too_few_candidates_are_padded_and_never_repeated():
     world = World()
-    found = world.search.topk_per_embd(world.queries_BE, NUM_ITEMS, num_per_embd=2)
-    for rows, scores in zip(found.rows_BK.tolist(), found.scores_BK.tolist(), strict=True):
+    result = world.search.topk_per_embd(world.queries_BE, NUM_ITEMS, num_per_embd=2)
+    for rows, scores in zip(result.rows_BK.tolist(), result.scores_BK.tolist(), strict=True):
         items = [row for row in rows if row != NO_ITEM]
         assert len(items) == len(set(items)) <= 2 * 6
         assert rows == items + [NO_ITEM] * (NUM_ITEMS - len(items))

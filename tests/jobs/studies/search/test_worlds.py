@@ -85,9 +85,9 @@ def test_queries_and_sample_are_different_users(world):
 
 
 def test_the_cached_sides_score_as_the_raw_rows_do(world):
-    found = ReferenceSearch(world.mol, world.item_rows_NE).brute_force(world.encodings_BE[:5], 10)
+    result = ReferenceSearch(world.mol, world.item_rows_NE).brute_force(world.encodings_BE[:5], 10)
     scores_BN = exact_scores(world.mol, world.queries.take(slice(0, 5)), world.items)
-    torch.testing.assert_close(found.scores_BK, scores_BN.topk(10, dim=1).values, atol=1e-4, rtol=0)
+    torch.testing.assert_close(result.scores_BK, scores_BN.topk(10, dim=1).values, atol=1e-4, rtol=0)
 
 
 def test_training_ranks_a_users_next_item_higher_than_its_warm_start_does():

@@ -1,0 +1,27 @@
+"""The studies of the cluster on a night of a few hundred users, each job with a Ray of its own."""
+
+import re
+
+import pytest
+
+from jobs import study
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+SMALL = ("simulate.num_items=200", "model.dim=16", "model.mol.query_hidden_dim=16", "corpus.num_shards=2")
+SET = [word for override in SMALL for word in ("--set", override)]
+
+
+@pytest.mark.parametrize("job", ["prepare", "retrieve"])
+def test_the_memory_of_a_job_and_all_its_processes_is_seen(job: str, capsys: pytest.CaptureFixture[str]):
+    study.main(["memory", job, "300", *SET])
+    users, rss, own_and_shared, shared, largest, seconds = map(float, capsys.readouterr().out.splitlines()[-1].split())
+    assert users == 300
+    assert rss > own_and_shared > shared > 0
+    assert rss > largest > 100  # MiB: Ray's driver and workers are several processes, each with torch or polars
+    assert seconds > 1
+
+
+def test_the_search_is_timed_on_ray_and_in_a_bare_loop(capsys: pytest.CaptureFixture[str]):
+    study.main(["ray-cost", "400", "300", "--set", "search.num_preselected=200"])
+    seconds = re.findall(r"on Ray ([\d.]+) s, bare loop ([\d.]+) s", capsys.readouterr().out)
+    assert all(float(value) > 0 for value in seconds[0])

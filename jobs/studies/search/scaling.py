@@ -47,7 +47,7 @@ class Subject:
     query_map: DistilledMap
     index: ShardIndex
 
-    def growth(self, changed: str, value: int, settings: SearchSettings, num_queries: int = NUM_QUERIES) -> Growth:
+    def growth(self, changed: str, value: int, settings: SearchSettings, num_queries: int) -> Growth:
         """Time one query in calls of `num_queries`."""
         queries = self.queries.take(slice(0, num_queries))
         seconds = median_seconds(lambda: search(self.index, queries, settings, self.query_map))
@@ -72,16 +72,16 @@ def measure(nums_items: Sequence[int]) -> Iterator[Growth]:
     for value in CALLS:
         yield base.growth("queries of one call", value, BASE, value)
     for value in KS:
-        yield base.growth("k", value, BASE.model_copy(update={"k": value}))
+        yield base.growth("k", value, BASE.model_copy(update={"k": value}), NUM_QUERIES)
     for value in CANDIDATES:
-        yield base.growth("candidates K'", value, BASE.model_copy(update={"num_preselected": value}))
+        yield base.growth("candidates K'", value, BASE.model_copy(update={"num_preselected": value}), NUM_QUERIES)
     for shape in SHAPES:
         subject = make_subject(middle, *shape)
-        yield subject.growth("pairs P", shape[0] * shape[1], BASE)
+        yield subject.growth("pairs P", shape[0] * shape[1], BASE, NUM_QUERIES)
         yield subject.growth("pairs P, exact", shape[0] * shape[1], EXACT, NUM_QUERIES_EXACT)
     for value in nums_items:
         subject = make_subject(value)
-        yield subject.growth("items N", value, BASE)
+        yield subject.growth("items N", value, BASE, NUM_QUERIES)
         yield subject.growth("items N, exact", value, EXACT, NUM_QUERIES_EXACT)
 
 

@@ -1,14 +1,21 @@
 """The studies of the search on an untrained world of the smallest size."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from jobs import study
-from jobs.studies.search import methods
+from jobs.studies.search import methods, scaling
 
 SMALL = ["--world", "synthetic", "--num-items", "6000", "--num-sample", "128", "--ranks", "16"]
+
+
+def test_a_missing_faiss_is_named_at_once_and_not_after_minutes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(SystemExit, match="study search: faiss is not installed; `make bench` installs it"):
+        study.main(["search", *SMALL])
 
 
 @pytest.mark.slow
@@ -38,8 +45,12 @@ def test_all_methods_are_compared_and_drawn(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.slow
-def test_times_are_measured_for_every_number_that_is_changed(capsys: pytest.CaptureFixture[str]):
+def test_times_are_measured_for_every_number_that_is_changed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(scaling, "NUM_QUERIES", 16)
+    monkeypatch.setattr(scaling, "CALLS", (1, 4))
     study.main(["scaling", "--num-items", "6000", "12000"])
     changed = [line[:22].strip() for line in capsys.readouterr().out.splitlines()]
-    assert [changed.count(name) for name in ("queries of one call", "k", "candidates K'")] == [7, 4, 6]
+    assert [changed.count(name) for name in ("queries of one call", "k", "candidates K'")] == [2, 4, 6]
     assert [changed.count(name) for name in ("pairs P", "pairs P, exact", "items N", "items N, exact")] == [4, 4, 2, 2]

@@ -1,39 +1,41 @@
 """The native search kernels, one shared library per instruction set. Without a C++ compiler the rest installs all the
-same, and the search runs on PyTorch. Everything else about the package is in pyproject.toml."""
+same. Everything else about the package is in pyproject.toml."""
 
 import platform
+import runpy
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
-NATIVE = Path("pipeline/retrieval/backends/native")
-AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mavx512vnni -mfma"
-FLAGS = {
-    "amx": AVX512,  # its tiles are in assembler
-    "avx512": AVX512,
-    "avx2": "-mavx2 -mfma",
-}
-COMMON = "-std=c++17 -O3 -pthread -fno-math-errno -Wno-maybe-uninitialized -Wno-array-bounds"
+NATIVE = "pipeline/retrieval/backends/native"
+BUILD = runpy.run_path(f"{NATIVE}/build.py")
+
+
+class BuildKernels(build_ext):
+    """Compiles as a node does that finds no library for its sources (build.py)."""
+
+    def build_extension(self, ext: Extension) -> None:
+        output = Path(self.get_ext_fullpath(ext.name))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            BUILD["compile_library"](ext.name.rpartition(".")[2], output)
+        except BUILD["BuildError"] as error:
+            raise CompileError(f"{error}; installing without the native kernels") from error
 
 
 def libraries() -> list[Extension]:
     """Loaded with ctypes, never imported; `optional` because a machine without a compiler is no reason to stop."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return []
+    sources = sorted(str(path) for path in Path(NATIVE).glob("*.cpp"))
+    headers = sorted(str(path) for path in Path(NATIVE).glob("*.h"))
     return [
-        Extension(
-            f"pipeline.retrieval.backends.native.{name}",
-            sources=sorted(str(path) for path in NATIVE.glob("*.cpp")),
-            depends=sorted(str(path) for path in NATIVE.glob("*.h")),
-            define_macros=[(f"NR_{name.upper()}", "1")],
-            extra_compile_args=COMMON.split() + flags.split(),
-            extra_link_args=["-pthread"],
-            language="c++",
-            optional=True,
-        )
-        for name, flags in FLAGS.items()
+        Extension(f"{NATIVE.replace('/', '.')}.{name}", sources, depends=headers, optional=True)
+        for name in BUILD["FLAGS"]
     ]
 
 
 if __name__ == "__main__":
-    setup(ext_modules=libraries())
+    setup(ext_modules=libraries(), cmdclass={"build_ext": BuildKernels})

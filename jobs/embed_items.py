@@ -1,24 +1,29 @@
 """Embed the items into the Corpus: shards with everything item-side precomputed."""
 
-from datetime import date
+from typing import TYPE_CHECKING
 
-from pipeline.command import Outcome, command
-from pipeline.settings import Settings
+from pipeline.command import EXISTS, MADE, Outcome, command, on_night, open_runner
+
+if TYPE_CHECKING:
+    from pipeline.io.night import Night
+    from pipeline.settings import Settings
 
 
-def run(settings: Settings, ds: date | None) -> Outcome:
-    from pipeline.distributed.embed import embed_corpus
-    from pipeline.io.night import open_night
+def run(settings: "Settings", night: "Night") -> Outcome:
+    from pipeline.io.artifacts import read_manifest
+    from pipeline.stages.embed import embed_corpus
 
-    storage, night = open_night(settings, ds)
-    manifest = embed_corpus(storage, night, settings)
+    manifest, status = read_manifest(night.storage, night.corpus.prefix), EXISTS
+    if manifest is None:
+        manifest, status = embed_corpus(open_runner(settings), night, settings), MADE
     return {
-        "status": "embedded",
+        "status": status,
         "corpus": night.corpus.id,
-        "uri": f"{storage.uri}/{night.corpus.prefix}",
+        "uri": f"{night.storage.uri}/{night.corpus.prefix}",
         **manifest.counts,
+        **manifest.measures,
     }
 
 
 if __name__ == "__main__":
-    command(__doc__ or "", run)
+    command(__doc__ or "", on_night(run))

@@ -1,38 +1,34 @@
 """Measure tonight's model and search on held-out events, beside popularity, and the search against exact search."""
 
-import logging
-from datetime import date
+from typing import TYPE_CHECKING
 
-from pipeline.command import Outcome, command
-from pipeline.settings import Settings
+from pipeline.command import EXISTS, MADE, Outcome, command, log, on_night, open_runner
 
-log = logging.getLogger("nightrails")
+if TYPE_CHECKING:
+    from pipeline.io.night import Night
+    from pipeline.settings import Settings
 
 
-def run(settings: Settings, ds: date | None) -> Outcome:
+def run(settings: "Settings", night: "Night") -> Outcome:
     from pipeline.io.evaluation import read_metrics
-    from pipeline.io.night import open_night
-    from pipeline.io.tuning import tuned
+    from pipeline.io.tuning import as_chosen
     from pipeline.quality.report import metrics_table
 
-    storage, night = open_night(settings, ds)
-    settings = tuned(storage, night, settings)
-    metrics = read_metrics(storage, night.evaluation)
-    status = "already evaluated"
+    metrics, status = read_metrics(night.storage, night.evaluation), EXISTS
     if metrics is None:
-        from pipeline.distributed.evaluate import evaluate
+        from pipeline.stages.evaluate import evaluate  # brings torch, which reading does not need
 
-        metrics, status = evaluate(storage, night, settings), "evaluated"
+        metrics, status = evaluate(open_runner(settings), night, as_chosen(night, settings)), MADE
     log.info("evaluation %s\n%s", night.evaluation.id, metrics_table(metrics))
     return {
         "status": status,
         "evaluation": night.evaluation.id,
-        "uri": f"{storage.uri}/{night.evaluation.prefix}",
-        "queries": metrics["queries"],
-        **{name: round(value["mean"], 4) for name, value in metrics["model"].items()},
-        "overlap": round(metrics["overlap"]["mean"], 4),
+        "uri": f"{night.storage.uri}/{night.evaluation.prefix}",
+        "queries": metrics.queries,
+        **{name: round(value.mean, 4) for name, value in metrics.model.items()},
+        "overlap": round(metrics.overlap.mean, 4),
     }
 
 
 if __name__ == "__main__":
-    command(__doc__ or "", run)
+    command(__doc__ or "", on_night(run))

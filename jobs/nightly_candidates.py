@@ -5,46 +5,50 @@ when that artifact exists, so the same command resumes after a crash and does no
 Without any argument it serves a simulated log.
 """
 
-import logging
 import time
 from datetime import date
+from typing import TYPE_CHECKING
 
-from pipeline.command import Outcome, command
-from pipeline.settings import SIMULATED, Settings
+from pipeline.command import Outcome, command, log, open_runner
 
-log = logging.getLogger("nightrails")
+if TYPE_CHECKING:
+    from pipeline.io.night import Night
+    from pipeline.settings import Settings
 
 
-def run(settings: Settings, ds: date | None) -> Outcome:
+def run(settings: "Settings", ds: date | None) -> Outcome:
     """Make and publish the candidates of one day; `ds` None is the newest day in the log."""
-    from jobs import embed_items, evaluate, prepare, publish, retrieve, simulate_log, train, tune
+    from jobs import publish, simulate_log
     from pipeline.io.night import open_night
+    from pipeline.settings import SIMULATED
+
+    if settings.log.source == SIMULATED:
+        simulate_log.run(settings, ds)
+    night = open_night(settings, ds)
+    return publish.already_published(night) or run_night(settings, night)
+
+
+def run_night(settings: "Settings", night: "Night") -> Outcome:
+    """Run every step of a night that is not published yet."""
+    from jobs import embed_items, evaluate, prepare, publish, retrieve, train, tune
     from pipeline.io.storage.base import check_store
     from pipeline.quality.report import how_to_read, three_users
     from pipeline.quality.stories import read_stories
 
-    if settings.log.source == SIMULATED:
-        simulate_log.run(settings, ds)
-    storage, night = open_night(settings, ds)
-    already = publish.already_published(storage, night)
-    if already:
-        return already
-    from pipeline.distributed.cluster import connect, deadline  # brings torch and Ray, which the above does not need
-
-    check_store(storage)  # a store that cannot publish is better known before the work than after it
+    check_store(night.storage)  # a store that cannot publish is better known before the work than after it
     log.info("%s for ds=%s: %s", settings.name, night.ds, night.run.run_id)
+    open_runner(settings)  # a cluster that does not answer, likewise
     seconds: dict[str, float] = {}
-    with deadline(settings.cluster.deadline_minutes):
-        connect(settings)
-        for step in (prepare, train, embed_items, tune, retrieve, evaluate, publish):
-            name = step.__name__.removeprefix("jobs.")
-            log.info("── %s", name)
-            started = time.monotonic()
-            outcome = step.run(settings, night.ds)
-            seconds[name] = round(time.monotonic() - started, 1)
-            log.info("   %s: %s in %.1f s", name, outcome["status"], seconds[name])
-    log.info("three of its users\n\n%s\n", three_users(read_stories(storage, night)))
-    log.info("the table of ds=%s lies in %s\n%s", night.ds, outcome["uri"], how_to_read(storage.uri, settings.name))
+    for step in (prepare, train, embed_items, tune, retrieve, evaluate, publish):
+        name = step.__name__.removeprefix("jobs.")
+        log.info("── %s", name)
+        started = time.monotonic()
+        outcome = step.run(settings, night)
+        seconds[name] = round(time.monotonic() - started, 1)
+        log.info("   %s: %s in %.1f s", name, outcome["status"], seconds[name])
+    log.info("three of its users\n\n%s\n", three_users(read_stories(night)))
+    how = how_to_read(night.storage.uri, settings.name)
+    log.info("the table of ds=%s lies in %s\n%s", night.ds, outcome["uri"], how)
     return outcome | {"steps": seconds}
 
 

@@ -4,42 +4,40 @@ Leaves <root>/histories/<id>/: one Parquet file per user bucket, items.parquet, 
 reason), validation.json (where every row of the log went) and manifest.json.
 """
 
-from datetime import date
+from typing import TYPE_CHECKING
 
-from pipeline.command import Outcome, command
-from pipeline.errors import InputError
-from pipeline.settings import Settings
+from pipeline.command import EXISTS, MADE, Outcome, command, on_night, open_runner
+
+if TYPE_CHECKING:
+    from pipeline.io.night import Night
+    from pipeline.settings import Settings
 
 
-def run(settings: Settings, ds: date | None) -> Outcome:
-    """Prepare the histories of one day; `ds` None is the newest day in the log."""
-    from pipeline.distributed.cluster import connect
-    from pipeline.distributed.prepare import prepare
+def run(settings: "Settings", night: "Night") -> Outcome:
+    from pipeline.errors import InputError
     from pipeline.io.artifacts import read_manifest
-    from pipeline.io.night import open_night
-    from pipeline.stages.prepare.segments import remove_spill
-    from pipeline.stages.prepare.tasks import open_job
+    from pipeline.io.histories import ITEMS
+    from pipeline.stages.prepare.passes import open_job, prepare
+    from pipeline.stages.prepare.segments import remove_scratch
 
-    storage, night = open_night(settings, ds)
-    manifest = read_manifest(storage, night.histories.prefix)
-    existed = manifest is not None
+    manifest = read_manifest(night.storage, night.histories.prefix)
+    status = EXISTS
     if manifest is None:
-        job = open_job(settings, storage, night)
-        connect(settings)
-        manifest = prepare(job)
+        job = open_job(night, settings)  # a log that cannot be read is refused before any cluster is started
+        manifest, status = prepare(open_runner(settings), job), MADE
     else:
-        remove_spill(storage, night.histories)  # what a crash at the very end has left
-    faults = settings.faults_with(int(manifest.counts["items"]), f"{night.histories.prefix}/items.parquet")
+        remove_scratch(night.storage, night.histories)  # what a crash at the very end has left
+    faults = settings.faults_with(manifest.counts["items"], night.histories.key(ITEMS))
     if faults:  # before hours of training
         raise InputError("; ".join(faults))
     return {
-        "status": "exists" if existed else "made",
+        "status": status,
         "ds": night.ds.isoformat(),
         "histories": manifest.id,
-        "uri": f"{storage.uri}/{night.histories.prefix}",
-        **{name: int(manifest.counts[name]) for name in ("users", "items", "events", "rows_read")},
+        "uri": f"{night.storage.uri}/{night.histories.prefix}",
+        **{name: manifest.counts[name] for name in ("users", "items", "events", "rows_read")},
     }
 
 
 if __name__ == "__main__":
-    command(__doc__, run)
+    command(__doc__ or "", on_night(run))

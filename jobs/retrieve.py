@@ -1,32 +1,36 @@
 """Search the corpus for every user's top-k and write the run's candidates and accounting, unit by unit."""
 
-from datetime import date
+from typing import TYPE_CHECKING
 
-from pipeline.command import Outcome, command
-from pipeline.settings import Settings
+from pipeline.command import EXISTS, MADE, Outcome, command, on_night, open_runner
+
+if TYPE_CHECKING:
+    from pipeline.io.night import Night
+    from pipeline.settings import Settings
 
 
-def run(settings: Settings, ds: date | None) -> Outcome:
-    from pipeline.distributed.search import search_units
-    from pipeline.io.night import open_night
-    from pipeline.io.publication.units import done_units
-    from pipeline.io.tuning import tuned
+def run(settings: "Settings", night: "Night") -> Outcome:
+    from pipeline.io.publication.units import units_of
+    from pipeline.io.tuning import as_chosen
     from pipeline.stages.candidates import CandidateSink
     from pipeline.stages.queries import TonightsUsers
+    from pipeline.stages.search import search_units
 
-    storage, night = open_night(settings, ds)
-    settings = tuned(storage, night, settings)
-    done = done_units(storage, night.run)
-    pending = [unit for unit in range(settings.output.num_buckets) if unit not in done]
-    search_units(storage.uri, night, settings, pending, TonightsUsers, CandidateSink, f"{night.run.prefix}/_wave")
+    num_units = settings.output.num_buckets
+    missing = units_of(night.storage, night.run).missing(range(num_units))
+    if missing:
+        users = TonightsUsers(night.inputs.queries, num_units)
+        chosen = as_chosen(night, settings)
+        scratch = f"{night.run.prefix}/_wave"
+        search_units(open_runner(settings), night, chosen, missing, users, CandidateSink, scratch)
     return {
-        "status": "retrieved",
+        "status": MADE if missing else EXISTS,
         "run_id": night.run.run_id,
-        "uri": f"{storage.uri}/{night.run.prefix}",
-        "units": settings.output.num_buckets,
-        "computed": len(pending),
+        "uri": f"{night.storage.uri}/{night.run.prefix}",
+        "units": num_units,
+        "computed": len(missing),
     }
 
 
 if __name__ == "__main__":
-    command(__doc__ or "", run)
+    command(__doc__ or "", on_night(run))

@@ -5,12 +5,15 @@ items. The same `simulate` settings give the same bytes.
 """
 
 from datetime import date
+from typing import TYPE_CHECKING
 
-from pipeline.command import Outcome, command
-from pipeline.settings import Settings
+from pipeline.command import EXISTS, MADE, Outcome, command
+
+if TYPE_CHECKING:
+    from pipeline.settings import Settings
 
 
-def run(settings: Settings, ds: date | None) -> Outcome:
+def run(settings: "Settings", ds: date | None) -> Outcome:
     """Write the log that `settings.simulate` describes; `ds` only serves the jobs that read it."""
     from pipeline.data.simulation.log import simulated_prefix
     from pipeline.io.simulated import write_simulated_log
@@ -19,13 +22,11 @@ def run(settings: Settings, ds: date | None) -> Outcome:
     storage = open_storage(settings.root)
     manifest, existed = write_simulated_log(storage, settings.simulate)
     return {
-        "status": "exists" if existed else "made",
+        "status": EXISTS if existed else MADE,
         "uri": f"{storage.uri}/{simulated_prefix(settings.simulate)}",
-        "events": int(manifest.counts["events"]),
-        "items": int(manifest.counts["items"]),
-        "days": int(manifest.counts["days"]),
+        **manifest.counts,
     }
 
 
 if __name__ == "__main__":
-    command(__doc__, run)
+    command(__doc__ or "", run)

@@ -1,26 +1,31 @@
 """Train the retrieval model on the prepared histories and leave it as a Checkpoint."""
 
-from datetime import date
+from typing import TYPE_CHECKING
 
-from pipeline.command import Outcome, command
-from pipeline.settings import Settings
+from pipeline.command import EXISTS, MADE, Outcome, command, on_night, open_runner
+
+if TYPE_CHECKING:
+    from pipeline.io.night import Night
+    from pipeline.settings import Settings
 
 
-def run(settings: Settings, ds: date | None) -> Outcome:
-    from pipeline.distributed.train import train_checkpoint
+def run(settings: "Settings", night: "Night") -> Outcome:
+    from pipeline.io.artifacts import read_manifest
     from pipeline.io.checkpoint import read_metrics
-    from pipeline.io.night import open_night
+    from pipeline.stages.train import train_checkpoint
 
-    storage, night = open_night(settings, ds)
-    train_checkpoint(storage, night, settings)
-    metrics = read_metrics(storage, night.checkpoint)
+    status = EXISTS
+    if read_manifest(night.storage, night.checkpoint.prefix) is None:
+        train_checkpoint(open_runner(settings), night, settings)
+        status = MADE
+    metrics = read_metrics(night.storage, night.checkpoint)
     return {
-        "status": "trained",
+        "status": status,
         "checkpoint": night.checkpoint.id,
-        "uri": f"{storage.uri}/{night.checkpoint.prefix}",
-        **{name: value for name, value in metrics.items() if name != "history"},
+        "uri": f"{night.storage.uri}/{night.checkpoint.prefix}",
+        **metrics.model_dump(exclude={"history"}),
     }
 
 
 if __name__ == "__main__":
-    command(__doc__ or "", run)
+    command(__doc__ or "", on_night(run))

@@ -1,29 +1,31 @@
 """Choose how to search tonight's corpus: the cheapest way that reaches search.target_recall, measured on a sample."""
 
-import logging
-from datetime import date
+from typing import TYPE_CHECKING
 
-from pipeline.command import Outcome, command
-from pipeline.settings import Settings
+from pipeline.command import EXISTS, MADE, SKIPPED, Outcome, command, log, on_night, open_runner
 
-log = logging.getLogger("nightrails")
+if TYPE_CHECKING:
+    from pipeline.io.night import Night
+    from pipeline.settings import Settings
 
 
-def run(settings: Settings, ds: date | None) -> Outcome:
+def run(settings: "Settings", night: "Night") -> Outcome:
     if settings.search.method != "tuned":
-        return {"status": "not asked for", "method": settings.search.method}
-    from pipeline.distributed.tune import tune_search
-    from pipeline.io.night import open_night
+        return {"status": SKIPPED, "method": settings.search.method}
+    from pipeline.io.tuning import CHOSEN, read_tuning
+    from pipeline.stages.tune import tune_search
 
-    storage, night = open_night(settings, ds)
-    chosen = tune_search(storage, night, settings)
-    log.info("search is %s: %s", chosen.method, chosen.reason)
+    choice, status = read_tuning(night), EXISTS
+    if choice is None:
+        choice, status = tune_search(open_runner(settings), night, settings), MADE
+    log.info("search is %s: %s", choice.method, choice.reason)
     return {
-        "status": "tuned",
-        "uri": f"{storage.uri}/{night.tuning.key}",
-        **chosen.model_dump(include={"method", "num_preselected", "num_per_embd", "table_dtype", "reason"}),
+        "status": status,
+        "uri": f"{night.storage.uri}/{night.tuning.prefix}",
+        "reason": choice.reason,
+        **choice.model_dump(include=CHOSEN),
     }
 
 
 if __name__ == "__main__":
-    command(__doc__ or "", run)
+    command(__doc__ or "", on_night(run))

@@ -1,11 +1,13 @@
-"""The command line that every job shares: flags in, one JSON line and an exit code out."""
+"""The command line that every job shares: flags in, one JSON line and an exit code out.
+
+Imports only the standard library, so that a Python without our dependencies is answered in one sentence.
+"""
 
 import argparse
-import builtins
 import json
 import logging
 import os
-import re
+import socket
 import sys
 import time
 import traceback
@@ -13,19 +15,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipeline import errors
-from pipeline.config import load_config
+from pipeline.causes import library_of, missing_package, own_error
+from pipeline.deadline import deadline
 from pipeline.errors import InfrastructureError, InputError, NightrailsError
-from pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from pipeline.io.night import Night
+    from pipeline.settings import Settings
+    from pipeline.stages.runner import Runner
 
 DEFAULT_CONFIG = Path("conf/nightly.yaml")
-DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
+OUR_OWN = ("pipeline", "jobs")
 
 EXIT_CODES = """\
 exit codes:
   0   published, or already published for these inputs
+  1   a fault of nightrails; please report it
   10  a quality gate said no; yesterday's table stays
   20  bad input or configuration; a retry cannot help
   30  the infrastructure failed; a retry resumes
@@ -33,14 +40,17 @@ exit codes:
 """
 
 Outcome = dict[str, Any]
+
+MADE, EXISTS, SKIPPED = "made", "exists", "skipped"  # `status` of a job's last line; those of publish, and:
+PUBLISHED, ALREADY_PUBLISHED, FAILED = "published", "already published", "failed"
 log = logging.getLogger("nightrails")
 
 
-def command(description: str, run: Callable[[Settings, date | None], Outcome]) -> None:
+def command(description: str, run: Callable[["Settings", date | None], Outcome]) -> None:
     """Parse the flags, run the job and exit. Only the last line goes to standard output: one JSON object.
 
     `run` gets the validated settings and `--ds` (None: the newest day in the log) and imports what is heavy itself,
-    so that `--help` and a misspelt key are answered at once.
+    so that `--help` and a misspelt key are answered at once. It has until `cluster.deadline_minutes`.
     """
     arguments = _parser(description).parse_args()
     with _stdout_for_the_last_line_only() as last_line:
@@ -49,8 +59,13 @@ def command(description: str, run: Callable[[Settings, date | None], Outcome]) -
         )
         started = time.monotonic()
         try:
+            from pipeline.config import load_config, parse_day
+            from pipeline.settings import Settings
+
             settings = load_config(Settings, _config_path(arguments.config), arguments.set)
-            outcome, code = run(settings, parse_day(arguments.ds)), 0
+            ds = None if arguments.ds is None else parse_day(arguments.ds, "--ds")
+            with deadline(settings.cluster.deadline_minutes):
+                outcome, code = run(settings, ds), 0
         except BaseException as error:  # even KeyboardInterrupt leaves a last line
             outcome, code = _failure(error)
         outcome["seconds"] = round(time.monotonic() - started, 1)
@@ -58,84 +73,57 @@ def command(description: str, run: Callable[[Settings, date | None], Outcome]) -
     sys.exit(code)
 
 
-def parse_day(text: str | None) -> date | None:
-    """A real calendar day, written YYYY-MM-DD."""
-    if text is None:
-        return None
-    try:
-        if DAY.fullmatch(text):
-            return date.fromisoformat(text)
-    except ValueError:
-        pass
-    raise InputError(f"--ds {text!r}: give a day as YYYY-MM-DD, for example --ds 2026-11-20")
+def on_night(run: Callable[["Settings", "Night"], Outcome]) -> Callable[["Settings", date | None], Outcome]:
+    """A job that works on one night, as `command` wants it: the inputs are listed and everything is named once."""
+
+    def opened(settings: "Settings", ds: date | None) -> Outcome:
+        from pipeline.io.night import open_night
+
+        return run(settings, open_night(settings, ds))
+
+    return opened
 
 
-def cause_of(error: BaseException) -> BaseException:
-    """Our own error behind whatever Ray or another library wrapped it in, else the root of the wrapping.
+def open_runner(settings: "Settings") -> "Runner":
+    """What executes the stages: this process (`cluster.mode: local`), else the Ray cluster, joined or started.
 
-    A plain task keeps the exception in `cause`, training in `worker_failures`; Ray Data and dying actors keep only the
-    text of the remote traceback, and an exception is read back from that.
+    Safe to call again. Raises InputError when the root cannot be seen from every node, InfrastructureError when no
+    cluster answers.
     """
-    seen: list[BaseException] = []
-    queue: list[BaseException | None] = [error]
-    while queue:
-        current = queue.pop(0)
-        if current is None or any(current is known for known in seen):
-            continue
-        if type(current).__module__ == errors.__name__:  # RayTaskError(InputError) is one too, but speaks traceback
-            said, advice, _ = str(current).partition(ADVICE_OF_RAY)
-            return type(current)(said) if advice else current
-        seen.append(current)
-        context = None if current.__suppress_context__ else current.__context__
-        workers = getattr(current, "worker_failures", None)
-        queue += [getattr(current, "cause", None), current.__cause__, context]
-        queue += workers.values() if isinstance(workers, dict) else ()
-    texts = [str(known) for known in seen if _library(known) == "ray"]
-    read_back = [found for found in map(_from_traceback, texts) if found]
-    ours = [found for found in read_back if isinstance(found, NightrailsError)]
-    return next(iter(ours + read_back), error)
+    if settings.cluster.mode == "local":
+        from pipeline.stages.local import LocalRunner
+
+        return LocalRunner(settings)
+    from pipeline.distributed.runner import RayRunner
+
+    return RayRunner(settings)
 
 
-# Ray Data may append advice on its own retries to whatever was raised.
-ADVICE_OF_RAY = "\nFailed to apply UDF transform"
-RAISED = re.compile(rf"^(?:[\w.]+\.)?(\w+): (.*?)(?=\n\n|{ADVICE_OF_RAY}|\Z)", re.MULTILINE | re.DOTALL)
-
-
-def _from_traceback(text: str) -> BaseException | None:
-    """The outermost of our own exceptions in a printed traceback, else the innermost if Python has it built in."""
-    raised = RAISED.findall(text)
-    for name, message in reversed(raised):
-        kind = getattr(errors, name, None)
-        if isinstance(kind, type) and issubclass(kind, NightrailsError):
-            return kind(message.strip())
-    for name, message in raised[:1]:
-        kind = getattr(builtins, name, None)
-        if isinstance(kind, type) and issubclass(kind, Exception):
-            return (OSError if issubclass(kind, OSError) else RuntimeError)(f"{name}: {message.strip()}")
-    return None
+def _missing_here(error: BaseException) -> InputError | None:
+    """What to say when this Python lacks a package; None when it lacks none, or a module of our own is missing."""
+    name = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+    if not name or "." in name or name in OUR_OWN:  # with a dot: a part of a package that is there
+        return None
+    return missing_package(name, sys.executable, socket.gethostname())
 
 
 def _failure(error: BaseException) -> tuple[Outcome, int]:
-    cause = cause_of(error)
-    if not isinstance(cause, NightrailsError) and _a_retry_may_help(cause):
-        cause = InfrastructureError(f"{type(cause).__name__}: {cause}")
-    if isinstance(cause, NightrailsError):
-        code, message = cause.exit_code, str(cause)
-    elif isinstance(cause, KeyboardInterrupt):
+    ours: BaseException = own_error(error) or _missing_here(error) or error
+    if not isinstance(ours, NightrailsError) and _a_retry_may_help(ours):
+        ours = InfrastructureError(f"{type(ours).__name__}: {ours}")
+    if isinstance(ours, NightrailsError):
+        code, message = ours.exit_code, str(ours)
+    elif isinstance(ours, KeyboardInterrupt):
         code, message = 30, "interrupted; run the same command again to resume"
     else:
         traceback.print_exception(error)
-        code, message = 1, f"this is a fault of nightrails, please report it: {type(cause).__name__}: {cause}"
+        code, message = 1, f"this is a fault of nightrails, please report it: {type(ours).__name__}: {ours}"
     print(f"error: {message}", file=sys.stderr)  # noqa: T201
-    return {"status": "failed", "exit_code": code, "error": message}, code
+    return {"status": FAILED, "exit_code": code, "error": message}, code
 
 
 def _a_retry_may_help(error: BaseException) -> bool:
-    return isinstance(error, OSError | MemoryError) or _library(error) in {"ray", "botocore", "boto3", "urllib3"}
-
-
-def _library(error: BaseException) -> str:
-    return type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError | MemoryError) or library_of(error) in {"ray", "botocore", "boto3", "urllib3"}
 
 
 class _Parser(argparse.ArgumentParser):

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Hashable, Iterable, Mapping
+from datetime import date
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -16,6 +17,7 @@ from pydantic_core import ErrorDetails
 from pipeline.errors import InputError
 
 MAX_CONFIG_BYTES = 1 << 20
+DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 class Config(BaseModel):
@@ -144,6 +146,16 @@ def fingerprint(*parts: object) -> str:
     plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
     canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def parse_day(text: str, name: str) -> date:
+    """A real calendar day, written YYYY-MM-DD. Raises InputError that begins with `name`."""
+    try:
+        if DAY.fullmatch(text):
+            return date.fromisoformat(text)
+    except ValueError:
+        pass
+    raise InputError(f"{name} {text!r}: give a day as YYYY-MM-DD, for example 2026-11-20")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ One tree for all jobs, free of torch and Ray, so that a wrong key is refused bef
 
 import os
 import re
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -227,8 +228,10 @@ class SearchSettings(Config):
 
 
 class ClusterSettings(Config):
-    """How a search is laid out on Ray. None of it changes the result."""
+    """Where and how the stages run. None of it changes the result."""
 
+    # local: everything in this process, without Ray; for small logs, debugging and tests.
+    mode: Literal["ray", "local"] = "ray"
     replicas: PositiveInt = 1  # actors per shard
     cpus_per_actor: PositiveFloat = 0.25
     gpus_per_actor: Annotated[float, Field(ge=0.0)] = 0.0
@@ -251,7 +254,7 @@ class EvaluateSettings(Config):
 
     cutoffs: tuple[PositiveInt, ...] = Field(default=(10, 50, 100), strict=False, min_length=1)
     max_queries: PositiveInt = 20_000  # a seeded sample of the users that have held-out events
-    num_audited: PositiveInt = 500  # queries whose approximate list is compared with exact search
+    num_checked: PositiveInt = 500  # queries whose approximate list is compared with exact search
     seed: Count = 0
 
 
@@ -287,6 +290,10 @@ class Settings(Config):
     def has_low_rank(self) -> bool:
         """Whether the corpus needs the low-rank table."""
         return self.search.method in ("topk_low_rank", "tuned")
+
+    def with_search(self, changes: Mapping[str, object]) -> "Settings":
+        """The same settings with some keys of `search` changed."""
+        return self.model_copy(update={"search": self.search.model_copy(update=dict(changes))})
 
     @field_validator("name")
     @classmethod

@@ -1,7 +1,10 @@
 """What a scheduler sees of a job: an exit code, and one JSON object as the only line on standard output."""
 
+import ast
 import json
 import pickle
+import re
+import socket
 import subprocess
 import sys
 from datetime import date
@@ -10,10 +13,13 @@ from pathlib import Path
 import pytest
 
 from pipeline import errors
-from pipeline.command import cause_of, parse_day
-from pipeline.errors import ConflictError, GateError, InfrastructureError, InputError
+from pipeline.causes import causes, own_error
+from pipeline.command import EXIT_CODES
+from pipeline.config import parse_day
+from pipeline.errors import ConflictError, GateError, InfrastructureError, InputError, NightrailsError
 
 ROOT = Path(__file__).parents[1]
+JOBS = sorted(path for path in (ROOT / "jobs").glob("*.py") if path.name not in ("__init__.py", "bench.py"))
 
 # A job that does what its only --set says: `name` chooses the outcome.
 JOB = """
@@ -47,11 +53,21 @@ def run(settings, ds):
         "memory": lambda: (_ for _ in ()).throw(MemoryError("too much")),
         "interrupt": lambda: (_ for _ in ()).throw(KeyboardInterrupt()),
         "bug": lambda: 1 / 0,
+        "missing": lambda: __import__("nowhere"),
+        "part": lambda: __import__("json.nowhere"),
+        "own": lambda: __import__("pipeline.nowhere"),
     }
     return actions[settings.name]()
 
 command("A job for the tests.", run)
 """
+
+
+OURS = "this is a fault of nightrails, please report it"
+MISSING = (
+    f"{sys.executable} on {socket.gethostname()} has no package '{{name}}': install nightrails into the Python of "
+    "every node (`pip install --constraint constraints.txt .` in its folder), or use the image of infra/Dockerfile"
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +77,15 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def start(job: Path, *flags: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def start(
+    job: Path, *flags: str, cwd: Path = ROOT, python: tuple[str, ...] = (sys.executable,)
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, job, *flags],
+        [*python, job, *flags],
         cwd=cwd,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
-        timeout=60,
         check=False,
     )
 
@@ -97,7 +114,10 @@ def test_a_good_run_ends_with_0_and_its_outcome(job):
         ("os", 30, "FileNotFoundError: [Errno 2] No such file or directory: '/nowhere/at/all'"),
         ("memory", 30, "MemoryError: too much"),
         ("interrupt", 30, "interrupted; run the same command again to resume"),
-        ("bug", 1, "this is a fault of nightrails, please report it: ZeroDivisionError: division by zero"),
+        ("missing", 20, MISSING.format(name="nowhere")),
+        ("part", 1, f"{OURS}: ModuleNotFoundError: No module named 'json.nowhere'"),
+        ("own", 1, f"{OURS}: ModuleNotFoundError: No module named 'pipeline.nowhere'"),
+        ("bug", 1, f"{OURS}: ZeroDivisionError: division by zero"),
     ],
 )
 def test_each_kind_of_failure_has_its_exit_code_and_one_sentence(job, name, code, message):
@@ -120,6 +140,14 @@ def test_a_wrong_configuration_ends_with_20_and_all_its_faults(job):
     done = start(job, "--set", "serch.k=5", "--set", "model.dim=65")
     assert done.returncode == 20
     assert last_line(done)["error"].startswith("conf/nightly.yaml: 2 faults in the configuration")
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_a_python_without_our_packages_is_named_and_a_persons_business(path):
+    done = start(path, python=(sys.executable, "-S"))  # -S: the standard library only
+    assert done.returncode == 20, done.stderr
+    assert last_line(done)["error"] == MISSING.format(name="yaml")
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("flags", [["--cofnig", "x"], ["--conf", "x"], ["--set"], ["stray"]])
@@ -149,12 +177,11 @@ def test_the_exit_code_stands_when_nobody_reads_the_last_line(job):
 @pytest.mark.parametrize("text", ["2026-11-20x", "20261120", "2026-13-01", "2026-02-30", "yesterday", "", "2026-1-1"])
 def test_a_day_that_is_none_is_refused(text):
     with pytest.raises(InputError, match="give a day as YYYY-MM-DD"):
-        parse_day(text)
+        parse_day(text, "--ds")
 
 
-def test_a_day_or_none_is_taken():
-    assert parse_day("2026-11-20") == date(2026, 11, 20)
-    assert parse_day(None) is None
+def test_a_day_is_taken():
+    assert parse_day("2026-11-20", "--ds") == date(2026, 11, 20)
 
 
 # Causes
@@ -170,7 +197,7 @@ def test_our_own_error_is_found_behind_causes_and_contexts():
                 raise KeyError("while handling it")  # noqa: B904  (a context, not a cause)
         except KeyError as error:
             raise RuntimeError("outermost") from error
-    assert cause_of(caught.value) is ours
+    assert own_error(caught.value) is ours
 
 
 def test_a_context_that_was_hidden_on_purpose_is_no_cause():
@@ -179,13 +206,13 @@ def test_a_context_that_was_hidden_on_purpose_is_no_cause():
             raise InputError("handled")
         except InputError:
             raise KeyError("the real fault") from None
-    assert cause_of(caught.value) is caught.value
+    assert own_error(caught.value) is None
 
 
 def test_a_circle_of_causes_ends():
     first, second = RuntimeError("a"), RuntimeError("b")
     first.__cause__, second.__cause__ = second, first
-    assert cause_of(first) is first
+    assert list(causes(first)) == [first, second]
 
 
 def test_every_error_of_ours_survives_the_way_between_processes():
@@ -197,62 +224,35 @@ def test_every_error_of_ours_survives_the_way_between_processes():
 
 
 def test_exit_codes_are_those_that_schedulers_know():
-    codes = [kind.exit_code for kind in (GateError, InputError, InfrastructureError, ConflictError)]
-    assert codes == [10, 20, 30, 40]
+    codes = [kind.exit_code for kind in (NightrailsError, GateError, InputError, InfrastructureError, ConflictError)]
+    assert codes == [1, 10, 20, 30, 40]
 
 
-def ray_ways_to_fail():
-    """Ways in which code on a cluster fails; Ray wraps each one differently."""
-    import ray
-    import ray.data
+def test_every_table_of_exit_codes_says_the_same():
+    help_text = {int(code): words for code, words in re.findall(r"^  (\d+) +(.+)$", EXIT_CODES, re.MULTILINE)}
+    assert set(help_text) == {0} | {
+        kind.exit_code for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, NightrailsError)
+    }
+    meanings = {code: words.partition(";")[0] for code, words in help_text.items()}
 
-    def fails(*_: object) -> None:
-        raise InputError("column 'x' is missing:\n  two lines")
+    readme = re.findall(r"^\| (\d+) \| ([^|;]+?)(?:;[^|]*)? \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert {int(code): words for code, words in readme} == meanings
 
-    class FailsToStart:
-        def __init__(self) -> None:
-            fails()
+    dag = ast.parse((ROOT / "infra" / "airflow" / "nightrails_dag.py").read_text())
+    tables = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in dag.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)
+    }
+    in_dag = {0: meanings[0]} | tables["PAGE"] | tables["RETRY"]
+    assert {code: words.partition(";")[0] for code, words in in_dag.items()} == meanings
 
-        def __call__(self, batch: object) -> object:
-            return batch
-
-    task = ray.remote(max_retries=0)(fails)
-    actor = ray.remote(FailsToStart)
-    yield "task", lambda: ray.get(task.remote())
-    yield "task of a task", lambda: ray.get(ray.remote(max_retries=0)(lambda: ray.get(task.remote())).remote())
-    yield "actor", lambda: ray.get(actor.remote().__call__.remote(1))
-    yield "data", lambda: ray.data.range(4).map_batches(fails).materialize()
-    pool = ray.data.ActorPoolStrategy(size=1)
-    yield "data actor", lambda: ray.data.range(4).map_batches(FailsToStart, compute=pool).materialize()
-
-
-@pytest.mark.ray
-def test_our_error_is_read_out_of_whatever_ray_makes_of_it(local_ray):
-    for way, fail in ray_ways_to_fail():
-        with pytest.raises(Exception) as caught:  # noqa: PT011  (which one is Ray's affair)
-            fail()
-        found = cause_of(caught.value)
-        assert (type(found), str(found)) == (InputError, "column 'x' is missing:\n  two lines"), way
-
-
-@pytest.mark.ray
-def test_a_fault_of_ours_on_the_cluster_is_not_taken_for_a_fault_of_the_cluster(local_ray):
-    import ray
-    import ray.data
-
-    def divides(batch: object) -> object:
-        return 1 / 0
-
-    def times_out(batch: object) -> object:
-        raise TimeoutError("the store did not answer")
-
-    for function, kind in ((divides, RuntimeError), (times_out, OSError)):
-        with pytest.raises(ray.exceptions.RayError) as caught:
-            ray.data.range(4).map_batches(function).materialize()
-        assert type(cause_of(caught.value)) is kind
+    infra = re.search(r"What a scheduler does.*?again\.", (ROOT / "infra" / "README.md").read_text(), re.DOTALL)
+    assert infra
+    assert {int(code) for code in re.findall(r"\*\*(\d+)\*\*", infra[0])} == set(meanings)
 
 
 def test_training_keeps_the_errors_of_its_workers():
     failure = RuntimeError("training failed")
     failure.worker_failures = {0: RuntimeError("killed"), 1: InputError("the real reason")}  # as Ray Train has it
-    assert str(cause_of(failure)) == "the real reason"
+    assert str(own_error(failure)) == "the real reason"

@@ -19,6 +19,7 @@ ENTRYPOINT = (
 POLL_SECONDS = 30
 
 PAGE = {
+    1: "a fault of nightrails; please report it",
     10: "a quality gate said no; yesterday's table stays",
     20: "bad input or configuration; a retry cannot help",
 }
@@ -62,7 +63,7 @@ def last_lines(client, job: str) -> str:
 
 
 def judge(exit_code: int | None, log: str) -> None:
-    """Succeed on 0; fail for good on 10 and 20, so that a person is called; let Airflow retry on everything else."""
+    """Succeed on 0; fail for good on 1, 10 and 20, so that a person is called; let Airflow retry on everything else."""
     if exit_code == 0:
         return
     if exit_code in PAGE:

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
+from pipeline.data.lists import Lists
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
 from pipeline.retrieval.backends import open_index
-from pipeline.retrieval.filters import Exclusions, mask_shard, no_exclusions
+from pipeline.retrieval.filters import Rules, ShardMask
 from pipeline.retrieval.index import ShardIndex, Shortlist, Table
 from pipeline.retrieval.low_rank import DistilledMap, LowRank
 from pipeline.retrieval.search import search_shard
@@ -28,16 +29,16 @@ def search(
     queries: QuerySide,
     settings: SearchSettings,
     query_map: DistilledMap | None = None,
-    excluded: Exclusions | None = None,
+    excluded: Lists | None = None,
 ) -> TopK:
     """Search one shard; without `excluded` every item may be found."""
-    lists = no_exclusions(len(queries.gate_BP)) if excluded is None else excluded
-    return search_shard(index, queries, lists, settings, query_map=query_map)
+    rules = Rules(Lists.empty(len(queries.gate_BP)) if excluded is None else excluded)
+    return search_shard(index, queries, rules, settings, query_map=query_map)
 
 
 def preselect(index: ShardIndex, table: Table, queries_BD: Tensor, num_kept: int) -> Shortlist:
     """Run stage 1 alone, with every item allowed."""
-    mask = mask_shard(index.is_eligible_N, 0, no_exclusions(len(queries_BD)))
+    mask = ShardMask(len(index), Lists.empty(len(queries_BD)))
     return index.preselect(table, queries_BD, num_kept, mask)
 
 

@@ -5,62 +5,54 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.lists import PADDING, Int32, Int64, Sequences, offsets_of, ranges
+from pipeline.data.lists import NO_ITEM, Int32, Int64, Lists, offsets_of, ranges
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Runs of at most max_length + 1 consecutive events of one user: all but the last are read, all but the first
-    predicted. Window w is `item_rows[starts[w] : starts[w] + lengths[w]]`, of the user `user_keys[w]`."""
+    """Runs of at most max_length + 1 consecutive events of one user: all but the last event are read, all but the
+    first predicted."""
 
-    item_rows: Int32
-    starts: Int64
-    lengths: Int64
-    user_keys: Int64
+    events: Lists
+    user_keys: Int64  # whose run it is
 
     @property
     def num_targets(self) -> int:
-        return int(self.lengths.sum()) - len(self.lengths)
+        return len(self.events.values) - len(self)
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return len(self.events)
 
 
 @dataclass(frozen=True)
 class SequenceBatch:
-    """(B, L) events that the encoder reads and, at the same place, the event that follows each; -1 pads the right."""
+    """(B, L) events that the encoder reads and, in the same cell, the event that follows each; -1 pads the right."""
 
     item_rows_BL: Int32
     targets_BL: Int32
     user_keys_B: Int64
 
 
-def cut_windows(sequences: Sequences, user_keys: Int64, max_length: int) -> Windows:
+def cut_windows(histories: Lists, user_keys: Int64, max_length: int) -> Windows:
     """Cut each history from its end, so that its last window is as full as the history that a search will read.
 
-    Users with fewer than two events give none.
+    Users with fewer than two events give no window.
     """
-    num_targets = np.maximum(sequences.lengths - 1, 0)
+    num_targets = np.maximum(histories.lengths - 1, 0)
     num_windows = -(-num_targets // max_length)
-    user = np.repeat(np.arange(len(num_targets)), num_windows)
+    user = np.repeat(np.arange(len(histories)), num_windows)
     windows_after = np.repeat(np.cumsum(num_windows), num_windows) - np.arange(len(user)) - 1
-    stops = sequences.offsets[1:][user] - windows_after * max_length
-    starts = np.maximum(stops - max_length - 1, sequences.offsets[:-1][user])
-    return Windows(sequences.item_rows, starts, stops - starts, user_keys[user])
+    stops = histories.offsets[1:][user] - windows_after * max_length
+    starts = np.maximum(stops - max_length - 1, histories.offsets[:-1][user])
+    events = Lists(offsets_of(stops - starts), histories.values[ranges(starts, stops - starts)])
+    return Windows(events, user_keys[user])
 
 
 def join_windows(parts: Iterable[Windows]) -> Windows:
     """The windows of several buckets as one."""
-    found = list(parts)
-    shifts = np.cumsum([0, *(len(part.item_rows) for part in found)])
-    return Windows(
-        np.concatenate([np.empty(0, np.int32), *(part.item_rows for part in found)]),
-        np.concatenate(
-            [np.empty(0, np.int64), *(part.starts + shift for part, shift in zip(found, shifts, strict=False))]
-        ),
-        np.concatenate([np.empty(0, np.int64), *(part.lengths for part in found)]),
-        np.concatenate([np.empty(0, np.int64), *(part.user_keys for part in found)]),
-    )
+    all_parts = list(parts)
+    keys = np.concatenate([np.empty(0, np.int64), *(part.user_keys for part in all_parts)])
+    return Windows(Lists.concat(part.events for part in all_parts), keys)
 
 
 def num_steps(num_windows_by_rank: Iterable[int], batch_size: int) -> int:
@@ -79,29 +71,29 @@ def epoch_batches(windows: Windows, steps: int, seed: int, epoch: int, rank: int
 
 
 def _batch(windows: Windows, chosen: Int64) -> SequenceBatch:
-    lengths = windows.lengths[chosen] - 1
+    starts, lengths = windows.events.offsets[chosen], windows.events.lengths[chosen] - 1
     shape = (len(chosen), int(lengths.max(initial=0)))
-    inputs_BL, targets_BL = np.full(shape, PADDING, np.int32), np.full(shape, PADDING, np.int32)
+    inputs_BL, targets_BL = np.full(shape, NO_ITEM, np.int32), np.full(shape, NO_ITEM, np.int32)
     is_event_BL = np.arange(shape[1]) < lengths[:, None]
-    at = ranges(windows.starts[chosen], lengths)
-    inputs_BL[is_event_BL] = windows.item_rows[at]
-    targets_BL[is_event_BL] = windows.item_rows[at + 1]
+    read = ranges(starts, lengths)
+    inputs_BL[is_event_BL] = windows.events.values[read]
+    targets_BL[is_event_BL] = windows.events.values[read + 1]
     return SequenceBatch(inputs_BL, targets_BL, windows.user_keys[chosen])
 
 
 @dataclass(frozen=True)
 class ValidationUsers:
-    """Users with what training saw of them and the later items, new to them, that a good model ranks high."""
+    """Users whose histories training has seen, and the later items, new to them, that a good model ranks high."""
 
     user_keys: Int64
-    histories: Sequences
-    held_out: Sequences
+    histories: Lists
+    held_out: Lists
 
     def __len__(self) -> int:
         return len(self.user_keys)
 
     def take(self, chosen: Int64) -> "ValidationUsers":
-        return ValidationUsers(self.user_keys[chosen], _take(self.histories, chosen), _take(self.held_out, chosen))
+        return ValidationUsers(self.user_keys[chosen], self.histories.take(chosen), self.held_out.take(chosen))
 
     def tiles(self, size: int) -> Iterator["ValidationUsers"]:
         """The users in runs of at most `size`."""
@@ -109,21 +101,19 @@ class ValidationUsers:
             yield self.take(np.arange(first, min(first + size, len(self))))
 
 
-def validation_users(histories: Sequences, held_out: Sequences, user_keys: Int64) -> ValidationUsers:
-    """Those users that have a history and, after it, an item that is not in it; seen held-out items are left out."""
-    stride = int(max(histories.item_rows.max(initial=0), held_out.item_rows.max(initial=0))) + 1
-    is_new = ~np.isin(_codes(held_out, stride), _codes(histories, stride))
-    owner = np.repeat(np.arange(len(user_keys)), held_out.lengths)
-    num_new = np.bincount(owner[is_new], minlength=len(user_keys)).astype(np.int64)
-    new = Sequences(offsets_of(num_new), held_out.item_rows[is_new])
-    return ValidationUsers(user_keys, histories, new).take(np.flatnonzero((num_new > 0) & (histories.lengths > 0)))
+def validation_users(histories: Lists, held_out: Lists, user_keys: Int64) -> ValidationUsers:
+    """The users that have a history and, after it, an item that is not in it; seen held-out items are left out."""
+    new = held_out.minus(histories)
+    chosen = np.flatnonzero((new.lengths > 0) & (histories.lengths > 0))
+    return ValidationUsers(user_keys, histories, new).take(chosen)
 
 
 def join_validation_users(parts: Iterable[ValidationUsers]) -> ValidationUsers:
     """The users of several buckets as one."""
-    found = list(parts)
-    keys = np.concatenate([np.empty(0, np.int64), *(part.user_keys for part in found)])
-    return ValidationUsers(keys, _join(p.histories for p in found), _join(p.held_out for p in found))
+    all_parts = list(parts)
+    keys = np.concatenate([np.empty(0, np.int64), *(part.user_keys for part in all_parts)])
+    histories = Lists.concat(part.histories for part in all_parts)
+    return ValidationUsers(keys, histories, Lists.concat(part.held_out for part in all_parts))
 
 
 def sample_users(users: ValidationUsers, share: float, seed: int) -> ValidationUsers:
@@ -131,20 +121,3 @@ def sample_users(users: ValidationUsers, share: float, seed: int) -> ValidationU
     noise = (users.user_keys.astype(np.uint64) + np.uint64(seed)) * np.uint64(0x9E3779B97F4A7C15)
     noise = (noise ^ (noise >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
     return users.take(np.flatnonzero((noise >> np.uint64(11)).astype(np.float64) < share * 2.0**53))
-
-
-def _codes(sequences: Sequences, stride: int) -> Int64:
-    """One number for each (sequence, item row)."""
-    owner = np.repeat(np.arange(len(sequences.lengths), dtype=np.int64), sequences.lengths)
-    return owner * stride + sequences.item_rows
-
-
-def _take(sequences: Sequences, chosen: Int64) -> Sequences:
-    lengths = sequences.lengths[chosen]
-    return Sequences(offsets_of(lengths), sequences.item_rows[ranges(sequences.offsets[:-1][chosen], lengths)])
-
-
-def _join(parts: Iterable[Sequences]) -> Sequences:
-    found = list(parts)
-    lengths = np.concatenate([np.empty(0, np.int64), *(part.lengths for part in found)])
-    return Sequences(offsets_of(lengths), np.concatenate([np.empty(0, np.int32), *(part.item_rows for part in found)]))

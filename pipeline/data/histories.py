@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.lists import Float32, Int32, Int64, Sequences, offsets_of, ranges
+from pipeline.data.lists import Float32, Int32, Int64, Lists, offsets_of, ranges
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Bucket:
             return keys
         return _checksums(self.user_ids)
 
-    def cut(self, part: str) -> Sequences:
+    def cut(self, part: str) -> Lists:
         """The history that is visible in `part`: train, before_test (train and validation), or whole."""
         visible = {
             "train": self.num_train.astype(np.int64),
@@ -45,7 +45,7 @@ class Bucket:
         }[part]
         return self._events(self.offsets[:-1], visible)
 
-    def held_out(self, part: str) -> Sequences:
+    def held_out(self, part: str) -> Lists:
         """The events that `part` (validation or test) holds out."""
         after_train = self.offsets[:-1] + self.num_train
         after_validation = after_train + self.num_validation
@@ -55,8 +55,8 @@ class Bucket:
             return self._events(after_validation, self.offsets[1:] - after_validation)
         raise KeyError(part)
 
-    def _events(self, starts: Int64, lengths: Int64) -> Sequences:
-        return Sequences(offsets_of(lengths), self.item_rows[ranges(starts, lengths)])
+    def _events(self, starts: Int64, lengths: Int64) -> Lists:
+        return Lists(offsets_of(lengths), self.item_rows[ranges(starts, lengths)])
 
 
 def user_bucket(user_ids: pa.Array, num_buckets: int) -> Int32:

@@ -1,41 +1,101 @@
-"""Ragged arrays: one list of item rows per user."""
+"""Ragged arrays: one list of item rows per owner, a user or a query, all in one array."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 Int32 = npt.NDArray[np.int32]
-
-
 Int64 = npt.NDArray[np.int64]
-
-
 Float32 = npt.NDArray[np.float32]
 
-
-PADDING = -1
+NO_ITEM = -1  # pads lists of item rows where they stand in a rectangle
 
 
 @dataclass(frozen=True)
-class Sequences:
-    """Item rows by user, in the order of the events: user u has `item_rows[offsets[u]:offsets[u + 1]]`."""
+class Lists:
+    """The list of owner b is `values[offsets[b]:offsets[b + 1]]`. Values are item rows: not negative."""
 
-    offsets: Int64
-    item_rows: Int32
+    offsets: Int64  # one more than there are owners; begins with 0
+    values: Int32
+
+    @staticmethod
+    def of(lists: Iterable[npt.ArrayLike]) -> "Lists":
+        """One owner for each of the given lists."""
+        arrays = [np.asarray(each, dtype=np.int32) for each in lists]
+        lengths = np.array([len(each) for each in arrays], dtype=np.int64)
+        return Lists(offsets_of(lengths), np.concatenate([np.empty(0, np.int32), *arrays]))
+
+    @staticmethod
+    def empty(num_owners: int) -> "Lists":
+        """Owners without a value."""
+        return Lists(np.zeros(num_owners + 1, np.int64), np.empty(0, np.int32))
+
+    @staticmethod
+    def concat(parts: Iterable["Lists"]) -> "Lists":
+        """The owners of all parts, one part after the other."""
+        all_parts = list(parts)
+        lengths = np.concatenate([np.empty(0, np.int64), *(part.lengths for part in all_parts)])
+        return Lists(offsets_of(lengths), np.concatenate([np.empty(0, np.int32), *(part.values for part in all_parts)]))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, owner: int) -> Int32:
+        return self.values[self.offsets[owner] : self.offsets[owner + 1]]
 
     @property
     def lengths(self) -> Int64:
         return np.diff(self.offsets)
 
+    @property
+    def owners(self) -> Int64:
+        """The owner of each value."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    def take(self, owners: Int64) -> "Lists":
+        """The lists of the given owners, in the given order; owner -1 has an empty list."""
+        lengths = np.where(owners >= 0, self.offsets[owners + 1] - self.offsets[owners], 0)
+        return Lists(offsets_of(lengths), self.values[ranges(self.offsets[owners], lengths)])
+
+    def narrow(self, start: int, stop: int) -> "Lists":
+        """The lists of owners `start` to `stop`, without a copy of the values."""
+        offsets = self.offsets[start : stop + 1]
+        return Lists(offsets - offsets[0], self.values[offsets[0] : offsets[-1]])
+
+    def where(self, is_kept: npt.NDArray[np.bool_]) -> "Lists":
+        """The same owners with only some of the values, in their order."""
+        kept_before = np.concatenate([[0], np.cumsum(is_kept)])
+        return Lists(kept_before[self.offsets], self.values[is_kept])
+
+    def within(self, low: int, high: int) -> "Lists":
+        """The values from `low` to `high`, counted from `low`."""
+        kept = self.where((self.values >= low) & (self.values < high))
+        return Lists(kept.offsets, (kept.values - low).astype(np.int32))
+
+    def distinct(self) -> "Lists":
+        """Each list in ascending order and without repeats."""
+        span = _span(self)
+        codes = np.unique(self._codes(span))
+        lengths = np.bincount(codes // span, minlength=len(self)).astype(np.int64)
+        return Lists(offsets_of(lengths), (codes % span).astype(np.int32))
+
+    def minus(self, others: "Lists") -> "Lists":
+        """Without the values that the same owner has in `others`; the order stays."""
+        span = max(_span(self), _span(others))
+        return self.where(~np.isin(self._codes(span), others._codes(span)))
+
     def last(self, n: int) -> tuple[Int32, Int32]:
-        """The last `n` events of each user, oldest first, as (users, n) rows with -1 to the right of them, and the
-        number of events in each row."""
+        """(owners, n): the last `n` values of each list, padded with NO_ITEM at the right, and how many there are."""
         lengths = np.minimum(self.lengths, n)
-        rows = np.full((len(lengths), n), PADDING, dtype=np.int32)
-        kept = np.arange(n) < lengths[:, None]
-        rows[kept] = self.item_rows[ranges(self.offsets[1:] - lengths, lengths)]
+        rows = np.full((len(self), n), NO_ITEM, dtype=np.int32)
+        rows[np.arange(n) < lengths[:, None]] = self.values[ranges(self.offsets[1:] - lengths, lengths)]
         return rows, lengths.astype(np.int32)
+
+    def _codes(self, span: int) -> Int64:
+        """One number for each pair of an owner and a value below `span`."""
+        return self.owners * span + self.values
 
 
 def offsets_of(lengths: Int64) -> Int64:
@@ -49,3 +109,7 @@ def ranges(starts: Int64, lengths: Int64) -> Int64:
     """`starts[0], starts[0] + 1, …` for `lengths[0]` numbers, then the same for the next run, in one array."""
     shifts = starts - offsets_of(lengths)[:-1]
     return np.repeat(shifts, lengths) + np.arange(lengths.sum(), dtype=np.int64)
+
+
+def _span(lists: Lists) -> int:
+    return 1 + int(lists.values.max(initial=0))

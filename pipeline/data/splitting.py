@@ -98,7 +98,7 @@ def item_counts(bucket: Bucket) -> tuple[Int64, Int64]:
     """The item rows that the bucket has events of, and (3, rows) numbers of events: all, train, validation."""
     rows, num_events = np.unique(bucket.item_rows, return_counts=True)
     parts = [
-        np.bincount(np.searchsorted(rows, part.item_rows), minlength=len(rows))
+        np.bincount(np.searchsorted(rows, part.values), minlength=len(rows))
         for part in (bucket.cut("train"), bucket.held_out("validation"))
     ]
     return rows.astype(np.int64), np.stack([num_events, *parts]).astype(np.int64)

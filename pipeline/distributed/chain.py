@@ -1,7 +1,7 @@
 """A chain of stages over units of work, on Ray Data: one row per unit, actors that come back from the dead alone.
 
-A stage is a plain class: it loads in its constructor from URIs and frozen settings, and turns a unit's payload into
-the next one. It knows nothing of Ray. Here is what Ray adds: pools of actors, retries with an end, and accounting.
+A stage knows nothing of Ray (`pipeline/stages/runner.py`). Here is what Ray adds: pools of actors, retries with an end,
+and accounting.
 """
 
 import asyncio
@@ -11,21 +11,22 @@ import random
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import ray
 import torch
 from ray.data import ActorPoolStrategy, Dataset
-from ray.data.exceptions import ExecutionTimeoutError
-from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.command import cause_of
+from pipeline.distributed.cluster import ActorNeed
+from pipeline.distributed.errors import ray_errors_translated
 from pipeline.errors import InfrastructureError, NightrailsError
+from pipeline.stages.progress import Progress
+from pipeline.stages.runner import Payload, Stage, StageFunction
 
 # Ray restarts an actor that dies without end, and 2.60 has no supported way to say otherwise (max_restarts passes
 # through arguments that leave with 2.64). A unit that kills its actor so often is what kills it.
@@ -36,74 +37,61 @@ UNITS_PER_ACTOR = 2
 # Storage and network: attempts in one process, after waits of about 1, 2 and 4 seconds.
 MAX_TRIES = 4
 FIRST_WAIT_SECONDS = 1.0
-SECONDS_BETWEEN_LOG_LINES = 60.0
 
 ROW = pa.schema([pa.field("unit", pa.int32()), pa.field("payload", pa.large_binary())])
-Payload = bytes | pa.Buffer
 Result = TypeVar("Result")
 
 log = logging.getLogger("nightrails")
 
 
-class StageFunction(Protocol):
-    """What a stage's class makes."""
-
-    def __call__(self, unit: int, payload: Payload) -> Payload: ...
-
-
 @dataclass(frozen=True)
-class Stage:
-    """One link: a class, the URIs and settings to construct it from, and the actors that run it."""
+class Pool:
+    """The actors that run one stage, and what each of them is given."""
 
-    function: Callable[..., StageFunction]
-    arguments: Mapping[str, Any]
+    stage: Stage
     num_actors: int
     num_cpus: float
     num_gpus: float = 0.0
 
     @property
-    def name(self) -> str:
-        return self.function.__name__
+    def need(self) -> ActorNeed:
+        return ActorNeed(self.stage.name, self.num_actors, self.num_cpus, self.num_gpus)
 
 
-def run_chain(what: str, units: Sequence[int], stages: Sequence[Stage], threads: int) -> dict[int, bytes]:
-    """Send every unit through all stages and return the last payload of each.
+def run_chain(label: str, units: Sequence[int], pools: Sequence[Pool], threads: int) -> None:
+    """Send every unit through all stages, each in its pool of actors.
 
     Raises our own error when a stage did, InfrastructureError when Ray gave up or a unit was lost or doubled.
     """
-    window = UNITS_PER_ACTOR * sum(stage.num_actors for stage in stages)
+    window = UNITS_PER_ACTOR * sum(pool.num_actors for pool in pools)
     ledger_name = f"ledger-{uuid.uuid4().hex}"
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     ledger = Ledger.options(name=ledger_name, scheduling_strategy=here).remote(list(units), window)
     # from_arrow would start a task per block, to describe it.
     dataset = ray.data.from_items([{"unit": unit, "payload": b""} for unit in units], override_num_blocks=len(units))
-    for position, stage in enumerate(stages):
-        place = Place(position, is_last=stage is stages[-1])
-        dataset = _add_stage(dataset, stage, place, ledger_name, threads)
-    payloads: dict[int, bytes] = {}
+    for position, pool in enumerate(pools):
+        dataset = _add_stage(dataset, pool, position, position == len(pools) - 1, ledger_name, threads)
     seen: Counter[int] = Counter()
-    started = time.monotonic()
+    progress = Progress(label, len(units))
     try:
-        for result in _logged(what, dataset.iter_rows(), len(units)):
-            seen[result["unit"]] += 1
-            payloads[result["unit"]] = result["payload"]
-    except Exception as error:
-        raise _translated(error) from error
+        with ray_errors_translated():
+            for row in dataset.iter_rows():
+                seen[row["unit"]] += 1
+                progress.report(1)
     finally:
         ray.kill(ledger)
-    check_accounted(what, units, seen)
-    log.info("%s: %d units in %.0f s", what, len(units), time.monotonic() - started)
-    return payloads
+    check_accounted(label, units, seen)
+    progress.finish()
 
 
-def check_accounted(what: str, units: Sequence[int], seen: Mapping[int, int]) -> None:
+def check_accounted(label: str, units: Sequence[int], seen: Mapping[int, int]) -> None:
     """Every unit that went in came out, once."""
     lost = sorted(set(units) - set(seen))
     doubled = sorted(unit for unit, times in seen.items() if times > 1)
     strange = sorted(set(seen) - set(units))
     if lost or doubled or strange:
         raise InfrastructureError(
-            f"{what}: units lost {lost}, doubled {doubled}, unknown {strange}; run again to resume"
+            f"{label}: units lost {lost}, doubled {doubled}, unknown {strange}; run again to resume"
         )
 
 
@@ -162,20 +150,12 @@ class Ledger:
             self._changed.notify_all()
 
 
-@dataclass(frozen=True)
-class Place:
-    """Of a stage in its chain."""
-
-    position: int
-    is_last: bool
-
-
 class StageActor:
     """Runs one stage for Ray Data: rows in, rows out, one unit at a time."""
 
-    def __init__(self, stage: Stage, place: Place, ledger: str, threads: int) -> None:
+    def __init__(self, stage: Stage, position: int, is_last: bool, ledger: str, threads: int) -> None:
         torch.set_num_threads(threads)  # Ray sets OMP_NUM_THREADS from num_cpus
-        self._stage, self._place = stage, place
+        self._stage, self._position, self._is_last = stage, position, is_last
         self._ledger = ray.get_actor(ledger)
         try:
             self._function: StageFunction = with_backoff(lambda: stage.function(**stage.arguments))
@@ -186,7 +166,7 @@ class StageActor:
     def __call__(self, batch: pa.Table) -> pa.Table:
         (unit,) = batch["unit"].to_pylist()
         payload = batch["payload"].chunk(0)[0].as_buffer()
-        begun = ray.get(self._ledger.begin.remote(self._place.position, unit))
+        begun = ray.get(self._ledger.begin.remote(self._position, unit))
         if begun > MAX_ATTEMPTS:
             raise InfrastructureError(
                 f"unit {unit} has ended the process of {self._stage.name} {MAX_ATTEMPTS} times (out of memory?); "
@@ -199,7 +179,7 @@ class StageActor:
         except torch.AcceleratorError as error:
             log.error("%s, unit %d: %s; leaving the process for a fresh one", self._stage.name, unit, error)
             os._exit(1)  # after a device-side fault every later call in this process fails too
-        if self._place.is_last:
+        if self._is_last:
             ray.get(self._ledger.finish.remote(unit))
         return row(unit, result)
 
@@ -219,50 +199,23 @@ def row(unit: int, payload: Payload) -> pa.Table:
     return pa.Table.from_arrays([pa.array([unit], pa.int32()), column], schema=ROW)
 
 
-def _add_stage(dataset: Dataset, stage: Stage, place: Place, ledger: str, threads: int) -> Dataset:
+def _add_stage(dataset: Dataset, pool: Pool, position: int, is_last: bool, ledger: str, threads: int) -> Dataset:
+    stage = pool.stage
     # A subclass of its own name per stage, so that logs, `ray status` and process titles tell the stages apart.
     named = type(stage.name, (StageActor,), {"__module__": __name__})
     return dataset.map_batches(
         named,
-        fn_constructor_kwargs={"stage": stage, "place": place, "ledger": ledger, "threads": threads},
+        fn_constructor_kwargs={
+            "stage": stage,
+            "position": position,
+            "is_last": is_last,
+            "ledger": ledger,
+            "threads": threads,
+        },
         batch_size=1,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=stage.num_actors),
-        num_cpus=stage.num_cpus,
-        num_gpus=stage.num_gpus or None,
+        compute=ActorPoolStrategy(size=pool.num_actors),
+        num_cpus=pool.num_cpus,
+        num_gpus=pool.num_gpus or None,
         udf_modifying_row_count=False,
     )
-
-
-def _logged(what: str, rows: Iterator[dict[str, Any]], total: int) -> Iterator[dict[str, Any]]:
-    """The same rows, with a line a minute on how far it is."""
-    started = last = time.monotonic()
-    for done, result in enumerate(rows, start=1):
-        yield result
-        now = time.monotonic()
-        if now - last >= SECONDS_BETWEEN_LOG_LINES and done < total:
-            last = now
-            log.info(
-                "%s: %d of %d units, about %.0f min left",
-                what,
-                done,
-                total,
-                (now - started) / done * (total - done) / 60,
-            )
-
-
-def _translated(error: Exception) -> Exception:
-    """Our own error if one lies behind Ray's, the stage's if it failed by itself, else an infrastructure error."""
-    cause = cause_of(error)
-    if isinstance(cause, NightrailsError):
-        return cause
-    if isinstance(cause, ExecutionTimeoutError):
-        return InfrastructureError(
-            "no unit moved for cluster.no_progress_minutes; is a node missing? If a unit takes longer than that, raise "
-            f"output.num_buckets or the limit. {str(cause).splitlines()[0]}"
-        )
-    if isinstance(cause, RayTaskError) and isinstance(cause.cause, Exception):
-        return cause.cause
-    if isinstance(cause, RayError):
-        return InfrastructureError(f"Ray gave up: {' '.join(str(cause).split())[:500]}")
-    return cause if isinstance(cause, Exception) else error

@@ -1,29 +1,21 @@
 """The Ray cluster a job runs on: joining or starting it, what it offers, and how long it may take."""
 
-import ctypes
 import logging
 import os
-import signal
-import sys
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ray
 import torch  # noqa: F401 - here, while this process has one thread: loaded amid Ray's threads, its MKL once aborted
 from ray.data import DataContext
+from ray.exceptions import AuthenticationError
 
+from pipeline.distributed.restart_notice import swallow_restart_notice
 from pipeline.errors import InfrastructureError, InputError
 from pipeline.settings import Settings
 
 # Actors of one stage that may die in a row while they load, each being replaced by a fresh process.
 MAX_DEATHS_WHILE_LOADING = 2
-# A job past its deadline is interrupted; when that does not end it, its process is, so many seconds later.
-GRACE_SECONDS = 120.0
-INTERRUPT_AGAIN_SECONDS = 30.0
-
 # What these say is raised as well, or we asked for it.
 QUIET = {
     "exceptions": logging.CRITICAL,
@@ -77,7 +69,8 @@ class ActorNeed:
 def connect(settings: Settings) -> Cluster:
     """Join the cluster this job was submitted to (`RAY_ADDRESS`), else start a local one; safe to call again.
 
-    Raises InputError when the root cannot be seen from every node, InfrastructureError when no cluster answers.
+    Raises InputError when the root cannot be seen from every node or the address or token is wrong by itself,
+    InfrastructureError when no cluster answers.
     """
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS") or "local"
@@ -91,10 +84,14 @@ def connect(settings: Settings) -> Cluster:
                 log_to_driver=False,
                 **({"include_dashboard": False} if address == "local" else {}),
             )
+        except (AuthenticationError, ValueError) as error:  # no token; an address that is none
+            raise InputError(f"RAY_ADDRESS {address!r}: {error}") from error
         except (ConnectionError, RuntimeError) as error:
             raise InfrastructureError(
-                f"no Ray cluster at {address!r} ({error}); is it up, and its token known?"
+                f"no Ray cluster at {address!r} ({error}). Is it up? If it asks for a token, this process needs "
+                "RAY_AUTH_MODE=token in its environment, and the token in ~/.ray/auth_token"
             ) from error
+        swallow_restart_notice()
         log.info("%s", describe())
     cluster = describe()
     check_root(settings, cluster)
@@ -154,82 +151,6 @@ def what_is_missing(nodes: Sequence[Node], needs: Sequence[ActorNeed]) -> str:
 def _holds(place: list[float], need: ActorNeed) -> bool:
     rounding = 1e-6  # fractions of a CPU are added and subtracted
     return place[0] + rounding >= need.cpus and place[1] + rounding >= need.gpus
-
-
-@contextmanager
-def deadline(minutes: float, grace: float = GRACE_SECONDS) -> Iterator[None]:
-    """Raise InfrastructureError in this thread when the block takes longer; what is done stays done.
-
-    Some hangs of a cluster can only be seen from outside. The thread is interrupted as by Ctrl-C, which Ray answers
-    by cleaning up, and again in case the first was swallowed; a process that is stuck beyond that exits with 30.
-    """
-    over, expired, turn = threading.Event(), threading.Event(), threading.Lock()
-    message = f"not finished within the deadline of {minutes:g} minutes (cluster.deadline_minutes); a rerun resumes"
-    watched = threading.current_thread()
-    arguments = (watched, minutes * 60, grace, over, expired, turn, message)
-    with _interruptible():
-        threading.Thread(target=_watch, args=arguments, daemon=True).start()
-        try:
-            try:
-                yield
-            finally:
-                with turn:  # no interrupt is under way, and none follows
-                    over.set()
-        except KeyboardInterrupt:
-            if not expired.is_set():
-                raise
-            raise InfrastructureError(message) from None
-        except Exception as error:
-            if not expired.is_set():
-                raise
-            raise InfrastructureError(message) from error
-
-
-def _watch(
-    watched: threading.Thread,
-    seconds: float,
-    grace: float,
-    over: threading.Event,
-    expired: threading.Event,
-    turn: threading.Lock,
-    message: str,
-) -> None:
-    if over.wait(seconds):
-        return
-    log.error("%s", message)
-    end = time.monotonic() + grace
-    while (left := end - time.monotonic()) > 0:
-        with turn:
-            if over.is_set():
-                return
-            expired.set()
-            _interrupt(watched)
-        if over.wait(min(left, INTERRUPT_AGAIN_SECONDS)):
-            return
-    print(f"error: {message}", file=sys.stderr, flush=True)  # noqa: T201
-    os._exit(InfrastructureError.exit_code)
-
-
-def _interrupt(thread: threading.Thread) -> None:
-    if thread is threading.main_thread():
-        signal.pthread_kill(thread.ident, signal.SIGINT)  # also ends a wait on a lock
-    else:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(KeyboardInterrupt))
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGINT raises KeyboardInterrupt: in a shell's background job it comes switched off."""
-    on_main_thread = threading.current_thread() is threading.main_thread()
-    previous = signal.getsignal(signal.SIGINT)
-    if not on_main_thread or previous not in (signal.SIG_IGN, signal.SIG_DFL, None):
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous or signal.SIG_DFL)
 
 
 def _set_data_defaults(settings: Settings) -> None:

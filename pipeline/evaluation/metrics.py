@@ -1,23 +1,7 @@
 """How good ranked lists are: one small function per metric, and sums of them that units can be added up from.
 
 Arrays end in their shape: B queries, K places of a list (best first), N items. A ranked list is int rows (B, K) padded
-with -1. `Targets` are the rows that should have been found, one non-empty set per query.
-
-`evaluations/<id>/metrics.json` is made of these; it reads
-
-    {"queries": 5321,                          users with at least one target that were asked (a seeded sample)
-     "protocol": "…",                          one sentence: what was asked, what counts as found
-     "method": "exact", "k": 100, "cutoffs": [10, 50, 100],
-     "model":      {"hr@10": {"mean": .31, "low": .30, "high": .32}, "ndcg@10": …, "recall@10": …, …, "mrr": …},
-     "popularity": {the same keys},
-     "overlap": {"k": 100, "queries": 500, "mean": .993, "low": .990, "high": .996, "against": "exact search"},
-     "without_history": 12,                    users with a target who could not be asked: no earlier event
-     "coverage": {"model": .63, "popularity": .04},     share of the catalogue in at least one list
-     "gini":     {"model": .71, "popularity": .98},     of how often each item is shown; 0 = all equally often
-     "seconds": 12.3}
-
-Cutoffs above `search.k` are left out, since a list has only k places; when that leaves none, k itself is the cutoff.
-`mrr` is over the k places of the list.
+with -1. Targets are the distinct rows that should have been found: one list per query, none of them empty.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.lists import NO_ITEM, Lists, offsets_of
+from pipeline.evaluation.results import Estimate
+
 Z95 = 1.959963984540054  # standard normal quantile of a two-sided 95 % interval
 
 Floats = NDArray[np.float64]
@@ -33,38 +20,17 @@ Rows = NDArray[np.integer]
 Bools = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Targets:
-    """The distinct item rows that a query should find: those of query b are `rows[offsets[b]:offsets[b + 1]]`."""
-
-    offsets: NDArray[np.int64]
-    rows: Rows
-
-    @property
-    def counts_B(self) -> NDArray[np.int64]:
-        return np.diff(self.offsets)
-
-    def take(self, queries: NDArray[np.int64]) -> "Targets":
-        """The targets of these queries, in this order."""
-        counts = self.counts_B[queries]
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-        at = np.arange(offsets[-1]) + np.repeat(self.offsets[queries] - offsets[:-1], counts)
-        return Targets(offsets, self.rows[at])
-
-
 def measured_cutoffs(cutoffs: Iterable[int], k: int) -> tuple[int, ...]:
     """The cutoffs that a list of k places can answer, ascending; k itself when none can."""
     return tuple(sorted({cutoff for cutoff in cutoffs if cutoff <= k} or {k}))
 
 
-def find_hits(ranked_BK: Rows, targets: Targets) -> Bools:
-    """(B, K): does this place of the list hold one of the query's targets?"""
-    num_queries = ranked_BK.shape[0]
-    span = 1 + max(int(ranked_BK.max(initial=0)), int(targets.rows.max(initial=0)))
-    query_B = np.arange(num_queries, dtype=np.int64)
-    wanted = np.repeat(query_B, targets.counts_B) * span + targets.rows
-    found_BK = query_B[:, None] * span + ranked_BK
-    return np.isin(found_BK, wanted) & (ranked_BK >= 0)
+def find_hits(ranked_BK: Rows, targets: Lists) -> Bools:
+    """(B, K): whether this place of the list holds one of the query's targets."""
+    span = 1 + max(int(ranked_BK.max(initial=0)), int(targets.values.max(initial=0)))
+    wanted = targets.owners * span + targets.values
+    shown_BK = np.arange(len(ranked_BK))[:, None] * span + ranked_BK
+    return np.asarray(np.isin(shown_BK, wanted) & (ranked_BK != NO_ITEM))
 
 
 def hit_rate_at_k(is_hit_BK: Bools, k: int) -> Floats:
@@ -102,16 +68,11 @@ def overlap_at_k(found_BK: Rows, exact_BK: Rows, k: int) -> Floats:
 
     An exact list may be shorter than k (few items are left for the query); where it is empty nothing was missed.
     """
-    exact = exact_BK[:, :k]
-    counts_B = (exact >= 0).sum(axis=1)
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts_B)])
-    hits_B = find_hits(found_BK[:, :k], Targets(offsets, exact[exact >= 0])).sum(axis=1)
+    is_item_BK = exact_BK[:, :k] != NO_ITEM
+    counts_B = is_item_BK.sum(axis=1)
+    targets = Lists(offsets_of(counts_B), exact_BK[:, :k][is_item_BK].astype(np.int32))
+    hits_B = find_hits(found_BK[:, :k], targets).sum(axis=1)
     return np.where(counts_B > 0, hits_B / np.maximum(counts_B, 1), 1.0)
-
-
-def count_exposure(ranked_BK: Rows, num_items: int) -> NDArray[np.int64]:
-    """(N,): in how many of the lists each item is."""
-    return np.bincount(ranked_BK[ranked_BK >= 0], minlength=num_items).astype(np.int64)
 
 
 def catalogue_coverage(exposure_N: NDArray[np.int64]) -> float:
@@ -175,9 +136,9 @@ class MeanSum:
 RankingSums = Mapping[str, MeanSum]
 
 
-def ranking_sums(ranked_BK: Rows, targets: Targets, cutoffs: Sequence[int]) -> dict[str, MeanSum]:
+def ranking_sums(ranked_BK: Rows, targets: Lists, cutoffs: Sequence[int]) -> dict[str, MeanSum]:
     """`hr@c`, `ndcg@c` and `recall@c` for each cutoff, and `mrr`, summed over the queries."""
-    is_hit_BK, counts_B = find_hits(ranked_BK, targets), targets.counts_B
+    is_hit_BK, counts_B = find_hits(ranked_BK, targets), targets.lengths
     sums = {}
     for cutoff in cutoffs:
         sums[f"hr@{cutoff}"] = MeanSum.of(hit_rate_at_k(is_hit_BK, cutoff))
@@ -196,10 +157,10 @@ def add_sums(parts: Iterable[RankingSums]) -> dict[str, MeanSum]:
     return total
 
 
-def summarise(sums: RankingSums) -> dict[str, dict[str, float]]:
-    """`{"hr@10": {"mean", "low", "high"}, …}`: Wilson's interval for hit rates, the normal one for all other means."""
-    summary = {}
+def summarise(sums: RankingSums) -> dict[str, Estimate]:
+    """The estimate of each metric: Wilson's interval for hit rates, the normal one for all other means."""
+    estimates = {}
     for name, value in sums.items():
         low, high = value.wilson_interval() if name.startswith("hr@") else value.normal_interval()
-        summary[name] = {"mean": value.mean, "low": low, "high": high}
-    return summary
+        estimates[name] = Estimate(mean=value.mean, low=low, high=high)
+    return estimates

@@ -1,24 +1,21 @@
 """Ranking by popularity, the floor that every model is held against. B queries, N items, K kept."""
 
-from itertools import pairwise
-
 import numpy as np
 
-from pipeline.data.lists import Int64
-from pipeline.retrieval.filters import Exclusions
-from pipeline.retrieval.topk import NO_ITEM
+from pipeline.data.lists import NO_ITEM, Int64, Lists
 
 
-def rank_by_popularity(counts_N: Int64, excluded: Exclusions, k: int) -> Int64:
+def rank_by_popularity(counts_N: Int64, excluded: Lists, k: int) -> Int64:
     """(B, K) item rows: for each query the k items with the most events that are not excluded, ties by row.
 
-    In the order of popularity the i-th item that is left has place i + the number of excluded places before it.
+    In the order of popularity, the i-th item that is left has as its position i + the number of excluded positions
+    before it.
     """
-    row_of_place = np.lexsort((np.arange(len(counts_N)), -counts_N))
-    place_of_row = np.argsort(row_of_place)
-    places_BK = np.full((len(excluded), k), len(counts_N), dtype=np.int64)
-    for query, (low, high) in enumerate(pairwise(excluded.offsets)):
-        hidden = np.unique(place_of_row[excluded.rows[low:high]])
+    row_of_position = np.lexsort((np.arange(len(counts_N)), -counts_N))
+    position_of_row = np.argsort(row_of_position)
+    positions_BK = np.full((len(excluded), k), len(counts_N), dtype=np.int64)
+    for query in range(len(excluded)):
+        hidden = np.unique(position_of_row[excluded[query]])
         num_before = np.searchsorted(hidden - np.arange(len(hidden)), np.arange(k), side="right")
-        places_BK[query] = np.arange(k) + num_before
-    return np.append(row_of_place, NO_ITEM)[np.minimum(places_BK, len(counts_N))]
+        positions_BK[query] = np.arange(k) + num_before
+    return np.append(row_of_position, NO_ITEM)[np.minimum(positions_BK, len(counts_N))]

@@ -4,26 +4,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.histories import Bucket
-from pipeline.data.lists import Int64, Sequences, offsets_of
-from pipeline.evaluation.metrics import Targets
+from pipeline.data.lists import Int64, Lists
 
 
-def held_out_targets(bucket: Bucket) -> Targets:
+def held_out_targets(bucket: Bucket) -> Lists:
     """(U users): the distinct items of each user's test events that are not in the history before the test.
 
     An item seen before is excluded from every list, so it could not be found and is no target. A user may have none.
     """
-    test, visible = bucket.held_out("test"), bucket.cut("before_test")
-    span = 1 + int(bucket.item_rows.max(initial=0))
-    wanted, seen = np.unique(_pairs(test, span)), _pairs(visible, span)
-    new = wanted[~np.isin(wanted, seen)]
-    counts = np.bincount(new // span, minlength=bucket.num_users).astype(np.int64)
-    return Targets(offsets_of(counts), (new % span).astype(np.int32))
+    return bucket.held_out("test").distinct().minus(bucket.cut("before_test"))
 
 
 def evaluable_users(bucket: Bucket) -> tuple[Int64, int]:
     """The users with a visible event and a target, and how many have a target but no visible event."""
-    has_target = held_out_targets(bucket).counts_B > 0
+    has_target = held_out_targets(bucket).lengths > 0
     has_history = bucket.cut("before_test").lengths > 0
     return np.flatnonzero(has_target & has_history), int((has_target & ~has_history).sum())
 
@@ -35,8 +29,3 @@ def sampling_keys(user_keys: Int64, seed: int) -> NDArray[np.uint64]:
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     return mixed ^ (mixed >> np.uint64(31))
-
-
-def _pairs(sequences: Sequences, span: int) -> Int64:
-    users = np.repeat(np.arange(len(sequences.lengths), dtype=np.int64), sequences.lengths)
-    return users * span + sequences.item_rows

@@ -1,15 +1,9 @@
-"""The Checkpoint artifact: weights as safetensors, configuration and metrics as JSON, never a pickle.
+"""The Checkpoint artifact: weights as safetensors, configuration and metrics as JSON, never a pickle; and the state of
+an unfinished training run, in the same formats."""
 
-The files carry their hash in their names, so that what an interrupted run left behind is never in the way of the next
-one. The manifest, written last, says which files are the model.
-"""
-
-import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -17,99 +11,73 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from pipeline.artifacts import Checkpoint, FileEntry, Manifest
+from pipeline.artifacts import Artifact, FileEntry, Manifest
 from pipeline.config import Config
 from pipeline.errors import InputError
-from pipeline.io.artifacts import file_entry, now, read_manifest, versions, write_manifest
-from pipeline.io.storage.base import ObjectNotFoundError, Storage, put
+from pipeline.io.artifacts import parse, read_file, require_manifest, seal, write_file
+from pipeline.io.night import Night
+from pipeline.io.storage.base import Storage
 from pipeline.model.model import RetrievalModel
+from pipeline.model.results import TrainingMetrics
 from pipeline.model.training import EpochReport, TrainingState
 from pipeline.settings import ModelSettings, Settings
 
+REMEDY = "remove the model and train again"
 TENSORS, HISTORY = "state.safetensors", "history.json"  # of an unfinished training run
 
 
 class ModelConfig(Config):
-    """`config.json`: all that is needed to build the model whose weights lie beside it."""
+    """All that is needed to build the model whose weights lie beside it."""
 
     model: ModelSettings
     num_items: int
 
 
-def write_checkpoint(
-    storage: Storage,
-    checkpoint: Checkpoint,
-    model: RetrievalModel,
-    settings: Settings,
-    metrics: Mapping[str, Any],
-    lineage: Mapping[str, str],
-) -> Manifest:
+def write_checkpoint(night: Night, model: RetrievalModel, settings: Settings, metrics: TrainingMetrics) -> Manifest:
     """Write weights, configuration and metrics, then the manifest that makes the artifact exist.
 
-    Raises ConflictError when another run wrote this checkpoint meanwhile with other weights.
+    Returns the manifest that stands, the first of several attempts.
     """
     config = ModelConfig(model=model.settings, num_items=model.num_items)
-    files = {
-        "model": (".safetensors", save_tensors({k: v.contiguous().cpu() for k, v in model.state_dict().items()})),
-        "config": (".json", config.model_dump_json(indent=1).encode()),
-        "metrics": (".json", json.dumps(metrics, indent=1, allow_nan=False).encode()),
-    }
-    entries = []
-    for name, (suffix, data) in files.items():
-        key = f"{name}-{hashlib.sha256(data).hexdigest()[:16]}{suffix}"
-        put(storage, f"{checkpoint.prefix}/{key}", data)
-        entries.append(file_entry(key, data, rows=model.num_items if name == "model" else 1))
-    manifest = Manifest(
+    weights = save_tensors({name: weight.contiguous().cpu() for name, weight in model.state_dict().items()})
+    storage, prefix = night.storage, night.checkpoint.prefix
+    return seal(
+        storage,
+        night.checkpoint,
         kind="checkpoint",
-        id=checkpoint.id,
-        lineage=dict(lineage),
-        settings={"model": settings.model.model_dump(mode="json"), "train": settings.train.model_dump(mode="json")},
-        files=tuple(entries),
+        lineage={"histories": night.histories.id},
+        settings=settings.model_dump(mode="json", include={"model", "train"}),
+        files=(
+            write_file(storage, prefix, "model.safetensors", weights, model.num_items),
+            write_file(storage, prefix, "config.json", config.model_dump_json(indent=1).encode(), 1),
+            write_file(storage, prefix, "metrics.json", metrics.model_dump_json(indent=1).encode(), 1),
+        ),
         counts={"num_items": model.num_items, "num_parameters": sum(p.numel() for p in model.parameters())},
-        created_at=now(),
-        versions=versions(),
     )
-    write_manifest(storage, checkpoint.prefix, manifest)
-    return manifest
 
 
-def load_model(storage: Storage, checkpoint: Checkpoint) -> RetrievalModel:
+def load_model(storage: Storage, checkpoint: Artifact) -> RetrievalModel:
     """The model in evaluation mode, on the CPU. Raises InputError when it is missing or damaged."""
-    manifest = _manifest(storage, checkpoint)
+    manifest = require_manifest(storage, checkpoint, "train")
     try:
         config = ModelConfig.model_validate_json(_read(storage, checkpoint, manifest, "config"))
         model = RetrievalModel(config.model, config.num_items)
         model.load_state_dict(load_tensors(_read(storage, checkpoint, manifest, "model")))
     except (ValidationError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{storage.uri}/{checkpoint.prefix}: not a model of ours ({reason}); train again") from None
+        raise InputError(f"{storage.uri}/{checkpoint.prefix}: not a model of ours ({reason}); {REMEDY}") from None
     return model.eval().requires_grad_(False)
 
 
-def read_metrics(storage: Storage, checkpoint: Checkpoint) -> dict[str, Any]:
+def read_metrics(storage: Storage, checkpoint: Artifact) -> TrainingMetrics:
     """What training measured: the history by epoch and the figures of the chosen one."""
-    metrics: dict[str, Any] = json.loads(_read(storage, checkpoint, _manifest(storage, checkpoint), "metrics"))
-    return metrics
+    manifest = require_manifest(storage, checkpoint, "train")
+    origin = f"{storage.uri}/{checkpoint.key(_entry(manifest, 'metrics').key)}"
+    return parse(TrainingMetrics, _read(storage, checkpoint, manifest, "metrics"), origin, REMEDY)
 
 
-def _manifest(storage: Storage, checkpoint: Checkpoint) -> Manifest:
-    manifest = read_manifest(storage, checkpoint.prefix)
-    if manifest is None:
-        raise InputError(f"{storage.uri}/{checkpoint.prefix}: there is no such model; run jobs/train.py first")
-    return manifest
-
-
-def _read(storage: Storage, checkpoint: Checkpoint, manifest: Manifest, name: str) -> bytes:
-    """One file of the artifact, checked against the manifest."""
-    entry = _entry(manifest, name)
-    key = f"{checkpoint.prefix}/{entry.key}"
-    try:
-        data = storage.read(key)
-    except ObjectNotFoundError:
-        raise InputError(f"{storage.uri}/{key}: the file is gone, though the manifest names it; train again") from None
-    if hashlib.sha256(data).hexdigest() != entry.sha256:
-        raise InputError(f"{storage.uri}/{key}: damaged, its SHA-256 is not that of the manifest; train again")
-    return data
+def _read(storage: Storage, checkpoint: Artifact, manifest: Manifest, name: str) -> bytes:
+    return read_file(storage, checkpoint.prefix, _entry(manifest, name), REMEDY)
 
 
 def _entry(manifest: Manifest, name: str) -> FileEntry:

@@ -11,8 +11,8 @@ import pyarrow.csv as pacsv
 
 from pipeline.errors import InputError
 from pipeline.io.inputs import Log
-from pipeline.io.parquet import errors_name, opened
-from pipeline.io.storage.base import Storage
+from pipeline.io.parquet import arrow_errors_named
+from pipeline.io.storage.base import ObjectInfo
 
 TEXT_BLOCK_BYTES = 4 << 20
 STAND_IN = b"\x1f"  # ASCII unit separator: takes the place of a delimiter of several characters
@@ -48,11 +48,13 @@ class _Malformed:
         return taken
 
 
-def text_rows(file: pa.NativeFile, log: Log, key: str, theirs: dict[str, str], names: list[str]) -> Iterator[RawRows]:
+def text_rows(source: pa.NativeFile, log: Log, file: ObjectInfo, theirs: dict[str, str]) -> Iterator[RawRows]:
+    """The rows of an open text file, `theirs` columns under our names (values of the mapping), block by block."""
+    names = text_header(log, file)
     form = log.source.csv
     malformed = _Malformed()
     several = len(form.delimiter) > 1
-    stream: Any = _decompressed(file, key)
+    stream: Any = _decompressed(source, file.key)
     if several:
         stream = pa.PythonFile(Replaced(stream, form.delimiter.encode(), STAND_IN), mode="r")
     with pacsv.open_csv(
@@ -79,11 +81,11 @@ def text_rows(file: pa.NativeFile, log: Log, key: str, theirs: dict[str, str], n
             yield RawRows(nothing, lines, number)
 
 
-def text_header(storage: Storage, log: Log, key: str) -> list[str]:
+def text_header(log: Log, file: ObjectInfo) -> list[str]:
     """The column names of a text file. Raises InputError when it has not as many as its source names."""
     form = log.source.csv
-    with errors_name(log.origin(key)), opened(storage, key) as file:
-        head = _decompressed(file, key).read(1 << 16)
+    with arrow_errors_named(log.origin(file)), log.open(file) as source:
+        head = _decompressed(source, file.key).read(1 << 16)
     line = head.split(b"\n", 1)[0].removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").rstrip("\r")
     cells: list[str]
     if len(form.delimiter) > 1 or not form.quote:
@@ -94,14 +96,14 @@ def text_header(storage: Storage, log: Log, key: str) -> list[str]:
         return cells
     if len(cells) != len(form.column_names):
         raise InputError(
-            f"{log.origin(key)}: the first line has {len(cells)} columns, but {log.source_file} names "
+            f"{log.origin(file)}: the first line has {len(cells)} columns, but {log.source_file} names "
             f"{len(form.column_names)} ({', '.join(form.column_names)}): {line[:SHOWN]!r}"
         )
     return list(form.column_names)
 
 
-def _decompressed(file: pa.NativeFile, key: str) -> pa.NativeFile:
-    return pa.CompressedInputStream(file, "gzip") if key.endswith(".gz") else file
+def _decompressed(source: pa.NativeFile, key: str) -> pa.NativeFile:
+    return pa.CompressedInputStream(source, "gzip") if key.endswith(".gz") else source
 
 
 class Replaced(io.RawIOBase):

@@ -1,32 +1,26 @@
-"""The Evaluation artifact while it is made: the sample of users, and one small file per unit.
+"""The Evaluation artifact, and what lies in it while it is made: the sample of users, and claims by unit."""
 
-Each file is written whole by one create-if-absent put, so that a unit is done when its file exists.
-"""
+from pydantic import Field
 
-import json
-from collections.abc import Iterator
-from typing import Any, TypeVar
-
-from pydantic import Field, ValidationError
-
-from pipeline.artifacts import Evaluation, Manifest, Night
+from pipeline.artifacts import Artifact, Manifest
 from pipeline.config import Config
-from pipeline.errors import InputError
 from pipeline.evaluation.metrics import MeanSum
-from pipeline.io.artifacts import file_entry, now, read_manifest, versions, write_manifest
-from pipeline.io.storage.base import ObjectNotFoundError, Storage
+from pipeline.evaluation.results import Metrics
+from pipeline.io.artifacts import Claims, no_files, parse, read_file, read_manifest, seal, write_file
+from pipeline.io.night import Night
+from pipeline.io.storage.base import Storage
 from pipeline.settings import Settings
 
-ModelT = TypeVar("ModelT", bound=Config)
+REMEDY = "run jobs/evaluate.py again"
 
 
 class Sample(Config):
     """Which users are asked: those whose sampling key is at most a threshold, so that each unit knows its own."""
 
     query_threshold: int
-    audit_threshold: int
+    checked_threshold: int
     units: list[int]  # with at least one user to ask
-    audit_units: list[int]  # in which lists are compared with exact search
+    checked_units: list[int]  # in which lists are compared with exact search
     num_evaluable: int  # users with a visible event and a target, of whom these are a sample
     num_without_history: int  # users with a target whom nobody can rank for: no event before the test
 
@@ -42,121 +36,56 @@ class Exposure(Config):
 class UnitScores(Config):
     """What a unit adds to the metrics."""
 
-    unit: int
     queries: int
     model: dict[str, MeanSum]
     popularity: dict[str, MeanSum]
     exposure: Exposure
-    audited: list[list[int]] = Field(default_factory=list)  # item rows of the lists to compare, by user
+    checked: list[list[int]] = Field(default_factory=list)  # item rows of the lists to compare, by user
 
 
 class UnitOverlap(Config):
-    """Overlap@k of a unit's audited lists with exact search."""
+    """Overlap@k of a unit's checked lists with exact search."""
 
-    unit: int
     overlap: MeanSum
 
 
-def read_sample(storage: Storage, evaluation: Evaluation) -> Sample | None:
-    """The sample, or None when it was not drawn yet."""
-    data = _read(storage, f"{evaluation.prefix}/sample.json")
-    return None if data is None else _parse(Sample, data, storage, f"{evaluation.prefix}/sample.json")
+def sample_claims(night: Night) -> Claims[Sample]:
+    """The one sample of the night is part 0."""
+    return Claims(night.storage, night.evaluation.prefix, "sample", Sample, no_files)
 
 
-def write_sample(storage: Storage, evaluation: Evaluation, sample: Sample) -> None:
-    """Keep the sample; who was first has drawn the same one."""
-    storage.create(f"{evaluation.prefix}/sample.json", sample.model_dump_json().encode())
+def score_claims(night: Night) -> Claims[UnitScores]:
+    """The scores by unit."""
+    return Claims(night.storage, night.evaluation.prefix, "unit", UnitScores, no_files)
 
 
-def scores_key(evaluation: Evaluation, unit: int) -> str:
-    """Where a unit's scores lie."""
-    return f"{evaluation.prefix}/unit-{unit:05d}.json"
+def overlap_claims(night: Night) -> Claims[UnitOverlap]:
+    """The recall checks by unit."""
+    return Claims(night.storage, night.evaluation.prefix, "recall-check", UnitOverlap, no_files)
 
 
-def overlap_key(evaluation: Evaluation, unit: int) -> str:
-    """Where a unit's audit lies."""
-    return f"{evaluation.prefix}/audit-{unit:05d}.json"
-
-
-def write_scores(storage: Storage, evaluation: Evaluation, scores: UnitScores) -> None:
-    """Make a unit done; an earlier attempt's file stands."""
-    storage.create(scores_key(evaluation, scores.unit), scores.model_dump_json().encode())
-
-
-def write_overlap(storage: Storage, evaluation: Evaluation, overlap: UnitOverlap) -> None:
-    """Make a unit's audit done; an earlier attempt's file stands."""
-    storage.create(overlap_key(evaluation, overlap.unit), overlap.model_dump_json().encode())
-
-
-def read_scores(storage: Storage, evaluation: Evaluation, units: list[int]) -> Iterator[UnitScores]:
-    """One unit after the other, in this order."""
-    for unit in units:
-        key = scores_key(evaluation, unit)
-        yield _parse(UnitScores, storage.read(key), storage, key)
-
-
-def read_overlaps(storage: Storage, evaluation: Evaluation, units: list[int]) -> Iterator[UnitOverlap]:
-    """One unit after the other, in this order."""
-    for unit in units:
-        key = overlap_key(evaluation, unit)
-        yield _parse(UnitOverlap, storage.read(key), storage, key)
-
-
-def missing_units(storage: Storage, evaluation: Evaluation, units: list[int], audit: bool) -> list[int]:
-    """The units that are still to do."""
-    there = {info.key for info in storage.list(f"{evaluation.prefix}/")}
-    key = overlap_key if audit else scores_key
-    return [unit for unit in units if key(evaluation, unit) not in there]
-
-
-def write_metrics(storage: Storage, night: Night, settings: Settings, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Write `metrics.json`, then the manifest. Returns what stands: the first attempt's, when there was one."""
-    key = f"{night.evaluation.prefix}/metrics.json"
-    data = json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False).encode()
-    if not storage.create(key, data):
-        data = storage.read(key)
-    manifest = Manifest(
+def write_metrics(night: Night, settings: Settings, metrics: Metrics) -> Metrics:
+    """Write the metrics, then the manifest; returns the metrics that stand, the first of several attempts."""
+    data = metrics.model_dump_json(indent=1).encode()
+    manifest = seal(
+        night.storage,
+        night.evaluation,
         kind="evaluation",
-        id=night.evaluation.id,
-        lineage={
-            "corpus": night.corpus.id,
-            "checkpoint": night.checkpoint.id,
-            "histories": night.histories.id,
-        },
-        settings={
-            "search": settings.search.model_dump(mode="json"),
-            "evaluate": settings.evaluate.model_dump(mode="json"),
-        },
-        files=(file_entry("metrics.json", data, 1),),
-        counts={"queries": metrics["queries"]},
-        created_at=now(),
-        versions=versions(),
+        lineage={"corpus": night.corpus.id, "checkpoint": night.checkpoint.id, "histories": night.histories.id},
+        settings=settings.model_dump(mode="json", include={"search", "evaluate"}),
+        files=(write_file(night.storage, night.evaluation.prefix, "metrics.json", data, 1),),
+        counts={"queries": metrics.queries},
     )
-    write_manifest(storage, night.evaluation.prefix, manifest)
-    found: dict[str, Any] = json.loads(data)
-    return found
+    return _read(night.storage, night.evaluation, manifest)
 
 
-def read_metrics(storage: Storage, evaluation: Evaluation) -> dict[str, Any] | None:
-    """The metrics (evaluation/metrics.py says what is in them), or None when the evaluation is not finished."""
-    if read_manifest(storage, evaluation.prefix) is None:
-        return None
-    found: dict[str, Any] = json.loads(storage.read(f"{evaluation.prefix}/metrics.json"))
-    return found
+def read_metrics(storage: Storage, evaluation: Artifact) -> Metrics | None:
+    """The metrics, or None when the evaluation is not finished. Raises InputError when they are damaged."""
+    manifest = read_manifest(storage, evaluation.prefix)
+    return None if manifest is None else _read(storage, evaluation, manifest)
 
 
-def _read(storage: Storage, key: str) -> bytes | None:
-    try:
-        return storage.read(key)
-    except ObjectNotFoundError:
-        return None
-
-
-def _parse(model: type[ModelT], data: bytes, storage: Storage, key: str) -> ModelT:
-    try:
-        return model.model_validate_json(data)
-    except ValidationError as error:
-        raise InputError(
-            f"{storage.uri}/{key}: not written by this version ({error.error_count()} faults); remove "
-            f"{storage.uri}/{key.rpartition('/')[0]} to evaluate again"
-        ) from None
+def _read(storage: Storage, evaluation: Artifact, manifest: Manifest) -> Metrics:
+    (file,) = manifest.files
+    data = read_file(storage, evaluation.prefix, file, REMEDY)
+    return parse(Metrics, data, f"{storage.uri}/{evaluation.key(file.key)}", REMEDY)

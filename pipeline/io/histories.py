@@ -6,36 +6,41 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.artifacts import FileEntry, Histories
+from pipeline.artifacts import Artifact, FileEntry
 from pipeline.data.histories import Bucket
 from pipeline.data.lists import Int64, offsets_of
 from pipeline.errors import InputError
-from pipeline.io.artifacts import file_entry
+from pipeline.io.artifacts import write_named_file
 from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
-from pipeline.io.storage.base import ObjectNotFoundError, Storage, put
+from pipeline.io.storage.base import ObjectNotFoundError, Storage
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.schema import histories as histories_schema
 
+ITEMS = "items.parquet"
 
-def read_bucket(storage: Storage, histories: Histories, bucket: int) -> Bucket:
+
+def bucket_name(bucket: int) -> str:
+    """The file of a user bucket, within the artifact."""
+    return f"bucket-{bucket:05d}.parquet"
+
+
+def read_bucket(storage: Storage, histories: Artifact, bucket: int) -> Bucket:
     """The histories of one user bucket. Raises InputError when they were not prepared."""
-    return bucket_from_table(_read(storage, histories.bucket_key(bucket)))
+    return bucket_from_table(_read(storage, histories.key(bucket_name(bucket))))
 
 
-def write_bucket(storage: Storage, histories: Histories, index: int, bucket: Bucket) -> FileEntry:
+def write_bucket(storage: Storage, histories: Artifact, index: int, bucket: Bucket) -> FileEntry:
     """Write the bucket; writing the same one again is fine."""
-    key = histories.bucket_key(index)
     data = write_parquet_bytes(bucket_to_table(bucket), footer(histories))
-    put(storage, key, data)
-    return file_entry(key.removeprefix(f"{histories.prefix}/"), data, bucket.num_users)
+    return write_named_file(storage, histories.prefix, bucket_name(index), data, bucket.num_users)
 
 
-def read_items(storage: Storage, histories: Histories) -> pa.Table:
+def read_items(storage: Storage, histories: Artifact) -> pa.Table:
     """The item index (`schema.items`): row i is item row i, in ascending order of `item_id`."""
-    return _read(storage, histories.items_key)
+    return _read(storage, histories.key(ITEMS))
 
 
-def footer(histories: Histories) -> dict[str, str]:
+def footer(histories: Artifact) -> dict[str, str]:
     """What every file of the artifact says about itself."""
     return {"histories_id": histories.id, "schema_version": str(SCHEMA_VERSION)}
 

@@ -1,55 +1,120 @@
-"""Tonight's inputs: where the log and the snapshots lie, which of their files count, and the newest day."""
+"""Tonight's inputs: which files count, listed once into a frozen value, and the one way to open them.
+
+A file that is not what was listed any more (replaced, grown, removed) ends the run with its name: a retry lists again.
+"""
 
 import fnmatch
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.artifacts import InputObject
 from pipeline.config import load_config, nearest
 from pipeline.data.simulation.log import simulated_prefix
 from pipeline.data.sources import SourceSpec
-from pipeline.errors import InputError
+from pipeline.errors import InfrastructureError, InputError
 from pipeline.io.artifacts import read_manifest
 from pipeline.io.parquet import read_parquet_bytes
 from pipeline.io.storage import open_storage
-from pipeline.io.storage.base import Storage
+from pipeline.io.storage.base import ObjectInfo, ObjectNotFoundError
 from pipeline.settings import SIMULATED, Settings
 
 DAY_PARTITION = re.compile(r"(?:^|/)ds=([^/]*)/")
 SOURCES = Path("conf/sources")
+PARQUET_SUFFIXES = {".parquet", ".pq", ".parq"}
 
 
 @dataclass(frozen=True)
-class Log:
-    """The files of the interaction log, in order of key, and how they are read."""
+class Files:
+    """Some files of one store, in order of key, as they were listed."""
 
-    uri: str  # of the storage that the keys are relative to
-    source: SourceSpec
-    source_file: str
-    files: tuple[InputObject, ...]
-    is_partitioned: bool  # in ds= partitions
+    uri: str  # of the store that the keys are relative to
+    files: tuple[ObjectInfo, ...]
+    is_immutable: bool = False  # made by us and never overwritten: no need to look whether they changed
 
-    def origin(self, key: str) -> str:
+    def origin(self, file: ObjectInfo) -> str:
         """How errors name a file."""
-        return f"{self.uri}/{key}"
+        return f"{self.uri}/{file.key}"
+
+    def identity(self) -> list[list[str | int]]:
+        """What a fingerprint covers: the same files at another place are the same input."""
+        return [[file.key, file.size, file.etag] for file in self.files]
+
+    @contextmanager
+    def open(self, file: ObjectInfo) -> Iterator[pa.NativeFile]:
+        """The file for reading. Raises InfrastructureError when it is not the listed one, before or after the block."""
+        storage = open_storage(self.uri)
+        self._check_unchanged(storage.head(file.key), file)
+        try:
+            source = storage.open(file.key)
+        except ObjectNotFoundError:
+            raise self._changed(file, "removed") from None
+        with source:
+            try:
+                yield source
+            except Exception:  # half of the old file and half of a new one look like damage
+                self._check_unchanged(storage.head(file.key), file)
+                raise
+        self._check_unchanged(storage.head(file.key), file)
+
+    def _check_unchanged(self, now: ObjectInfo | None, listed: ObjectInfo) -> None:
+        if now is None:
+            raise self._changed(listed, "removed")
+        if now.size != listed.size or (now.etag != listed.etag and not self.is_immutable):
+            raise self._changed(listed, "changed")
+
+    def _changed(self, file: ObjectInfo, how: str) -> InfrastructureError:
+        return InfrastructureError(
+            f"{self.origin(file)}: {how} since tonight's inputs were listed, so nothing is made of it; "
+            "run again when the input is complete: a new run lists its inputs anew"
+        )
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """The Parquet files of an optional table (items, queries)."""
+class Log(Files):
+    """The files of the interaction log, and how they are read."""
 
-    uri: str
-    files: tuple[InputObject, ...]
+    source: SourceSpec = field(default_factory=SourceSpec)
+    source_file: str = ""
+    is_partitioned: bool = False  # in ds= partitions
+
+    def until(self, ds: date) -> "Log":
+        """The log up to the partition of `ds`, where it has partitions. Raises InputError without that partition."""
+        if not self.is_partitioned:
+            return self
+        days = [day for file in self.files if (day := day_of(file.key)) is not None]
+        if ds not in days:
+            raise InputError(
+                f"log.uri {self.uri}: no partition ds={ds.isoformat()}; the newest is ds={max(days).isoformat()}"
+            )
+        files = tuple(file for file, day in zip(self.files, days, strict=True) if day <= ds)
+        return replace(self, files=files)
 
 
-def load_source(name: str) -> SourceSpec:
-    """The column map `conf/sources/<name>.yaml`. Raises InputError for a name that has no file there."""
-    return load_config(SourceSpec, source_path(name))
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that the night of `ds` reads. Without `items` the catalogue is that of the log, without `queries`
+    every user with a history is served."""
+
+    ds: date
+    log: Log
+    items: Files | None = None
+    queries: Files | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What ids are made from, by name."""
+        return {
+            "day": self.ds.isoformat(),
+            "log": [self.log.identity(), self.log.source.model_dump(mode="json")],
+            "items": self.items.identity() if self.items else [],
+            "queries": self.queries.identity() if self.queries else [],
+        }
 
 
 def source_path(name: str) -> Path:
@@ -62,102 +127,118 @@ def source_path(name: str) -> Path:
     return known[wanted]
 
 
-def open_log(settings: Settings, ds: date | None = None) -> Log:
-    """List the log, up to the partition of `ds` where it has partitions.
+def list_log(settings: Settings) -> Log:
+    """List the whole log.
 
-    Raises InputError for a log that is not there or empty, a file of zero bytes, or a day without a partition.
+    Raises InputError for a log that is not there or empty, a file of zero bytes, or files beside partitions.
     """
     path = source_path(settings.log.source)
     source = load_config(SourceSpec, path)
     if settings.log.uri is None:
-        uri, listed = _simulated(settings, "log/")
+        listed = _simulated(settings, "log/")
     else:
-        uri, listed = _listing(settings.log.uri, "log.uri")
-        if not f"/{settings.log.uri}".endswith(f"/{listed[0].key}"):  # a folder, and not the very file
-            listed = [file for file in listed if fnmatch.fnmatch(Path(file.key).name, source.files)]
-    place = settings.log.uri or uri
-    if not listed:
-        raise InputError(f"log.uri {place}: the log is empty: no file there matches {source.files!r} ({path})")
-    _check_sizes(uri, listed)
-    days = [_day_of(uri, file.key) for file in listed]
-    partitioned = [day is not None for day in days]
-    if any(partitioned) and not all(partitioned):
-        stray = listed[partitioned.index(False)].key
-        raise InputError(f"{uri}/{stray}: outside the ds= partitions that other files of the log are in; move it")
-    if ds is not None and all(partitioned):
-        if ds not in days:
-            newest = max(day for day in days if day)
-            raise InputError(
-                f"log.uri {place}: no partition ds={ds.isoformat()}; the newest is ds={newest.isoformat()}"
-            )
-        listed = [file for file, day in zip(listed, days, strict=True) if day is not None and day <= ds]
-    return Log(uri, source, str(path), tuple(listed), all(partitioned))
+        listed = _listing(settings.log.uri, "log.uri")
+        if not f"/{settings.log.uri}".endswith(f"/{listed.files[0].key}"):  # a folder, and not the very file
+            wanted = tuple(file for file in listed.files if fnmatch.fnmatch(Path(file.key).name, source.files))
+            listed = replace(listed, files=wanted)
+    if not listed.files:
+        named = settings.log.uri or listed.uri
+        raise InputError(f"log.uri {named}: the log is empty: no file there matches {source.files!r} ({path})")
+    _check_sizes(listed)
+    days = [_partition_day(listed.uri, file.key) for file in listed.files]
+    if any(days) and not all(days):
+        stray = listed.files[days.index(None)]
+        raise InputError(
+            f"{listed.origin(stray)}: outside the ds= partitions that other files of the log are in; move it"
+        )
+    return Log(listed.uri, listed.files, listed.is_immutable, source, str(path), all(days))
 
 
-def list_log(settings: Settings, ds: date | None = None) -> tuple[InputObject, ...]:
-    """The files of `open_log`."""
-    return open_log(settings, ds).files
-
-
-def open_items(settings: Settings, ds: date) -> Snapshot | None:
+def list_items(settings: Settings, ds: date) -> Files | None:
     """The catalogue, or None when there is none. A simulated log brings its own."""
     if settings.items.uri is None and settings.log.source == SIMULATED:
-        uri, files = _simulated(settings, "items.parquet")
-        return Snapshot(uri, tuple(files))
+        return _simulated(settings, "items.parquet")
     return _snapshot(settings.items.uri, "items.uri", ds)
 
 
-def open_queries(settings: Settings, ds: date) -> Snapshot | None:
-    """The users to serve tonight, or None: everybody with a history."""
+def list_queries(settings: Settings, ds: date) -> Files | None:
+    """The table of the users to serve tonight, or None: everybody with a history."""
     return _snapshot(settings.queries.uri, "queries.uri", ds)
 
 
 def day_of(key: str) -> date | None:
     """The day in the `ds=` part of a key, or None."""
-    return _day_of("", key)
+    return _partition_day("", key)
 
 
-def _snapshot(uri: str | None, name: str, ds: date) -> Snapshot | None:
+def read_user_ids(queries: Files) -> pa.Array:
+    """The distinct `user_id`s of the table, as string or int64, ascending. Raises InputError for a null one."""
+    parts = []
+    for file in queries.files:
+        origin = queries.origin(file)
+        with queries.open(file) as source:
+            ids = read_parquet_bytes(source, origin, columns=["user_id"])["user_id"]
+        if ids.null_count:
+            raise InputError(f"{origin}: {ids.null_count} rows have no user_id; remove them")
+        parts.append(_plain_ids(ids, origin))
+    types = {part.type for part in parts}
+    if len(types) > 1:
+        raise InputError(f"{queries.uri}: user_id is a string in some files and an integer in others; use one type")
+    distinct = pc.unique(pa.chunked_array([chunk for part in parts for chunk in part.chunks], type=types.pop()))
+    return distinct.take(pc.sort_indices(distinct))
+
+
+def _plain_ids(ids: pa.ChunkedArray, origin: str) -> pa.ChunkedArray:
+    if pa.types.is_dictionary(ids.type):
+        return _plain_ids(ids.cast(ids.type.value_type), origin)
+    if pa.types.is_integer(ids.type):
+        return ids.cast(pa.int64())
+    if pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type):
+        return ids.cast(pa.string())
+    raise InputError(f"{origin}: column user_id is {ids.type}; an id is a string or an integer")
+
+
+def _snapshot(uri: str | None, name: str, ds: date) -> Files | None:
     if uri is None:
         return None
-    place, listed = _listing(uri, name)
-    files = [file for file in listed if Path(file.key).suffix in {".parquet", ".pq", ".parq"}]
+    listed = _listing(uri, name)
+    files = tuple(file for file in listed.files if Path(file.key).suffix in PARQUET_SUFFIXES)
     if not files:
         raise InputError(f"{name} {uri}: no Parquet file there")
-    _check_sizes(place, files)
-    days = {day for file in files if (day := _day_of(place, file.key)) is not None}
+    _check_sizes(listed)
+    days = {day for file in files if (day := _partition_day(listed.uri, file.key)) is not None}
     if days:  # a daily snapshot: the newest that was known on the day
         usable = [day for day in days if day <= ds]
         if not usable:
             raise InputError(f"{name} {uri}: its oldest partition is ds={min(days)}, after the day to serve ({ds})")
-        files = [file for file in files if _day_of(place, file.key) == max(usable)]
-    return Snapshot(place, tuple(files))
+        files = tuple(file for file in files if day_of(file.key) == max(usable))
+    return replace(listed, files=files)
 
 
-def _simulated(settings: Settings, prefix: str) -> tuple[str, list[InputObject]]:
+def _simulated(settings: Settings, prefix: str) -> Files:
     """Files of the simulated log. Their SHA-256 stands for the etag, so that every store gives the same ids."""
-    place = simulated_prefix(settings.simulate)
+    folder = simulated_prefix(settings.simulate)
     storage = open_storage(settings.root)
-    manifest = read_manifest(storage, place)
+    manifest = read_manifest(storage, folder)
     if manifest is None:
-        raise InputError(f"{settings.root}/{place}: the simulated log is not there; run jobs/simulate_log.py first")
-    files = [InputObject(file.key, file.bytes, file.sha256) for file in manifest.files if file.key.startswith(prefix)]
-    return f"{storage.uri.rstrip('/')}/{place}", sorted(files)
+        raise InputError(f"{settings.root}/{folder}: the simulated log is not there; run jobs/simulate_log.py first")
+    files = [ObjectInfo(file.key, file.bytes, file.sha256) for file in manifest.files if file.key.startswith(prefix)]
+    return Files(f"{storage.uri.rstrip('/')}/{folder}", tuple(sorted(files)), is_immutable=True)
 
 
-def _listing(uri: str, name: str) -> tuple[str, list[InputObject]]:
-    """The storage and the objects below `uri`, a folder or one file, without hidden and `_` ones."""
-    folder, name_in_it = _split_file(uri)
-    if name_in_it:
+def _listing(uri: str, name: str) -> Files:
+    """The objects below `uri`, a folder or one file, without hidden and `_` ones."""
+    folder, file_name = _split_file(uri)
+    if file_name:
         storage = open_storage(folder)
-        found = storage.head(name_in_it)
-        if found is not None:
-            return storage.uri, [InputObject(found.key, found.size, found.etag)]
+        file = storage.head(file_name)
+        if file is not None:
+            return Files(storage.uri, (file,))
     storage = open_storage(uri.rstrip("/"))
-    listed = [InputObject(found.key, found.size, found.etag) for found in storage.list() if not _hidden(found.key)]
+    listed = [file for file in storage.list() if not _hidden(file.key)]
     if not listed:
         raise InputError(f"{name} {uri}: nothing there; give a folder or a file that exists")
-    return storage.uri, sorted(listed)
+    return Files(storage.uri, tuple(sorted(listed)))
 
 
 def _split_file(uri: str) -> tuple[str, str]:
@@ -173,50 +254,17 @@ def _hidden(key: str) -> bool:
     return any(part.startswith(("_", ".")) for part in key.split("/"))
 
 
-def _check_sizes(uri: str, files: list[InputObject]) -> None:
-    for file in files:
+def _check_sizes(listed: Files) -> None:
+    for file in listed.files:
         if file.size == 0:
-            raise InputError(f"{uri}/{file.key}: the file has zero bytes; write it again or remove it")
+            raise InputError(f"{listed.origin(file)}: the file has zero bytes; write it again or remove it")
 
 
-def _day_of(uri: str, key: str) -> date | None:
-    found = DAY_PARTITION.search(key)
-    if found is None:
+def _partition_day(uri: str, key: str) -> date | None:
+    partition = DAY_PARTITION.search(key)
+    if partition is None:
         return None
     try:
-        return date.fromisoformat(found[1])
+        return date.fromisoformat(partition[1])
     except ValueError:
-        raise InputError(f"{uri}/{key}: the partition ds={found[1]} is no day; write ds=YYYY-MM-DD") from None
-
-
-def storage_of(place: Log | Snapshot) -> Storage:
-    """The storage that the keys of a log or a snapshot are relative to."""
-    return open_storage(place.uri)
-
-
-def read_user_ids(queries: Snapshot) -> pa.Array:
-    """The distinct `user_id`s of the table, as string or int64, ascending. Raises InputError for a null one."""
-    storage = open_storage(queries.uri)
-    parts = []
-    for info in queries.files:
-        origin = f"{storage.uri}/{info.key}"
-        with storage.open(info.key) as file:
-            ids = read_parquet_bytes(file, origin, columns=["user_id"])["user_id"]
-        if ids.null_count:
-            raise InputError(f"{origin}: {ids.null_count} rows have no user_id; remove them")
-        parts.append(_plain_ids(ids, origin))
-    types = {part.type for part in parts}
-    if len(types) > 1:
-        raise InputError(f"{queries.uri}: user_id is a string in some files and an integer in others; use one type")
-    distinct = pc.unique(pa.chunked_array([chunk for part in parts for chunk in part.chunks], type=types.pop()))
-    return distinct.take(pc.sort_indices(distinct))
-
-
-def _plain_ids(ids: pa.ChunkedArray, origin: str) -> pa.ChunkedArray:
-    if pa.types.is_dictionary(ids.type):
-        ids = ids.cast(ids.type.value_type)
-    if pa.types.is_integer(ids.type):
-        return ids.cast(pa.int64())
-    if pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type):
-        return ids.cast(pa.string())
-    raise InputError(f"{origin}: column user_id is {ids.type}; an id is a string or an integer")
+        raise InputError(f"{uri}/{key}: the partition ds={partition[1]} is no day; write ds=YYYY-MM-DD") from None

@@ -1,29 +1,128 @@
-"""What tonight is called: the day, and the name of every artifact, known before anything is computed."""
+"""The night, named once: its day, its inputs, and the id of everything it makes, before anything is computed."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import date
+from typing import Any
 
-from pipeline.artifacts import Night, name_night
-from pipeline.io.inputs import open_items, open_log, open_queries
+from pipeline.artifacts import Artifact, CandidateRun
+from pipeline.config import fingerprint
+from pipeline.io.inputs import Inputs, list_items, list_log, list_queries
 from pipeline.io.rows import newest_day
 from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import Storage
 from pipeline.settings import Settings
 
 
-def open_night(settings: Settings, ds: date | None = None) -> tuple[Storage, Night]:
-    """The store below `settings.root`, and tonight's names; `ds` None is the newest day in the log.
+@dataclass(frozen=True)
+class Night:
+    """Handed down to everything that works on one night; small, and free of data."""
 
-    Reads listings only, but for a log without `ds=` partitions whose newest day must be looked up.
+    storage: Storage
+    inputs: Inputs
+    histories: Artifact
+    checkpoint: Artifact
+    corpus: Artifact
+    tuning: Artifact
+    evaluation: Artifact
+    run: CandidateRun
+
+    @property
+    def ds(self) -> date:
+        return self.inputs.ds
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the id of an artifact covers: its version, the ids in `made_from`, and some of the settings.
+
+    Raise `version` by hand when the same inputs would give other content. Settings that cannot change the content
+    (threads, tiles, places) stay out, so that a night with others of them takes up what is done.
     """
-    day = newest_day(settings) if ds is None else ds
-    log = open_log(settings, day)
-    items, queries = open_items(settings, day), open_queries(settings, day)
-    night = name_night(
-        settings,
-        day,
-        log.files,
-        log.source.model_dump(mode="json"),
-        items.files if items else (),
-        queries.files if queries else (),
+
+    version: int
+    made_from: tuple[str, ...]
+    settings: Callable[[Settings], dict[str, Any]]
+
+
+def _of_histories(settings: Settings) -> dict[str, Any]:
+    return {
+        "prepare": settings.prepare.model_dump(mode="json", exclude={"rows_per_task"}),
+        "split": settings.split.model_dump(mode="json"),
+        "num_buckets": settings.output.num_buckets,
+    }
+
+
+def _of_checkpoint(settings: Settings) -> dict[str, Any]:
+    placement = {"threads_per_worker", "use_gpu", "max_failures"}
+    return {
+        "model": settings.model.model_dump(mode="json"),
+        "train": settings.train.model_dump(mode="json", exclude=placement),
+    }
+
+
+def _of_corpus(settings: Settings) -> dict[str, Any]:
+    if not settings.has_low_rank:
+        return settings.corpus.model_dump(mode="json", exclude={"low_rank"})
+    # The low-rank table is made from quick scores, whose rounding differs between backends.
+    return settings.corpus.model_dump(mode="json") | {"backend": settings.search.backend}
+
+
+def _of_search(settings: Settings) -> dict[str, Any]:
+    chosen_tonight = {"num_preselected", "num_per_embd"}
+    only_for_the_choice = {"target_recall", "tuning"}
+    left_out = chosen_tonight if settings.search.method == "tuned" else only_for_the_choice
+    return settings.search.model_dump(mode="json", exclude={"query_tile", "item_tile"} | left_out)
+
+
+def _of_evaluation(settings: Settings) -> dict[str, Any]:
+    return settings.evaluate.model_dump(mode="json")
+
+
+def _of_run(settings: Settings) -> dict[str, Any]:
+    return {"output": settings.output.model_dump(mode="json"), "name": settings.name}
+
+
+# In the order of the night. `day`, `log`, `items` and `queries` are the inputs.
+RECIPES = {
+    "histories": Recipe(2, ("day", "log", "items"), _of_histories),
+    "model": Recipe(2, ("histories",), _of_checkpoint),
+    "corpus": Recipe(6, ("model",), _of_corpus),
+    "search": Recipe(5, ("corpus",), _of_search),
+    "evaluation": Recipe(2, ("search",), _of_evaluation),
+    "run": Recipe(2, ("search", "queries", "day"), _of_run),
+}
+
+
+def open_night(settings: Settings, ds: date | None = None) -> Night:
+    """List the inputs and name everything; `ds` None is the newest day in the log.
+
+    Reads listings only, except for a log without `ds=` partitions when its newest day has to be found.
+    Raises InputError for inputs that are missing or empty.
+    """
+    log = list_log(settings)
+    day = newest_day(log) if ds is None else ds
+    inputs = Inputs(day, log.until(day), list_items(settings, day), list_queries(settings, day))
+    return name_night(open_storage(settings.root), settings, inputs)
+
+
+def name_night(storage: Storage, settings: Settings, inputs: Inputs) -> Night:
+    """The night of these inputs: every id follows from the inputs and from the settings that shape its artifact."""
+    ids: dict[str, object] = dict(inputs.identity())
+    for kind, recipe in RECIPES.items():
+        made_from = [ids[name] for name in recipe.made_from]
+        ids[kind] = fingerprint(kind, recipe.version, made_from, recipe.settings(settings))
+
+    def artifact(folder: str, kind: str) -> Artifact:
+        return Artifact(folder, str(ids[kind]))
+
+    return Night(
+        storage,
+        inputs,
+        histories=artifact("histories", "histories"),
+        checkpoint=artifact("models", "model"),
+        corpus=artifact("corpora", "corpus"),
+        tuning=artifact("tunings", "search"),
+        evaluation=artifact("evaluations", "evaluation"),
+        run=CandidateRun(settings.name, inputs.ds, str(ids["run"])),
     )
-    return open_storage(settings.root), night

@@ -6,8 +6,7 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import InfrastructureError, InputError
-from pipeline.io.storage.base import ObjectNotFoundError, Storage
+from pipeline.errors import InfrastructureError, InputError, NightrailsError
 
 EXTENSION_KEY = b"ARROW:extension:name"
 
@@ -33,20 +32,26 @@ def read_parquet_bytes(data: bytes | pa.NativeFile, origin: str, columns: Sequen
     pickled code); InfrastructureError when the store fails while it is read.
     """
     source = pa.BufferReader(data) if isinstance(data, bytes) else data
+    with arrow_errors_named(origin), pq.ParquetFile(source, page_checksum_verification=True) as file:
+        _check_schema(file.schema_arrow, origin, columns)
+        table = file.read(columns=None if columns is None else list(columns))
+    return table if columns is None else table.select(list(columns))
+
+
+@contextmanager
+def arrow_errors_named(origin: str) -> Iterator[None]:
+    """Turn what Arrow says about a file into our errors: the file is damaged, or the store failed."""
     try:
-        with pq.ParquetFile(source, page_checksum_verification=True) as file:
-            _check_schema(file.schema_arrow, origin, columns)
-            table = file.read(columns=None if columns is None else list(columns))
-        return table if columns is None else table.select(list(columns))
-    except InputError:
+        yield
+    except NightrailsError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, MemoryError):
             raise
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:400]
         if "AWS Error" in reason or getattr(error, "errno", None) is not None:
             raise InfrastructureError(f"{origin}: the store failed while the file was read: {reason}") from error
-        raise InputError(f"{origin}: not a sound Parquet file ({reason}); restore it or remove it") from error
+        raise InputError(f"{origin}: damaged or cut short ({reason}); restore it or remove it") from error
 
 
 def check_no_extension_types(schema: pa.Schema, origin: str) -> None:
@@ -74,29 +79,3 @@ def _fields(schema: pa.Schema) -> Iterator[pa.Field]:
         yield field
         if not isinstance(field.type, pa.BaseExtensionType):
             waiting += [field.type.field(i) for i in range(field.type.num_fields)]
-
-
-@contextmanager
-def opened(storage: Storage, key: str) -> Iterator[pa.NativeFile]:
-    try:
-        file = storage.open(key)
-    except ObjectNotFoundError:
-        raise InputError(
-            f"{storage.uri}/{key}: removed while it was read; run again when the log is complete"
-        ) from None
-    with file:
-        yield file
-
-
-@contextmanager
-def errors_name(origin: str) -> Iterator[None]:
-    """Arrow's errors on a file become ours: the file is damaged, or the store failed."""
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, MemoryError):
-            raise
-        reason = " ".join(str(error).split())[:400]
-        if "AWS Error" in reason or getattr(error, "errno", None) is not None:
-            raise InfrastructureError(f"{origin}: the store failed while the file was read: {reason}") from error
-        raise InputError(f"{origin}: damaged or cut short ({reason}); restore it or remove it") from error

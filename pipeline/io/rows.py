@@ -8,7 +8,6 @@ from datetime import date, timedelta
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.artifacts import InputObject
 from pipeline.config import nearest
 from pipeline.data.columns import (
     DAY_US,
@@ -24,10 +23,9 @@ from pipeline.data.columns import (
 from pipeline.data.sources import SourceSpec
 from pipeline.errors import InputError
 from pipeline.io.delimited import RawRows, text_header, text_rows
-from pipeline.io.inputs import Log, day_of, open_log, storage_of
-from pipeline.io.parquet import check_no_extension_types, errors_name, opened
-from pipeline.io.storage.base import Storage
-from pipeline.settings import Settings
+from pipeline.io.inputs import Log, day_of
+from pipeline.io.parquet import arrow_errors_named, check_no_extension_types
+from pipeline.io.storage.base import ObjectInfo
 
 READERS = 16  # footers are small: reading them is waiting
 BATCH_ROWS = 1 << 16
@@ -53,16 +51,14 @@ class LogColumns:
     group_rows: tuple[tuple[int, ...], ...]  # by file
 
 
-def newest_day(settings: Settings) -> date:
+def newest_day(log: Log) -> date:
     """The newest `ds=` partition, else the day (UTC) of the newest sane `event_ts` in the log."""
-    log = open_log(settings)
     if log.is_partitioned:
         return max(day for file in log.files if (day := day_of(file.key)) is not None)
     check_columns(log)
-    storage = storage_of(log)
     newest, example = OLDEST_US - 1, ""
     for file in log.files:
-        for rows in read_rows(storage, log, file.key, None, ("event_ts",)):
+        for rows in read_rows(log, file, None, ("event_ts",)):
             column = rows.table["event_ts"].combine_chunks()
             times, is_null, is_bad = read_times(column, log.source)
             sane = times[~is_null & ~is_bad & (times < NEWEST_US)]
@@ -80,9 +76,8 @@ def newest_day(settings: Settings) -> date:
 def check_columns(log: Log) -> LogColumns:
     """Look at the head of every file. Raises InputError that names the file and the column: a column that is
     missing, has a type that cannot be read, or another type than in the first file."""
-    storage = storage_of(log)
     with ThreadPoolExecutor(READERS) as pool:
-        heads = list(pool.map(lambda file: _head(storage, log, file), log.files))
+        heads = list(pool.map(lambda file: _head(log, file), log.files))
     first = heads[0]
     for file, head in zip(log.files, heads, strict=True):
         for name in first.types.keys() | head.types.keys():
@@ -90,7 +85,7 @@ def check_columns(log: Log) -> LogColumns:
             if theirs != ours:
                 column = log.source.columns.named[name]
                 raise InputError(
-                    f"{log.origin(file.key)}: column {column!r} is {theirs or 'missing'}, but {ours or 'missing'} in "
+                    f"{log.origin(file)}: column {column!r} is {theirs or 'missing'}, but {ours or 'missing'} in "
                     f"{log.files[0].key}; write all files of the log with the same types"
                 )
     extra = sorted({name for head in heads for name in head.extra})
@@ -104,15 +99,15 @@ def check_columns(log: Log) -> LogColumns:
 
 
 def read_rows(
-    storage: Storage, log: Log, key: str, row_groups: tuple[int, ...] | None, names: tuple[str, ...]
+    log: Log, file: ObjectInfo, row_groups: tuple[int, ...] | None, names: tuple[str, ...]
 ) -> Iterator[RawRows]:
     """The rows of a file (or of some row groups of it) in order, a bounded number at a time."""
     theirs = {log.source.columns.named[name]: name for name in names}
-    with errors_name(log.origin(key)), opened(storage, key) as file:
+    with arrow_errors_named(log.origin(file)), log.open(file) as source:
         if log.source.format == "csv":
-            yield from text_rows(file, log, key, theirs, text_header(storage, log, key))
+            yield from text_rows(source, log, file, theirs)
             return
-        with pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False, buffer_size=1 << 20) as parquet:
+        with pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False, buffer_size=1 << 20) as parquet:
             for batch in parquet.iter_batches(
                 BATCH_ROWS, row_groups=row_groups, columns=list(theirs), use_threads=False
             ):
@@ -120,13 +115,13 @@ def read_rows(
                 yield RawRows(table.rename_columns([theirs[name] for name in table.column_names]), (), 0)
 
 
-def _head(storage: Storage, log: Log, file: InputObject) -> FileColumns:
-    origin = log.origin(file.key)
+def _head(log: Log, file: ObjectInfo) -> FileColumns:
+    origin = log.origin(file)
     group_rows: tuple[int, ...] = ()
     if log.source.format == "csv":
-        types = dict.fromkeys(text_header(storage, log, file.key), pa.string())
+        types = dict.fromkeys(text_header(log, file), pa.string())
     else:
-        with errors_name(origin), opened(storage, file.key) as data, pq.ParquetFile(data) as parquet:
+        with arrow_errors_named(origin), log.open(file) as source, pq.ParquetFile(source) as parquet:
             schema, footer = parquet.schema_arrow, parquet.metadata
             group_rows = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
         check_no_extension_types(schema, origin)

@@ -3,19 +3,18 @@
 from dataclasses import asdict
 from typing import Any
 
-from pydantic import ValidationError
-
-from pipeline.artifacts import Night
 from pipeline.config import Config
 from pipeline.errors import InputError
-from pipeline.io.artifacts import versions
-from pipeline.io.storage.base import ObjectNotFoundError, Storage
+from pipeline.io.artifacts import Claims, no_files, versions
+from pipeline.io.night import Night
 from pipeline.retrieval.tuning import Tuning
 from pipeline.settings import SearchMethod, Settings, TableDtype
 
+CHOSEN = {"method", "num_preselected", "num_per_embd", "table_dtype"}
+
 
 class TuningRecord(Config):
-    """`tuning.json`: what was chosen, why, and all that was tried."""
+    """What was chosen, why, and all that was tried."""
 
     corpus: str
     method: SearchMethod
@@ -27,8 +26,13 @@ class TuningRecord(Config):
     versions: dict[str, str]
 
 
-def write_tuning(storage: Storage, night: Night, tuning: Tuning) -> None:
-    """Keep the choice; that of an earlier attempt stands."""
+def tuning_claims(night: Night) -> Claims[TuningRecord]:
+    """The one choice of the night is part 0."""
+    return Claims(night.storage, night.tuning.prefix, "tuning", TuningRecord, no_files)
+
+
+def write_tuning(night: Night, tuning: Tuning) -> TuningRecord:
+    """Keep the choice; that of an earlier attempt stands and is returned."""
     record = TuningRecord(
         corpus=night.corpus.id,
         method=tuning.chosen.method,
@@ -39,28 +43,22 @@ def write_tuning(storage: Storage, night: Night, tuning: Tuning) -> None:
         measured=asdict(tuning),
         versions=versions(),
     )
-    storage.create(night.tuning.key, record.model_dump_json(indent=1).encode())
+    return tuning_claims(night).claim(0, record)
 
 
-def read_tuning(storage: Storage, night: Night) -> TuningRecord | None:
-    """The choice, None when none was made yet. Raises InputError when it is damaged."""
-    try:
-        return TuningRecord.model_validate_json(storage.read(night.tuning.key))
-    except ObjectNotFoundError:
-        return None
-    except ValidationError as error:
-        raise InputError(
-            f"{storage.uri}/{night.tuning.key}: not a tuning of ours ({error.error_count()} faults); remove it"
-        ) from None
+def read_tuning(night: Night) -> TuningRecord | None:
+    """The choice, or None when none was made yet."""
+    return tuning_claims(night).read(0)
 
 
-def tuned(storage: Storage, night: Night, settings: Settings) -> Settings:
-    """The settings with the chosen search, when the search is to be chosen; else as they are."""
+def as_chosen(night: Night, settings: Settings) -> Settings:
+    """The settings with the search that was chosen tonight, where `search.method` is `tuned`; else as they are.
+
+    Raises InputError when nothing was chosen yet.
+    """
     if settings.search.method != "tuned":
         return settings
-    record = read_tuning(storage, night)
+    record = read_tuning(night)
     if record is None:
         raise InputError("search.method is tuned, but nothing was chosen yet; run jobs/tune.py first")
-    chosen = record.model_dump(include={"method", "num_preselected", "num_per_embd", "table_dtype"})
-    search = settings.search.model_copy(update=chosen)
-    return settings.model_copy(update={"search": search})
+    return settings.with_search(record.model_dump(include=CHOSEN))

@@ -5,8 +5,9 @@ p = i·X + j for query component i and item component j. `*` is any number of le
 sides or absent.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -14,50 +15,66 @@ from torch.nn import functional as F
 
 from pipeline.errors import InputError
 from pipeline.model.dropout import dropout, keep_mask
-
-if TYPE_CHECKING:  # only a name here: the model and its search run where pydantic is not installed
-    from pipeline.settings import MolSettings
+from pipeline.settings import MolSettings
 
 MIN_NORM = 1e-6
 
 
 @dataclass(frozen=True)
-class QuerySide:
-    """What a query brings to every pair: (*, B, Q, D) unit components and (*, B, P) gate input."""
+class _Side:
+    """Tensors with one row per query, or per item."""
+
+    def to(self, target: torch.device | torch.dtype | str) -> Self:
+        """The same rows on a device, or in another precision."""
+        return self._each(lambda tensor: tensor.to(target))
+
+    def take(self, rows: Tensor | slice) -> Self:
+        """The given rows of a side without batch dimensions; (B, M) item rows give a batch of B candidate lists."""
+        return self._each(lambda tensor: tensor[rows])
+
+    def alone(self) -> Self:
+        """A batch in which each row is alone: (B, 1, …), to score each query with a candidate list of its own."""
+        return self._each(lambda tensor: tensor.unsqueeze(1))
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """Join the rows of one or more parts."""
+        return cls(*(torch.cat(tensors) for tensors in zip(*(vars(part).values() for part in parts), strict=True)))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return type(self)(*(change(tensor) for tensor in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class QuerySide(_Side):
+    """The part of the similarity that depends on the query alone: (*, B, Q, D) unit components, (*, B, P) gate."""
 
     components_BQD: Tensor
     gate_BP: Tensor
 
     @property
     def mean_BD(self) -> Tensor:
-        """(*, B, D): its product with `ItemSide.mean_ND`, over the temperature, is the mean logit of a pair."""
+        """(*, B, D) mean component: its product with `ItemSide.mean_ND`, over the temperature, is the mean logit of
+        a query and an item."""
         return self.components_BQD.mean(dim=-2)
-
-    def take(self, rows: Tensor | slice) -> "QuerySide":
-        """The queries at `rows` of a side without batch dimensions."""
-        return QuerySide(self.components_BQD[rows], self.gate_BP[rows])
 
 
 @dataclass(frozen=True)
-class ItemSide:
-    """What an item brings to every pair, a function of the item alone: (*, N, X, D) unit components, (*, N, P) gate."""
+class ItemSide(_Side):
+    """The part of the similarity that depends on the item alone: (*, N, X, D) unit components, (*, N, P) gate."""
 
     components_NXD: Tensor
     gate_NP: Tensor
 
     @property
     def mean_ND(self) -> Tensor:
-        """(*, N, D): the one vector per item that the first stage of TopKAvg searches."""
+        """(*, N, D) mean component: the one vector per item that the first stage of TopKAvg searches."""
         return self.components_NXD.mean(dim=-2)
-
-    def take(self, rows: Tensor | slice) -> "ItemSide":
-        """The items at `rows` of a side without batch dimensions; (B, M) rows give a batch of B candidate lists."""
-        return ItemSide(self.components_NXD[rows], self.gate_NP[rows])
 
 
 @dataclass(frozen=True)
 class MolPairs:
-    """Scores with what they are made of: the gates sum to one over P, a score is the gated mean of its logits."""
+    """Scores and their parts: a score is the mean of its P logits, weighted by its P gates, which sum to one."""
 
     scores_BN: Tensor
     gates_BNP: Tensor
@@ -81,7 +98,7 @@ class GatedLinearUnit(nn.Module):
 class MixtureOfLogits(nn.Module):
     """phi(q, x) = sum over p of gate_p(q, x) · <f_i(q), g_j(x)> / temperature, gates from three small networks."""
 
-    def __init__(self, dim: int, settings: "MolSettings") -> None:
+    def __init__(self, dim: int, settings: MolSettings) -> None:
         super().__init__()
         self.settings = settings
         self.temperature = settings.temperature
@@ -90,7 +107,7 @@ class MixtureOfLogits(nn.Module):
         num_learned = settings.num_query_components - (1 if settings.num_user_hashes else 0)
         self.query_hidden = GatedLinearUnit(dim, settings.query_hidden_dim, settings.query_activation)
         self.query_out = nn.Linear(settings.query_hidden_dim, num_learned * width)
-        # Row 0 stands for no user; `user_rows` never gives it.
+        # Row 0 is for no user: `user_rows` begins at 1.
         self.user_table = nn.Embedding(settings.num_user_hashes + 1, width) if settings.num_user_hashes else None
         self.item_out = nn.Linear(dim, settings.num_item_components * width)
         self.query_gate = _two_layers(dim, hidden, num_pairs)
@@ -117,7 +134,7 @@ class MixtureOfLogits(nn.Module):
         return F.embedding(user_rows_B, self.user_table.weight)
 
     def query_side(self, queries_BE: Tensor, user_rows_B: Tensor | None = None) -> QuerySide:
-        """(*, B, E) encoder outputs, and (*, B) rows of the user table when the model has one."""
+        """The query side of (*, B, E) encoder outputs, and of (*, B) rows of the user table when the model has one."""
         dropped_BE = dropout(queries_BE, self.settings.query_dropout, self.training)
         components_BQD = self.query_out(self.query_hidden(dropped_BE)).unflatten(-1, (-1, self.settings.component_dim))
         if self.user_table is not None:
@@ -128,19 +145,19 @@ class MixtureOfLogits(nn.Module):
         return QuerySide(_unit(components_BQD), self.query_gate(queries_BE))
 
     def item_side(self, items_NE: Tensor) -> ItemSide:
-        """(*, N, E) raw rows of the item table."""
+        """The item side of (*, N, E) item embeddings."""
         dropped_NE = dropout(items_NE, self.settings.item_dropout, self.training)
         components_NXD = self.item_out(dropped_NE).unflatten(-1, (-1, self.settings.component_dim))
         return ItemSide(_unit(components_NXD), self.item_gate(items_NE))
 
     def forward(self, query: QuerySide, items: ItemSide) -> Tensor:
-        """Scores (*, B, N) of every query with every item; each lies within its logits' range, ±1/temperature."""
+        """(*, B, N) scores of every query with every item, each between its smallest and its largest logit."""
         weights_BNP, logits_BNP = self._weights(query, items)
         sums_BN = (weights_BNP * logits_BNP).sum(dim=-1)
         return sums_BN / _total(weights_BNP).squeeze(-1) if self._drops_gates else sums_BN
 
     def pairs(self, query: QuerySide, items: ItemSide) -> MolPairs:
-        """Scores with their gates and logits, (*, B, N, P)."""
+        """The scores of every query with every item, and their parts."""
         weights_BNP, logits_BNP = self._weights(query, items)
         gates_BNP = weights_BNP / _total(weights_BNP) if self._drops_gates else weights_BNP
         return MolPairs((gates_BNP * logits_BNP).sum(dim=-1), gates_BNP, logits_BNP)
@@ -150,7 +167,7 @@ class MixtureOfLogits(nn.Module):
         return self.training and self.settings.gate_dropout > 0
 
     def _weights(self, query: QuerySide, items: ItemSide) -> tuple[Tensor, Tensor]:
-        """Gates and logits, (*, B, N, P). In training some gates are zero, and the rest await their new sum of one."""
+        """(*, B, N, P) gates and logits. Gates that were partly dropped do not sum to one yet."""
         logits_BNP = self._logits(query, items)
         gates_BNP = torch.softmax(self._gate_inputs(query, items, logits_BNP), dim=-1)
         if self._drops_gates:
@@ -158,7 +175,10 @@ class MixtureOfLogits(nn.Module):
         return gates_BNP, logits_BNP
 
     def _logits(self, query: QuerySide, items: ItemSide) -> Tensor:
-        """One matrix product for all component pairs; the temperature goes into the smaller side."""
+        """(*, B, N, P) logits, all from one matrix product.
+
+        The query side is divided by the temperature, because it is smaller than the product.
+        """
         left = query.components_BQD.flatten(-3, -2) / self.temperature
         right = items.components_NXD.flatten(-3, -2)
         products = left @ right.mT
@@ -167,9 +187,9 @@ class MixtureOfLogits(nn.Module):
         return products.transpose(-3, -2).flatten(-2)
 
     def _gate_inputs(self, query: QuerySide, items: ItemSide, logits_BNP: Tensor) -> Tensor:
-        """silu(u(q) ⊙ v(x) + c(logits)): what the softmax over component pairs sees."""
+        """(*, B, N, P) inputs of the softmax over component pairs: silu(query gate ⊙ item gate + network(logits))."""
         dropped_BNP = dropout(logits_BNP, self.settings.cross_dropout, self.training)
-        is_final = not torch.is_grad_enabled()  # then intermediate results may be overwritten
+        is_final = not torch.is_grad_enabled()  # nothing goes backward: intermediate results may be overwritten
         hidden_BNH = F.silu(self.cross_hidden(dropped_BNP), inplace=is_final)
         cross_BNP = self.cross_out(hidden_BNH)
         gate_inputs_BNP = torch.addcmul(cross_BNP, query.gate_BP.unsqueeze(-2), items.gate_NP.unsqueeze(-3))

@@ -2,7 +2,7 @@
 
 The pair network dwarfs the rest of the model (32 numbers per pair of a query and an item become 128 and 32 again), so
 its intermediate results must not leave the processor's cache. Each tile of pairs therefore goes forward and backward
-at once, up to the two sides; the rest of the model goes backward once, at the end.
+at once, down to the two sides; the rest of the model goes backward once, at the end.
 
 Shapes: T training positions = G groups of S, which share N negatives; B sequences, L positions, E embedding.
 """
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.batches import SequenceBatch
+from pipeline.model.inputs import Events
 from pipeline.model.losses import mutual_information_loss, sampled_softmax_loss, user_norm_loss
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
@@ -24,11 +25,14 @@ TILE_PAIRS = {"cpu": 16_384, "cuda": 1_048_576}
 
 @dataclass(frozen=True)
 class Positions:
-    """The batch's targets in groups. The last few may repeat the first, for groups of one size; they weigh nothing."""
+    """The batch's targets, shuffled and cut into groups of one size.
 
-    item_rows_BL: Tensor
+    The last group may end in copies of the first position, which have weight 0.
+    """
+
+    events: Events
     is_target_BL: Tensor
-    order_T: Tensor  # of the targets of the batch, row by row
+    order_T: Tensor  # index of each position among the batch's targets, counted row by row
     rows_T: Tensor  # the item to predict
     user_keys_T: Tensor
     num_targets: int
@@ -38,15 +42,15 @@ class Positions:
 def accumulate_gradients(model: RetrievalModel, batch: SequenceBatch, settings: TrainSettings) -> tuple[Tensor, int]:
     """Add the gradients of the loss, summed over the batch's targets, to those in the parameters.
 
-    Returns that sum (of the sampled softmax alone) and the number of targets.
+    Returns the sampled softmax loss, summed likewise but without the regularisers, and the number of targets.
     """
-    device = model.item_embedding.weight.device
+    device = model.device
     if not (batch.targets_BL >= 0).any():
         return torch.zeros((), device=device), 0
     positions = _positions(batch, settings.positions_per_negatives, device)
     negatives_GN = torch.randint(model.num_items, (positions.num_groups, settings.num_negatives), device=device)
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-        queries_TE = model.encode_positions(positions.item_rows_BL)[positions.is_target_BL][positions.order_T]
+        queries_TE = model.encode_positions(positions.events)[positions.is_target_BL][positions.order_T]
         users_T = model.user_rows(positions.user_keys_T)
         query = model.mol.query_side(queries_TE, users_T)
         negatives = model.item_side(negatives_GN)
@@ -76,7 +80,7 @@ def _positions(batch: SequenceBatch, positions_per_negatives: int, device: torch
     order_T = torch.cat([order_T, order_T[:1].expand(missing)])
     keys_BL = torch.from_numpy(batch.user_keys_B).to(device).unsqueeze(1).expand_as(targets_BL)
     return Positions(
-        torch.from_numpy(batch.item_rows_BL).to(device, torch.int64),
+        Events(torch.from_numpy(batch.item_rows_BL).to(device, torch.int64)),
         is_target_BL,
         order_T,
         targets_T[order_T],
@@ -87,9 +91,8 @@ def _positions(batch: SequenceBatch, positions_per_negatives: int, device: torch
 
 
 def _positive_pairs(model: RetrievalModel, query: QuerySide, rows_T: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores (T,) and gates (T, P) of each position with its own item."""
-    single = QuerySide(query.components_BQD.unsqueeze(1), query.gate_BP.unsqueeze(1))
-    pairs = model.mol.pairs(single, model.item_side(rows_T.unsqueeze(1)))
+    """(T,) scores and (T, P) gates of each position with its own item."""
+    pairs = model.mol.pairs(query.alone(), model.item_side(rows_T.unsqueeze(1)))
     return _at_least_float32(pairs.scores_BN.flatten()), _at_least_float32(pairs.gates_BNP.flatten(0, -2))
 
 
@@ -101,8 +104,11 @@ def _in_tiles(
     negatives_GN: Tensor,
     settings: TrainSettings,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The loss over all positions, and its gradients by `per_position` (query components, query gate, positive
-    score) and `per_group` (item components, item gate of the negatives); those of the pair network are accumulated."""
+    """The loss over all positions and its gradients with respect to `per_position` and `per_group`.
+
+    `per_position` holds query components, query gate and the positive's score; `per_group` holds the negatives' item
+    components and item gate. The gradients of the pair network are added to those in its parameters.
+    """
     num_groups, num_negatives = negatives_GN.shape
     by_group = [tensor.detach().view(num_groups, -1, *tensor.shape[1:]) for tensor in per_position]
     negatives = [tensor.detach() for tensor in per_group]
@@ -112,27 +118,30 @@ def _in_tiles(
     weights_GS = (torch.arange(rows_GS.numel(), device=device) < positions.num_targets).float().view_as(rows_GS)
     loss_sum = torch.zeros((), device=device)
     for groups, members in _tiles(num_groups, rows_GS.shape[1], num_negatives, TILE_PAIRS[device.type]):
-        here = [(groups, members)] * len(by_group) + [(groups, slice(None))] * len(negatives)
-        leaves = [tensor[at].requires_grad_() for tensor, at in zip((*by_group, *negatives), here, strict=True)]
+        tile = [(groups, members)] * len(by_group) + [(groups, slice(None))] * len(negatives)
+        leaves = [tensor[index].requires_grad_() for tensor, index in zip((*by_group, *negatives), tile, strict=True)]
+        query_components, query_gate, positive_GS, item_components, item_gate = leaves
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            scores_GSN = _at_least_float32(mol(QuerySide(leaves[0], leaves[1]), ItemSide(leaves[3], leaves[4])))
+            scores_GSN = mol(QuerySide(query_components, query_gate), ItemSide(item_components, item_gate))
         is_collision_GSN = negatives_GN[groups].unsqueeze(-2) == rows_GS[groups, members].unsqueeze(-1)
-        losses_GS = sampled_softmax_loss(leaves[2], scores_GSN, is_collision_GSN)
+        losses_GS = sampled_softmax_loss(positive_GS, _at_least_float32(scores_GSN), is_collision_GSN)
         loss = (losses_GS * weights_GS[groups, members]).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         loss_sum += loss.detach()
-        for gradient, leaf, at in zip(gradients, leaves, here, strict=True):
+        for gradient, leaf, index in zip(gradients, leaves, tile, strict=True):
             assert leaf.grad is not None
-            gradient[at] += leaf.grad
+            gradient[index] += leaf.grad
     return loss_sum, [*(gradient.flatten(0, 1) for gradient in gradients[:3]), *gradients[3:]]
 
 
 def _tiles(
     num_groups: int, group_size: int, num_negatives: int, tile_pairs: int
 ) -> Iterator[tuple[int | slice, slice]]:
-    """Groups, and slices of their members, with at most `tile_pairs` pairs, as near as whole positions allow.
+    """Indices of tiles: the groups, and a slice of the members of each. A tile has at most `tile_pairs` pairs, but at
+    least one position.
 
-    A large group comes alone and without its dimension: a plain matrix product is faster than a batch of one.
+    A tile of a single group is given by its number, not by a slice, so that it has no group dimension: a plain matrix
+    product is faster than a batch of one.
     """
     groups_per_tile = tile_pairs // (group_size * num_negatives)
     if groups_per_tile > 1:

@@ -1,4 +1,4 @@
-"""The loop over epochs, on one process or on many that sum their gradients. No Ray, no files."""
+"""The training loop, in one process or in many that sum their gradients. No Ray, no files."""
 
 import math
 import time
@@ -36,35 +36,38 @@ class Ranks:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What one process trains and validates on."""
+    """The data of one process."""
 
     windows: Windows
-    steps: int  # of an epoch, the same on all processes
+    steps: int  # batches per epoch, the same number on all processes
     validation: ValidationUsers
     item_counts_N: Tensor  # training events of every item, for the popularity baseline
 
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One line of the history. `hit_rate` is of the validation users, over the full corpus, at VALIDATION_CUTOFF."""
+    """One line of the history: losses and counts over all processes, times in this one.
+
+    `hit_rate` is the share of validation users with a held-out item among the VALIDATION_CUTOFF best of all items.
+    """
 
     epoch: int
     loss: float
     hit_rate: float
     num_validation_users: int
-    num_positions: int
+    num_positions: int  # targets trained on
     seconds: float
     validation_seconds: float
 
     @property
     def worth(self) -> float:
-        """What the best epoch has most of: hit rate, or, where nobody can be validated on, a small training loss."""
+        """The highest is the best: the hit rate, or, without validation users, minus the loss."""
         return self.hit_rate if self.num_validation_users else -self.loss
 
 
 @dataclass
 class TrainingState:
-    """All that a run needs to go on after its last finished epoch."""
+    """Everything that a run needs to continue after its last finished epoch."""
 
     model: RetrievalModel
     optimiser: torch.optim.Optimizer
@@ -73,17 +76,17 @@ class TrainingState:
 
     @property
     def best(self) -> EpochReport:
-        """The earliest of the best epochs."""
+        """The best epoch; of equal ones the earliest."""
         return max(self.history, key=lambda report: (report.worth, -report.epoch))
 
     def is_finished(self, settings: TrainSettings) -> bool:
-        """Whether all epochs are done, or the last `patience` of them brought nothing better."""
+        """Whether all epochs are done, or the last `patience` epochs have not improved on the best."""
         done = len(self.history)
         return done >= settings.max_epochs or (done > 0 and done - self.best.epoch >= settings.patience)
 
 
 def new_state(model: RetrievalModel, settings: TrainSettings) -> TrainingState:
-    """A run that has not begun; `model` is already on its device."""
+    """A run before its first epoch; `model` is already on its device."""
     return TrainingState(
         model,
         torch.optim.AdamW(
@@ -99,9 +102,9 @@ def fit(
     ranks: Ranks,
     on_epoch: Callable[[TrainingState], None],
 ) -> None:
-    """Train until all epochs are done or none gets better; call `on_epoch` after each.
+    """Train until the state is finished; call `on_epoch` after each epoch.
 
-    A state that was saved in `on_epoch` goes on exactly as if it had never stopped.
+    A state that `on_epoch` has saved continues exactly as if the run had never stopped.
     """
     while not state.is_finished(settings):
         epoch = len(state.history) + 1
@@ -111,7 +114,7 @@ def fit(
         loss, num_positions = train_epoch(state, batches, settings, ranks)
         trained = time.monotonic()
         num_hits = count_model_hits(state.model, data.validation, VALIDATION_CUTOFF)
-        hit_rate, num_users = _hit_rate(num_hits, data, ranks, _device(state.model))
+        hit_rate, num_users = _hit_rate(num_hits, data, ranks, state.model.device)
         validated = time.monotonic()
         report = EpochReport(epoch, loss, hit_rate, num_users, num_positions, trained - started, validated - trained)
         state.history.append(report)
@@ -121,13 +124,13 @@ def fit(
 
 
 def popular_hit_rate(data: TrainingData, ranks: Ranks, device: torch.device) -> float:
-    """What showing everyone the items with the most training events reaches on the same validation users."""
+    """The validation users' hit rate when everyone is shown the items with the most training events."""
     num_hits = count_popular_hits(data.item_counts_N, data.validation, VALIDATION_CUTOFF)
     return _hit_rate(num_hits, data, ranks, device)[0]
 
 
 def _hit_rate(num_hits: int, data: TrainingData, ranks: Ranks, device: torch.device) -> tuple[float, int]:
-    """Hits by user, and the number of users, over all processes."""
+    """Share of validation users with a hit, and their number, over all processes."""
     total_hits, num_users = ranks.sum_(torch.tensor([num_hits, len(data.validation)], device=device)).tolist()
     return total_hits / max(num_users, 1), num_users
 
@@ -135,13 +138,13 @@ def _hit_rate(num_hits: int, data: TrainingData, ranks: Ranks, device: torch.dev
 def train_epoch(
     state: TrainingState, batches: Iterable[SequenceBatch], settings: TrainSettings, ranks: Ranks
 ) -> tuple[float, int]:
-    """One step per batch. The mean loss of a target, and the number of targets, over all processes."""
+    """Make one step per batch; returns the mean loss per target and the number of targets, over all processes."""
     model = state.model.train()
-    total = torch.zeros(2, dtype=torch.float64, device=_device(model))
+    total = torch.zeros(2, dtype=torch.float64, device=model.device)
     for batch in batches:
         state.optimiser.zero_grad(set_to_none=True)
         loss_sum, num_positions = accumulate_gradients(model, batch, settings)
-        _average_gradients(model, num_positions, ranks)
+        average_gradients(model, num_positions, ranks)
         state.optimiser.step()
         total += torch.stack([loss_sum.double(), torch.full_like(total[0], num_positions)])
     ranks.sum_(total)
@@ -152,13 +155,15 @@ def train_epoch(
 
 
 def seed_everything(*numbers: int) -> None:
-    """Make all that torch draws from here on a function of these numbers."""
+    """Seed torch's random numbers with these numbers, in this order."""
     torch.manual_seed(zlib.crc32(repr(numbers).encode()))
 
 
-def _average_gradients(model: RetrievalModel, num_positions: int, ranks: Ranks) -> None:
-    """Divide the summed gradients by the number of targets, over all processes: each target has the same weight,
-    however the targets are spread over them."""
+def average_gradients(model: RetrievalModel, num_positions: int, ranks: Ranks) -> None:
+    """Divide the gradients, summed over all processes, by the number of targets of all processes.
+
+    Each target has the same weight, however the targets are spread over the processes.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if ranks.world_size == 1:
         for parameter in parameters:
@@ -170,13 +175,9 @@ def _average_gradients(model: RetrievalModel, num_positions: int, ranks: Ranks) 
             parameter.grad = torch.zeros_like(parameter)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     count = torch.tensor([num_positions], dtype=gradients[0].dtype, device=gradients[0].device)
-    # One message. DistributedDataParallel would send at the first of the step's many small backward passes.
+    # All in one message. DistributedDataParallel would send after the first of the step's many backward passes.
     summed = ranks.sum_(torch.cat([*(gradient.flatten() for gradient in gradients), count]))
     summed /= summed[-1].clone()
     parts = torch.split(summed[:-1], [gradient.numel() for gradient in gradients])
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view_as(gradient))
-
-
-def _device(model: RetrievalModel) -> torch.device:
-    return model.item_embedding.weight.device

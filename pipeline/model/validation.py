@@ -1,4 +1,4 @@
-"""Hit rate over the full corpus on held-out events, for choosing the best epoch.
+"""Validation: hits among all items on held-out events, to choose the best epoch.
 
 Shapes: B queries, N items of a tile, M held-out items of a query.
 """
@@ -10,33 +10,35 @@ import torch
 from torch import Tensor
 
 from pipeline.data.batches import ValidationUsers
-from pipeline.data.lists import PADDING
+from pipeline.data.lists import NO_ITEM
+from pipeline.model.inputs import Events, QueryInput
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import QuerySide
 
 QUERY_TILE = 128
 ITEM_TILE = 128
 
-# From item rows, (N,) shared by the queries or (B, M) of their own, to scores, (B, N) or, the same for all, (N,).
+# Scores of item rows. (N,) rows, the same for all queries, give (B, N) scores, or (N,) when all queries score alike;
+# (B, M) rows, each query's own, give (B, M).
 Score = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
 def count_model_hits(model: RetrievalModel, users: ValidationUsers, k: int) -> int:
-    """How many of these users have a held-out item among the k best that they have not seen."""
+    """Number of users with a held-out item among the k best items that they have not seen."""
     model.eval()
-    device = model.item_embedding.weight.device
     hits = 0
     for tile in users.tiles(QUERY_TILE):
-        rows_BL, lengths_B = tile.histories.last(model.settings.max_length)
-        inputs = (torch.from_numpy(array).to(device) for array in (rows_BL, lengths_B, tile.user_keys))
-        hits += _count_hits(_model_score(model, model.query_side(*inputs)), tile, model.num_items, k)
+        rows_BL, _ = tile.histories.last(model.settings.max_length)
+        events = Events(torch.from_numpy(rows_BL).to(model.device))
+        query = model.query_side(QueryInput(events, torch.from_numpy(tile.user_keys).to(model.device)))
+        hits += _count_hits(_model_score(model, query), tile, model.num_items, k)
     return hits
 
 
 @torch.no_grad()
 def count_popular_hits(item_counts: Tensor, users: ValidationUsers, k: int) -> int:
-    """The same when everyone is shown the items with the highest counts."""
+    """Number of users with a held-out item among the k items with the highest counts that they have not seen."""
     counts = item_counts.double()
 
     def score(rows: Tensor) -> Tensor:
@@ -46,20 +48,19 @@ def count_popular_hits(item_counts: Tensor, users: ValidationUsers, k: int) -> i
 
 
 def _model_score(model: RetrievalModel, query: QuerySide) -> Score:
-    single = QuerySide(query.components_BQD.unsqueeze(1), query.gate_BP.unsqueeze(1))
-
     def score(rows: Tensor) -> Tensor:
         items = model.item_side(rows.to(query.gate_BP.device))
-        scores: Tensor = model.mol(query, items) if rows.dim() == 1 else model.mol(single, items).squeeze(1)
+        scores: Tensor = model.mol(query, items) if rows.dim() == 1 else model.mol(query.alone(), items).squeeze(1)
         return scores.cpu()
 
     return score
 
 
 def _count_hits(score: Score, users: ValidationUsers, num_items: int, k: int) -> int:
-    """Users with fewer than k unseen items ahead of the best of their held-out ones; ties go to the lower row."""
+    """Number of users whose best held-out item has fewer than k unseen items ahead of it; of equal scores the lower
+    item row is ahead."""
     targets_BM = torch.from_numpy(users.held_out.last(int(users.held_out.lengths.max()))[0]).long()
-    scores_BM = score(targets_BM.clamp_min(0)).masked_fill(targets_BM == PADDING, float("-inf"))
+    scores_BM = score(targets_BM.clamp_min(0)).masked_fill(targets_BM == NO_ITEM, float("-inf"))
     best_B1 = scores_BM.amax(dim=1, keepdim=True)
     row_B1 = torch.where(scores_BM == best_B1, targets_BM, num_items).amin(dim=1, keepdim=True)
     hidden_user, hidden_row = _pairs(users)
@@ -75,8 +76,8 @@ def _count_hits(score: Score, users: ValidationUsers, num_items: int, k: int) ->
 
 
 def _pairs(users: ValidationUsers) -> tuple[Tensor, Tensor]:
-    """(user, item row) of all that must not be counted: what a user has seen, and the held-out items themselves."""
+    """Users and item rows of the pairs that are not counted as ahead: items seen, and the held-out items themselves."""
     parts = (users.histories, users.held_out)
-    owner = np.concatenate([np.repeat(np.arange(len(users)), part.lengths) for part in parts])
-    rows = np.concatenate([part.item_rows for part in parts])
+    owner = np.concatenate([part.owners for part in parts])
+    rows = np.concatenate([part.values for part in parts])
     return torch.from_numpy(owner), torch.from_numpy(rows).long()

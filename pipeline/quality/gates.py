@@ -1,10 +1,10 @@
 """The gates: what the evaluation must have measured before a run may be published."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.errors import GateError
+from pipeline.evaluation.results import Metrics
 from pipeline.settings import GateSettings
 
 
@@ -25,8 +25,8 @@ class Verdict:
         return asdict(self) | {"passed": self.passed}
 
 
-def check_gates(metrics: Mapping[str, Any] | None, gates: GateSettings) -> list[Verdict]:
-    """Hold the metrics of `metrics.json` (`pipeline/evaluation/metrics.py`) against the gates that are set.
+def check_gates(metrics: Metrics | None, gates: GateSettings) -> list[Verdict]:
+    """Hold the metrics of tonight's evaluation against the gates that are set.
 
     A gate of 0 is open. Raises GateError when one is not reached, or is set and nothing was measured.
     """
@@ -38,7 +38,7 @@ def check_gates(metrics: Mapping[str, Any] | None, gates: GateSettings) -> list[
                 "--set gates.min_overlap=0 --set gates.min_lift_over_popularity=0"
             )
         return []
-    measured = {"overlap": float(metrics["overlap"]["mean"]), "lift_over_popularity": _lift(metrics)}
+    measured = {"overlap": metrics.overlap.mean, "lift_over_popularity": _lift(metrics)}
     verdicts = [Verdict(gate, measured[gate], least) for gate, least in required.items()]
     failed = [verdict for verdict in verdicts if not verdict.passed]
     if failed:
@@ -50,10 +50,10 @@ def check_gates(metrics: Mapping[str, Any] | None, gates: GateSettings) -> list[
     return verdicts
 
 
-def _lift(metrics: Mapping[str, Any]) -> float:
+def _lift(metrics: Metrics) -> float:
     """Hit rate at the first cutoff, as a multiple of popularity's."""
-    name = f"hr@{min(metrics['cutoffs'])}"
-    model, popularity = (float(metrics[which][name]["mean"]) for which in ("model", "popularity"))
+    name = f"hr@{min(metrics.cutoffs)}"
+    model, popularity = metrics.model[name].mean, metrics.popularity[name].mean
     if popularity == 0.0:
         return 1.0 if model == 0.0 else 1e9  # any hit is more than none; JSON has no infinity
     return model / popularity

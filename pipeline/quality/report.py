@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from pipeline.evaluation.results import Metrics
 
 Row = tuple[str, ...]
 
@@ -43,26 +44,23 @@ def item_name(item_id: object, attributes: Mapping[str, object]) -> str:
     return f"{name} ({category})" if category else name
 
 
-def metrics_table(metrics: Mapping[str, Any]) -> str:
-    """The content of `metrics.json` (evaluation/metrics.py) as aligned lines."""
-    model, popularity = metrics["model"], metrics["popularity"]
+def metrics_table(metrics: Metrics) -> str:
+    """The metrics as aligned lines."""
     rows: list[Row] = [("", "model", "95 %", "popularity", "model / popularity")]
-    for name, value in model.items():
-        floor = popularity[name]["mean"]
-        ratio = f"{value['mean'] / floor:.1f} ×" if floor else "-"
-        interval = f"{value['low']:.4f} to {value['high']:.4f}"
-        rows.append((name, f"{value['mean']:.4f}", interval, f"{floor:.4f}", ratio))
-    for name in ("coverage", "gini"):
-        rows.append(
-            (f"{name}@{metrics['k']}", f"{metrics[name]['model']:.4f}", "", f"{metrics[name]['popularity']:.4f}", "")
-        )
-    overlap = metrics["overlap"]
+    for name, value in metrics.model.items():
+        floor = metrics.popularity[name].mean
+        ratio = f"{value.mean / floor:.1f} ×" if floor else "-"
+        interval = f"{value.low:.4f} to {value.high:.4f}"
+        rows.append((name, f"{value.mean:.4f}", interval, f"{floor:.4f}", ratio))
+    for name, figure in (("coverage", metrics.coverage), ("gini", metrics.gini)):
+        rows.append((f"{name}@{metrics.k}", f"{figure.model:.4f}", "", f"{figure.popularity:.4f}", ""))
+    overlap = metrics.overlap
     return "\n".join(
         [
-            f"{metrics['queries']} queries: {metrics['protocol']}",
+            f"{metrics.queries} queries: {metrics.protocol}",
             *_aligned(rows),
-            f"search is {metrics['method']}: overlap@{overlap['k']} with {overlap['against']} {overlap['mean']:.4f} "
-            f"({overlap['low']:.4f} to {overlap['high']:.4f}, {overlap['queries']} queries)",
+            f"search is {metrics.method}: overlap@{overlap.k} with {overlap.against} {overlap.mean:.4f} "
+            f"({overlap.low:.4f} to {overlap.high:.4f}, {overlap.queries} queries)",
         ]
     )
 
@@ -89,7 +87,7 @@ def how_to_read(root: str, name: str) -> str:
     """One line each for the readers that people use; the file list comes from the last commit, never from a glob."""
     files = f"latest_files({root!r}, {name!r})"
     lines = [
-        ("", "from pipeline.io.publication.units import latest_files"),
+        ("", "from pipeline.io.publication.reader import latest_files"),
         ("polars", f"pl.read_parquet({files}, hive_partitioning=False)"),
         ("DuckDB", f"duckdb.read_parquet({files}, hive_partitioning=False)"),
         ("Spark", f"spark.read.parquet(*{files})"),

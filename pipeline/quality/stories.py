@@ -8,12 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.artifacts import Night
+from pipeline.artifacts import FileEntry
 from pipeline.data.histories import Bucket
+from pipeline.io.artifacts import read_file
 from pipeline.io.histories import read_bucket, read_items
+from pipeline.io.night import Night
 from pipeline.io.parquet import read_parquet_bytes
-from pipeline.io.publication.units import Sidecar, done_units, read_file
-from pipeline.io.storage.base import Storage
+from pipeline.io.publication.units import units_of
 from pipeline.quality.promises import Rows, flatten
 from pipeline.quality.report import Event, Suggestion, UserStory, choose_users, item_name
 
@@ -22,15 +23,14 @@ NUM_BEST = 5
 TOLD = ("title", "category")
 
 
-def read_stories(storage: Storage, night: Night) -> list[UserStory]:
+def read_stories(night: Night) -> list[UserStory]:
     """Up to three users of one unit: one in which somebody got no full list, where there is such a unit."""
-    sidecars = done_units(storage, night.run)
+    storage = night.storage
+    sidecars = units_of(storage, night.run).done()
     if not sidecars:
         return []
-    unit = min(
-        sidecars, key=lambda unit: (sidecars[unit]["counts"].get("ok") == sidecars[unit]["counts"]["users"], unit)
-    )
-    users, candidates = (_read(storage, night, sidecars[unit], name) for name in ("users", "candidates"))
+    unit = min(sidecars, key=lambda unit: (sidecars[unit].statuses.get("ok") == sidecars[unit].users.rows, unit))
+    candidates, users = (_read(night, file) for file in sidecars[unit].files)
     bucket = read_bucket(storage, night.histories, unit)
     items = read_items(storage, night.histories)
     places = {user: place for place, user in enumerate(bucket.user_ids.to_pylist())}
@@ -75,7 +75,6 @@ def _names(items: pa.Table, at: pa.Array) -> list[str]:
     return [item_name(item["item_id"], item) for item in found]
 
 
-def _read(storage: Storage, night: Night, sidecar: Sidecar, name: str) -> pa.Table:
-    (file,) = (file for file in sidecar["files"] if file["table"] == name)
-    key = f"{night.run.table_prefix}/{file['key']}"
-    return read_parquet_bytes(read_file(storage, key, file["sha256"]), f"{storage.uri}/{key}")
+def _read(night: Night, file: FileEntry) -> pa.Table:
+    data = read_file(night.storage, night.run.table_prefix, file, "run jobs/retrieve.py again")
+    return read_parquet_bytes(data, f"{night.storage.uri}/{night.run.table_prefix}/{file.key}")

@@ -1,4 +1,4 @@
-"""What a search is compared with: the most popular items, and a brute-force oracle. B queries, N items, K kept."""
+"""The oracle that a search is compared with: exact search, the plain way. B queries, N items, K kept."""
 
 import copy
 from collections.abc import Iterable
@@ -7,18 +7,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.data.lists import Int64
+from pipeline.data.lists import NO_ITEM, Int64
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
-from pipeline.retrieval.filters import Exclusions
+from pipeline.retrieval.filters import Rules
 from pipeline.retrieval.shard import Shard
-from pipeline.retrieval.topk import NO_ITEM
 
 ORACLE_TILE = 4_096  # items that the oracle scores at once
 
 
 @torch.inference_mode()
 def brute_force(
-    mol: MixtureOfLogits, queries: QuerySide, shards: Iterable[Shard], excluded: Exclusions, k: int
+    mol: MixtureOfLogits, queries: QuerySide, shards: Iterable[Shard], rules: Rules, k: int
 ) -> tuple[NDArray[np.float32], Int64]:
     """Scores and item rows (B, K) of exact search, the plain way: every pair in float64, everything sorted.
 
@@ -26,16 +25,16 @@ def brute_force(
     """
     mol64 = copy.deepcopy(mol).double()
     queries64 = QuerySide(queries.components_BQD.double(), queries.gate_BP.double())
-    num_queries = len(excluded)
-    best_BK = np.full((num_queries, k), -np.inf, dtype=np.float32)
-    rows_BK = np.full((num_queries, k), NO_ITEM, dtype=np.int64)
+    best_BK = np.full((len(rules), k), -np.inf, dtype=np.float32)
+    rows_BK = np.full((len(rules), k), NO_ITEM, dtype=np.int64)
     for shard in shards:
         scores_BN = _scores(mol64, queries64, shard)
-        scores_BN[:, ~shard.is_eligible_N.numpy()] = -np.inf
-        of_query = np.repeat(np.arange(num_queries), np.diff(excluded.offsets))
-        at = excluded.rows.astype(np.int64) - shard.first_row
-        inside = (at >= 0) & (at < len(shard))
-        scores_BN[of_query[inside], at[inside]] = -np.inf
+        end = shard.first_row + len(shard)
+        if rules.eligibility is not None:
+            is_eligible_BN = rules.eligibility.is_eligible_GN.numpy()[rules.eligibility.group_of_B]
+            scores_BN[~is_eligible_BN[:, shard.first_row : end]] = -np.inf
+        here = rules.excluded.within(shard.first_row, end)
+        scores_BN[here.owners, here.values] = -np.inf
         shard_rows = np.broadcast_to(shard.first_row + np.arange(len(shard)), scores_BN.shape)
         all_scores, all_rows = np.hstack([best_BK, scores_BN]), np.hstack([rows_BK, shard_rows])
         order_BK = np.lexsort((all_rows, -all_scores), axis=1)[:, :k]

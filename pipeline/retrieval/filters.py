@@ -1,114 +1,113 @@
-"""What may not be shown: a mask over a shard's items and a sparse list of excluded rows per query.
+"""What may not be shown: a mask over all items per group of queries, and a list of excluded items per query.
 
-Every rule ends in one of the two. Both act before top-k, so a filtered item never takes a place.
+Every rule ends in one of the two. Rules are tonight's: they come with each call, and a shard knows none. Both kinds act
+before top-k, so a filtered item never takes a place.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-IntArray = npt.NDArray[np.int64]
-RowArray = npt.NDArray[np.int32]
+from pipeline.data.lists import Int64, Lists
 
 
 @dataclass(frozen=True)
-class Exclusions:
-    """Excluded item rows of B queries: query b's are `rows[offsets[b]:offsets[b + 1]]`, in any order."""
+class Eligibility:
+    """The items that each of G groups of queries may be shown at all; a group may be a market."""
 
-    offsets: IntArray  # (B + 1,)
-    rows: RowArray
+    is_eligible_GN: Tensor  # bool, on the CPU, over all items of the index
+    group_of_B: Int64
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The rules for B queries; items have the rows of the whole index. Without `eligibility` every item is eligible."""
+
+    excluded: Lists  # the items that each query may not be shown, in any order
+    eligibility: Eligibility | None = None
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.excluded)
 
-    def narrow(self, start: int, stop: int) -> "Exclusions":
-        """The same for queries `start` to `stop`."""
-        offsets = self.offsets[start : stop + 1]
-        return Exclusions(offsets - offsets[0], self.rows[offsets[0] : offsets[-1]])
+    def parts(self, max_queries: int) -> Iterator[Int64]:
+        """All queries in parts of at most `max_queries`, each part of one group."""
+        groups = [np.arange(len(self))]
+        if self.eligibility is not None:
+            group_of_B = self.eligibility.group_of_B
+            groups = [np.flatnonzero(group_of_B == group) for group in np.unique(group_of_B)]
+        for queries in groups:
+            for low in range(0, len(queries), max_queries):
+                yield queries[low : low + max_queries]
 
-    def take(self, queries: IntArray) -> "Exclusions":
-        """The same for the given queries, in their order."""
-        offsets, at = _taken(self.offsets, queries)
-        return Exclusions(offsets, self.rows[at])
+    def take(self, queries: Int64) -> "Rules":
+        """The rules of the given queries, in the given order."""
+        eligibility = self.eligibility
+        if eligibility is not None:
+            eligibility = Eligibility(eligibility.is_eligible_GN, eligibility.group_of_B[queries])
+        return Rules(self.excluded.take(queries), eligibility)
 
+    def for_shard(self, first_row: int, num_items: int) -> "ShardMask":
+        """The rules for the shard of items `first_row` to `first_row + num_items`; the queries are of one group.
 
-def no_exclusions(num_queries: int) -> Exclusions:
-    """Nothing is excluded for any query."""
-    return Exclusions(np.zeros(num_queries + 1, dtype=np.int64), np.empty(0, dtype=np.int32))
+        Raises ValueError when the masks do not reach as far as the shard.
+        """
+        end = first_row + num_items
+        excluded = self.excluded.within(first_row, end).distinct()
+        if self.eligibility is None:
+            return ShardMask(num_items, excluded)
+        (group,) = np.unique(self.eligibility.group_of_B)
+        is_eligible_N = self.eligibility.is_eligible_GN[group]
+        if len(is_eligible_N) < end:
+            raise ValueError(f"eligibility is known of {len(is_eligible_N)} items, but the shard ends at {end}")
+        return ShardMask(num_items, excluded, is_eligible_N[first_row:end])
 
 
 @dataclass(frozen=True)
 class ShardMask:
-    """Both kinds of rules for one shard and B queries; items are numbered within the shard.
+    """The rules for one shard and B queries of one group; items are numbered within the shard.
 
-    Query b may not be shown `at[offsets[b]:offsets[b + 1]]`, ascending and without repeats; nobody may be shown what
-    is not eligible.
+    Nobody may be shown what is not eligible, and query b not its own list of `excluded`.
     """
 
-    is_eligible_N: Tensor
-    offsets: IntArray  # (B + 1,)
-    at: RowArray
-
-    @property
-    def num_items(self) -> int:
-        return len(self.is_eligible_N)
+    num_items: int
+    excluded: Lists  # ascending, without repeats
+    is_eligible_N: Tensor | None = None  # bool, where the shard is; None: every item is eligible
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.excluded)
+
+    def to(self, device: torch.device | str) -> "ShardMask":
+        """The same rules for a shard on a device."""
+        if self.is_eligible_N is None:
+            return self
+        return ShardMask(self.num_items, self.excluded, self.is_eligible_N.to(device))
 
     def narrow(self, start: int, stop: int) -> "ShardMask":
-        """The same for queries `start` to `stop`."""
-        offsets = self.offsets[start : stop + 1]
-        return ShardMask(self.is_eligible_N, offsets - offsets[0], self.at[offsets[0] : offsets[-1]])
+        """The rules of queries `start` to `stop`."""
+        return ShardMask(self.num_items, self.excluded.narrow(start, stop), self.is_eligible_N)
 
-    def take(self, queries: IntArray) -> "ShardMask":
-        """The same for the given queries, in their order; one may be given more than once."""
-        offsets, at = _taken(self.offsets, queries)
-        return ShardMask(self.is_eligible_N, offsets, self.at[at])
+    def take(self, queries: Int64) -> "ShardMask":
+        """The rules of the given queries, in the given order; one may be given more than once."""
+        return ShardMask(self.num_items, self.excluded.take(queries), self.is_eligible_N)
 
     def hide(self, scores_BN: Tensor, low: int) -> Tensor:
         """Set what may not be shown to -inf, in place; the tile's first column is the shard's item `low`."""
         high = low + scores_BN.shape[1]
-        if self._any_ineligible:
+        if self.is_eligible_N is not None:
             scores_BN.masked_fill_(~self.is_eligible_N[low:high], -torch.inf)
-        at, queries = self._by_item
-        start, stop = np.searchsorted(at, [low, high])
+        items, queries = self._by_item
+        start, stop = np.searchsorted(items, [low, high])
         if stop > start:
-            places = (torch.from_numpy(part[start:stop]).to(scores_BN.device) for part in (queries, at - low))
-            scores_BN[tuple(places)] = -torch.inf
+            cells = (torch.from_numpy(part[start:stop]).to(scores_BN.device) for part in (queries, items - low))
+            scores_BN[tuple(cells)] = -torch.inf
         return scores_BN
 
     @cached_property
-    def _any_ineligible(self) -> bool:
-        return not bool(self.is_eligible_N.all())
-
-    @cached_property
-    def _by_item(self) -> tuple[IntArray, IntArray]:
+    def _by_item(self) -> tuple[Int64, Int64]:
         """Excluded items, ascending, and the query of each."""
-        queries = np.repeat(np.arange(len(self)), np.diff(self.offsets))
-        order = np.argsort(self.at, kind="stable")
-        return self.at[order].astype(np.int64), queries[order]
-
-
-def mask_shard(is_eligible_N: Tensor, first_row: int, excluded: Exclusions) -> ShardMask:
-    """The rules for one shard, whose items have the rows from `first_row` on."""
-    queries = np.repeat(np.arange(len(excluded)), np.diff(excluded.offsets))
-    num_items = len(is_eligible_N)
-    at = excluded.rows.astype(np.int64) - first_row
-    inside = (at >= 0) & (at < num_items)
-    pairs = np.unique(queries[inside] * max(1, num_items) + at[inside])
-    counts = np.bincount(pairs // max(1, num_items), minlength=len(excluded))
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return ShardMask(is_eligible_N, offsets, (pairs % max(1, num_items)).astype(np.int32))
-
-
-def _taken(offsets: IntArray, queries: IntArray) -> tuple[IntArray, IntArray]:
-    """Offsets of the given lists put one after the other, and where their entries are."""
-    lengths = np.diff(offsets)[queries]
-    taken = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    at = np.arange(taken[-1]) - np.repeat(taken[:-1], lengths) + np.repeat(offsets[:-1][queries], lengths)
-    return taken, at
+        order = np.argsort(self.excluded.values, kind="stable")
+        return self.excluded.values[order].astype(np.int64), self.excluded.owners[order]

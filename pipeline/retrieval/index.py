@@ -10,14 +10,14 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from pipeline.data.lists import NO_ITEM
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval.filters import ShardMask
-from pipeline.retrieval.topk import NO_ITEM
 from pipeline.settings import TableDtype
 
 # A table with one vector per item: the mean over an item's components, the low-rank table, or item component j.
 Table = Literal["mean", "low_rank"] | int
-# Of `scan` and of any float32 score against float64, times the temperature: scores lie within ±1/τ.
+# Largest |float32 - float64| of a score, times the temperature τ: scores lie within ±1/τ.
 FLOAT32_ERROR = 1e-5
 
 
@@ -28,8 +28,8 @@ class Shortlist:
     scores_BM: Tensor  # float32, -inf where there is none
     at_BM: Tensor  # int64, numbered within the shard; NO_ITEM where there is none
 
-    def cut(self, num_kept: int) -> "Shortlist":
-        """The `num_kept` best by score."""
+    def squeeze(self, num_kept: int) -> "Shortlist":
+        """The `num_kept` best by score, of equal scores any."""
         if num_kept >= self.scores_BM.shape[1]:
             return self
         scores_BM, best_BM = self.scores_BM.topk(num_kept, dim=1)
@@ -43,7 +43,6 @@ class ShardIndex(Protocol):
     """
 
     first_row: int
-    is_eligible_N: Tensor
     num_item_components: int
     temperature: float
     table_dtypes: tuple[TableDtype, ...]  # in which this backend can keep the tables of stage 1, widest first
@@ -76,7 +75,7 @@ class ShardIndex(Protocol):
     def score(self, queries: QuerySide, at_BM: Tensor, is_quick: bool = False) -> Tensor:
         """Stage 2: (B, M) MoL scores of candidates from cached tables, -inf where there is none.
 
-        Within `scan_error`; or as cheap as can be, with an error that nobody promises.
+        Right to `scan_error`; with `is_quick`, faster and without an error guarantee.
         """
 
     def rescore(self, queries: QuerySide, at_BM: Tensor) -> Tensor:
@@ -85,7 +84,7 @@ class ShardIndex(Protocol):
     def scan(
         self, queries: QuerySide, num_kept: int, mask: ShardMask, floor_B: Tensor, max_scored: int
     ) -> tuple[Shortlist, Tensor]:
-        """The best of all allowed items, and a bound (B,) on the scores of those that there was no budget to score.
+        """The best of all allowed items, and (B,) a bound on the scores of the items that the budget did not reach.
 
         Keeps the `num_kept` best of those that reach the floor. An item may be skipped when its largest logit, which
         its score cannot exceed, proves that it would not be kept. After `max_scored` items of a query are scored, the

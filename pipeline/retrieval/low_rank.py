@@ -69,8 +69,8 @@ class LowRank:
 
     def to(self, device: torch.device | str) -> "LowRank":
         """The same on a device."""
-        anchors = QuerySide(self.anchors.components_BQD.to(device), self.anchors.gate_BP.to(device))
-        return LowRank(anchors, self.at_A.to(device), self.basis_AR.to(device), self.centre_R.to(device))
+        tables = (table.to(device) for table in (self.at_A, self.basis_AR, self.centre_R))
+        return LowRank(self.anchors.to(device), *tables)
 
     def place(self, scores_AN: Tensor) -> Tensor:
         """(N, R): the vectors of items from their exact scores against the anchors."""
@@ -148,5 +148,5 @@ def score_all(index: ShardIndex, queries: QuerySide) -> Tensor:
 
 def _score_tiles(index: ShardIndex, queries: QuerySide) -> Iterator[Tensor]:
     for low in range(0, len(index), ITEMS_AT_ONCE):
-        at_N = torch.arange(low, min(low + ITEMS_AT_ONCE, len(index)), device=index.is_eligible_N.device)
+        at_N = torch.arange(low, min(low + ITEMS_AT_ONCE, len(index)), device=queries.gate_BP.device)
         yield index.score(queries, at_N.expand(len(queries.gate_BP), -1).contiguous(), is_quick=True)

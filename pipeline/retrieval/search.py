@@ -1,7 +1,7 @@
 """Top-k of one shard under MoL, by any of the algorithms. B queries, N items, M candidates, K kept.
 
 A published score is the float64 score rounded once to float32, so it depends neither on how the corpus was cut, tiled
-or batched, nor on the backend. Everything before only decides which items are worth that.
+or batched, nor on the backend. Every earlier step only decides which items are worth a float64 score.
 """
 
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.data.lists import NO_ITEM
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval import stage1
-from pipeline.retrieval.filters import Exclusions, ShardMask, mask_shard
+from pipeline.retrieval.filters import Rules, ShardMask
 from pipeline.retrieval.index import ShardIndex, Shortlist
 from pipeline.retrieval.stage1 import Candidates, QueryMap
-from pipeline.retrieval.topk import NO_ITEM, TopK, concat_queries, empty_topk, merge_topk, select_topk
+from pipeline.retrieval.topk import TopK, concat_queries, empty_topk, merge_topk, select_topk
 from pipeline.settings import SearchSettings
 
-# Survivors of a scan beyond k. More are only needed where many scores lie within the scan's error of the k-th.
-SLACK = 28
-WIDEN = 4
-# Up to so many times k candidates are scored in float64 at once: all but a few of them would be in the end.
+# A scan keeps k + SLACK items. Where more scores lie within its error of the k-th, WIDEN times more are kept next.
+SLACK, WIDEN = 28, 4
+# With at most 1.5 k candidates, skip the float32 pass: nearly all would be scored again in float64 anyway.
 FEW = 1.5
 # Queries whose candidates are held at once: with CombTopK's thousands each, tens of megabytes.
 QUERIES_AT_ONCE = 1_024
@@ -31,40 +31,43 @@ QUERIES_AT_ONCE = 1_024
 def search_shard(
     index: ShardIndex,
     queries: QuerySide,
-    excluded: Exclusions,
+    rules: Rules,
     settings: SearchSettings,
     running: TopK | None = None,
     query_map: QueryMap | None = None,
 ) -> TopK:
-    """Improve each query's running top-k with the best eligible, not excluded items of one shard.
+    """Improve each query's running top-k with the best items of one shard that the rules allow.
 
     Shapes: queries (B, Q, D) and (B, P); returns (B, k). Every score is the exact MoL score of its pair, and
     `bounds_B` says what can have been missed. `running` must come from other shards. `query_map` belongs to the
     low-rank table. Memory does not grow with B × N.
     """
-    if len(excluded) != len(queries.gate_BP):
-        raise ValueError(f"{len(excluded)} exclusion lists for {len(queries.gate_BP)} queries")
-    if running is None:
-        running = empty_topk(len(excluded), settings.k, queries.gate_BP.device)
-    if not len(excluded) or not len(index):
-        return running
+    device = queries.gate_BP.device
+    if len(rules) != len(queries.gate_BP):
+        raise ValueError(f"rules for {len(rules)} queries, but {len(queries.gate_BP)} queries")
+    so_far = empty_topk(len(rules), settings.k, device) if running is None else running
+    if not len(rules) or not len(index):
+        return so_far
     if not (queries.components_BQD.isfinite().all() and queries.gate_BP.isfinite().all()):
         raise ValueError("a query is not a number; leave it out and say so")
     search = _Search(index, settings, query_map)
-    parts = []
-    for low in range(0, len(excluded), QUERIES_AT_ONCE):
-        tile = slice(low, min(low + QUERIES_AT_ONCE, len(excluded)))
-        mask = mask_shard(index.is_eligible_N, index.first_row, excluded.narrow(tile.start, tile.stop))
-        so_far = running.take(tile)
-        found = search(queries.take(tile), mask, so_far.scores_BK[:, -1])
-        rows_BK = torch.where(found.rows_BK == NO_ITEM, NO_ITEM, found.rows_BK + index.first_row)
-        parts.append(merge_topk(so_far, TopK(found.scores_BK, rows_BK, found.bounds_B), settings.k))
-    return concat_queries(parts)
+    parts = list(rules.parts(QUERIES_AT_ONCE))
+    improved = []
+    for part in parts:
+        at = torch.from_numpy(part)
+        mask = rules.take(part).for_shard(index.first_row, len(index)).to(device)
+        before = so_far.take(at)
+        improved.append(merge_topk(before, search(queries.take(at), mask, before.scores_BK[:, -1]), settings.k))
+    back = torch.from_numpy(np.argsort(np.concatenate(parts)))
+    return concat_queries(improved).take(back)
 
 
 @dataclass(frozen=True)
 class _Search:
-    """One way to search one shard; rows are within it. `reached_B` is each query's k-th score in other shards."""
+    """One way to search one shard. Candidates are numbered within the shard, results have rows of the whole index.
+
+    `reached_B` is each query's k-th score in other shards.
+    """
 
     index: ShardIndex
     settings: SearchSettings
@@ -101,15 +104,17 @@ class _Search:
         return stage1.topk_avg(self.index, queries, self.settings.num_preselected, mask)[0]
 
     def _exact(self, queries: QuerySide, mask: ShardMask, reached_B: Tensor, seeds_BM: Tensor | None) -> TopK:
-        """The paper's exact two-stage algorithm (mol.md 4.3): the seeds' k-th score is a floor for all items.
+        """The paper's exact two-stage algorithm: the k-th score of the seeds is a floor for all items.
 
-        An item of the true top-k reaches the floor, so does its largest logit, and the scan scores all of those.
+        An item of the true top-k reaches the floor, and so does its largest logit. The scan scores every item whose
+        largest logit reaches the floor.
         """
-        if seeds_BM is not None:
-            unknown_B = torch.full_like(reached_B, torch.inf)
-            seeds = self._best_of(queries, seeds_BM, reached_B, unknown_B)
-            reached_B = torch.maximum(reached_B, seeds.scores_BK[:, -1])
-        return self._scan(queries, mask, reached_B, self.settings.k + SLACK)
+        num_kept = self.settings.k + SLACK
+        if seeds_BM is None:
+            return self._scan(queries, mask, reached_B, num_kept)
+        unknown_B = torch.full_like(reached_B, torch.inf)
+        seeds = self._best_of(queries, seeds_BM, reached_B, unknown_B)
+        return self._scan(queries, mask, torch.maximum(reached_B, seeds.scores_BK[:, -1]), num_kept)
 
     def _scan(self, queries: QuerySide, mask: ShardMask, reached_B: Tensor, num_kept: int) -> TopK:
         """Exact search: repeated for the queries whose kept items cannot be shown to hold the true top-k."""
@@ -148,7 +153,7 @@ class _Search:
     def _best_of(self, queries: QuerySide, at_BM: Tensor, reached_B: Tensor, bound_B: Tensor) -> TopK:
         """Stage 2: the best of the candidates by exact score."""
         if at_BM.shape[1] <= FEW * self.settings.k and reached_B.isneginf().all():
-            return select_topk(_numbers(self.index.rescore(queries, at_BM)), at_BM, self.settings.k, bound_B)
+            return self._select(queries, at_BM, bound_B)
         return self._rescored(queries, Shortlist(self.index.score(queries, at_BM), at_BM), reached_B, bound_B)
 
     def _rescored(self, queries: QuerySide, scored: Shortlist, reached_B: Tensor, bounds_B: Tensor) -> TopK:
@@ -161,7 +166,12 @@ class _Search:
         if scores_BM.shape[1] > k:
             needed_B = torch.maximum(needed_B, scores_BM.topk(k, dim=1).values[:, -1] - 2 * error)
         hopeful = _above(scored, needed_B)
-        return select_topk(self.index.rescore(queries, hopeful.at_BM), hopeful.at_BM, k, bounds_B)
+        return self._select(queries, hopeful.at_BM, bounds_B)
+
+    def _select(self, queries: QuerySide, at_BM: Tensor, bounds_B: Tensor) -> TopK:
+        """The k best of the candidates by float64 score."""
+        rows_BM = torch.where(at_BM == NO_ITEM, NO_ITEM, at_BM + self.index.first_row)
+        return select_topk(_numbers(self.index.rescore(queries, at_BM)), rows_BM, self.settings.k, bounds_B)
 
 
 def _numbers(scores_BM: Tensor) -> Tensor:
@@ -175,4 +185,4 @@ def _above(scored: Shortlist, needed_B: Tensor) -> Shortlist:
     is_hopeful_BM = (scored.scores_BM >= needed_B[:, None]) & (scored.scores_BM > -torch.inf)
     return Shortlist(
         scored.scores_BM.masked_fill(~is_hopeful_BM, -torch.inf), scored.at_BM.masked_fill(~is_hopeful_BM, NO_ITEM)
-    ).cut(int(is_hopeful_BM.sum(dim=1).max()))
+    ).squeeze(int(is_hopeful_BM.sum(dim=1).max()))

@@ -19,33 +19,28 @@ class Shard:
     """Items `first_row` to `first_row + N` of the item index.
 
     `items` holds components (N, X, D) and item gates (N, P); `mean_ND` is the mean over an item's X components, the
-    item side of TopKAvg's stage 1, `low_rank_NR` that of TopKLowRank (R = 0 where none was fitted); `is_eligible_N`
-    is False where tonight's rules hide an item from all.
+    item side of TopKAvg's stage 1, `low_rank_NR` that of TopKLowRank (R = 0 where none was fitted).
     """
 
     first_row: int
     items: ItemSide
     mean_ND: Tensor
     low_rank_NR: Tensor
-    is_eligible_N: Tensor
 
     def __len__(self) -> int:
         return int(self.mean_ND.shape[0])
 
     def to(self, device: torch.device | str) -> "Shard":
         """The same shard on a device."""
-        items = ItemSide(self.items.components_NXD.to(device), self.items.gate_NP.to(device))
-        tables = (table.to(device) for table in (self.mean_ND, self.low_rank_NR, self.is_eligible_N))
-        return Shard(self.first_row, items, *tables)
+        return Shard(self.first_row, self.items.to(device), self.mean_ND.to(device), self.low_rank_NR.to(device))
 
 
 def make_shard(first_row: int, items: ItemSide, low_rank_NR: Tensor | None = None) -> Shard:
-    """A shard in which every item is eligible."""
+    """A shard of these items, without a low-rank table when none is given."""
     mean_ND = items.components_NXD.mean(dim=-2)
     if low_rank_NR is None:
         low_rank_NR = mean_ND[:, :0]
-    is_eligible_N = torch.ones(len(mean_ND), dtype=torch.bool, device=mean_ND.device)
-    return Shard(first_row, items, mean_ND, low_rank_NR, is_eligible_N)
+    return Shard(first_row, items, mean_ND, low_rank_NR)
 
 
 def shard_bounds(num_items: int, num_shards: int) -> list[tuple[int, int]]:
@@ -60,5 +55,4 @@ def embed_rows(model: RetrievalModel, rows_N: Tensor) -> ItemSide:
     for low in range(0, max(1, len(rows_N)), ITEM_TILE):  # without items (more shards than items) for the shapes
         part = rows_N[low : low + ITEM_TILE]
         tiles.append(model.item_side(pad(part, (0, ITEM_TILE - len(part)))).take(slice(0, len(part))))
-    components_NXD = torch.cat([tile.components_NXD for tile in tiles])
-    return ItemSide(components_NXD, torch.cat([tile.gate_NP for tile in tiles]))
+    return ItemSide.cat(tiles)

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.data.lists import NO_ITEM
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval.filters import ShardMask
 from pipeline.retrieval.index import ShardIndex, Shortlist
-from pipeline.retrieval.topk import NO_ITEM
 
 # (B, Q, D) and (B, P) -> (B, R): where a query lies among the vectors of the low-rank table.
 QueryMap = Callable[[QuerySide], Tensor]
@@ -35,7 +35,7 @@ def topk_per_embd(index: ShardIndex, queries: QuerySide, num_kept: int, mask: Sh
     """TopKPerEmbd(K'): the union of the best K' items by each pair of components alone.
 
     With t_p the worst logit in the list of pair p, every item outside all lists has logits of at most t_p, and a
-    score of at most max_p t_p, because gates sum to one (mol.md 4.4).
+    score of at most max_p t_p, because gates sum to one.
     """
     num_components = queries.components_BQD.shape[1]
     of_component = mask.take(np.repeat(np.arange(len(mask)), num_components))

@@ -7,18 +7,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from pipeline.data.lists import NO_ITEM
 from pipeline.retrieval.index import Shortlist
-from pipeline.retrieval.topk import NO_ITEM, select_topk
+from pipeline.retrieval.topk import select_topk
 
 GROUP = 16  # items that share one comparison with the threshold
-MAX_WAITING = 2  # survivors per query, as a multiple of what is kept, before the threshold is raised
+MAX_WAITING = 2  # merge the waiting survivors when a query has on average more than 2 · num_kept of them
 
 
 class Best:
-    """The `num_kept` best items of each query in what was added so far; of equal scores the first item is kept.
+    """The `num_kept` best items of each query in the tiles added so far; of equal scores the first item is kept.
 
-    Once so many are known, the worst of them is a threshold: a group of items is looked at only if its largest score
-    is above it, and what is above it waits until there is enough to raise the threshold.
+    Once a query has `num_kept` items, its worst one is a threshold. A group of items is looked at only if its largest
+    score is above the threshold; survivors wait until there are enough of them to raise it.
     """
 
     def __init__(self, num_queries: int, num_kept: int, device: torch.device | str = "cpu") -> None:
@@ -33,7 +34,7 @@ class Best:
         """A tile: the scores of items `low`, `low` + 1, …; tiles come in ascending order, -inf is no candidate."""
         if self._kept.scores_BM.shape[1] < self._num_kept:
             at_BN = torch.arange(low, low + scores_BN.shape[1], device=scores_BN.device).expand(scores_BN.shape)
-            self._kept = cut(_joined(self._kept, Shortlist(scores_BN, at_BN)), self._num_kept)
+            self._kept = keep_first_best(_joined(self._kept, Shortlist(scores_BN, at_BN)), self._num_kept)
             return
         threshold_B = self._kept.scores_BM.amin(dim=1)
         full_BN = pad(scores_BN, (0, -scores_BN.shape[1] % GROUP), value=-torch.inf)
@@ -50,19 +51,19 @@ class Best:
             self._settle()
 
     def result(self) -> Shortlist:
-        """What is best, in any order."""
+        """The best items, in any order."""
         self._settle()
         return self._kept
 
     def _settle(self) -> None:
         if self._num_waiting:
             waiting = _padded(self._waiting, self._num_queries)
-            self._kept = cut(_joined(self._kept, waiting), self._num_kept)
+            self._kept = keep_first_best(_joined(self._kept, waiting), self._num_kept)
         self._waiting, self._num_waiting = [], 0
 
 
-def cut(candidates: Shortlist, num_kept: int) -> Shortlist:
-    """The `num_kept` best, in any order; of equal scores the smallest items."""
+def keep_first_best(candidates: Shortlist, num_kept: int) -> Shortlist:
+    """The `num_kept` best, in any order; of equal scores the first items."""
     scores_BM, at_BM = candidates.scores_BM, candidates.at_BM
     best_BM, places_BM = scores_BM.topk(min(num_kept, scores_BM.shape[1]), dim=1, sorted=False)
     kept_BM = at_BM.gather(1, places_BM)

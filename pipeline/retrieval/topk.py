@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NO_ITEM = -1
+from pipeline.data.lists import NO_ITEM
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class TopK:
 
     @property
     def gaps_B(self) -> Tensor:
-        """By how much at most the i-th true score exceeds the i-th found one, for every i (mol.md 4.4)."""
+        """For every i, the i-th true score exceeds the i-th found one by at most this; 0 where the list is proven."""
         return (self.bounds_B - self.scores_BK[:, -1]).clamp_min(0).masked_fill(self.is_proven_B, 0)
 
 

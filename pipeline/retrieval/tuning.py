@@ -10,25 +10,25 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from pipeline.data.lists import NO_ITEM, Int64
+from pipeline.evaluation.metrics import MeanSum, overlap_at_k
 from pipeline.model.mol import QuerySide
-from pipeline.retrieval.filters import Exclusions
+from pipeline.retrieval.filters import Rules
 from pipeline.retrieval.index import ShardIndex
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.stage1 import QueryMap
-from pipeline.retrieval.topk import NO_ITEM
 from pipeline.settings import SearchMethod, SearchSettings, TableDtype
 
-Z95 = 1.959964
-# K' begins at so many times k. It grows until the recall is reached, or the method costs more than the best so far.
+METHODS: tuple[SearchMethod, ...] = ("topk_low_rank", "topk_avg", "comb_topk", "topk_per_embd")
+# K' begins at START times k and grows by STEP until the recall is reached or a cheaper search is known.
 START, STEP = 1.25, math.sqrt(2)
 # A method whose candidates exceed this share of the shard is no shortcut.
 MAX_SHARE = 0.25
-# Timed until so many seconds or runs have passed.
+# A search is timed until this many seconds or runs have passed.
 TIMING_SECONDS, TIMING_RUNS = 0.5, 5
-JUDGE_SHARE = 0.5  # of the time: what exact search may take
+JUDGE_SHARE = 0.5  # of the time may be spent on exact search
+MIN_JUDGES = 8  # queries that judge, however little time there is
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class Trial:
 
     @property
     def settings(self) -> dict[str, object]:
-        """What of `SearchSettings` this is."""
+        """The fields of `SearchSettings` that make this search."""
         names = ("method", "num_preselected", "num_per_embd", "table_dtype")
         return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What was chosen, against which target, and everything that was tried."""
+    """The search that was chosen, the target it was chosen for, and everything that was tried."""
 
     chosen: Trial
     target_recall: float
@@ -64,99 +64,143 @@ class Tuning:
 
     @property
     def reason(self) -> str:
-        """In a sentence."""
-        found = f"recall@{self.k} {self.chosen.recall:.4f} (at least {self.chosen.recall_low:.4f})"
+        """Why it was chosen, in a sentence."""
+        recall = f"recall@{self.k} {self.chosen.recall:.4f} (at least {self.chosen.recall_low:.4f})"
         cost = f"{self.chosen.milliseconds_per_query:.2f} ms a query, exact {self.exact_milliseconds_per_query:.2f}"
         if self.chosen.method == "exact":
             return f"nothing that was tried reaches recall {self.target_recall} for less than exact search ({cost})"
-        return f"{found} on {self.num_queries} queries, the cheapest of {len(self.trials)} trials ({cost})"
+        return f"{recall} on {self.num_queries} queries, the cheapest of {len(self.trials)} trials ({cost})"
+
+
+@dataclass(frozen=True)
+class SampleQueries:
+    """Queries to try searches with, and all that searching for them needs."""
+
+    queries: QuerySide
+    rules: Rules
+    query_map: QueryMap | None  # None: the shard has no low-rank table
+
+    def __len__(self) -> int:
+        return len(self.rules)
+
+    def first(self, num_queries: int) -> "SampleQueries":
+        """The first queries alone."""
+        queries = self.queries.take(slice(0, num_queries))
+        return SampleQueries(queries, self.rules.take(np.arange(num_queries)), self.query_map)
+
+    def search(self, index: ShardIndex, settings: SearchSettings) -> Int64:
+        """(B, K) item rows."""
+        found = search_shard(index, self.queries, self.rules, settings, query_map=self.query_map)
+        rows_BK: Int64 = found.rows_BK.cpu().numpy()
+        return rows_BK
+
+    def seconds(self, index: ShardIndex, settings: SearchSettings) -> float:
+        """Median time of a search for all queries."""
+        times: list[float] = []
+        while len(times) < TIMING_RUNS and sum(times) < TIMING_SECONDS:
+            begun = time.monotonic()
+            self.search(index, settings)
+            times.append(time.monotonic() - begun)
+        return float(np.median(times))
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Sample queries with their exact lists, which every trial is held against."""
+
+    sample: SampleQueries
+    truth_BK: Int64
+    exact: Trial
+
+    def trial(self, index: ShardIndex, settings: SearchSettings) -> Trial:
+        """Search with these settings; note recall and time."""
+        recall = MeanSum.of(overlap_at_k(self.sample.search(index, settings), self.truth_BK, settings.k))
+        # A perfect score on a few queries is no proof: then the rule of three bounds what can have been missed.
+        num_true = max(1, int((self.truth_BK != NO_ITEM).sum()))
+        low = 1 - 3 / num_true if recall.mean == 1 else recall.normal_interval()[0]
+        return make_trial(settings, recall.mean, low, self.sample.seconds(index, settings) / recall.count)
 
 
 def tune(
     open_with: Callable[[TableDtype], ShardIndex],
-    queries: QuerySide,
-    excluded: Exclusions,
+    sample: SampleQueries,
     settings: SearchSettings,
-    query_map: QueryMap | None,
     max_seconds: float,
 ) -> Tuning:
     """Try every algorithm on one shard and choose the fastest whose recall@k is at least `settings.target_recall`.
 
     The recall's lower bound must reach the target. Ends soon after `max_seconds`; then what was tried decides. When
-    exact search is too slow for the time, fewer queries judge. What is chosen is tried again with narrower tables, in
-    an index that `open_with` makes; there is never more than one.
+    exact search is too slow for the time, fewer queries judge. The choice is tried again with narrower tables, in an
+    index that `open_with` makes; there is never more than one index.
     """
-    started = time.monotonic()
+    deadline = time.monotonic() + max_seconds
     index = open_with(settings.table_dtype)
-    num_items, num_pairs, dtypes = len(index), queries.gate_BP.shape[1], index.table_dtypes
-    queries, excluded, truth_BK, exact = _judge(index, queries, excluded, settings, query_map, max_seconds)
-    trials: list[Trial] = [exact]
-
-    def try_each(configs: Iterable[SearchSettings]) -> None:
-        """Until the target is reached, or it costs more than what reaches it."""
-        for config in configs:
-            if time.monotonic() - started > max_seconds:
-                return
-            trial = _try(index, queries, excluded, config, query_map, truth_BK)
-            trials.append(trial)
-            too_slow = trial.milliseconds_per_query > _best(trials, settings.target_recall).milliseconds_per_query
-            if too_slow or trial.recall_low >= settings.target_recall:
-                return
-
-    methods: tuple[SearchMethod, ...] = ("topk_low_rank", "topk_avg", "comb_topk", "topk_per_embd")
-    for method in methods:
-        if method != "topk_low_rank" or query_map is not None:
-            try_each(_grid(method, settings, num_items, num_pairs))
-    wide = _best(trials, settings.target_recall)
-    if wide.method in ("topk_low_rank", "topk_avg"):
-        for dtype in dtypes[dtypes.index(settings.table_dtype) + 1 :] if settings.table_dtype in dtypes else ():
-            del index
-            index = open_with(dtype)
+    num_items, dtypes = len(index), index.table_dtypes
+    judge = appoint_judge(index, sample, settings, max_seconds)
+    trials = [judge.exact]
+    for method in METHODS:
+        if method != "topk_low_rank" or sample.query_map is not None:
+            trials += try_in_turn(index, grid(method, settings, sample, num_items), judge, trials, deadline)
+    del index
+    widest = cheapest(trials, settings.target_recall)
+    if widest.method in ("topk_low_rank", "topk_avg") and settings.table_dtype in dtypes:
+        for dtype in dtypes[dtypes.index(settings.table_dtype) + 1 :]:
             narrow = settings.model_copy(update={"table_dtype": dtype})
-            grid = _grid(wide.method, narrow, num_items, num_pairs)
-            try_each(config for config in grid if config.num_preselected >= wide.num_preselected)
-    chosen = _best(trials, settings.target_recall)
+            enough = (
+                config
+                for config in grid(widest.method, narrow, sample, num_items)
+                if config.num_preselected >= widest.num_preselected
+            )
+            trials += try_in_turn(open_with(dtype), enough, judge, trials, deadline)
     return Tuning(
-        chosen,
+        cheapest(trials, settings.target_recall),
         settings.target_recall,
         settings.k,
-        len(excluded),
+        len(judge.sample),
         num_items,
-        exact.milliseconds_per_query,
+        judge.exact.milliseconds_per_query,
         tuple(trials),
     )
 
 
-def _best(trials: Sequence[Trial], target: float) -> Trial:
-    good = [trial for trial in trials if trial.recall_low >= target]
+def appoint_judge(index: ShardIndex, sample: SampleQueries, settings: SearchSettings, max_seconds: float) -> Judge:
+    """Search exactly for as many of the queries as there is time for."""
+    exact = settings.model_copy(update={"method": "exact"})
+    few = sample.first(min(MIN_JUDGES, len(sample)))
+    num_affordable = int(JUDGE_SHARE * max_seconds / few.seconds(index, exact) * len(few))
+    judges = sample.first(min(len(sample), max(len(few), num_affordable)))
+    begun = time.monotonic()
+    truth_BK = judges.search(index, exact)
+    seconds_per_query = (time.monotonic() - begun) / len(judges)
+    return Judge(judges, truth_BK, make_trial(exact, 1.0, 1.0, seconds_per_query))
+
+
+def try_in_turn(
+    index: ShardIndex, configs: Iterable[SearchSettings], judge: Judge, earlier: Sequence[Trial], deadline: float
+) -> list[Trial]:
+    """Try ever dearer settings until one reaches the target, or costs more than a trial that does, or time is up."""
+    trials: list[Trial] = []
+    for config in configs:
+        if time.monotonic() > deadline:
+            break
+        trial = judge.trial(index, config)
+        trials.append(trial)
+        best = cheapest([*earlier, *trials], config.target_recall)
+        if trial.recall_low >= config.target_recall or trial.milliseconds_per_query > best.milliseconds_per_query:
+            break
+    return trials
+
+
+def cheapest(trials: Iterable[Trial], target_recall: float) -> Trial:
+    """The fastest trial that reaches the target; exact search always does."""
+    good = [trial for trial in trials if trial.recall_low >= target_recall]
     return min(good, key=lambda trial: trial.milliseconds_per_query)
 
 
-def _judge(
-    index: ShardIndex,
-    queries: QuerySide,
-    excluded: Exclusions,
-    settings: SearchSettings,
-    query_map: QueryMap | None,
-    max_seconds: float,
-) -> tuple[QuerySide, Exclusions, Tensor, Trial]:
-    """The queries that there is time for, with their exact lists."""
-    exact = settings.model_copy(update={"method": "exact"})
-    few = min(8, len(excluded))
-    seconds = _seconds(index, queries.take(slice(0, few)), excluded.narrow(0, few), exact, query_map) / few
-    num_queries = min(len(excluded), max(few, int(JUDGE_SHARE * max_seconds / seconds)))
-    queries, excluded = queries.take(slice(0, num_queries)), excluded.narrow(0, num_queries)
-    begun = time.monotonic()
-    truth = search_shard(index, queries, excluded, exact, query_map=query_map)
-    milliseconds = 1e3 * (time.monotonic() - begun) / num_queries
-    trial = Trial(
-        "exact", settings.num_preselected, settings.num_per_embd, settings.table_dtype, 1.0, 1.0, milliseconds
-    )
-    return queries, excluded, truth.rows_BK, trial
-
-
-def _grid(method: SearchMethod, settings: SearchSettings, num_items: int, num_pairs: int) -> Iterator[SearchSettings]:
-    """Ever more candidates, up to a share of the shard."""
+def grid(
+    method: SearchMethod, settings: SearchSettings, sample: SampleQueries, num_items: int
+) -> Iterator[SearchSettings]:
+    """The settings of a method with ever more candidates, up to a share of the shard."""
     most = max(settings.k, int(MAX_SHARE * num_items))
     fixed = {"method": method, "max_escalated": 0}
     if method in ("topk_avg", "topk_low_rank"):
@@ -165,54 +209,23 @@ def _grid(method: SearchMethod, settings: SearchSettings, num_items: int, num_pa
             yield settings.model_copy(update=fixed | {"num_preselected": int(num_kept)})
             num_kept *= STEP
         return
+    num_pairs = sample.queries.gate_BP.shape[1]
     per_embd = float(settings.k) if method == "topk_per_embd" else settings.k / 4
     while per_embd * num_pairs <= 4 * most:  # the lists overlap
-        num_kept = min(num_items, max(settings.k, int(10 * per_embd)))
-        yield settings.model_copy(update=fixed | {"num_per_embd": max(1, int(per_embd)), "num_preselected": num_kept})
+        num_preselected = min(num_items, max(settings.k, int(10 * per_embd)))
+        candidates = {"num_per_embd": max(1, int(per_embd)), "num_preselected": num_preselected}
+        yield settings.model_copy(update=fixed | candidates)
         per_embd *= STEP
 
 
-def _try(
-    index: ShardIndex,
-    queries: QuerySide,
-    excluded: Exclusions,
-    config: SearchSettings,
-    query_map: QueryMap | None,
-    truth_BK: Tensor,
-) -> Trial:
-    found = search_shard(index, queries, excluded, config, query_map=query_map)
-    recalls_B = overlaps(found.rows_BK, truth_BK)
-    spread = float(recalls_B.std()) / math.sqrt(len(recalls_B)) if len(recalls_B) > 1 else 1.0
-    recall = float(recalls_B.mean())
-    # A perfect score on a few queries is no proof: then the rule of three bounds what can have been missed.
-    margin = Z95 * spread if recall < 1 else 3 / max(1, int((truth_BK != NO_ITEM).sum()))
-    seconds = _seconds(index, queries, excluded, config, query_map)
+def make_trial(settings: SearchSettings, recall: float, recall_low: float, seconds_per_query: float) -> Trial:
+    """The outcome of a search with these settings."""
     return Trial(
-        config.method,
-        config.num_preselected,
-        config.num_per_embd,
-        config.table_dtype,
+        settings.method,
+        settings.num_preselected,
+        settings.num_per_embd,
+        settings.table_dtype,
         recall,
-        recall - margin,
-        1e3 * seconds / len(recalls_B),
+        recall_low,
+        1e3 * seconds_per_query,
     )
-
-
-def overlaps(found_BK: Tensor, truth_BK: Tensor) -> Tensor:
-    """(B,): the share of the true items that were found; 1 where there is none to find."""
-    is_found_BK = (truth_BK[:, :, None] == found_BK[:, None, :]).any(dim=2)
-    is_item_BK = truth_BK != NO_ITEM
-    counts_B = is_item_BK.sum(dim=1)
-    return torch.where(counts_B > 0, (is_found_BK & is_item_BK).sum(dim=1) / counts_B.clamp_min(1), 1.0)
-
-
-def _seconds(
-    index: ShardIndex, queries: QuerySide, excluded: Exclusions, config: SearchSettings, query_map: QueryMap | None
-) -> float:
-    """Median time of a search of all queries."""
-    times: list[float] = []
-    while len(times) < TIMING_RUNS and sum(times) < TIMING_SECONDS:
-        begun = time.monotonic()
-        search_shard(index, queries, excluded, config, query_map=query_map)
-        times.append(time.monotonic() - begun)
-    return float(np.median(times))

@@ -7,11 +7,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.artifacts import Night
+from pipeline.data.lists import NO_ITEM
 from pipeline.io.histories import read_items
+from pipeline.io.night import Night
 from pipeline.io.publication.units import write_unit
-from pipeline.io.storage import open_storage
-from pipeline.retrieval.topk import NO_ITEM, TopK
+from pipeline.retrieval.topk import TopK
 from pipeline.schema import candidates as long_schema
 from pipeline.schema import nested_candidates as nested_schema
 from pipeline.schema import users as users_schema
@@ -33,28 +33,26 @@ class Results:
 class CandidateSink:
     """Writes a unit's candidates and accounting into tonight's run."""
 
-    def __init__(self, storage_uri: str, night: Night, settings: Settings) -> None:
-        self._storage, self._night, self._settings = open_storage(storage_uri), night, settings
-        self._item_ids = read_items(self._storage, night.histories)["item_id"].combine_chunks()
+    def __init__(self, night: Night, settings: Settings) -> None:
+        self._night, self._settings = night, settings
+        self._item_ids = read_items(night.storage, night.histories)["item_id"].combine_chunks()
 
-    def write(self, unit: int, batch: QueryBatch, found: TopK) -> dict[str, float]:
-        results = to_results(found, self._item_ids)
+    def write(self, unit: int, batch: QueryBatch, result: TopK) -> None:
+        results = to_results(result, self._item_ids)
         layout = nested_table if self._settings.output.layout == "nested" else long_table
         candidates = layout(batch, results, self._night, self._settings)
         users = users_table(batch, results, self._night, self._settings.search.k)
-        statuses = pc.value_counts(users["status"]).to_pylist()
-        counts = {"users": users.num_rows, "candidates": len(results.item_ids)}
-        counts |= {entry["values"]: entry["counts"] for entry in statuses}
-        write_unit(self._storage, self._night.run, unit, candidates, users, counts)
-        return counts
+        statuses = {entry["values"]: entry["counts"] for entry in pc.value_counts(users["status"]).to_pylist()}
+        num_candidates = len(results.item_ids)
+        write_unit(self._night.storage, self._night.run, unit, candidates, users, num_candidates, statuses)
 
 
-def to_results(found: TopK, item_ids: pa.Array) -> Results:
+def to_results(result: TopK, item_ids: pa.Array) -> Results:
     """Drop the padding and turn item rows into ids."""
-    is_item_BK = (found.rows_BK != NO_ITEM).numpy()
-    rows = found.rows_BK.numpy()[is_item_BK]
+    is_item_BK = (result.rows_BK != NO_ITEM).numpy()
+    rows = result.rows_BK.numpy()[is_item_BK]
     num_returned = is_item_BK.sum(axis=1).astype(np.int64)
-    return Results(num_returned, item_ids.take(pa.array(rows)), found.scores_BK.numpy()[is_item_BK])
+    return Results(num_returned, item_ids.take(pa.array(rows)), result.scores_BK.numpy()[is_item_BK])
 
 
 def long_table(batch: QueryBatch, results: Results, night: Night, settings: Settings) -> pa.Table:
@@ -92,7 +90,7 @@ def users_table(batch: QueryBatch, results: Results, night: Night, k: int) -> pa
     num_users, searched = len(batch.user_ids), batch.searched
     num_returned, num_seen = np.zeros(num_users, dtype=np.int32), np.zeros(num_users, dtype=np.int32)
     num_returned[searched] = results.num_returned
-    num_seen[searched] = np.diff(batch.excluded.offsets)
+    num_seen[searched] = batch.excluded.lengths
     is_searched = pc.equal(batch.reasons, SEARCHED)
     is_short = pc.and_(is_searched, pc.less(pa.array(num_returned), k))
     left = pc.binary_join_element_wise("only", pa.array(num_returned).cast(pa.string()), "unseen items are left", " ")

@@ -1,4 +1,4 @@
-"""Embedding the items of one shard."""
+"""Embedding the items into a Corpus: one unit of work per shard."""
 
 from dataclasses import replace
 from functools import cached_property
@@ -6,28 +6,48 @@ from functools import cached_property
 import pyarrow as pa
 import torch
 
-from pipeline.artifacts import Night
+from pipeline.artifacts import Manifest
 from pipeline.errors import InputError, MismatchError
+from pipeline.io.artifacts import read_manifest
 from pipeline.io.checkpoint import load_model
-from pipeline.io.corpus import read_low_rank, write_shard
+from pipeline.io.corpus import low_rank_claims, read_low_rank, seal_corpus, shard_claims, write_shard
 from pipeline.io.histories import read_items
-from pipeline.io.storage import open_storage
+from pipeline.io.night import Night
 from pipeline.model.model import RetrievalModel
 from pipeline.retrieval.backends import open_index
 from pipeline.retrieval.low_rank import low_rank_table
 from pipeline.retrieval.shard import Shard, embed_rows, make_shard, shard_bounds
 from pipeline.settings import Settings
 from pipeline.stages.devices import device_for
+from pipeline.stages.low_rank import LowRankFitter
+from pipeline.stages.runner import Actors, Payload, Runner, Stage
+
+
+def embed_corpus(runner: Runner, night: Night, settings: Settings) -> Manifest:
+    """Embed the shards that are not there yet, then write the manifest. Raises InputError for an empty catalogue."""
+    existing = read_manifest(night.storage, night.corpus.prefix)
+    if existing is not None:
+        return existing
+    arguments = {"night": night, "settings": settings}
+    if settings.has_low_rank and low_rank_claims(night.storage, night.corpus).read(0) is None:
+        fitter = Stage(LowRankFitter, arguments, Actors.ONE, needs_gpu=True)
+        runner.run_chain("fit the low-rank table", [0], [fitter])
+    shards = shard_claims(night.storage, night.corpus)
+    missing = shards.missing(range(settings.corpus.num_shards))
+    if missing:
+        embedder = Stage(ShardEmbedder, arguments, Actors.MANY, needs_gpu=True)
+        runner.run_chain("embed shards", missing, [embedder])
+    return seal_corpus(night, settings, shards.done())
 
 
 class ShardEmbedder:
     """Holds the model and makes shards: embeds, checks and writes one per call."""
 
-    def __init__(self, storage_uri: str, night: Night, settings: Settings) -> None:
-        self._storage, self._night, self._settings = open_storage(storage_uri), night, settings
+    def __init__(self, night: Night, settings: Settings) -> None:
+        self._night, self._settings = night, settings
         self._device = device_for(settings.cluster)
-        self._model = load_model(self._storage, night.checkpoint).to(self._device)
-        fit = read_low_rank(self._storage, night.corpus)
+        self._model = load_model(night.storage, night.checkpoint).to(self._device)
+        fit = read_low_rank(night.storage, night.corpus)
         self._low_rank = fit.low_rank.to(self._device) if fit else None
         if self._model.num_items != len(self._item_ids):
             raise MismatchError(
@@ -39,19 +59,19 @@ class ShardEmbedder:
 
     @cached_property
     def _item_ids(self) -> pa.Array:
-        return read_items(self._storage, self._night.histories)["item_id"].combine_chunks()
+        return read_items(self._night.storage, self._night.histories)["item_id"].combine_chunks()
 
-    def __call__(self, unit: int, payload: bytes) -> bytes:
+    def __call__(self, unit: int, payload: Payload) -> Payload:
         """Make shard `unit`; nothing comes in or goes out but files."""
         low, high = shard_bounds(len(self._item_ids), self._settings.corpus.num_shards)[unit]
         shard = embed_items(self._model, low, high)
         if self._low_rank is not None:
             index = open_index(self._model.mol, shard, self._settings.search)
             shard = replace(shard, low_rank_NR=low_rank_table(index, self._low_rank))
-        write_shard(self._storage, self._night.corpus, unit, shard, self._item_ids.slice(low, high - low))
+        write_shard(self._night.storage, self._night.corpus, unit, shard, self._item_ids.slice(low, high - low))
         return payload
 
 
 def embed_items(model: RetrievalModel, low: int, high: int) -> Shard:
     """The shard of item rows `low` to `high`."""
-    return make_shard(low, embed_rows(model, torch.arange(low, high, device=model.item_embedding.weight.device)))
+    return make_shard(low, embed_rows(model, torch.arange(low, high, device=model.device)))

@@ -1,153 +1,116 @@
-"""The parts of an evaluation that run inside a search: who asks, what a unit's lists are worth, and the audit."""
+"""How good tonight's model and search are, on held-out events: a sample of users goes through the same search.
+
+Resumes by unit: what a killed evaluation has written is not computed again, and memory is bounded by a unit.
+"""
+
+import time
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from pipeline.artifacts import Night
-from pipeline.data.histories import Bucket
-from pipeline.data.lists import Int64
-from pipeline.errors import InputError, MismatchError
-from pipeline.evaluation.metrics import MeanSum, Rows, measured_cutoffs, overlap_at_k, ranking_sums
-from pipeline.evaluation.popularity import rank_by_popularity
-from pipeline.evaluation.targets import evaluable_users, held_out_targets, sampling_keys
-from pipeline.io.checkpoint import load_model
-from pipeline.io.corpus import open_corpus, read_shard, shard_entries
-from pipeline.io.evaluation import (
-    Exposure,
-    Sample,
-    UnitOverlap,
-    UnitScores,
-    read_sample,
-    read_scores,
-    write_overlap,
-    write_scores,
-)
-from pipeline.io.histories import read_bucket, read_items
-from pipeline.io.storage import open_storage
-from pipeline.io.storage.base import Storage
-from pipeline.retrieval.brute_force import brute_force
-from pipeline.retrieval.topk import NO_ITEM, TopK
+from pipeline.errors import InputError
+from pipeline.evaluation.metrics import MeanSum, add_sums, catalogue_coverage, gini, measured_cutoffs, summarise
+from pipeline.evaluation.results import Comparison, Metrics, Overlap
+from pipeline.io.corpus import open_corpus
+from pipeline.io.evaluation import REMEDY, Sample, overlap_claims, sample_claims, score_claims, write_metrics
+from pipeline.io.night import Night
 from pipeline.settings import Settings
-from pipeline.stages.queries import Requested, take_sequences
-from pipeline.stages.query_batch import QueryBatch
-from pipeline.stages.search import seen_items
+from pipeline.stages.heldout import CheckedUsers, EvaluationSink, HeldOutUsers, RecallCheckSink
+from pipeline.stages.runner import Runner
+from pipeline.stages.sample import draw_unit, make_sample
+from pipeline.stages.search import search_units
 
 
-class HeldOutUsers:
-    """The sampled users with held-out events, each with the history before those."""
+def evaluate(runner: Runner, night: Night, settings: Settings) -> Metrics:
+    """Search for a sample of users with held-out events, compare, and leave the metrics as the Evaluation artifact.
 
-    part = "before_test"
+    Returns the metrics that stand, the first of several attempts.
 
-    def __init__(self, storage_uri: str, night: Night, settings: Settings) -> None:
-        self.sample = require_sample(open_storage(storage_uri), night)
-        self._seed = settings.evaluate.seed
-
-    def select(self, unit: int, bucket: Bucket) -> Requested:
-        return self._up_to(bucket, self.sample.query_threshold)
-
-    def _up_to(self, bucket: Bucket, threshold: int) -> Requested:
-        at, _ = evaluable_users(bucket)
-        at = at[sampling_keys(bucket.user_keys[at], self._seed) <= np.uint64(threshold)]
-        return Requested(bucket.user_ids.take(at), at)
-
-
-class AuditedUsers(HeldOutUsers):
-    """Those of them whose lists are compared with exact search."""
-
-    def select(self, unit: int, bucket: Bucket) -> Requested:
-        if unit not in self.sample.audit_units:
-            return Requested(bucket.user_ids.slice(0, 0), np.empty(0, dtype=np.int64))
-        return self._up_to(bucket, self.sample.audit_threshold)
+    Raises InputError when the corpus was not embedded, or when nobody has an event that can be predicted.
+    """
+    started = time.monotonic()
+    num_items = open_corpus(night.storage, night.corpus).counts["num_items"]
+    sample = draw_sample(runner, night, settings)
+    missing = score_claims(night).missing(sample.units)
+    users = HeldOutUsers(sample, settings.evaluate.seed)
+    search_units(runner, night, settings, missing, users, EvaluationSink, night.evaluation.key("_wave"))
+    if not settings.search.is_exact:  # the lists of an exact search were verified as they were made
+        _check_recall(runner, night, settings, sample)
+    seconds = round(time.monotonic() - started, 1)
+    return write_metrics(night, settings, collect(night, settings, sample, num_items, seconds))
 
 
-class EvaluationSink:
-    """Compares a unit's lists with what was held out, beside popularity's lists, and keeps the sums."""
-
-    def __init__(self, storage_uri: str, night: Night, settings: Settings) -> None:
-        self._storage, self._night, self._settings = open_storage(storage_uri), night, settings
-        self._users = HeldOutUsers(storage_uri, night, settings)
-        self._audited = AuditedUsers(storage_uri, night, settings)
-        items = read_items(self._storage, night.histories)
-        counts = (items[name].to_numpy() for name in ("num_train_events", "num_validation_events"))
-        self._popularity_N = sum(counts, start=np.zeros(items.num_rows, dtype=np.int64))
-
-    def write(self, unit: int, batch: QueryBatch, found: TopK) -> dict[str, float]:
-        search = self._settings.search
-        bucket = read_bucket(self._storage, self._night.histories, unit)
-        requested = self._users.select(unit, bucket)
-        # A user whose query could not be made is asked for all the same, and counts as a miss.
-        ranked_BK = np.full((len(requested.at), search.k), NO_ITEM, dtype=np.int64)
-        ranked_BK[batch.searched] = found.rows_BK.numpy()
-        seen = seen_items(take_sequences(bucket.cut(HeldOutUsers.part), requested.at), len(self._popularity_N))
-        popular_BK = rank_by_popularity(self._popularity_N, seen, search.k)
-        targets = held_out_targets(bucket).take(requested.at)
-        cutoffs = measured_cutoffs(self._settings.evaluate.cutoffs, search.k)
-        is_audited = np.isin(requested.at, self._audited.select(unit, bucket).at)
-        if search.is_exact and is_audited.any():
-            # Before the scores, so that a unit that is done was verified too.
-            self._verify(unit, batch, ranked_BK, is_audited)
-        scores = UnitScores(
-            unit=unit,
-            queries=len(requested.at),
-            model=ranking_sums(ranked_BK, targets, cutoffs),
-            popularity=ranking_sums(popular_BK, targets, cutoffs),
-            exposure=expose(ranked_BK, popular_BK),
-            audited=ranked_BK[is_audited].tolist(),
+def draw_sample(runner: Runner, night: Night, settings: Settings) -> Sample:
+    """The users to ask, and those of them to check, by the smallest sampling keys of all; drawn once and kept."""
+    known = sample_claims(night).read(0)
+    if known is not None:
+        return known
+    seed, most = settings.evaluate.seed, settings.evaluate.max_queries
+    units = [(night, unit, seed, most) for unit in range(settings.output.num_buckets)]
+    draws = sorted(runner.run_tasks("draw a sample", draw_unit, units), key=lambda draw: draw.unit)
+    num_evaluable, without = sum(draw.num_evaluable for draw in draws), sum(draw.num_without_history for draw in draws)
+    if not num_evaluable:
+        raise InputError(
+            f"nobody has a test event on an item they had not seen before ({without} users have no earlier event "
+            "at all); hold out more with split.test_days, or give a longer log"
         )
-        write_scores(self._storage, self._night.evaluation, scores)
-        return {"queries": scores.queries}
-
-    def _verify(self, unit: int, batch: QueryBatch, ranked_BK: Int64, is_audited: NDArray[np.bool_]) -> None:
-        """Hold an exact search against brute force: every pair in float64, everything sorted."""
-        of_query = np.flatnonzero(is_audited[batch.searched])
-        shards = (
-            read_shard(self._storage, self._night.corpus, entry)
-            for entry in shard_entries(open_corpus(self._storage, self._night.corpus))
-        )
-        mol = load_model(self._storage, self._night.checkpoint).mol
-        queries = batch.queries.take(torch.from_numpy(of_query))
-        k = self._settings.search.k
-        _, exact_BK = brute_force(mol, queries, shards, batch.excluded.take(of_query), k)
-        overlap = MeanSum.of(overlap_at_k(ranked_BK[batch.searched[of_query]], exact_BK, k))
-        write_overlap(self._storage, self._night.evaluation, UnitOverlap(unit=unit, overlap=overlap))
+    sample = make_sample({draw.unit: draw.keys for draw in draws}, settings, num_evaluable, without)
+    return sample_claims(night).claim(0, sample)
 
 
-class AuditSink:
-    """Compares the lists of an approximate search with those of exact search for the same users."""
-
-    def __init__(self, storage_uri: str, night: Night, settings: Settings) -> None:
-        self._storage, self._night, self._k = open_storage(storage_uri), night, settings.search.k
-
-    def write(self, unit: int, batch: QueryBatch, found: TopK) -> dict[str, float]:
-        (scores,) = read_scores(self._storage, self._night.evaluation, [unit])
-        exact_BK = np.full((len(batch.user_ids), self._k), NO_ITEM, dtype=np.int64)
-        exact_BK[batch.searched] = found.rows_BK.numpy()
-        if len(scores.audited) != len(exact_BK):
-            raise MismatchError(
-                f"unit {unit}: {len(scores.audited)} lists were kept for the audit, but {len(exact_BK)} users are "
-                f"audited; remove {self._storage.uri}/{self._night.evaluation.prefix} to evaluate again"
-            )
-        audited_BK = np.array(scores.audited, dtype=np.int64).reshape(exact_BK.shape)
-        overlap = MeanSum.of(overlap_at_k(audited_BK, exact_BK, self._k))
-        write_overlap(self._storage, self._night.evaluation, UnitOverlap(unit=unit, overlap=overlap))
-        return {"queries": overlap.count}
+def _check_recall(runner: Runner, night: Night, settings: Settings, sample: Sample) -> None:
+    """Compare the lists of an approximate search with exact search."""
+    missing = overlap_claims(night).missing(sample.checked_units)
+    exact = settings.with_search({"method": "exact"})
+    users = CheckedUsers(sample, settings.evaluate.seed)
+    search_units(runner, night, exact, missing, users, RecallCheckSink, night.evaluation.key("_recall-check"))
 
 
-def expose(model_BK: Rows, popular_BK: Rows) -> Exposure:
-    """In how many lists of either kind each item is; items in none are left out."""
-    rows = np.union1d(model_BK, popular_BK)
-    rows = rows[rows != NO_ITEM]
-    counted = {}
-    for name, ranked_BK in (("model", model_BK), ("popularity", popular_BK)):
-        shown = np.searchsorted(rows, ranked_BK[ranked_BK != NO_ITEM])
-        counted[name] = np.bincount(shown, minlength=len(rows)).tolist()
-    return Exposure(item_rows=rows.tolist(), **counted)
+def collect(night: Night, settings: Settings, sample: Sample, num_items: int, seconds: float) -> Metrics:
+    """Add the units up, in order, to the metrics; `seconds` is what the search took."""
+    search = settings.search
+    queries, model, popularity = 0, dict[str, MeanSum](), dict[str, MeanSum]()
+    exposure = {"model": np.zeros(num_items, dtype=np.int64), "popularity": np.zeros(num_items, dtype=np.int64)}
+    claims = score_claims(night)
+    for unit in sample.units:
+        scores = claims.require(unit, REMEDY)
+        queries += scores.queries
+        model, popularity = add_sums([model, scores.model]), add_sums([popularity, scores.popularity])
+        exposure["model"][scores.exposure.item_rows] += scores.exposure.model
+        exposure["popularity"][scores.exposure.item_rows] += scores.exposure.popularity
+    checks = (overlap_claims(night).require(unit, REMEDY) for unit in sample.checked_units)
+    overlap = sum((check.overlap for check in checks), start=MeanSum())
+    low, high = overlap.normal_interval()
+    return Metrics(
+        queries=queries,
+        without_history=sample.num_without_history,
+        protocol=describe_protocol(settings, sample, num_items),
+        method=search.method,
+        k=search.k,
+        cutoffs=measured_cutoffs(settings.evaluate.cutoffs, search.k),
+        model=summarise(model),
+        popularity=summarise(popularity),
+        overlap=Overlap(
+            k=search.k,
+            queries=overlap.count,
+            mean=overlap.mean,
+            low=low,
+            high=high,
+            against="brute force in float64" if search.is_exact else "exact search",
+        ),
+        coverage=Comparison(**{name: catalogue_coverage(counts) for name, counts in exposure.items()}),
+        gini=Comparison(**{name: gini(counts) for name, counts in exposure.items()}),
+        seconds=seconds,
+    )
 
 
-def require_sample(storage: Storage, night: Night) -> Sample:
-    """The sample that was drawn before the search."""
-    sample = read_sample(storage, night.evaluation)
-    if sample is None:
-        raise InputError(f"{storage.uri}/{night.evaluation.prefix}: no sample was drawn; run jobs/evaluate.py")
-    return sample
+def describe_protocol(settings: Settings, sample: Sample, num_items: int) -> str:
+    """What was asked and what counts as found, in a sentence."""
+    days = settings.split.test_days
+    last_days = "the last day" if days == 1 else f"the last {days} days"
+    held_out = "their last event" if settings.split.method == "leave_one_out" else f"their events of {last_days}"
+    most, everybody = settings.evaluate.max_queries, sample.num_evaluable
+    asked = f"all {everybody} users" if everybody <= most else f"{most} of {everybody} users"
+    return (
+        f"{asked} with something to find, from their histories before {held_out}; to be found are the items "
+        f"of those events that are not in the history; all {num_items} items are ranked, items of the history excluded"
+    )

@@ -5,7 +5,6 @@ import logging
 import numpy as np
 import torch
 
-from pipeline.artifacts import Night
 from pipeline.data.histories import Bucket
 from pipeline.data.lists import Int64
 from pipeline.errors import InputError
@@ -13,8 +12,7 @@ from pipeline.evaluation.targets import sampling_keys
 from pipeline.io.checkpoint import load_model
 from pipeline.io.corpus import write_low_rank
 from pipeline.io.histories import read_bucket
-from pipeline.io.storage import open_storage
-from pipeline.io.storage.base import Storage
+from pipeline.io.night import Night
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval.backends import open_index
@@ -23,8 +21,8 @@ from pipeline.retrieval.low_rank_fit import MAX_RANK_SHARE, fit_low_rank
 from pipeline.retrieval.shard import embed_rows, make_shard
 from pipeline.settings import Settings
 from pipeline.stages.devices import device_for
-from pipeline.stages.queries import take_sequences
-from pipeline.stages.search import encode_sequences
+from pipeline.stages.encode import encode_sequences
+from pipeline.stages.runner import Payload
 
 log = logging.getLogger("nightrails")
 
@@ -32,23 +30,23 @@ log = logging.getLogger("nightrails")
 class LowRankFitter:
     """Scores a sample of tonight's users against a sample of the items and fits the low-rank table on that."""
 
-    def __init__(self, storage_uri: str, night: Night, settings: Settings) -> None:
-        self._storage, self._night, self._settings = open_storage(storage_uri), night, settings
+    def __init__(self, night: Night, settings: Settings) -> None:
+        self._night, self._settings = night, settings
         self._device = device_for(settings.cluster)
 
-    def __call__(self, unit: int, payload: bytes) -> bytes:
+    def __call__(self, unit: int, payload: Payload) -> Payload:
         """Nothing comes in or goes out but the fit's file; the unit is not used."""
+        storage = self._night.storage
         settings = self._settings.corpus.low_rank
-        model = load_model(self._storage, self._night.checkpoint)
-        queries = sample_queries(self._storage, self._night, self._settings, model)
+        model = load_model(storage, self._night.checkpoint)
+        queries = sample_queries(self._night, self._settings, model)
         model = model.to(self._device)
         rng = np.random.default_rng(settings.seed)
         num_items = min(settings.num_items, model.num_items)
         rows = np.sort(rng.choice(model.num_items, num_items, replace=False))
         items = embed_rows(model, torch.from_numpy(rows).to(self._device))
         index = open_index(model.mol, make_shard(0, items), self._settings.search)
-        there = QuerySide(queries.components_BQD.to(self._device), queries.gate_BP.to(self._device))
-        scores_LS = score_all(index, there).cpu()  # the fit itself is made on the CPU
+        scores_LS = score_all(index, queries.to(self._device)).cpu()  # the fit itself is made on the CPU
         most = min(int(MAX_RANK_SHARE * len(scores_LS)), num_items)
         if most < 2:
             raise InputError(f"{len(scores_LS)} users are too few for search.method topk_low_rank; use exact")
@@ -60,7 +58,7 @@ class LowRankFitter:
         found = ", ".join(f"rank {trial.rank} needs K' {trial.num_needed:.0f}" for trial in fit.trials)
         num_anchors = len(fit.low_rank.at_A)
         log.info("low-rank table: %s; rank %d is the cheapest, by %d anchors", found, fit.chosen.rank, num_anchors)
-        write_low_rank(self._storage, self._night.corpus, fit)
+        write_low_rank(storage, self._night.corpus, fit)
         return payload
 
 
@@ -85,7 +83,7 @@ def _by_key(bucket: Bucket, seed: int) -> Int64:
     return at[bucket.cut("whole").lengths[at] > 0]
 
 
-def sample_queries(storage: Storage, night: Night, settings: Settings, model: RetrievalModel) -> QuerySide:
+def sample_queries(night: Night, settings: Settings, model: RetrievalModel) -> QuerySide:
     """The queries of up to `corpus.low_rank.num_queries` of tonight's users, as many as there are.
 
     Users are put into buckets by a hash, so the first buckets are a random sample, with tonight's mix of history
@@ -97,9 +95,9 @@ def sample_queries(storage: Storage, night: Night, settings: Settings, model: Re
         missing = wanted - sum(len(part.gate_BP) for part in parts)
         if missing <= 0:
             break
-        bucket = read_bucket(storage, night.histories, unit)
+        bucket = read_bucket(night.storage, night.histories, unit)
         at = fitted_users(bucket, seed)[:missing]
-        queries = encode_sequences(model, take_sequences(bucket.cut("whole"), at), bucket.user_keys[at])
+        queries = encode_sequences(model, bucket.cut("whole").take(at), bucket.user_keys[at])
         is_finite = queries.components_BQD.isfinite().flatten(1).all(dim=1) & queries.gate_BP.isfinite().all(dim=1)
         parts.append(queries.take(is_finite.nonzero()[:, 0]))
-    return QuerySide(torch.cat([p.components_BQD for p in parts]), torch.cat([p.gate_BP for p in parts]))
+    return QuerySide.cat(parts)

@@ -1,6 +1,7 @@
 """Who asks tonight, and with which part of a history: the source of the queries of a search."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Protocol
 
@@ -8,12 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.artifacts import Night
 from pipeline.data.histories import Bucket, user_bucket
-from pipeline.data.lists import Int64, Sequences, offsets_of, ranges
+from pipeline.data.lists import Int64
 from pipeline.errors import InputError
-from pipeline.io.inputs import open_queries, read_user_ids
-from pipeline.settings import Settings
+from pipeline.io.inputs import Files, read_user_ids
 
 
 @dataclass(frozen=True)
@@ -25,30 +24,26 @@ class Requested:
 
 
 class QuerySource(Protocol):
-    """Chooses users of a bucket; `part` is the cut of their history that is visible (`Bucket.cut`).
+    """Chooses users of a bucket; `part` is the cut of their history that is visible (`Bucket.cut`). Small: it is sent
+    to the process that encodes."""
 
-    It is made in the actor that encodes, from what every actor gets.
-    """
-
-    part: str
-
-    def __init__(self, storage_uri: str, night: Night, settings: Settings) -> None: ...
+    @property
+    def part(self) -> str: ...
 
     def select(self, unit: int, bucket: Bucket) -> Requested:
         """The requested users whose ids fall into user bucket `unit`."""
 
 
+@dataclass(frozen=True)
 class TonightsUsers:
-    """Every user with a history, or the ids of the table `queries.uri`, each with the whole history."""
+    """Everybody with a history, or the users of the queries table, each with the whole history."""
 
-    part = "whole"
-
-    def __init__(self, storage_uri: str, night: Night, settings: Settings) -> None:
-        queries = open_queries(settings, night.ds)
-        self._by_unit = group_by_bucket(read_user_ids(queries), settings.output.num_buckets) if queries else None
+    queries: Files | None
+    num_buckets: int
+    part: str = "whole"
 
     def select(self, unit: int, bucket: Bucket) -> Requested:
-        if self._by_unit is None:
+        if self.queries is None:
             return Requested(bucket.user_ids, np.arange(bucket.num_users))
         wanted = self._by_unit[unit]
         if bucket.num_users and wanted.type != bucket.user_ids.type:
@@ -56,16 +51,13 @@ class TonightsUsers:
                 f"queries.uri: user_id is {wanted.type} there, but {bucket.user_ids.type} in the log; "
                 "write the table with the log's type"
             )
-        found = pc.index_in(wanted, bucket.user_ids)
-        return Requested(wanted, pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64))
+        rows = pc.fill_null(pc.index_in(wanted, bucket.user_ids), -1)
+        return Requested(wanted, rows.to_numpy(zero_copy_only=False).astype(np.int64))
 
-
-def take_sequences(sequences: Sequences, at: Int64) -> Sequences:
-    """The sequences of the users at `at`; an empty one where that is -1."""
-    known = at >= 0
-    starts = np.where(known, sequences.offsets[:-1][at], 0)
-    lengths = np.where(known, sequences.lengths[at], 0)
-    return Sequences(offsets_of(lengths), sequences.item_rows[ranges(starts, lengths)])
+    @cached_property
+    def _by_unit(self) -> list[pa.Array]:
+        assert self.queries is not None
+        return group_by_bucket(read_user_ids(self.queries), self.num_buckets)
 
 
 def group_by_bucket(user_ids: pa.Array, num_buckets: int) -> list[pa.Array]:

@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from pipeline.data.lists import Lists
 from pipeline.model.mol import QuerySide
-from pipeline.retrieval.filters import Exclusions
 from pipeline.retrieval.topk import TopK
 
 SEARCHED = ""
@@ -29,7 +29,7 @@ class QueryBatch:
     user_ids: pa.Array  # (R,) string or int64, ascending
     reasons: pa.Array  # (R,) string
     queries: QuerySide
-    excluded: Exclusions
+    excluded: Lists
 
     @property
     def searched(self) -> npt.NDArray[np.int64]:
@@ -50,7 +50,7 @@ def encode_batch(batch: QueryBatch, found: TopK) -> pa.Buffer:
         {
             "components": _to_lists(components_BQD.flatten(1), pa.float32()),
             "gate": _to_lists(batch.queries.gate_BP, pa.float32()),
-            "excluded": pa.LargeListArray.from_arrays(batch.excluded.offsets, batch.excluded.rows),
+            "excluded": pa.LargeListArray.from_arrays(batch.excluded.offsets, batch.excluded.values),
             **topk_columns(found),
         }
     ).replace_schema_metadata({"num_components": str(components_BQD.shape[1])})
@@ -73,7 +73,7 @@ def decode_batch(payload: pa.Buffer | bytes) -> tuple[QueryBatch, TopK]:
         users["user_id"],
         users["reason"],
         QuerySide(components_BQD, _to_tensor(queries["gate"])),
-        Exclusions(excluded.offsets.to_numpy().copy(), excluded.values.to_numpy().copy()),
+        Lists(excluded.offsets.to_numpy().copy(), excluded.values.to_numpy().copy()),
     )
     return batch, topk_from_columns(queries)
 

@@ -1,194 +1,201 @@
-"""The stages of a search: encode a bucket's queries, meet one shard after the other, hand over. None knows Ray."""
+"""The fan-out of a search over the item shards: a chain of stages, in waves.
 
-import json
+Stage s of a wave holds one shard; a unit's batch flows through all of them and carries its running top-k. A wave is as
+many stages as can be held at once; between waves the running top-k is set aside in the store.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
-import numpy as np
 import pyarrow as pa
-import torch
 
-from pipeline.artifacts import FileEntry, Night
-from pipeline.data.histories import Bucket
-from pipeline.data.lists import Int64, Sequences, offsets_of
-from pipeline.errors import InfrastructureError, MismatchError
+from pipeline.artifacts import FileEntry, Manifest
+from pipeline.errors import InfrastructureError, InputError
+from pipeline.io.artifacts import Claims, read_file, write_file
 from pipeline.io.checkpoint import load_model
-from pipeline.io.corpus import read_low_rank, read_shard
+from pipeline.io.corpus import open_corpus, read_low_rank, read_shard, shard_entries
 from pipeline.io.histories import read_bucket
+from pipeline.io.night import Night
 from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
-from pipeline.io.storage import open_storage
-from pipeline.io.storage.base import ObjectNotFoundError, Storage
-from pipeline.model.model import RetrievalModel
-from pipeline.model.mol import QuerySide
+from pipeline.io.storage.base import Storage
 from pipeline.retrieval.backends import open_index
-from pipeline.retrieval.filters import Exclusions
+from pipeline.retrieval.filters import Rules
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.topk import TopK, empty_topk
 from pipeline.settings import Settings
 from pipeline.stages.devices import device_for
-from pipeline.stages.queries import QuerySource, take_sequences
-from pipeline.stages.query_batch import (
-    NO_HISTORY,
-    NOT_FINITE,
-    SEARCHED,
-    QueryBatch,
-    decode_batch,
-    encode_batch,
-    topk_columns,
-    topk_from_columns,
-)
+from pipeline.stages.encode import encode_queries
+from pipeline.stages.queries import QuerySource
+from pipeline.stages.query_batch import QueryBatch, decode_batch, encode_batch, topk_columns, topk_from_columns
+from pipeline.stages.runner import Actors, Payload, Runner, Stage
 
-# Sequences that are encoded at once. Always exactly so many (the last tile is padded): a matrix product of another
-# shape may differ in its last bits, and a query must not depend on who else is in the bucket.
-SEQUENCE_TILE = 256
+AGAIN = "has another process finished this search meanwhile? Run again"
 
 
 class Sink(Protocol):
-    """What becomes of a unit's result. It is made in the actor that writes, from what every actor gets."""
+    """Makes the result of a unit durable. A unit may be written again, with the same result."""
 
-    def __init__(self, storage_uri: str, night: Night, settings: Settings) -> None: ...
+    def write(self, unit: int, batch: QueryBatch, result: TopK) -> None: ...
 
-    def write(self, unit: int, batch: QueryBatch, found: TopK) -> dict[str, float]:
-        """Make the unit's result durable; returns counts. A unit may be written again, with the same result."""
+
+SinkMaker = Callable[[Night, Settings], Sink]
+
+
+@dataclass(frozen=True)
+class Wave:
+    """Shards `first` to `last` (exclusive), searched in one pass over the units."""
+
+    first: int
+    last: int
+
+
+def search_units(
+    runner: Runner,
+    night: Night,
+    settings: Settings,
+    units: Sequence[int],
+    source: QuerySource,
+    sink: SinkMaker,
+    scratch: str,
+) -> None:
+    """Search for the queries that `source` selects in each unit (a user bucket) and hand the results to the sink.
+
+    `scratch` is a prefix for what is set aside between waves; it must stand for this search and no other. An
+    interrupted run leaves it behind and resumes from it; it is removed at the end.
+    """
+    manifest = open_corpus(night.storage, night.corpus)
+    check_k(settings, manifest)
+    if units:
+        entries = shard_entries(manifest)
+        *earlier, last = plan_waves(len(entries), runner.shards_per_wave(len(entries)))
+        for wave in earlier:
+            missing = running_claims(night.storage, scratch, wave.last).missing(units)
+            keeper = Stage(RunningKeeper, {"night": night, "scratch": scratch, "num_covered": wave.last}, Actors.ONE)
+            _run_wave(runner, night, settings, entries, wave, missing, source, scratch, keeper)
+        writer = Stage(Writer, {"night": night, "settings": settings, "sink": sink}, Actors.ONE)
+        _run_wave(runner, night, settings, entries, last, units, source, scratch, writer)
+    for info in night.storage.list(f"{scratch}/"):
+        night.storage.delete(info.key)
+
+
+def plan_waves(num_shards: int, per_wave: int) -> tuple[Wave, ...]:
+    """All shards, at most `per_wave` in a wave, in waves of nearly the same size."""
+    num_waves = max(1, -(-num_shards // per_wave))
+    bounds = [wave * num_shards // num_waves for wave in range(num_waves + 1)]
+    return tuple(Wave(first, last) for first, last in pairwise(bounds))
+
+
+def _run_wave(
+    runner: Runner,
+    night: Night,
+    settings: Settings,
+    entries: Sequence[FileEntry],
+    wave: Wave,
+    units: Sequence[int],
+    source: QuerySource,
+    scratch: str,
+    end: Stage,
+) -> None:
+    """Encode the queries, meet the shards of the wave one after the other, and hand over to `end`."""
+    if not units:
+        return
+    common = {"night": night, "settings": settings}
+    encoder = Stage(QueryEncoder, {**common, "source": source, "scratch": scratch, "num_covered": wave.first})
+    searchers = [
+        Stage(ShardSearcher, {**common, "entry": entry}, needs_gpu=True) for entry in entries[wave.first : wave.last]
+    ]
+    label = f"search shards {wave.first} to {wave.last - 1} of {len(entries)}"
+    runner.run_chain(label, units, [encoder, *searchers, end])
 
 
 class QueryEncoder:
-    """Reads a bucket, encodes its queries and starts their running top-k, or takes up the one that was spilled."""
+    """Reads a bucket, encodes its queries and starts their running top-k, or takes up the one that was set aside."""
 
-    def __init__(
-        self,
-        storage_uri: str,
-        night: Night,
-        settings: Settings,
-        source: type[QuerySource],
-        scratch: str,
-        num_covered: int,
-    ) -> None:
-        self._storage, self._night, self._settings = open_storage(storage_uri), night, settings
+    def __init__(self, night: Night, settings: Settings, source: QuerySource, scratch: str, num_covered: int) -> None:
+        self._night, self._settings, self._source = night, settings, source
         self._scratch, self._num_covered = scratch, num_covered
-        self._source = source(storage_uri, night, settings)
-        self._model = load_model(self._storage, night.checkpoint)
+        self._model = load_model(night.storage, night.checkpoint)
 
-    def __call__(self, unit: int, payload: bytes) -> pa.Buffer:
+    def __call__(self, unit: int, payload: Payload) -> pa.Buffer:
         """The unit's queries with a top-k over the first `num_covered` shards; the payload is not used."""
-        bucket = read_bucket(self._storage, self._night.histories, unit)
+        bucket = read_bucket(self._night.storage, self._night.histories, unit)
         batch = encode_queries(self._model, bucket, self._source, unit)
-        found = empty_topk(len(batch.excluded), self._settings.search.k)
+        running = empty_topk(len(batch.excluded), self._settings.search.k)
         if self._num_covered:
-            found = read_spilled(self._storage, spill_key(self._scratch, self._num_covered, unit), len(found))
-        return encode_batch(batch, found)
+            running = read_running(self._night.storage, self._scratch, self._num_covered, unit, len(running))
+        return encode_batch(batch, running)
 
 
 class ShardSearcher:
     """Holds one item shard for the life of the process and improves each query's running top-k."""
 
-    def __init__(self, storage_uri: str, night: Night, settings: Settings, entry: FileEntry) -> None:
-        storage = open_storage(storage_uri)
+    def __init__(self, night: Night, settings: Settings, entry: FileEntry) -> None:
         self._device = device_for(settings.cluster)
         self._search = settings.search
-        mol = load_model(storage, night.checkpoint).mol.to(self._device)
-        self._index = open_index(mol, read_shard(storage, night.corpus, entry).to(self._device), settings.search)
-        fit = read_low_rank(storage, night.corpus)
+        mol = load_model(night.storage, night.checkpoint).mol.to(self._device)
+        shard = read_shard(night.storage, night.corpus, entry).to(self._device)
+        self._index = open_index(mol, shard, settings.search)
+        fit = read_low_rank(night.storage, night.corpus)
         self._query_map = fit.query_map.to(self._device) if fit else None
 
-    def __call__(self, unit: int, payload: bytes) -> pa.Buffer:
+    def __call__(self, unit: int, payload: Payload) -> pa.Buffer:
         batch, running = decode_batch(payload)
-        queries = QuerySide(batch.queries.components_BQD.to(self._device), batch.queries.gate_BP.to(self._device))
-        running = running.to(self._device)
-        found = search_shard(self._index, queries, batch.excluded, self._search, running, self._query_map)
-        return encode_batch(batch, found)
+        queries, running = batch.queries.to(self._device), running.to(self._device)
+        rules = Rules(batch.excluded)
+        return encode_batch(batch, search_shard(self._index, queries, rules, self._search, running, self._query_map))
 
 
-class Spill:
-    """Ends a wave: keeps each unit's running top-k for the next one."""
+class RunningKeeper:
+    """Ends a wave: sets each unit's running top-k aside for the next one."""
 
-    def __init__(self, storage_uri: str, scratch: str, num_covered: int) -> None:
-        self._storage, self._scratch, self._num_covered = open_storage(storage_uri), scratch, num_covered
+    def __init__(self, night: Night, scratch: str, num_covered: int) -> None:
+        self._claims = running_claims(night.storage, scratch, num_covered)
 
-    def __call__(self, unit: int, payload: bytes) -> bytes:
-        _, found = decode_batch(payload)
-        # Whoever was first stays: both hold the top-k of the same shards.
-        key = spill_key(self._scratch, self._num_covered, unit)
-        self._storage.create(key, write_parquet_bytes(pa.table(topk_columns(found))))
+    def __call__(self, unit: int, payload: Payload) -> bytes:
+        _, running = decode_batch(payload)
+        data = write_parquet_bytes(pa.table(topk_columns(running)))
+        name = f"unit-{unit:05d}.parquet"
+        self._claims.claim(unit, write_file(self._claims.storage, self._claims.prefix, name, data, len(running)))
         return b""
 
 
 class Writer:
-    """Ends the last wave: hands each unit to the sink; the payload becomes its counts, as JSON."""
+    """Ends the last wave: hands each unit to the sink."""
 
-    def __init__(self, storage_uri: str, night: Night, settings: Settings, sink: type[Sink]) -> None:
-        self._sink = sink(storage_uri, night, settings)
+    def __init__(self, night: Night, settings: Settings, sink: SinkMaker) -> None:
+        self._sink = sink(night, settings)
 
-    def __call__(self, unit: int, payload: bytes) -> bytes:
-        return json.dumps(self._sink.write(unit, *decode_batch(payload))).encode()
-
-
-def encode_queries(model: RetrievalModel, bucket: Bucket, source: QuerySource, unit: int) -> QueryBatch:
-    """The queries of the users that `source` selects; all that they have seen is excluded.
-
-    Users without a visible event, and those whose query is not finite, are named with the reason and not searched.
-    """
-    requested = source.select(unit, bucket)
-    visible = bucket.cut(source.part)
-    has_history = take_sequences(visible, requested.at).lengths > 0
-    at = requested.at[has_history]
-    histories = take_sequences(visible, at)
-    if len(histories.item_rows) and int(histories.item_rows.max()) >= model.num_items:
-        raise MismatchError(
-            f"bucket {unit} has item row {histories.item_rows.max()}, but the model knows {model.num_items} items; "
-            "train on these histories"
-        )
-    queries = encode_sequences(model, histories, bucket.user_keys[at])
-    is_finite = torch.isfinite(queries.components_BQD).flatten(1).all(1) & torch.isfinite(queries.gate_BP).all(1)
-    kept = is_finite.nonzero()[:, 0]
-    reasons = np.full(len(requested.at), NO_HISTORY, dtype=object)
-    reasons[has_history] = np.where(is_finite.numpy(), SEARCHED, NOT_FINITE)
-    return QueryBatch(
-        requested.user_ids,
-        pa.array(reasons, type=pa.string()),
-        queries.take(kept),
-        seen_items(take_sequences(histories, kept.numpy()), model.num_items),
-    )
+    def __call__(self, unit: int, payload: Payload) -> bytes:
+        self._sink.write(unit, *decode_batch(payload))
+        return b""
 
 
-@torch.inference_mode()
-def encode_sequences(model: RetrievalModel, histories: Sequences, user_keys: Int64) -> QuerySide:
-    """The query side of each history, computed in tiles of one shape."""
-    rows_BL, lengths_B = histories.last(model.settings.max_length)
-    num_queries = len(lengths_B)
-    padding = max(SEQUENCE_TILE, -(-num_queries // SEQUENCE_TILE) * SEQUENCE_TILE) - num_queries
-    rows_BL = np.pad(rows_BL, ((0, padding), (0, 0)), constant_values=-1)
-    lengths_B, keys_B = np.pad(lengths_B, (0, padding)), np.pad(user_keys, (0, padding))
-    tiles = [
-        model.query_side(*(torch.from_numpy(a[low : low + SEQUENCE_TILE]) for a in (rows_BL, lengths_B, keys_B)))
-        for low in range(0, len(lengths_B), SEQUENCE_TILE)
-    ]
-    components_BQD = torch.cat([tile.components_BQD for tile in tiles])
-    return QuerySide(components_BQD, torch.cat([tile.gate_BP for tile in tiles])).take(slice(0, num_queries))
+def running_claims(storage: Storage, scratch: str, num_covered: int) -> Claims[FileEntry]:
+    """The units whose top-k over the first `num_covered` shards is set aside."""
+    return Claims(storage, f"{scratch}/first-{num_covered:05d}-shards", "unit", FileEntry, lambda entry: (entry,))
 
 
-def seen_items(histories: Sequences, num_items: int) -> Exclusions:
-    """Each query's distinct items, ascending."""
-    queries = np.repeat(np.arange(len(histories.lengths)), histories.lengths)
-    pairs = np.unique(queries * num_items + histories.item_rows)
-    counts = np.bincount(pairs // num_items, minlength=len(histories.lengths)).astype(np.int64)
-    return Exclusions(offsets_of(counts), (pairs % num_items).astype(np.int32))
-
-
-def spill_key(scratch: str, num_covered: int, unit: int) -> str:
-    """Where a unit's top-k over the first `num_covered` shards lies between two waves."""
-    return f"{scratch}/first-{num_covered:05d}-shards/unit-{unit:05d}.parquet"
-
-
-def read_spilled(storage: Storage, key: str, num_queries: int) -> TopK:
-    """A spilled running top-k. Raises InfrastructureError when it is not of these queries."""
+def read_running(storage: Storage, scratch: str, num_covered: int, unit: int, num_queries: int) -> TopK:
+    """A running top-k that was set aside. Raises InfrastructureError when it is gone or not of these queries."""
+    claims = running_claims(storage, scratch, num_covered)
+    entry = claims.require(unit, AGAIN)
     try:
-        data = storage.read(key)
-    except ObjectNotFoundError:
+        data = read_file(storage, claims.prefix, entry, AGAIN)
+    except InputError as error:
+        raise InfrastructureError(str(error)) from None
+    running = topk_from_columns(read_parquet_bytes(data, f"{storage.uri}/{claims.prefix}/{entry.key}"))
+    if len(running) != num_queries:
+        storage.delete(claims.key(unit))
         raise InfrastructureError(
-            f"{storage.uri}/{key}: gone; has another process finished this search meanwhile? Run again"
-        ) from None
-    found = topk_from_columns(read_parquet_bytes(data, f"{storage.uri}/{key}"))
-    if len(found) != num_queries:
-        storage.delete(key)
-        raise InfrastructureError(f"{storage.uri}/{key}: of {len(found)} queries, not {num_queries}; run again")
-    return found
+            f"{storage.uri}/{claims.key(unit)}: of {len(running)} queries, not {num_queries}; run again"
+        )
+    return running
+
+
+def check_k(settings: Settings, corpus: Manifest) -> None:
+    """Refuse a k that no user could ever get."""
+    num_items = corpus.counts["num_items"]
+    if settings.search.k > num_items:
+        raise InputError(f"search.k is {settings.search.k}, but the corpus has {num_items} items; lower search.k")

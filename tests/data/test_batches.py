@@ -13,23 +13,15 @@ from pipeline.data.batches import (
     sample_users,
     validation_users,
 )
-from pipeline.data.lists import Sequences, offsets_of
-
-
-def sequences(rows: list[list[int]]) -> Sequences:
-    lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    return Sequences(offsets_of(lengths), np.array([item for row in rows for item in row], dtype=np.int32))
+from pipeline.data.lists import Lists
 
 
 def as_lists(windows: Windows) -> list[tuple[int, list[int]]]:
-    return [
-        (int(key), windows.item_rows[start : start + length].tolist())
-        for start, length, key in zip(windows.starts, windows.lengths, windows.user_keys, strict=True)
-    ]
+    return [(int(key), windows.events[window].tolist()) for window, key in enumerate(windows.user_keys)]
 
 
 def test_histories_are_cut_from_their_end():
-    windows = cut_windows(sequences([[1, 2, 3, 4, 5, 6], [7], [], [8, 9], [1, 2, 3, 4]]), np.arange(10, 15), 3)
+    windows = cut_windows(Lists.of([[1, 2, 3, 4, 5, 6], [7], [], [8, 9], [1, 2, 3, 4]]), np.arange(10, 15), 3)
     assert as_lists(windows) == [(10, [1, 2, 3]), (10, [3, 4, 5, 6]), (13, [8, 9]), (14, [1, 2, 3, 4])]
     assert windows.num_targets == 9
 
@@ -57,45 +49,45 @@ def test_every_event_but_a_users_first_is_a_target_once(lengths, max_length, ste
     """Items are numbered through, so that an event is told by its item and follows the number before it."""
     first = np.cumsum([0, *lengths])
     rows = [list(range(first[user], first[user + 1])) for user in range(len(lengths))]
-    windows = cut_windows(sequences(rows), np.arange(len(rows)), max_length)
-    assert (windows.lengths <= max_length + 1).all()
+    windows = cut_windows(Lists.of(rows), np.arange(len(rows)), max_length)
+    assert (windows.events.lengths <= max_length + 1).all()
     expected = [(user, item - 1, item) for user, row in enumerate(rows) for item in row[1:]]
     assert sorted(targets_of(windows, steps)) == sorted(expected)
 
 
 def test_the_order_is_a_function_of_seed_epoch_and_rank():
-    windows = cut_windows(sequences([[i, i + 1] for i in range(50)]), np.arange(50), 4)
+    windows = cut_windows(Lists.of([[i, i + 1] for i in range(50)]), np.arange(50), 4)
     assert targets_of(windows, 5, epoch=1) == targets_of(windows, 5, epoch=1)
     assert targets_of(windows, 5, epoch=1) != targets_of(windows, 5, epoch=2)
 
 
 def test_ranks_with_fewer_windows_take_smaller_steps():
     assert num_steps([100, 65], batch_size=32) == 4
-    windows = cut_windows(sequences([[1, 2]] * 65), np.arange(65), 4)
+    windows = cut_windows(Lists.of([[1, 2]] * 65), np.arange(65), 4)
     assert [len(batch.user_keys_B) for batch in epoch_batches(windows, 4, 0, 0, 1)] == [17, 16, 16, 16]
-    nothing = cut_windows(sequences([[1]]), np.arange(1), 4)
+    nothing = cut_windows(Lists.of([[1]]), np.arange(1), 4)
     assert [len(batch.user_keys_B) for batch in epoch_batches(nothing, 2, 0, 0, 1)] == [0, 0]
 
 
 def test_joining_buckets_is_the_same_as_cutting_them_together():
     left, right = [[1, 2, 3], [4, 5]], [[6], [7, 8, 9, 10]]
-    parts = [cut_windows(sequences(rows), np.arange(2) + shift, 2) for rows, shift in ((left, 0), (right, 2))]
-    assert as_lists(join_windows(parts)) == as_lists(cut_windows(sequences(left + right), np.arange(4), 2))
+    parts = [cut_windows(Lists.of(rows), np.arange(2) + shift, 2) for rows, shift in ((left, 0), (right, 2))]
+    assert as_lists(join_windows(parts)) == as_lists(cut_windows(Lists.of(left + right), np.arange(4), 2))
     assert len(join_windows([])) == 0
 
 
 def test_validation_users_have_a_history_and_something_new_after_it():
-    histories = sequences([[1, 2], [1, 2], [], [3], [4]])
-    held_out = sequences([[2, 5, 1], [2], [6], [], [3]])  # what user 3 has seen is new to user 4
+    histories = Lists.of([[1, 2], [1, 2], [], [3], [4]])
+    held_out = Lists.of([[2, 5, 1], [2], [6], [], [3]])  # what user 3 has seen is new to user 4
     users = validation_users(histories, held_out, np.arange(5))
     assert users.user_keys.tolist() == [0, 4]
-    assert users.held_out.item_rows.tolist() == [5, 3]
-    assert users.histories.item_rows.tolist() == [1, 2, 4]
+    assert users.held_out.values.tolist() == [5, 3]
+    assert users.histories.values.tolist() == [1, 2, 4]
     assert [len(tile) for tile in users.tiles(1)] == [1, 1]
 
 
 def test_joined_validation_users_are_those_of_all_parts():
-    parts = [validation_users(sequences([[1]]), sequences([[2]]), np.array([key])) for key in (7, 9)]
+    parts = [validation_users(Lists.of([[1]]), Lists.of([[2]]), np.array([key])) for key in (7, 9)]
     users = join_validation_users(parts)
     assert users.user_keys.tolist() == [7, 9]
     assert users.held_out.last(1)[0].tolist() == [[2], [2]]
@@ -105,7 +97,7 @@ def test_joined_validation_users_are_those_of_all_parts():
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_a_sample_depends_on_keys_and_seed_alone(share):
     keys = np.arange(4_000) - 2_000
-    users = validation_users(sequences([[1]] * 4_000), sequences([[2]] * 4_000), keys)
+    users = validation_users(Lists.of([[1]] * 4_000), Lists.of([[2]] * 4_000), keys)
     sampled = sample_users(users, share, seed=3)
     assert len(sampled) == pytest.approx(4_000 * share, abs=100)
     halves = [sample_users(users.take(np.arange(half, 4_000, 2)), share, seed=3).user_keys for half in (0, 1)]

@@ -2,11 +2,8 @@ import zlib
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pipeline.data.histories import Bucket, user_bucket
-from pipeline.data.lists import ranges
 
 
 def make_bucket() -> Bucket:
@@ -24,16 +21,16 @@ def make_bucket() -> Bucket:
 
 def test_a_cut_shows_the_beginning_of_each_history():
     bucket = make_bucket()
-    assert bucket.cut("train").item_rows.tolist() == [0, 3, 4]
-    assert bucket.cut("before_test").item_rows.tolist() == [0, 1, 3, 4, 5]
-    assert bucket.cut("whole").item_rows.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert bucket.cut("train").values.tolist() == [0, 3, 4]
+    assert bucket.cut("before_test").values.tolist() == [0, 1, 3, 4, 5]
+    assert bucket.cut("whole").values.tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert bucket.cut("train").offsets.tolist() == [0, 1, 1, 3]
 
 
 def test_a_cut_and_what_it_holds_out_are_the_whole_history():
     bucket = make_bucket()
-    assert bucket.held_out("validation").item_rows.tolist() == [1, 5]
-    assert bucket.held_out("test").item_rows.tolist() == [2, 6]
+    assert bucket.held_out("validation").values.tolist() == [1, 5]
+    assert bucket.held_out("test").values.tolist() == [2, 6]
     assert bucket.held_out("test").lengths.tolist() == [1, 0, 1]
 
 
@@ -62,10 +59,3 @@ def test_user_keys_are_ids_or_their_checksums():
         np.zeros(1, np.int32), np.zeros(1, np.int32),
     )  # fmt: skip
     assert bucket.user_keys.tolist() == [2**53 + 1]
-
-
-@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 6)), max_size=20))
-def test_ranges_count_up_from_each_start(runs):
-    starts = np.array([start for start, _ in runs], dtype=np.int64)
-    lengths = np.array([length for _, length in runs], dtype=np.int64)
-    assert ranges(starts, lengths).tolist() == [start + i for start, length in runs for i in range(length)]

@@ -137,6 +137,14 @@ def test_time_splits_end_with_ds():
     assert times.validation == FIRST + 5 * DAY
 
 
+def test_an_event_at_the_first_moment_of_a_part_is_in_that_part():
+    """The last moment of training, the first and last of validation, the first of the test."""
+    moments = (8 * DAY - 1, 8 * DAY, 9 * DAY - 1, 9 * DAY)
+    bucket = clean([{"user_id": "u", "item_id": "a", "event_ts": FIRST + moment} for moment in moments]).bucket
+    assert (bucket.num_train.tolist(), bucket.num_validation.tolist()) == ([1], [2])
+    assert bucket.held_out("test").lengths.tolist() == [1]
+
+
 def test_leave_one_out_leaves_short_histories_to_training():
     events = [{"user_id": "u", "item_id": "a", "event_ts": FIRST + i} for i in range(2)]
     events += [{"user_id": "v", "item_id": "a", "event_ts": FIRST + i} for i in range(3)]
@@ -172,7 +180,7 @@ def test_item_counts_add_up_to_the_events_of_each_part(events, method):
     bucket = clean(events, method).bucket
     rows, counts = item_counts(bucket)
     for part, numbers in zip(
-        (bucket.item_rows, bucket.cut("train").item_rows, bucket.held_out("validation").item_rows), counts, strict=True
+        (bucket.item_rows, bucket.cut("train").values, bucket.held_out("validation").values), counts, strict=True
     ):
         assert dict(zip(rows.tolist(), numbers.tolist(), strict=True)) == {
             row: int((part == row).sum()) for row in set(bucket.item_rows.tolist())

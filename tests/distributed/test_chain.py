@@ -1,14 +1,15 @@
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from pipeline.distributed import chain
 from pipeline.distributed.chain import (
     MAX_ATTEMPTS,
     MAX_TRIES,
-    Stage,
+    Pool,
     Window,
     check_accounted,
     row,
@@ -16,8 +17,10 @@ from pipeline.distributed.chain import (
     with_backoff,
 )
 from pipeline.distributed.cluster import connect
+from pipeline.distributed.restart_notice import NOTICE, _standard_error_without
 from pipeline.errors import InfrastructureError, InputError
 from pipeline.settings import Settings
+from pipeline.stages.runner import Stage
 
 
 class Refuses:
@@ -117,22 +120,42 @@ def test_a_row_carries_any_payload():
 def test_an_error_of_a_stage_comes_back_as_it_was_raised(local_ray, tmp_path):
     connect(Settings(root=str(tmp_path)))
     with pytest.raises(InputError, match=r"^unit 0: column user_id is missing$"):
-        run_chain("test", [0], [Stage(Refuses, {}, num_actors=1, num_cpus=0.25)], threads=1)
+        run_chain("test", [0], [Pool(Stage(Refuses, {}), num_actors=1, num_cpus=0.25)], threads=1)
     with pytest.raises(InputError, match=r"^there is no such model; run jobs/train\.py first$"):
-        run_chain("test", [0], [Stage(CannotStart, {}, num_actors=1, num_cpus=0.25)], threads=1)
+        run_chain("test", [0], [Pool(Stage(CannotStart, {}), num_actors=1, num_cpus=0.25)], threads=1)
 
 
 @pytest.mark.ray
 def test_a_unit_that_always_ends_its_process_is_given_up_by_name(local_ray, tmp_path):
     connect(Settings(root=str(tmp_path)))
-    stage = Stage(Dies, {"marks": str(tmp_path), "times": 99}, num_actors=1, num_cpus=0.25)
+    stage = Pool(Stage(Dies, {"marks": str(tmp_path), "times": 99}), num_actors=1, num_cpus=0.25)
     with pytest.raises(InfrastructureError, match=f"unit 1 has ended the process of Dies {MAX_ATTEMPTS} times"):
         run_chain("test", [0, 1, 2], [stage], threads=1)
     assert len(list(tmp_path.iterdir())) == MAX_ATTEMPTS
 
 
-def test_progress_is_logged_with_what_is_left(monkeypatch, caplog):
-    monkeypatch.setattr(chain, "SECONDS_BETWEEN_LOG_LINES", 0.0)
-    caplog.set_level("INFO", logger="nightrails")
-    assert list(chain._logged("search", iter([{}, {}, {}]), 3)) == [{}, {}, {}]
-    assert [r.message[:24] for r in caplog.records] == ["search: 1 of 3 units, ab", "search: 2 of 3 units, ab"]
+CHAIN_OF_ITS_OWN = """
+from pipeline.distributed.chain import Pool, run_chain
+from pipeline.distributed.cluster import connect
+from pipeline.settings import Settings
+from pipeline.stages.runner import Stage
+from tests.distributed.test_chain import Dies
+
+connect(Settings(root={root!r}))
+pool = Pool(Stage(Dies, {{"marks": {root!r}, "times": 0}}), num_actors=1, num_cpus=0.25)
+run_chain("test", [0, 1], [pool], threads=1)
+"""
+
+
+@pytest.mark.ray
+def test_a_chain_that_goes_well_prints_nothing_that_reads_like_a_failure(tmp_path):
+    """In a process of its own, for Ray's core prints this notice once per process."""
+    program = CHAIN_OF_ITS_OWN.format(root=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_only_the_notice_is_swallowed(capfd):
+    with _standard_error_without(NOTICE):
+        os.write(2, b"core_worker.cc: Actor " + NOTICE + b". See the issue.\nanother line\nno end")
+    assert capfd.readouterr().err == "another line\nno end"

@@ -1,12 +1,6 @@
-import signal
-import subprocess
-import sys
-import threading
-import time
-
 import pytest
 
-from pipeline.distributed.cluster import ActorNeed, Cluster, Node, check_root, connect, deadline, preflight
+from pipeline.distributed.cluster import ActorNeed, Cluster, Node, check_root, connect, preflight
 from pipeline.errors import InfrastructureError, InputError
 from pipeline.settings import Settings
 
@@ -45,57 +39,6 @@ def test_preflight_lets_pass_what_fits_node_by_node():
     # Half a GPU is free on each of two nodes, which is not one GPU.
     with pytest.raises(InfrastructureError, match="1 of 2 searchers"):
         preflight(THREE_NODES, [ActorNeed("trainer", 1, 1.0, gpus=1.0), ActorNeed("searcher", 2, 1.0, gpus=0.6)])
-
-
-def test_a_block_within_its_deadline_is_left_alone():
-    with deadline(minutes=1):
-        pass
-    with pytest.raises(KeyError), deadline(minutes=1):
-        raise KeyError("mine")
-
-
-def test_a_block_past_its_deadline_is_an_infrastructure_error():
-    started = time.monotonic()
-    with pytest.raises(InfrastructureError, match="deadline"), deadline(minutes=0.2 / 60):
-        threading.Event().wait(30)  # a wait on a lock, as in ray.get
-    assert time.monotonic() - started < 5
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_a_deadline_also_works_off_the_main_thread():
-    caught = []
-
-    def work() -> None:
-        try:
-            with deadline(minutes=0.2 / 60):
-                while True:
-                    time.sleep(0.01)
-        except InfrastructureError as error:
-            caught.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join(10)
-    assert len(caught) == 1
-
-
-@pytest.mark.parametrize("ignores", ["signal.signal(signal.SIGINT, signal.SIG_IGN)", "pass"])
-def test_a_process_stuck_beyond_its_deadline_exits_with_30(ignores: str):
-    program = f"""
-import signal
-from pipeline.distributed.cluster import deadline
-{ignores}
-with deadline(minutes=0.1 / 60, grace=0.5):
-    while True:
-        try:
-            while True:
-                pass
-        except KeyboardInterrupt:
-            pass
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert done.returncode == InfrastructureError.exit_code
-    assert "deadline" in done.stderr
 
 
 @pytest.mark.ray

@@ -13,7 +13,6 @@ import pytest
 
 from pipeline import errors
 from pipeline.config import load_config
-from pipeline.errors import NightrailsError
 from pipeline.settings import Settings
 from tests.infra.facts import ROOT, parse_command
 
@@ -122,12 +121,12 @@ def failure(loaded: Loaded, exit_code: int | None, monkeypatch: pytest.MonkeyPat
     return caught.type
 
 
-@pytest.mark.parametrize("exit_code", [10, 20])
+@pytest.mark.parametrize("exit_code", [1, 10, 20])
 def test_what_a_retry_cannot_help_fails_for_good(loaded, monkeypatch, exit_code):
     assert failure(loaded, exit_code, monkeypatch) is AirflowFailException
 
 
-@pytest.mark.parametrize("exit_code", [30, 40, 1, 137, None])
+@pytest.mark.parametrize("exit_code", [30, 40, 137, None])
 def test_what_a_retry_may_help_is_retried(loaded, monkeypatch, exit_code):
     assert failure(loaded, exit_code, monkeypatch) is AirflowException
 
@@ -139,7 +138,7 @@ def test_success_is_waited_for(loaded, monkeypatch):
 
 
 def test_every_exit_code_of_ours_is_mapped(loaded):
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and kind is not NightrailsError]
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     assert {kind.exit_code for kind in kinds} == set(loaded.module.PAGE) | set(loaded.module.RETRY)
 
 

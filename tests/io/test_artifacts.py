@@ -1,46 +1,188 @@
+"""The one protocol: files, claims, manifests; what is half done, damaged, or done twice."""
+
 import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pipeline.artifacts import Manifest
-from pipeline.errors import ConflictError, InputError
-from pipeline.io.artifacts import file_entry, now, read_manifest, versions, write_manifest
+from pipeline.artifacts import Artifact, FileEntry, Manifest
+from pipeline.config import Config
+from pipeline.errors import InfrastructureError, InputError
+from pipeline.io.artifacts import (
+    Claims,
+    file_entry,
+    no_files,
+    read_file,
+    read_manifest,
+    require_manifest,
+    seal,
+    versions,
+    write_file,
+)
 from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import Storage
+from tests.jobs.crashing import Crash, CrashingStorage
+
+CORPUS = Artifact("corpora", "0123456789abcdef")
 
 
-def manifest(*files: bytes, created_at: str = "2026-11-20T00:00:00+00:00") -> Manifest:
-    return Manifest(
+class Record(Config):
+    files: tuple[FileEntry, ...]
+    words: str = ""
+
+
+def fresh() -> Storage:
+    return open_storage(f"memory://{uuid.uuid4().hex}")
+
+
+def claims_in(storage: Storage, prefix: str = "work") -> Claims[Record]:
+    return Claims(storage, prefix, "unit", Record, lambda record: record.files)
+
+
+def do_part(storage: Storage, part: int, data: bytes) -> Record:
+    entry = write_file(storage, "work", f"unit-{part:05d}.bin", data, rows=1)
+    return claims_in(storage).claim(part, Record(files=(entry,)))
+
+
+def seal_files(storage: Storage, *files: bytes) -> Manifest:
+    entries = [file_entry(f"shard-{number:05d}", data, 10) for number, data in enumerate(files)]
+    return seal(
+        storage,
+        CORPUS,
         kind="corpus",
-        id="0123456789abcdef",
         lineage={"model": "fedcba9876543210"},
         settings={"num_shards": 4, "nested": {"x": [1, 2.5, None]}},
-        files=tuple(file_entry(f"shard-{i:05d}", data, 10) for i, data in enumerate(files)),
+        files=entries,
         counts={"items": 20},
-        created_at=created_at,
-        versions=versions(),
+        measures={"bytes_per_item": 1.5},
     )
 
 
+# Files
+
+
+def test_a_files_name_carries_the_hash_of_its_content(storage: Storage) -> None:
+    entry = write_file(storage, "corpora/x", "deep/items.parquet", b"abc", rows=7)
+    assert entry == write_file(storage, "corpora/x", "deep/items.parquet", b"abc", rows=7)
+    assert (entry.bytes, entry.rows) == (3, 7)
+    assert entry.sha256 == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert entry.key == f"deep/items-{entry.sha256[:16]}.parquet"
+    assert read_file(storage, "corpora/x", entry, "make it again") == b"abc"
+
+
+@pytest.mark.parametrize(("damage", "says"), [(None, "gone since it was written"), (b"abd", "damaged, its SHA-256")])
+def test_a_file_that_is_gone_or_damaged_is_named_with_the_remedy(damage: bytes | None, says: str) -> None:
+    storage = fresh()
+    entry = write_file(storage, "x", "a.bin", b"abc", rows=1)
+    storage.delete(f"x/{entry.key}")
+    if damage is not None:
+        storage.create(f"x/{entry.key}", damage)
+    with pytest.raises(InputError, match=rf"{storage.uri}/x/{entry.key}: {says}.*; make it again"):
+        read_file(storage, "x", entry, "make it again")
+
+
+# Claims
+
+
+def test_a_part_is_done_when_its_claim_and_its_files_are_there(storage: Storage) -> None:
+    claims = claims_in(storage)
+    assert (claims.done(), claims.read(3), claims.missing([1, 3])) == ({}, None, [1, 3])
+    record = do_part(storage, 3, b"data")
+    assert claims.done() == {3: record}
+    assert (claims.read(3), claims.missing([1, 3])) == (record, [1])
+    with pytest.raises(InfrastructureError, match=r"work/unit-00001\.json: gone or damaged; do it again"):
+        claims.require(1, "do it again")
+
+
+def test_of_several_attempts_the_first_stands() -> None:
+    storage = fresh()
+    first = do_part(storage, 0, b"one")
+    assert do_part(storage, 0, b"two") == first
+    assert claims_in(storage).done() == {0: first}
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"null", b"[]", b'{"files": [{"key": 1}]}', b'{"strange": 1}'])
+def test_a_claim_that_cannot_be_read_is_made_again(data: bytes) -> None:
+    storage = fresh()
+    storage.create("work/unit-00000.json", data)
+    assert claims_in(storage).done() == {}
+    record = do_part(storage, 0, b"data")
+    assert claims_in(storage).done() == {0: record}
+
+
+@pytest.mark.parametrize("damage", ["gone", "shorter"])
+def test_a_claim_whose_file_is_lost_is_made_again(damage: str) -> None:
+    storage = fresh()
+    first = do_part(storage, 0, b"data")
+    storage.delete(f"work/{first.files[0].key}")
+    if damage == "shorter":
+        storage.create(f"work/{first.files[0].key}", b"dat")
+    assert claims_in(storage).missing([0]) == [0]
+    second = do_part(storage, 0, b"other")
+    assert claims_in(storage).done() == {0: second}
+
+
+def test_claims_of_another_kind_or_place_are_not_ours() -> None:
+    storage = fresh()
+    do_part(storage, 0, b"data")
+    assert replace(claims_in(storage), stem="shard").done() == {}
+    assert claims_in(storage, "other").done() == {}
+    Claims(storage, "work", "unit-check", Record, no_files).claim(7, Record(files=()))
+    assert list(claims_in(storage).done()) == [0]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.binary(max_size=8)), max_size=8))
+@settings(max_examples=30)
+def test_whoever_does_what_in_which_order_each_part_keeps_its_first_record(
+    attempts: Sequence[tuple[int, bytes]],
+) -> None:
+    storage = fresh()
+    firsts: dict[int, Record] = {}
+    for part, data in attempts:
+        record = do_part(storage, part, data)
+        assert record == firsts.setdefault(part, record)
+    assert claims_in(storage).done() == firsts
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_death_at_any_operation_leaves_a_part_done_or_to_do_and_never_half_done(when: str) -> None:
+    for at in range(1, 20):
+        storage = fresh()
+        dying = CrashingStorage(storage, at, when)
+        try:
+            do_part(dying, 0, b"data")
+        except Crash:
+            pass
+        else:
+            assert at > 2
+            return
+        done = claims_in(storage).done()
+        assert all(storage.read(f"work/{record.files[0].key}") == b"data" for record in done.values())
+        assert do_part(storage, 0, b"data") == claims_in(storage).done()[0]
+    pytest.fail("more operations than this test tries")
+
+
+# Manifests
+
+
 def test_an_artifact_exists_when_its_manifest_does(storage: Storage) -> None:
-    assert read_manifest(storage, "corpora/x") is None
-    write_manifest(storage, "corpora/x", manifest(b"a", b"b"))
-    assert read_manifest(storage, "corpora/x") == manifest(b"a", b"b")
-    assert [info.key for info in storage.list()] == ["corpora/x/manifest.json"]
+    assert read_manifest(storage, CORPUS.prefix) is None
+    with pytest.raises(InputError, match=r"corpora/0123456789abcdef: not there; run jobs/embed_items\.py first"):
+        require_manifest(storage, CORPUS, "embed_items")
+    made = seal_files(storage, b"a", b"b")
+    assert read_manifest(storage, CORPUS.prefix) == require_manifest(storage, CORPUS, "embed_items") == made
+    assert [info.key for info in storage.list()] == [CORPUS.key("manifest.json")]
 
 
-def test_the_same_artifact_may_be_written_again_and_the_first_stands() -> None:
-    storage = open_storage("memory://manifests-again")
-    write_manifest(storage, "x", manifest(b"a"))
-    write_manifest(storage, "x", manifest(b"a", created_at=now()))
-    assert read_manifest(storage, "x") == manifest(b"a")
-
-
-def test_another_artifact_in_its_place_is_a_conflict() -> None:
-    storage = open_storage("memory://manifests-conflict")
-    write_manifest(storage, "x", manifest(b"a"))
-    with pytest.raises(ConflictError, match=r"memory://manifests-conflict/x/manifest\.json"):
-        write_manifest(storage, "x", manifest(b"other"))
+def test_of_two_manifests_the_first_stands_and_is_returned() -> None:
+    storage = fresh()
+    first = seal_files(storage, b"a")
+    assert seal_files(storage, b"other") == first
+    assert read_manifest(storage, CORPUS.prefix) == first
 
 
 @pytest.mark.parametrize(
@@ -49,26 +191,23 @@ def test_another_artifact_in_its_place_is_a_conflict() -> None:
         ({"format": "one"}, "format"),
         ({"unheard_of": 1}, "unheard_of"),
         ({"files": [{"key": "a"}]}, "files.0.bytes"),
+        ({"counts": {"items": 1.5}}, "counts.items"),
     ],
 )
 def test_a_damaged_manifest_is_named_with_its_fault(change: dict[str, object], says: str) -> None:
-    storage = open_storage(f"memory://manifests-damaged-{says}")
-    storage.create("x/manifest.json", json.dumps(manifest().model_dump(mode="json") | change).encode())
-    with pytest.raises(InputError, match=rf"x/manifest\.json: not a manifest of ours \({says}"):
-        read_manifest(storage, "x")
+    storage = fresh()
+    data = json.loads(seal_files(storage).model_dump_json()) | change
+    storage.delete(CORPUS.key("manifest.json"))
+    storage.create(CORPUS.key("manifest.json"), json.dumps(data).encode())
+    with pytest.raises(InputError, match=rf"manifest\.json: not written by this version of nightrails \({says}"):
+        read_manifest(storage, CORPUS.prefix)
 
 
 def test_a_half_written_manifest_is_named() -> None:
-    storage = open_storage("memory://manifests-half")
-    storage.create("x/manifest.json", b'{"format": 1, "ki')
-    with pytest.raises(InputError, match="not a manifest of ours"):
-        read_manifest(storage, "x")
-
-
-def test_the_entry_of_a_file_is_its_size_and_hash() -> None:
-    entry = file_entry("k", b"abc", 7)
-    assert (entry.key, entry.bytes, entry.rows) == ("k", 3, 7)
-    assert entry.sha256 == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    storage = fresh()
+    storage.create(CORPUS.key("manifest.json"), b'{"format": 1, "ki')
+    with pytest.raises(InputError, match=r"not written by this version.*remove the folder to make it again"):
+        read_manifest(storage, CORPUS.prefix)
 
 
 def test_versions_name_what_shapes_a_result() -> None:

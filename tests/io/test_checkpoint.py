@@ -3,8 +3,8 @@ import json
 import pytest
 import torch
 
-from pipeline.artifacts import Checkpoint
-from pipeline.errors import ConflictError, InputError
+from pipeline.artifacts import Manifest
+from pipeline.errors import InputError
 from pipeline.io.artifacts import read_manifest
 from pipeline.io.checkpoint import (
     load_model,
@@ -15,21 +15,21 @@ from pipeline.io.checkpoint import (
     save_state,
     write_checkpoint,
 )
-from pipeline.io.storage import open_storage
-from pipeline.io.storage.base import Storage
+from pipeline.io.night import Night
 from pipeline.model.model import RetrievalModel
+from pipeline.model.results import training_metrics
 from pipeline.model.training import Ranks, fit
 from pipeline.settings import Settings, TrainSettings
-from tests.model.planted import NUM_ITEMS, SMALL_MODEL, start, training_data
+from tests.model.planted import NUM_ITEMS, SMALL_MODEL, report, start, training_data
+from tests.stages.worlds import SMALL, night_of
 
-CHECKPOINT = Checkpoint("0123456789abcdef")
-SETTINGS = Settings(model=SMALL_MODEL)
-METRICS = {"validation_hit_rate": 0.25, "history": [{"epoch": 1}]}
+SETTINGS = Settings.model_validate({**SMALL, "model": SMALL_MODEL})
+METRICS = training_metrics([report(1, hit_rate=0.25)], popularity_hit_rate=0.1)
 
 
 @pytest.fixture
-def storage(tmp_path) -> Storage:
-    return open_storage(str(tmp_path / "root"))
+def night(tmp_path) -> Night:
+    return night_of(SETTINGS.model_copy(update={"root": str(tmp_path / "root")}))
 
 
 def make_model(seed: int = 0) -> RetrievalModel:
@@ -37,73 +37,77 @@ def make_model(seed: int = 0) -> RetrievalModel:
     return RetrievalModel(SMALL_MODEL, NUM_ITEMS)
 
 
-def write(storage: Storage, model: RetrievalModel) -> None:
-    write_checkpoint(storage, CHECKPOINT, model, SETTINGS, METRICS, {"histories": "fedc"})
+def write(night: Night, model: RetrievalModel) -> Manifest:
+    return write_checkpoint(night, model, SETTINGS, METRICS)
 
 
-def test_a_model_comes_back_as_it_was(storage):
+def test_a_model_comes_back_as_it_was(night):
     model = make_model()
-    write(storage, model)
-    loaded = load_model(storage, CHECKPOINT)
+    write(night, model)
+    loaded = load_model(night.storage, night.checkpoint)
     assert not loaded.training
     assert loaded.settings == SMALL_MODEL
     for (name, left), right in zip(model.state_dict().items(), loaded.state_dict().values(), strict=True):
         assert torch.equal(left, right), name
-    assert read_metrics(storage, CHECKPOINT) == METRICS
+    assert read_metrics(night.storage, night.checkpoint) == METRICS
 
 
-def test_the_manifest_says_what_the_model_is_made_of(storage):
-    write(storage, make_model())
-    manifest = read_manifest(storage, CHECKPOINT.prefix)
-    assert manifest.lineage == {"histories": "fedc"}
+def test_the_manifest_says_what_the_model_is_made_of(night):
+    write(night, make_model())
+    manifest = read_manifest(night.storage, night.checkpoint.prefix)
+    assert manifest.lineage == {"histories": night.histories.id}
     assert manifest.counts["num_items"] == NUM_ITEMS
     assert manifest.settings["model"]["dim"] == SMALL_MODEL.dim
-    keys = {info.key.removeprefix(f"{CHECKPOINT.prefix}/") for info in storage.list(CHECKPOINT.prefix)}
+    keys = {
+        info.key.removeprefix(f"{night.checkpoint.prefix}/") for info in night.storage.list(night.checkpoint.prefix)
+    }
     assert keys == {entry.key for entry in manifest.files} | {"manifest.json"}
 
 
-def test_what_an_interrupted_run_left_is_not_in_the_way(storage):
-    write(storage, make_model(seed=1))
-    storage.delete(f"{CHECKPOINT.prefix}/manifest.json")
+def test_what_an_interrupted_run_left_is_not_in_the_way(night):
+    write(night, make_model(seed=1))
+    night.storage.delete(night.checkpoint.key("manifest.json"))
     model = make_model(seed=2)
-    write(storage, model)
-    loaded = load_model(storage, CHECKPOINT)
+    write(night, model)
+    loaded = load_model(night.storage, night.checkpoint)
     assert torch.equal(loaded.item_embedding.weight, model.item_embedding.weight)
 
 
-def test_the_first_of_two_writers_wins(storage):
-    write(storage, make_model(seed=1))
-    write(storage, make_model(seed=1))  # the same model again is fine
-    with pytest.raises(ConflictError):
-        write(storage, make_model(seed=2))
-    assert torch.equal(load_model(storage, CHECKPOINT).item_embedding.weight, make_model(seed=1).item_embedding.weight)
+def test_the_first_of_two_writers_wins(night):
+    write(night, make_model(seed=1))
+    write(night, make_model(seed=1))  # the same model again is fine
+    first = read_manifest(night.storage, night.checkpoint.prefix)
+    assert write(night, make_model(seed=2)) == first
+    assert torch.equal(
+        load_model(night.storage, night.checkpoint).item_embedding.weight, make_model(seed=1).item_embedding.weight
+    )
 
 
-def test_a_missing_model_names_the_job_that_makes_it(storage):
+def test_a_missing_model_names_the_job_that_makes_it(night):
     with pytest.raises(InputError, match=r"jobs/train\.py"):
-        load_model(storage, CHECKPOINT)
+        load_model(night.storage, night.checkpoint)
 
 
 @pytest.mark.parametrize("name", ["model", "config"])
-def test_damage_is_found_before_it_is_used(storage, name):
-    write(storage, make_model())
-    manifest = read_manifest(storage, CHECKPOINT.prefix)
-    key = next(f"{CHECKPOINT.prefix}/{e.key}" for e in manifest.files if e.key.startswith(name))
-    data = bytearray(storage.read(key))
+def test_damage_is_found_before_it_is_used(night, name):
+    write(night, make_model())
+    manifest = read_manifest(night.storage, night.checkpoint.prefix)
+    key = next(f"{night.checkpoint.prefix}/{e.key}" for e in manifest.files if e.key.startswith(name))
+    data = bytearray(night.storage.read(key))
     data[len(data) // 2] ^= 1
-    storage.delete(key)
-    storage.create(key, bytes(data))
+    night.storage.delete(key)
+    night.storage.create(key, bytes(data))
     with pytest.raises(InputError, match="SHA-256"):
-        load_model(storage, CHECKPOINT)
-    storage.delete(key)
-    with pytest.raises(InputError, match="is gone"):
-        load_model(storage, CHECKPOINT)
+        load_model(night.storage, night.checkpoint)
+    night.storage.delete(key)
+    with pytest.raises(InputError, match="gone since it was written"):
+        load_model(night.storage, night.checkpoint)
 
 
-def test_no_file_is_a_pickle(storage):
-    write(storage, make_model())
-    for info in storage.list(CHECKPOINT.prefix):
-        data = storage.read(info.key)
+def test_no_file_is_a_pickle(night):
+    write(night, make_model())
+    for info in night.storage.list(night.checkpoint.prefix):
+        data = night.storage.read(info.key)
         if info.key.endswith(".json"):
             json.loads(data)
         else:

@@ -1,19 +1,18 @@
-from datetime import date
-
 import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.artifacts import Corpus, FileEntry, InputObject, name_night
+from pipeline.artifacts import Artifact, FileEntry
 from pipeline.errors import InputError
-from pipeline.io.corpus import done_shards, open_corpus, read_shard, write_corpus_manifest, write_shard
+from pipeline.io.corpus import open_corpus, read_shard, seal_corpus, shard_claims, write_shard
 from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import Storage
 from pipeline.model.mol import ItemSide
 from pipeline.retrieval.shard import Shard, make_shard
 from pipeline.settings import Settings
+from tests.stages.worlds import SMALL, night_of
 
-CORPUS = Corpus("0123456789abcdef")
+CORPUS = Artifact("corpora", "0123456789abcdef")
 IDS = pa.array([f"i{number}" for number in range(5)])
 
 
@@ -37,7 +36,6 @@ def test_a_shard_comes_back_as_it_was_written(storage):
     assert torch.equal(found.items.components_NXD, shard.items.components_NXD)
     assert torch.equal(found.items.gate_NP, shard.items.gate_NP)
     assert torch.equal(found.mean_ND, shard.items.components_NXD.mean(dim=1))
-    assert found.is_eligible_N.tolist() == [True] * 5
 
 
 def test_an_empty_shard_can_be_written(storage):
@@ -58,22 +56,22 @@ def test_an_item_that_is_not_finite_is_named_and_nothing_is_written(storage, nam
 
 def test_only_shards_with_a_sidecar_and_a_whole_file_are_done(storage):
     entries = {index: write_shard(storage, CORPUS, index, a_shard(seed=index), IDS) for index in range(4)}
-    assert done_shards(storage, CORPUS) == entries
+    assert shard_claims(storage, CORPUS).done() == entries
     storage.delete(f"{CORPUS.prefix}/shard-00000.json")
     storage.delete(f"{CORPUS.prefix}/{entries[1].key}")
     storage.delete(f"{CORPUS.prefix}/{entries[2].key}")
     storage.create(f"{CORPUS.prefix}/{entries[2].key}", b"short")
-    assert done_shards(storage, CORPUS) == {3: entries[3]}
+    assert shard_claims(storage, CORPUS).done() == {3: entries[3]}
 
 
 def test_of_two_attempts_with_other_last_bits_the_first_stands(storage):
     first = write_shard(storage, CORPUS, 0, a_shard(seed=1), IDS)
     assert write_shard(storage, CORPUS, 0, a_shard(seed=2), IDS) == first
-    assert done_shards(storage, CORPUS) == {0: first}
+    assert shard_claims(storage, CORPUS).done() == {0: first}
     storage.delete(f"{CORPUS.prefix}/{first.key}")  # a sidecar without its file does not stand in the way
     second = write_shard(storage, CORPUS, 0, a_shard(seed=2), IDS)
     assert second != first
-    assert done_shards(storage, CORPUS) == {0: second}
+    assert shard_claims(storage, CORPUS).done() == {0: second}
 
 
 def test_a_damaged_or_missing_shard_is_refused(storage):
@@ -81,10 +79,10 @@ def test_a_damaged_or_missing_shard_is_refused(storage):
     data = bytearray(storage.read(f"{CORPUS.prefix}/{entry.key}"))
     data[-1] ^= 1
     storage.delete(f"{CORPUS.prefix}/{entry.key}")
-    with pytest.raises(InputError, match="the file is gone"):
+    with pytest.raises(InputError, match="gone since it was written; remove the corpus and embed again"):
         read_shard(storage, CORPUS, entry)
     storage.create(f"{CORPUS.prefix}/{entry.key}", bytes(data))
-    with pytest.raises(InputError, match="SHA-256 is not that of the manifest"):
+    with pytest.raises(InputError, match="SHA-256 is not the one that was written"):
         read_shard(storage, CORPUS, entry)
 
 
@@ -96,14 +94,14 @@ def test_a_shard_with_another_number_of_rows_is_refused(storage):
 
 
 def test_the_manifest_makes_the_corpus_exist(storage):
-    settings = Settings.model_validate({"root": "unused", "corpus": {"num_shards": 2}})
-    night = name_night(settings, date(2026, 11, 20), [InputObject("log", 1, "e")], {})
+    settings = Settings.model_validate({**SMALL, "root": storage.uri, "corpus": {"num_shards": 2}})
+    night = night_of(settings)
     with pytest.raises(InputError, match=r"run jobs/embed_items\.py first"):
         open_corpus(storage, night.corpus)
     shards = {index: write_shard(storage, night.corpus, index, a_shard(seed=index), IDS) for index in (1, 0)}
-    manifest = write_corpus_manifest(storage, night, settings, shards)
+    manifest = seal_corpus(night, settings, shards)
     assert open_corpus(storage, night.corpus) == manifest
     assert manifest.files == (shards[0], shards[1])
     assert manifest.counts["num_items"] == 10
-    assert manifest.counts["bytes_per_item"] == round(sum(e.bytes for e in manifest.files) / 10, 1)
+    assert manifest.measures["bytes_per_item"] == round(sum(e.bytes for e in manifest.files) / 10, 1)
     assert manifest.lineage["checkpoint"] == night.checkpoint.id

@@ -2,16 +2,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.artifacts import Histories
+from pipeline.artifacts import Artifact
 from pipeline.data.histories import Bucket
 from pipeline.errors import ConflictError, InputError
-from pipeline.io.histories import bucket_from_table, bucket_to_table, read_bucket, read_items, write_bucket
+from pipeline.io.histories import bucket_from_table, bucket_name, bucket_to_table, read_bucket, read_items, write_bucket
 from pipeline.io.parquet import read_parquet_bytes
 from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import Storage
 from pipeline.schema import histories as histories_schema
 
-HISTORIES = Histories("0123456789abcdef")
+HISTORIES = Artifact("histories", "0123456789abcdef")
 
 
 def make_bucket(user_ids: pa.Array) -> Bucket:
@@ -48,7 +48,7 @@ def test_a_bucket_reads_back_as_it_was_written(storage: Storage, user_ids):
 def test_the_file_has_our_schema_and_says_whose_it_is(tmp_path):
     storage = open_storage(str(tmp_path))
     write_bucket(storage, HISTORIES, 0, make_bucket(pa.array(["a", "b"])))
-    footer = read_parquet_bytes(storage.read(HISTORIES.bucket_key(0)), "bucket").schema.metadata
+    footer = read_parquet_bytes(storage.read(HISTORIES.key(bucket_name(0))), "bucket").schema.metadata
     assert footer == {b"histories_id": HISTORIES.id.encode(), b"schema_version": b"1"}
     assert bucket_to_table(make_bucket(pa.array(["a", "b"]))).schema.equals(histories_schema(pa.string()))
 

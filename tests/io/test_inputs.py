@@ -7,11 +7,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from pipeline.config import load_config
 from pipeline.data.sources import SourceSpec
-from pipeline.errors import InputError
-from pipeline.io import inputs as logs
+from pipeline.errors import InfrastructureError, InputError
 from pipeline.io.delimited import TEXT_BLOCK_BYTES, Replaced
-from pipeline.io.inputs import list_log, load_source, open_items, open_log
+from pipeline.io.inputs import Files, Log, list_items, list_log, source_path
 from pipeline.io.night import open_night
 from pipeline.io.rows import check_columns, newest_day, read_rows
 from pipeline.io.simulated import write_simulated_log
@@ -26,12 +26,12 @@ def test_every_shipped_source_is_valid():
     names = {path.stem for path in Path("conf/sources").glob("*.yaml")}
     assert {"default", "movielens_1m", "movielens_20m", "amazon_ratings"} <= names
     for name in names:
-        assert isinstance(load_source(name), SourceSpec)
+        assert isinstance(load_config(SourceSpec, source_path(name)), SourceSpec)
 
 
 def test_a_misspelt_source_names_the_nearest(tmp_path):
     with pytest.raises(InputError, match="did you mean 'movielens_1m'"):
-        open_log(settings_for(tmp_path, tmp_path, "movielens1m"))
+        list_log(settings_for(tmp_path, tmp_path, "movielens1m"))
 
 
 def test_partitions_up_to_the_day_are_listed_in_order(tmp_path):
@@ -41,26 +41,26 @@ def test_partitions_up_to_the_day_are_listed_in_order(tmp_path):
     (lake / "ds=2026-11-20" / "_SUCCESS").touch()
     (lake / "ds=2026-11-20" / ".part-0.parquet.crc").touch()
     settings = settings_for(tmp_path, lake)
-    keys = [file.key for file in list_log(settings, DS)]
+    keys = [file.key for file in list_log(settings).until(DS).files]
     assert keys == ["ds=2026-11-19/part-0.parquet", "ds=2026-11-20/part-0.parquet"]
-    assert newest_day(settings) == date(2026, 11, 21)
-    assert len(list_log(settings)) == 3
+    assert newest_day(list_log(settings)) == date(2026, 11, 21)
+    assert len(list_log(settings).files) == 3
 
 
 def test_a_log_can_be_one_file_whose_newest_event_gives_the_day(tmp_path):
     path = write(tmp_path / "lake" / "log.parquet", events())
     settings = settings_for(tmp_path, path)
-    assert [file.key for file in list_log(settings)] == ["log.parquet"]
-    assert newest_day(settings) == DS
-    assert open_night(settings)[1].ds == DS
+    assert [file.key for file in list_log(settings).files] == ["log.parquet"]
+    assert newest_day(list_log(settings)) == DS
+    assert open_night(settings).ds == DS
 
 
 def test_moving_a_log_changes_no_id_and_changing_it_does(tmp_path):
     first = write(tmp_path / "a" / "log.parquet", events())
-    night = open_night(settings_for(tmp_path, first), DS)[1]
+    night = open_night(settings_for(tmp_path, first), DS)
     write(first, events(5))
-    assert open_night(settings_for(tmp_path, first), DS)[1].histories != night.histories
-    assert open_night(settings_for(tmp_path, first), date(2026, 11, 19))[1].histories != night.histories
+    assert open_night(settings_for(tmp_path, first), DS).histories != night.histories
+    assert open_night(settings_for(tmp_path, first), date(2026, 11, 19)).histories != night.histories
 
 
 @pytest.mark.parametrize("where", ["missing", "empty", "other"])
@@ -70,37 +70,37 @@ def test_an_empty_log_is_refused(tmp_path, where):
     (tmp_path / "other" / "readme.txt").write_text("hello")
     message = "no file there matches '\\*.parquet'" if where == "other" else "nothing there"
     with pytest.raises(InputError, match=f"log.uri .*{where}.*{message}"):
-        open_log(settings_for(tmp_path, tmp_path / where))
+        list_log(settings_for(tmp_path, tmp_path / where))
 
 
 def test_a_file_of_zero_bytes_is_refused(tmp_path):
     write(tmp_path / "lake" / "a.parquet", events())
     (tmp_path / "lake" / "b.parquet").touch()
     with pytest.raises(InputError, match=r"b\.parquet: the file has zero bytes"):
-        open_log(settings_for(tmp_path, tmp_path / "lake"))
+        list_log(settings_for(tmp_path, tmp_path / "lake"))
 
 
 def test_a_day_without_a_partition_is_refused(tmp_path):
     write(tmp_path / "lake" / "ds=2026-11-20" / "a.parquet", events())
     with pytest.raises(InputError, match="no partition ds=2026-11-25; the newest is ds=2026-11-20"):
-        open_log(settings_for(tmp_path, tmp_path / "lake"), date(2026, 11, 25))
+        list_log(settings_for(tmp_path, tmp_path / "lake")).until(date(2026, 11, 25))
     write(tmp_path / "lake" / "ds=yesterday" / "a.parquet", events())
     with pytest.raises(InputError, match="ds=yesterday is no day"):
-        open_log(settings_for(tmp_path, tmp_path / "lake"))
+        list_log(settings_for(tmp_path, tmp_path / "lake"))
 
 
 def test_files_beside_partitions_are_refused(tmp_path):
     write(tmp_path / "lake" / "ds=2026-11-20" / "a.parquet", events())
     write(tmp_path / "lake" / "stray.parquet", events())
     with pytest.raises(InputError, match=r"stray\.parquet: outside the ds= partitions"):
-        open_log(settings_for(tmp_path, tmp_path / "lake"))
+        list_log(settings_for(tmp_path, tmp_path / "lake"))
 
 
 def test_a_missing_column_is_named_with_the_nearest_one(tmp_path):
     table = events().rename_columns(["userid", "item_id", "event_ts"])
     write(tmp_path / "lake" / "a.parquet", table)
     with pytest.raises(InputError) as error:
-        check_columns(open_log(settings_for(tmp_path, tmp_path / "lake")))
+        check_columns(list_log(settings_for(tmp_path, tmp_path / "lake")))
     message = str(error.value)
     assert "a.parquet: no column 'user_id'" in message
     assert "default.yaml" in message
@@ -112,22 +112,22 @@ def test_files_that_differ_in_type_are_refused(tmp_path):
     write(tmp_path / "lake" / "a.parquet", events())
     write(tmp_path / "lake" / "b.parquet", events(user_id=pa.array([1, 2, 3, 4])))
     with pytest.raises(InputError, match=r"b\.parquet: column 'user_id' is int64, but string in a\.parquet"):
-        check_columns(open_log(settings_for(tmp_path, tmp_path / "lake")))
+        check_columns(list_log(settings_for(tmp_path, tmp_path / "lake")))
 
 
 def test_an_optional_column_is_in_all_files_or_in_none(tmp_path):
     write(tmp_path / "lake" / "a.parquet", events())
     settings = settings_for(tmp_path, tmp_path / "lake")
-    assert check_columns(open_log(settings)).names == ("user_id", "item_id", "event_ts")
+    assert check_columns(list_log(settings)).names == ("user_id", "item_id", "event_ts")
     write(tmp_path / "lake" / "b.parquet", events(event_type=pa.array(["view"] * 4)))
     with pytest.raises(InputError, match=r"b\.parquet: column 'event_type' is null, but missing in a\.parquet"):
-        check_columns(open_log(settings))
+        check_columns(list_log(settings))
 
 
 def test_extra_columns_and_row_groups_are_noted(tmp_path):
     table = events(7, note=pa.array(["x"] * 7), surface=pa.array(["home"] * 7))
     write(tmp_path / "lake" / "a.parquet", table, row_group_size=3)
-    columns = check_columns(open_log(settings_for(tmp_path, tmp_path / "lake")))
+    columns = check_columns(list_log(settings_for(tmp_path, tmp_path / "lake")))
     assert columns.extra == ("note", "surface")
     assert columns.group_rows == ((3, 3, 1),)
     assert (columns.user_type, columns.item_type) == (pa.string(), pa.string())
@@ -137,7 +137,7 @@ def test_a_truncated_parquet_file_is_named(tmp_path):
     path = write(tmp_path / "lake" / "a.parquet", events(1_000))
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(InputError, match=r"a\.parquet: damaged or cut short"):
-        check_columns(open_log(settings_for(tmp_path, tmp_path / "lake")))
+        check_columns(list_log(settings_for(tmp_path, tmp_path / "lake")))
 
 
 def test_flipped_bits_in_a_page_with_a_checksum_are_found(tmp_path):
@@ -145,24 +145,24 @@ def test_flipped_bits_in_a_page_with_a_checksum_are_found(tmp_path):
     data = bytearray(path.read_bytes())
     data[200] ^= 0xFF
     path.write_bytes(bytes(data))
-    log = open_log(settings_for(tmp_path, tmp_path / "lake"))
+    log = list_log(settings_for(tmp_path, tmp_path / "lake"))
     with pytest.raises(InputError, match=r"a\.parquet: damaged or cut short"):
-        list(read_rows(open_storage(log.uri), log, "a.parquet", None, ("user_id", "item_id", "event_ts")))
+        list(read_rows(log, log.files[0], None, ("user_id", "item_id", "event_ts")))
 
 
 def test_a_wrong_unit_is_suspected_when_the_newest_day_is_looked_up(tmp_path):
     (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,2,4.5,1795177815250\n")
     with pytest.raises(InputError) as error:
-        newest_day(settings_for(tmp_path, tmp_path / "ratings.csv", "movielens_20m"))
+        newest_day(list_log(settings_for(tmp_path, tmp_path / "ratings.csv", "movielens_20m")))
     assert "no sane time in column 'timestamp', which begins with '1795177815250'" in str(error.value)
     assert "set time_unit: ms in" in str(error.value)
 
 
 def read_all(tmp_path: Path, source: str, uri: Path, names=("user_id", "item_id", "event_ts")):
-    log = open_log(settings_for(tmp_path, uri, source))
+    log = list_log(settings_for(tmp_path, uri, source))
     check_columns(log)
     (file,) = log.files
-    return list(read_rows(open_storage(log.uri), log, file.key, None, names))
+    return list(read_rows(log, file, None, names))
 
 
 def test_movielens_1m_is_read_from_its_folder(tmp_path):
@@ -177,7 +177,7 @@ def test_movielens_1m_is_read_from_its_folder(tmp_path):
         "item_id": [b"1193", b"661"],
         "event_ts": [b"978300760", b"978302109"],
     }
-    assert newest_day(settings_for(tmp_path, folder, "movielens_1m")) == date(2000, 12, 31)
+    assert newest_day(list_log(settings_for(tmp_path, folder, "movielens_1m"))) == date(2000, 12, 31)
 
 
 def test_movielens_20m_and_amazon_are_read(tmp_path):
@@ -209,10 +209,10 @@ def test_malformed_lines_are_counted_and_kept_out(tmp_path):
 def test_a_file_with_other_columns_than_its_source_says_is_refused(tmp_path):
     (tmp_path / "ratings_Books.csv").write_text("A,B,4.0\n")
     with pytest.raises(InputError, match=r"the first line has 3 columns, but .*amazon_ratings\.yaml names 4"):
-        check_columns(open_log(settings_for(tmp_path, tmp_path, "amazon_ratings")))
+        check_columns(list_log(settings_for(tmp_path, tmp_path, "amazon_ratings")))
     (tmp_path / "ratings.csv").write_text("user,movieId,rating,timestamp\n")
     with pytest.raises(InputError, match="no column 'userId'"):
-        check_columns(open_log(settings_for(tmp_path, tmp_path, "movielens_20m")))
+        check_columns(list_log(settings_for(tmp_path, tmp_path, "movielens_20m")))
 
 
 def test_a_long_text_file_comes_in_parts(tmp_path):
@@ -239,11 +239,11 @@ def test_a_log_on_s3_is_read_like_a_folder(s3_uri, tmp_path):
     data = write(tmp_path / "a.parquet", events()).read_bytes()
     storage.create("lake/ds=2026-11-20/a.parquet", data)
     settings = settings_for(tmp_path, f"{s3_uri}/lake")
-    assert newest_day(settings) == DS
-    log = open_log(settings, DS)
-    (rows,) = read_rows(open_storage(log.uri), log, log.files[0].key, (0,), ("item_id",))
+    assert newest_day(list_log(settings)) == DS
+    log = list_log(settings).until(DS)
+    (rows,) = read_rows(log, log.files[0], (0,), ("item_id",))
     assert rows.table["item_id"].to_pylist() == ["i0", "i1", "i0", "i1"]
-    one_file = open_log(settings_for(tmp_path, f"{s3_uri}/lake/ds=2026-11-20/a.parquet"))
+    one_file = list_log(settings_for(tmp_path, f"{s3_uri}/lake/ds=2026-11-20/a.parquet"))
     assert [file.key for file in one_file.files] == ["a.parquet"]
 
 
@@ -252,9 +252,64 @@ def test_the_newest_snapshot_of_the_catalogue_counts(tmp_path):
     for day in ("2026-11-18", "2026-11-19", "2026-11-21"):
         write(tmp_path / "items" / f"ds={day}" / "a.parquet", items)
     settings = settings_for(tmp_path, tmp_path, items={"uri": str(tmp_path / "items")})
-    assert [file.key for file in open_items(settings, DS).files] == ["ds=2026-11-19/a.parquet"]
+    assert [file.key for file in list_items(settings, DS).files] == ["ds=2026-11-19/a.parquet"]
     with pytest.raises(InputError, match="oldest partition is ds=2026-11-18, after the day to serve"):
-        open_items(settings, date(2026, 11, 1))
+        list_items(settings, date(2026, 11, 1))
+
+
+def lake_of(tmp_path: Path) -> tuple[Path, Log]:
+    path = write(tmp_path / "lake" / "a.parquet", events(1_000))
+    return path, list_log(settings_for(tmp_path, tmp_path / "lake"))
+
+
+def read_first(log: Files) -> bytes:
+    with log.open(log.files[0]) as source:
+        return source.read()
+
+
+def test_a_file_that_is_as_it_was_listed_is_read(tmp_path):
+    path, log = lake_of(tmp_path)
+    assert read_first(log) == path.read_bytes()
+
+
+def test_a_file_that_changed_since_it_was_listed_ends_the_run_with_its_name(tmp_path):
+    """Grown, replaced by one of the same size, or removed: a retry lists again."""
+    path, log = lake_of(tmp_path)
+    data = path.read_bytes()
+    for new, how in ((data + b"x", "changed"), (bytes(reversed(data)), "changed"), (None, "removed")):
+        path.unlink()
+        if new is not None:
+            path.write_bytes(new)
+        with pytest.raises(
+            InfrastructureError, match=rf"lake/a\.parquet: {how} since tonight's inputs were listed.*run"
+        ):
+            read_first(log)
+        path.write_bytes(data)
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_taken_for_damaged(tmp_path):
+    path, log = lake_of(tmp_path)
+
+    def read(error: Exception | None) -> None:
+        with log.open(log.files[0]):
+            path.write_bytes(b"half of something else")
+            if error:
+                raise error
+
+    with pytest.raises(InfrastructureError, match="changed since"):
+        read(InputError("a.parquet: damaged or cut short"))
+    path, log = lake_of(tmp_path)
+    with pytest.raises(InfrastructureError, match="changed since"):
+        read(None)
+
+
+def test_a_late_file_belongs_to_another_night(tmp_path):
+    write(tmp_path / "lake" / "ds=2026-11-20" / "a.parquet", events())
+    settings = settings_for(tmp_path, tmp_path / "lake")
+    night = open_night(settings, DS)
+    write(tmp_path / "lake" / "ds=2026-11-20" / "late.parquet", events())
+    assert [file.key for file in night.inputs.log.files] == ["ds=2026-11-20/a.parquet"]
+    assert open_night(settings, DS).histories != night.histories
 
 
 SIMULATE = SimulateSettings(num_users=20, num_items=15, num_events=200, num_days=3)
@@ -266,27 +321,27 @@ def test_a_simulated_log_has_the_same_name_in_every_store(storage, tmp_path):
     settings = Settings.model_validate(
         {"root": storage.uri, "simulate": SIMULATE, "train": {"num_negatives": 5}, "search": {"k": 5}}
     )
-    log = open_log(settings)
+    log = list_log(settings)
     assert len(log.files) == 3
-    assert newest_day(settings) == DS
-    assert open_items(settings, DS).files[0].key == "items.parquet"
+    assert newest_day(list_log(settings)) == DS
+    assert list_items(settings, DS).files[0].key == "items.parquet"
     elsewhere = open_storage(str(tmp_path / "elsewhere"))
     write_simulated_log(elsewhere, SIMULATE)
     other = settings.model_copy(update={"root": elsewhere.uri})
-    assert open_night(other)[1] == open_night(settings)[1]
+    mine, theirs = open_night(settings), open_night(other)
+    assert (mine.histories, mine.run) == (theirs.histories, theirs.run)
 
 
 def test_a_simulated_log_that_is_not_there_says_what_to_run(tmp_path):
     settings = Settings(root=str(tmp_path))
     with pytest.raises(InputError, match=r"run jobs/simulate_log\.py first"):
-        open_log(settings)
+        list_log(settings)
 
 
 def test_sources_beside_our_code_are_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert load_source("movielens_1m").csv.delimiter == "::"
+    assert load_config(SourceSpec, source_path("movielens_1m")).csv.delimiter == "::"
     (tmp_path / "conf" / "sources").mkdir(parents=True)
     (tmp_path / "conf" / "sources" / "mine.yaml").write_text("format: csv\n")
-    assert load_source("mine").format == "csv"
-    assert load_source("default").format == "parquet"
-    assert logs.source_path("mine").is_file()
+    assert source_path("mine").read_text() == "format: csv\n"
+    assert source_path("default").is_file()

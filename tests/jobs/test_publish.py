@@ -1,6 +1,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,29 +10,35 @@ import pyarrow as pa
 import pytest
 
 from jobs import publish
-from pipeline.artifacts import Manifest
 from pipeline.errors import ConflictError, GateError, InfrastructureError, InputError, InvalidRunError
-from pipeline.io.artifacts import write_manifest
+from pipeline.io.evaluation import write_metrics
+from pipeline.io.night import open_night
 from pipeline.io.publication.commits import published, read_run_manifest
 from pipeline.io.publication.reader import latest_files, read_latest
-from pipeline.io.publication.units import sidecar_key, write_unit
+from pipeline.io.publication.units import units_of, write_unit
 from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import Storage
 from pipeline.settings import Settings
 from tests.jobs.crashing import Crash, CrashingStorage
 from tests.quality.nights import NUM_UNITS, clone, compute_night, fresh_memory, other_settings, settings_for, unit_of
-from tests.quality.units import DS, K
+from tests.quality.test_gates import metrics as metrics_of
+from tests.quality.units import DS
 from tests.s3_server import Fault, S3Server
 
 README = Path(__file__).parents[2] / "README.md"
+
+
+def run_publish(settings: Settings) -> dict[str, Any]:
+    return publish.run(settings, open_night(settings, DS))
 
 
 @pytest.mark.parametrize("layout", ["long", "nested"])
 def test_a_sound_run_becomes_the_table_of_its_day(storage: Storage, layout: str) -> None:
     root = storage.uri
     settings = settings_for(root, output={"num_buckets": NUM_UNITS, "surface": "home", "layout": layout})
-    storage, night = compute_night(settings)
-    outcome = publish.run(settings, DS)
+    night = compute_night(settings)
+    storage = night.storage
+    outcome = run_publish(settings)
     expected = pa.concat_tables(unit_of(night, settings, unit).tables()[0] for unit in range(NUM_UNITS))
     pairs = sum(len(unit_of(night, settings, unit).candidates) for unit in range(NUM_UNITS))
     assert outcome == {
@@ -60,10 +67,10 @@ def test_a_sound_run_becomes_the_table_of_its_day(storage: Storage, layout: str)
 
 def test_a_second_run_writes_nothing_and_says_so() -> None:
     settings = settings_for(fresh_memory())
-    storage, _ = compute_night(settings)
-    first = publish.run(settings, DS)
+    storage = compute_night(settings).storage
+    first = run_publish(settings)
     before = storage.list()
-    assert publish.run(settings, DS) == first | {"status": "already published"}
+    assert run_publish(settings) == first | {"status": "already published"}
     assert storage.list() == before
 
 
@@ -73,8 +80,8 @@ def test_new_inputs_are_a_new_commit_and_the_old_rows_stay() -> None:
     settings, other = settings_for(root), other_settings(root)
     for chosen in (settings, other):
         compute_night(chosen)
-        publish.run(chosen, DS)
-    assert publish.run(settings, DS)["commit"] == 3  # back to the first: it is the newest again
+        run_publish(chosen)
+    assert run_publish(settings)["commit"] == 3  # back to the first: it is the newest again
     assert len(storage.list("candidates/home/_commits/")) == 3
     assert len(storage.list("candidates/home/_manifests/")) == 2
 
@@ -85,15 +92,16 @@ Tamper = Callable[[list[dict[str, Any]], list[dict[str, Any]]], object]
 def publish_tampered(tamper: Tamper) -> None:
     """A night whose unit 1 was changed before it was written."""
     settings = settings_for(fresh_memory())
-    storage, night = compute_night(settings)
+    night = compute_night(settings)
+    storage = night.storage
     for info in storage.list(f"{night.run.prefix}/"):
         if "-00001" in info.key:
             storage.delete(info.key)
     unit = unit_of(night, settings, 1)
     tamper(unit.candidates, unit.users)
-    write_unit(storage, night.run, 1, *unit.tables(), {})
+    write_unit(storage, night.run, 1, *unit.tables(), 0, {})
     try:
-        publish.run(settings, DS)
+        run_publish(settings)
     finally:
         assert published(storage, "home", DS) is None
         assert storage.list("candidates/home/_manifests/") == []
@@ -117,48 +125,41 @@ def test_one_wrong_row_stops_the_publication(tamper: Tamper, says: str) -> None:
 
 def test_a_missing_unit_is_named() -> None:
     settings = settings_for(fresh_memory())
-    storage, night = compute_night(settings)
-    storage.delete(sidecar_key(night.run, 1))
+    night = compute_night(settings)
+    storage = night.storage
+    storage.delete(units_of(storage, night.run).key(1))
     with pytest.raises(InputError, match=r"1 of 2 units are not there \(the first is 1\)"):
-        publish.run(settings, DS)
+        run_publish(settings)
 
 
 def test_a_file_that_rotted_since_it_was_written_is_named() -> None:
     settings = settings_for(fresh_memory())
-    storage, night = compute_night(settings)
+    night = compute_night(settings)
+    storage = night.storage
     key = next(info.key for info in storage.list(f"{night.run.prefix}/users-00001"))
     data = storage.read(key)
     storage.delete(key)
     storage.create(key, data[:60] + bytes([data[60] ^ 4]) + data[61:])
-    with pytest.raises(InputError, match=rf"{key}: damaged since it was written"):
-        publish.run(settings, DS)
+    with pytest.raises(InputError, match=rf"{key}: damaged, its SHA-256"):
+        run_publish(settings)
 
 
 def test_a_file_of_another_run_is_refused() -> None:
     settings, other = settings_for(root := fresh_memory()), other_settings(root)
-    storage, night = compute_night(settings)
-    _, foreign = compute_night(other)
-    sidecar = json.loads(storage.read(sidecar_key(foreign.run, 0)))
-    storage.delete(sidecar_key(night.run, 0))
-    storage.create(sidecar_key(night.run, 0), json.dumps(sidecar).encode())
+    night = compute_night(settings)
+    storage = night.storage
+    foreign = compute_night(other)
+    sidecar = storage.read(units_of(storage, foreign.run).key(0))
+    storage.delete(units_of(storage, night.run).key(0))
+    storage.create(units_of(storage, night.run).key(0), sidecar)
     with pytest.raises((InvalidRunError, InputError)):
-        publish.run(settings, DS)
+        run_publish(settings)
 
 
-def write_metrics(settings: Settings, model: float, popularity: float, overlap: float) -> None:
-    storage, night = compute_night(settings)
-    metrics = {
-        "cutoffs": [10, 50],
-        "queries": 100,
-        "model": {"hr@10": {"mean": model}, "hr@50": {"mean": 0.0}},
-        "popularity": {"hr@10": {"mean": popularity}, "hr@50": {"mean": 1.0}},
-        "overlap": {"mean": overlap, "k": K},
-    }
-    storage.create(f"{night.evaluation.prefix}/metrics.json", json.dumps(metrics).encode())
-    manifest = Manifest(
-        kind="evaluation", id=night.evaluation.id, lineage={}, settings={}, files=(), created_at="2026-11-20T00:00:00"
-    )
-    write_manifest(storage, night.evaluation.prefix, manifest)
+def measure(settings: Settings, model: float, popularity: float, overlap: float) -> None:
+    """Leave an evaluation with these hit rates at its first cutoff; at the second, popularity is far ahead."""
+    night = compute_night(settings)
+    write_metrics(night, settings, metrics_of(model, popularity, overlap))
 
 
 GATED = {"min_overlap": 0.95, "min_lift_over_popularity": 2.0}
@@ -166,8 +167,8 @@ GATED = {"min_overlap": 0.95, "min_lift_over_popularity": 2.0}
 
 def test_a_run_that_reaches_its_gates_is_published_with_the_figures() -> None:
     settings = settings_for(fresh_memory(), gates=GATED)
-    write_metrics(settings, model=0.3, popularity=0.1, overlap=0.97)
-    publish.run(settings, DS)
+    measure(settings, model=0.3, popularity=0.1, overlap=0.97)
+    run_publish(settings)
     storage = open_storage(settings.root)
     head = published(storage, "home")
     assert head is not None
@@ -188,9 +189,9 @@ def test_a_run_that_reaches_its_gates_is_published_with_the_figures() -> None:
 )
 def test_a_run_below_a_gate_leaves_yesterdays_table(model: float, popularity: float, overlap: float, says: str) -> None:
     settings = settings_for(fresh_memory(), gates=GATED)
-    write_metrics(settings, model, popularity, overlap)
+    measure(settings, model, popularity, overlap)
     with pytest.raises(GateError, match=says):
-        publish.run(settings, DS)
+        run_publish(settings)
     assert published(open_storage(settings.root), "home") is None
 
 
@@ -198,7 +199,7 @@ def test_a_gate_that_is_set_is_not_passed_unmeasured() -> None:
     settings = settings_for(fresh_memory(), gates=GATED)
     compute_night(settings)
     with pytest.raises(GateError, match=r"run jobs/evaluate\.py first"):
-        publish.run(settings, DS)
+        run_publish(settings)
 
 
 def table_of(root: str) -> str:
@@ -211,38 +212,37 @@ def table_of(root: str) -> str:
 def two_nights(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str, str]:
     """A root with one run published and another computed, and the ids of both runs."""
     root = fresh_memory() if request.param == "memory" else str(tmp_path / "root")
-    _, yesterday = compute_night(settings_for(root))
-    publish.run(settings_for(root), DS)
-    _, night = compute_night(other_settings(root))
+    yesterday = compute_night(settings_for(root))
+    run_publish(settings_for(root))
+    night = compute_night(other_settings(root))
     return root, yesterday.run.run_id, night.run.run_id
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_publisher_that_dies_at_any_operation_leaves_the_old_table_and_can_run_again(
-    two_nights: tuple[str, str, str], when: Literal["before", "after"], monkeypatch: pytest.MonkeyPatch
+    two_nights: tuple[str, str, str], when: Literal["before", "after"]
 ) -> None:
     base, old, new = two_nights
     for at in range(1, 100):
         root = clone(base)
         dying = CrashingStorage(open_storage(root), at, when)
-        with monkeypatch.context() as patch:
-            patch.setattr("pipeline.io.night.open_storage", lambda _, dying=dying: dying)
-            try:
-                publish.run(other_settings(root), DS)
-            except Crash:
-                pass
-            else:
-                assert at > 20  # operations of a publication
-                return
+        night = replace(open_night(other_settings(root), DS), storage=dying)
+        try:
+            publish.run(other_settings(root), night)
+        except Crash:
+            pass
+        else:
+            assert at > 20  # operations of a publication
+            return
         assert table_of(root) in (old, new)
-        assert publish.run(other_settings(root), DS)["run_id"] == table_of(root) == new
+        assert run_publish(other_settings(root))["run_id"] == table_of(root) == new
         assert len(open_storage(root).list("candidates/home/_commits/")) == 2
         assert json.loads(open_storage(root).read("candidates/home/latest.json"))["run_id"] == new
     pytest.fail("a publication takes more operations than this test tries")
 
 
 def test_another_run_published_at_any_moment_is_either_before_us_or_a_conflict(
-    two_nights: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
+    two_nights: tuple[str, str, str],
 ) -> None:
     base, theirs, ours = two_nights
     conflicts = []
@@ -255,12 +255,11 @@ def test_another_run_published_at_any_moment_is_either_before_us_or_a_conflict(
         watched = CrashingStorage(
             plain, at, "before", lambda root=root, answers=answers: answers.append(publish_at(root))
         )
-        with monkeypatch.context() as patch:
-            patch.setattr("pipeline.io.night.open_storage", lambda uri, watched=watched: watched)
-            try:
-                answers.append(publish.run(other_settings(root), DS)["status"])
-            except ConflictError as error:
-                conflicts.append(str(error))
+        night = replace(open_night(other_settings(root), DS), storage=watched)
+        try:
+            answers.append(publish.run(other_settings(root), night)["status"])
+        except ConflictError as error:
+            conflicts.append(str(error))
         if len(watched.operations) < at:
             break
         head = published(plain, "home", DS)
@@ -273,20 +272,17 @@ def test_another_run_published_at_any_moment_is_either_before_us_or_a_conflict(
 
 def publish_at(root: str) -> str:
     """Publish the first run of `root` in the middle of another publication, through a store of its own."""
-    storage = open_storage(root)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.io.night.open_storage", lambda _: storage)
-        return str(publish.run(settings_for(root), DS)["status"])
+    return str(run_publish(settings_for(root))["status"])
 
 
 @pytest.mark.s3
 def test_a_commit_whose_answer_was_lost_is_published_once(s3_uri: str, s3_server: S3Server) -> None:
     settings = settings_for(s3_uri)
-    storage, _ = compute_night(settings)
+    storage = compute_night(settings).storage
     with s3_server.fault(Fault("PUT", "/_commits/", "lose_answer")):
-        assert publish.run(settings, DS)["status"] == "published"
+        assert run_publish(settings)["status"] == "published"
     assert len(storage.list("candidates/home/_commits/")) == 1
-    assert publish.run(settings, DS)["status"] == "already published"
+    assert run_publish(settings)["status"] == "already published"
     secret = s3_server.environment["AWS_SECRET_ACCESS_KEY"].encode()
     assert not any(secret in storage.read(info.key) for info in storage.list())
 
@@ -297,14 +293,14 @@ def test_a_store_that_never_says_whether_it_took_the_commit_is_asked_again_by_th
 ) -> None:
     monkeypatch.setattr("pipeline.io.storage.s3.LONGEST_PAUSE", 0.1)
     settings = settings_for(s3_uri)
-    storage, _ = compute_night(settings)
+    storage = compute_night(settings).storage
     with (
         s3_server.fault(Fault("PUT", "/_commits/", "refuse", "500 Internal Error", times=6)),
         pytest.raises(InfrastructureError, match="run again"),
     ):
-        publish.run(settings, DS)
+        run_publish(settings)
     assert published(storage, "home") is None
-    assert publish.run(settings, DS)["status"] == "published"
+    assert run_publish(settings)["status"] == "published"
 
 
 def readme_reader() -> Callable[..., pa.Table]:
@@ -328,7 +324,7 @@ def test_the_reader_of_the_readme_reads_what_ours_does(
     read = readme_reader()
     for settings in (settings_for(root), other_settings(root)):
         compute_night(settings)
-        publish.run(settings, DS)
+        run_publish(settings)
         assert read(root, "home").equals(read_latest(root, "home"))
     assert read(root, "home", ds="2026-11-20", table="users").equals(read_latest(root, "home", table="users"))
 
@@ -336,7 +332,7 @@ def test_the_reader_of_the_readme_reads_what_ours_does(
 def test_the_reader_of_the_readme_refuses_a_damaged_file(tmp_path: Path) -> None:
     settings = settings_for(str(tmp_path))
     compute_night(settings)
-    publish.run(settings, DS)
+    run_publish(settings)
     path = Path(latest_files(str(tmp_path), "home")[0])
     data = bytearray(path.read_bytes())
     data[60] ^= 1
@@ -348,6 +344,6 @@ def test_the_reader_of_the_readme_refuses_a_damaged_file(tmp_path: Path) -> None
 def test_polars_reads_the_listed_files(tmp_path: Path) -> None:
     settings = settings_for(str(tmp_path))
     compute_night(settings)
-    publish.run(settings, DS)
+    run_publish(settings)
     table = pl.read_parquet(latest_files(str(tmp_path), "home"), hive_partitioning=False)
     assert table.equals(pl.from_arrow(read_latest(str(tmp_path), "home")))

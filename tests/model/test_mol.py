@@ -134,8 +134,7 @@ def test_fact_9_shared_items_and_lists_of_candidates_give_the_same_scores():
     shared_BN = mol(query, items)
     rows_BM = torch.tensor([[6, 0, 3], [1, 1, 2], [4, 5, 6], [0, 1, 2], [3, 2, 1]])
     lists = items.take(rows_BM)
-    single = QuerySide(query.components_BQD.unsqueeze(1), query.gate_BP.unsqueeze(1))
-    torch.testing.assert_close(mol(single, lists).squeeze(1), shared_BN.gather(1, rows_BM))
+    torch.testing.assert_close(mol(query.alone(), lists).squeeze(1), shared_BN.gather(1, rows_BM))
 
 
 def test_leading_dimensions_are_batches_of_independent_searches():
@@ -176,9 +175,13 @@ def test_fact_16_parameters_of_the_published_configurations(dim, settings, expec
 
 
 def test_fact_22_inhibition_saturates():
+    """The softmax sees silu: never below -0.2785. It is read off as log(gate / first gate), where the first sees 0."""
     mol = random_mol()
-    query, items = random_sides(mol)
-    inputs_BNP = mol._gate_inputs(query, items, mol._logits(query, items))
+    mol.cross_out.weight[0] = 0
+    mol.cross_out.bias[0] = 0
+    mol.query_gate[2].weight[0] = 0
+    gates_BNP = mol.pairs(*random_sides(mol)).gates_BNP
+    inputs_BNP = (gates_BNP / gates_BNP[..., :1]).log()
     assert inputs_BNP.min() >= -0.2784645428
     assert inputs_BNP.min() < -0.27  # the floor is reached
 
@@ -222,13 +225,21 @@ def test_fact_24_scores_do_not_depend_on_who_else_is_scored():
         torch.testing.assert_close(mol(query.take(slice(row, row + 1)), items), whole_BN[row : row + 1])
 
 
+def test_a_side_in_parts_put_together_again_is_the_side():
+    for side in random_sides(random_mol()):
+        again = type(side).cat([side.take(slice(0, 2)), side.take(slice(2, 2)), side.take(slice(2, None))])
+        assert all(
+            torch.equal(left, right) for left, right in zip(vars(again).values(), vars(side).values(), strict=True)
+        )
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.6)])
 def test_lower_precision_stays_near_float64(dtype, tolerance):
     mol = random_mol()
     query, items = random_sides(mol)
     expected_BN = mol(query, items)
     lower = mol.to(dtype)
-    scores_BN = lower(*(type(side)(*(tensor.to(dtype) for tensor in vars(side).values())) for side in (query, items)))
+    scores_BN = lower(query.to(dtype), items.to(dtype))
     assert scores_BN.dtype == dtype
     assert (scores_BN.double() - expected_BN).abs().max() < tolerance
 
@@ -254,6 +265,27 @@ def test_in_training_dropped_gates_are_zero_and_the_rest_sum_to_one():
     torch.testing.assert_close(mol(query, items), pairs.scores_BN)
     kept = mol.eval().pairs(query, items).gates_BNP * (pairs.gates_BNP > 0)
     torch.testing.assert_close(pairs.gates_BNP, kept / kept.sum(dim=-1, keepdim=True))
+
+
+def test_in_training_components_read_dropped_inputs_and_gates_read_whole_ones():
+    mol = random_mol(query_dropout=0.5, item_dropout=0.5, user_dropout=0.5, num_user_hashes=5)
+    whole_query, whole_items = random_sides(mol)
+    torch.manual_seed(3)
+    query, items = random_sides(mol.train())
+    assert torch.equal(query.gate_BP, whole_query.gate_BP)
+    assert torch.equal(items.gate_NP, whole_items.gate_NP)
+    assert not torch.allclose(items.components_NXD, whole_items.components_NXD)
+    for component in range(4):  # the last one is the user's
+        assert not torch.allclose(query.components_BQD[:, component], whole_query.components_BQD[:, component])
+
+
+def test_in_training_dropped_logits_change_the_gates_but_not_the_logits_that_they_weigh():
+    mol = random_mol(cross_dropout=0.5, gate_dropout=0.0, item_dropout=0.0)
+    whole = mol.pairs(*random_sides(mol))
+    torch.manual_seed(3)
+    pairs = mol.train().pairs(*random_sides(mol))
+    assert torch.equal(pairs.logits_BNP, whole.logits_BNP)
+    assert not torch.allclose(pairs.gates_BNP, whole.gates_BNP)
 
 
 def test_gradients_are_those_of_the_definition():

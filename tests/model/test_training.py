@@ -1,5 +1,5 @@
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -7,9 +7,18 @@ import torch
 from pipeline.data.batches import epoch_batches
 from pipeline.errors import InputError
 from pipeline.model import step, training
+from pipeline.model.inputs import Events
 from pipeline.model.losses import mutual_information_loss, sampled_softmax_loss, user_norm_loss
 from pipeline.model.step import accumulate_gradients
-from pipeline.model.training import EpochReport, Ranks, TrainingState, fit, popular_hit_rate
+from pipeline.model.training import (
+    EpochReport,
+    Ranks,
+    TrainingState,
+    average_gradients,
+    fit,
+    popular_hit_rate,
+    train_epoch,
+)
 from pipeline.settings import TrainSettings
 from tests.model.planted import NUM_ITEMS, SMALL_MODEL, SMALL_MOL, start, training_data
 
@@ -20,6 +29,7 @@ SETTINGS = TrainSettings(
 SURE_MOL = SMALL_MOL.model_copy(
     update={"num_user_hashes": 50, "gate_dropout": 0.0, "item_dropout": 0.0, "user_dropout": 0.0}
 )
+WINDOW_COLUMNS = ("starts", "lengths", "user_keys")
 SURE_MODEL = SMALL_MODEL.model_copy(update={"dropout": 0.0, "mol": SURE_MOL})
 
 
@@ -39,6 +49,19 @@ def test_training_learns_the_planted_pattern():
     assert losses == sorted(losses, reverse=True)
     assert state.best.hit_rate > 1.5 * popular_hit_rate(data, Ranks(), torch.device("cpu"))
     assert state.history[0].num_positions == data.windows.num_targets
+
+
+def test_processes_with_the_same_data_draw_different_negatives():
+    """A single window leaves no order that could differ between them."""
+    settings = SETTINGS.model_copy(update={"max_epochs": 1})
+    data = training_data(settings, num_users=1)
+    windows = replace(data.windows, **{name: getattr(data.windows, name)[:1] for name in WINDOW_COLUMNS})
+    losses = []
+    for rank in (0, 1, 0):
+        state = start(settings, SURE_MODEL)
+        fit(state, replace(data, windows=windows, steps=1), settings, Ranks(rank), no_report)
+        losses.append(state.history[0].loss)
+    assert losses[0] == losses[2] != losses[1]
 
 
 def test_bfloat16_learns_it_too():
@@ -65,7 +88,7 @@ def slow_loss(model, batch, settings, negatives_GN) -> torch.Tensor:
     """The definition, position by position: mean over targets of the sampled softmax, plus the regularisers."""
     losses, gates, users = [], [], []
     order = torch.randperm(int((batch.targets_BL >= 0).sum()))
-    queries_BLE = model.encode_positions(torch.from_numpy(batch.item_rows_BL))
+    queries_BLE = model.encode_positions(Events(torch.from_numpy(batch.item_rows_BL)))
     places = torch.from_numpy(batch.targets_BL >= 0).nonzero()[order]
     size = -(-len(places) // len(negatives_GN))
     for index, (row, column) in enumerate(places.tolist()):
@@ -108,6 +131,75 @@ def test_a_step_in_tiles_has_the_gradients_of_the_definition(monkeypatch, positi
     for (name, left), right in zip(model.named_parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(left.grad, right.grad, msg=lambda text, name=name: f"{name}: {text}")
     assert torch.isfinite(found)
+
+
+@pytest.mark.parametrize("tile_pairs", [1, 100, 1_000, 100_000])
+def test_the_softmax_is_taken_in_float32_over_tiles_of_bounded_size(monkeypatch, tile_pairs):
+    dtypes: set[torch.dtype] = set()
+    sizes: list[int] = []
+
+    def spy(positive_GS, scores_GSN, is_collision_GSN):
+        dtypes.update([positive_GS.dtype, scores_GSN.dtype])
+        sizes.append(scores_GSN.numel())
+        return sampled_softmax_loss(positive_GS, scores_GSN, is_collision_GSN)
+
+    monkeypatch.setitem(step.TILE_PAIRS, "cpu", tile_pairs)
+    monkeypatch.setattr(step, "sampled_softmax_loss", spy)
+    settings = SETTINGS.model_copy(update={"precision": "bfloat16"})
+    batch = next(epoch_batches(training_data(settings).windows, 5, seed=0, epoch=1, rank=0))
+    accumulate_gradients(start(settings).model.train(), batch, settings)
+    assert dtypes == {torch.float32}
+    assert max(sizes) <= max(tile_pairs, settings.num_negatives)
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_its_targets():
+    settings = SETTINGS.model_copy(update={"learning_rate": 1e-30})
+    data = training_data(settings, num_users=40)
+    state = start(settings)
+    batches = list(epoch_batches(data.windows, data.steps, seed=0, epoch=1, rank=0))
+    torch.manual_seed(9)
+    loss, num_targets = train_epoch(state, batches, settings, Ranks())
+    torch.manual_seed(9)
+    sums, counts = zip(*(accumulate_gradients(state.model, batch, settings) for batch in batches), strict=True)
+    assert num_targets == sum(counts) == data.windows.num_targets
+    assert loss == pytest.approx(sum(sums).item() / num_targets)
+
+
+def test_weights_without_a_gradient_decay_by_learning_rate_times_weight_decay():
+    settings = SETTINGS.model_copy(update={"learning_rate": 0.1, "weight_decay": 0.5})
+    state = start(settings)
+    before = [parameter.detach().clone() for parameter in state.model.parameters()]
+    for parameter in state.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    state.optimiser.step()
+    for parameter, value in zip(state.model.parameters(), before, strict=True):
+        torch.testing.assert_close(parameter.detach(), 0.95 * value)
+
+
+class Twins(Ranks):
+    """Two processes with the same data and the same random numbers."""
+
+    def sum_(self, values: torch.Tensor) -> torch.Tensor:
+        return values.mul_(2)
+
+
+def test_two_processes_with_the_same_data_report_what_one_does_on_twice_as_many_targets_and_users():
+    settings = SETTINGS.model_copy(update={"max_epochs": 2})
+    data = training_data(settings, num_users=60)
+    reports = []
+    for ranks in (Ranks(), Twins(world_size=2)):
+        state = start(settings)
+        fit(state, data, settings, ranks, no_report)
+        reports.append(state.history)
+    for alone, both in zip(*reports, strict=True):
+        assert both.loss == pytest.approx(alone.loss, rel=1e-4)
+        assert both.hit_rate == pytest.approx(alone.hit_rate)
+        assert (both.num_positions, both.num_validation_users) == (
+            2 * alone.num_positions,
+            2 * alone.num_validation_users,
+        )
+    rates = [popular_hit_rate(data, ranks, torch.device("cpu")) for ranks in (Ranks(), Twins(world_size=2))]
+    assert rates[0] == rates[1] > 0
 
 
 def test_a_run_that_stopped_goes_on_as_if_it_had_not():
@@ -168,18 +260,27 @@ def test_divergence_is_said_so():
         fit(state, training_data(SETTINGS, num_users=60), SETTINGS, Ranks(), no_report)
 
 
-def test_gradients_of_all_ranks_weigh_every_target_alike(monkeypatch):
+@dataclass(frozen=True)
+class WithAnother(Ranks):
+    """Two processes, of which the other one sends fixed values."""
+
+    world_size: int = 2
+    sent: torch.Tensor = field(default_factory=torch.Tensor)
+
+    def sum_(self, values: torch.Tensor) -> torch.Tensor:
+        return values.add_(self.sent)
+
+
+def test_gradients_of_all_ranks_weigh_every_target_alike():
     """Two ranks with 30 and 10 targets: the average is that of one process with all 40."""
-    settings = SETTINGS
-    alone, first, second = (start(settings, SURE_MODEL).model for _ in range(3))
+    alone, first, second = (start(SETTINGS, SURE_MODEL).model for _ in range(3))
     for model, value in ((first, 2.0), (second, 8.0)):
         for parameter in model.parameters():
             parameter.grad = torch.full_like(parameter, value)
     for parameter in alone.parameters():
         parameter.grad = torch.full_like(parameter, 10.0)
-    other = torch.cat([*(parameter.grad.flatten() for parameter in second.parameters()), torch.tensor([10.0])])
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: values.add_(other))
-    training._average_gradients(alone, 40, Ranks())
-    training._average_gradients(first, 30, replace(Ranks(), world_size=2))
+    sent = torch.cat([*(parameter.grad.flatten() for parameter in second.parameters()), torch.tensor([10.0])])
+    average_gradients(alone, 40, Ranks())
+    average_gradients(first, 30, WithAnother(sent=sent))
     for left, right in zip(first.parameters(), alone.parameters(), strict=True):
         torch.testing.assert_close(left.grad, right.grad)

@@ -3,25 +3,27 @@ import pytest
 import torch
 
 from pipeline.data.batches import ValidationUsers, validation_users
+from pipeline.data.lists import Lists
 from pipeline.model import validation
+from pipeline.model.inputs import Events, QueryInput
 from pipeline.model.model import RetrievalModel
-from tests.model.planted import NUM_ITEMS, SMALL_MODEL, sequences
+from tests.model.planted import NUM_ITEMS, SMALL_MODEL
 
 
 def make_users(num_users: int = 60) -> ValidationUsers:
     rng = np.random.default_rng(5)
     histories = [rng.integers(NUM_ITEMS, size=rng.integers(0, 12)) for _ in range(num_users)]
     held_out = [rng.integers(NUM_ITEMS, size=rng.integers(0, 4)) for _ in range(num_users)]
-    return validation_users(sequences(histories), sequences(held_out), np.arange(num_users))
+    return validation_users(Lists.of(histories), Lists.of(held_out), np.arange(num_users))
 
 
 def slow_hits(scores_BN: torch.Tensor, users: ValidationUsers, k: int) -> int:
     """Sort everything that each user has not seen; ties by row."""
     hits = 0
     for scores_N, user in zip(scores_BN, users.tiles(1), strict=True):
-        unseen = [row for row in range(NUM_ITEMS) if row not in user.histories.item_rows]
+        unseen = [row for row in range(NUM_ITEMS) if row not in user.histories.values]
         best = sorted(unseen, key=lambda row: (-scores_N[row].item(), row))[:k]
-        hits += bool(set(best) & set(user.held_out.item_rows.tolist()))
+        hits += bool(set(best) & set(user.held_out.values.tolist()))
     return hits
 
 
@@ -32,10 +34,11 @@ def test_hits_of_the_model_are_those_of_sorting_all_unseen_items(monkeypatch, qu
     torch.manual_seed(0)
     model = RetrievalModel(SMALL_MODEL, NUM_ITEMS).eval().requires_grad_(False)
     users = make_users()
-    rows_BL, lengths_B = (torch.from_numpy(array) for array in users.histories.last(SMALL_MODEL.max_length))
-    query = model.query_side(rows_BL, lengths_B, torch.from_numpy(users.user_keys))
+    rows_BL, _ = users.histories.last(SMALL_MODEL.max_length)
+    query = model.query_side(QueryInput(Events(torch.from_numpy(rows_BL)), torch.from_numpy(users.user_keys)))
     scores_BN = model.mol(query, model.item_side(torch.arange(NUM_ITEMS)))
     for k in (1, 5, 20):
+        model.train()  # as it comes from an epoch
         assert validation.count_model_hits(model, users, k) == slow_hits(scores_BN, users, k)
 
 

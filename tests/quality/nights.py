@@ -6,14 +6,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.artifacts import Night
 from pipeline.config import validate
-from pipeline.io.histories import write_bucket
-from pipeline.io.night import open_night
+from pipeline.io.histories import ITEMS, write_bucket
+from pipeline.io.night import Night, open_night
 from pipeline.io.parquet import write_parquet_bytes
 from pipeline.io.publication.units import write_unit
 from pipeline.io.storage import open_storage
-from pipeline.io.storage.base import Storage, put
+from pipeline.io.storage.base import put
 from pipeline.schema import items
 from pipeline.settings import Settings
 from tests.quality.units import DS, NUM_ITEMS, K, Unit, make_unit
@@ -42,18 +41,19 @@ def other_settings(root: str) -> Settings:
     return settings_for(root, search={"k": K, "method": "topk_avg"})
 
 
-def compute_night(settings: Settings) -> tuple[Storage, Night]:
+def compute_night(settings: Settings) -> Night:
     """Leave what prepare and retrieve would: histories, items, and every unit of the run."""
-    storage, night = open_night(settings, DS)
+    night = open_night(settings, DS)
+    storage = night.storage
     for unit in range(NUM_UNITS):
         made = unit_of(night, settings, unit)
         write_bucket(storage, night.histories, unit, made.expected.histories)
-        write_unit(storage, night.run, unit, *made.tables(), {"users": USERS_PER_UNIT})
+        write_unit(storage, night.run, unit, *made.tables(), len(made.candidates), {"ok": USERS_PER_UNIT})
     item_ids = made.expected.item_ids
     counts = [pa.repeat(1, NUM_ITEMS)] * 3
     index = pa.Table.from_arrays([item_ids, *counts], schema=items(item_ids.type))
-    put(storage, night.histories.items_key, write_parquet_bytes(index))
-    return storage, night
+    put(storage, night.histories.key(ITEMS), write_parquet_bytes(index))
+    return night
 
 
 def unit_of(night: Night, settings: Settings, unit: int) -> Unit:

@@ -119,6 +119,21 @@ def test_every_lie_is_found_and_placed(layout: str, name: str) -> None:
     assert any(line.startswith(words) for line in found), found
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_any_item_of_any_history_is_found(seed: int) -> None:
+    """Each user with a list is offered the lowest and the highest item row of the user's history."""
+    unit = make_unit(seed=seed)
+    histories, item_ids = unit.expected.histories, unit.expected.item_ids.to_pylist()
+    firsts = {row["user_id"]: at for at, row in reversed(list(enumerate(unit.candidates)))}
+    assert len(firsts) == 7
+    for user, user_id in enumerate(histories.user_ids.to_pylist()):
+        seen = histories.item_rows[histories.offsets[user] : histories.offsets[user + 1]]
+        for item_row in {seen.min(), seen.max()} if user_id in firsts else ():
+            lie = setting("item_id", item_ids[item_row], row=firsts[user_id])
+            promise = f"the item is not in the user's history: 1 times, first user {user_id}"
+            assert any(line.startswith(promise) for line in audited(with_lie(unit, lie)))
+
+
 @pytest.mark.parametrize("name", IN_LONG_ROWS_ONLY)
 def test_every_lie_about_rows_is_found_and_placed(name: str) -> None:
     lie, words = IN_LONG_ROWS_ONLY[name]
@@ -158,6 +173,19 @@ def test_nulls_that_the_schema_forbids_are_found() -> None:
     with_null = candidates.set_column(3, candidates.schema.field("score"), scores)
     (violation,) = audit_unit(with_null, users, unit.expected).violations
     assert str(violation) == "candidates.score has no nulls: 1 times"
+
+
+def test_nulls_within_a_list_are_found() -> None:
+    unit = make_unit("nested")
+    candidates, users = unit.tables()
+    for column in ("item_ids", "scores"):
+        lists = candidates[column].to_pylist()
+        lists[0][1] = lists[2][0] = None
+        field = candidates.schema.field(column)
+        at = candidates.schema.get_field_index(column)
+        with_nulls = candidates.set_column(at, field, pa.array(lists, field.type))
+        (violation,) = audit_unit(with_nulls, users, unit.expected).violations
+        assert str(violation) == f"candidates.{column} has no nulls: 2 times"
 
 
 def test_lists_of_different_lengths_are_found() -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.distributed.embed import embed_corpus
-from pipeline.distributed.search import search_units
+from pipeline.evaluation.results import Comparison, Estimate, Metrics, Overlap
+from pipeline.io.histories import ITEMS
 from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
 from pipeline.quality.report import (
     Event,
@@ -18,29 +18,23 @@ from pipeline.quality.report import (
     three_users,
 )
 from pipeline.quality.stories import read_stories
-from pipeline.stages.candidates import CandidateSink
-from pipeline.stages.queries import TonightsUsers
-from tests.distributed.worlds import World, make_world, read_table, without_ray
+from pipeline.stages.local import LocalRunner
+from tests.stages.worlds import World, make_world, read_table, run_search
 
-METRICS = {
-    "queries": 1234,
-    "protocol": "up to 20000 of 1234 users",
-    "method": "topk_avg",
-    "k": 50,
-    "cutoffs": [10],
-    "model": {
-        "hr@10": {"mean": 0.31254, "low": 0.3, "high": 0.325},
-        "mrr": {"mean": 0.1, "low": 0.09, "high": 0.11},
-    },
-    "popularity": {
-        "hr@10": {"mean": 0.0392, "low": 0.03, "high": 0.05},
-        "mrr": {"mean": 0.0, "low": 0.0, "high": 0.01},
-    },
-    "overlap": {"k": 50, "queries": 500, "mean": 0.993, "low": 0.99, "high": 0.996, "against": "exact search"},
-    "coverage": {"model": 0.63, "popularity": 0.04},
-    "gini": {"model": 0.7, "popularity": 0.98},
-    "seconds": 3.0,
-}
+METRICS = Metrics(
+    queries=1234,
+    without_history=0,
+    protocol="up to 20000 of 1234 users",
+    method="topk_avg",
+    k=50,
+    cutoffs=(10,),
+    model={"hr@10": Estimate(mean=0.31254, low=0.3, high=0.325), "mrr": Estimate(mean=0.1, low=0.09, high=0.11)},
+    popularity={"hr@10": Estimate(mean=0.0392, low=0.03, high=0.05), "mrr": Estimate(mean=0.0, low=0.0, high=0.01)},
+    overlap=Overlap(k=50, queries=500, mean=0.993, low=0.99, high=0.996, against="exact search"),
+    coverage=Comparison(model=0.63, popularity=0.04),
+    gini=Comparison(model=0.7, popularity=0.98),
+    seconds=3.0,
+)
 
 
 def test_metrics_are_told_as_an_aligned_table_beside_popularity():
@@ -108,21 +102,17 @@ def test_the_lines_for_readers_are_python_that_names_the_place():
 @pytest.fixture(scope="module", params=["long", "nested"])
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
     made = make_world(tmp_path_factory.mktemp("night"), num_users=30, overrides=[f"output.layout={request.param}"])
-    key = made.night.histories.items_key
+    key = made.night.histories.key(ITEMS)
     items = read_parquet_bytes(made.storage.read(key), key)
     titles = [f"Title of {item}" for item in items["item_id"].to_pylist()]
     made.storage.delete(key)
     made.storage.create(key, write_parquet_bytes(items.append_column("title", [titles])))
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        without_ray(monkeypatch)
-        embed_corpus(made.storage, made.night, made.settings)
-        units = range(made.settings.output.num_buckets)
-        search_units(made.storage.uri, made.night, made.settings, units, TonightsUsers, CandidateSink, "scratch")
+    run_search(made, LocalRunner(made.settings))
     return made
 
 
 def test_stories_tell_what_the_run_and_the_histories_hold(world: World):
-    stories = read_stories(world.storage, world.night)
+    stories = read_stories(world.night)
     assert len(stories) == 3
     rich, light, _ = stories
     assert rich.num_events > light.num_events
@@ -143,4 +133,4 @@ def test_stories_tell_what_the_run_and_the_histories_hold(world: World):
 
 def test_a_run_that_wrote_nothing_has_no_stories(tmp_path: Path):
     world = make_world(tmp_path, num_users=3)
-    assert read_stories(world.storage, world.night) == []
+    assert read_stories(world.night) == []

@@ -6,23 +6,28 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.data.lists import Lists
 from pipeline.errors import InputError
 from pipeline.model.mol import ItemSide, QuerySide
 from pipeline.retrieval import backends
-from pipeline.retrieval.backends import open_index
+from pipeline.retrieval import search as search_module
+from pipeline.retrieval.backends.native.library import Kernels
 from pipeline.retrieval.backends.torch.index import TorchIndex
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.shard import Shard, make_shard, shard_bounds
 from pipeline.retrieval.topk import TopK
 from pipeline.settings import SearchSettings
-from tests.retrieval.worlds import World, all_scores, as_lists, brute_force, exclusions, make_world
+from tests.retrieval.worlds import World, all_scores, as_lists, brute_force, make_world, open_index
+
+BACKENDS = ["torch", "native", pytest.param("triton", marks=pytest.mark.slow)]
+pytestmark = [pytest.mark.usefixtures("backend"), pytest.mark.parametrize("backend", BACKENDS, indirect=True)]
 
 
 def search(world: World, num_shards: int, config: SearchSettings, order: int = 1) -> TopK:
     found = None
     for shard in world.shards(num_shards)[::order]:
         index = open_index(world.mol, shard, config)
-        found = search_shard(index, world.queries, world.excluded, config, found)
+        found = search_shard(index, world.queries, world.rules, config, found)
     assert found is not None
     return found
 
@@ -62,6 +67,15 @@ def test_the_other_queries_of_a_batch_do_not_change_a_bit():
         assert as_lists(search(alone, 2, config()))[0] == as_lists(together)[query]
 
 
+def test_how_many_queries_are_held_at_once_changes_nothing(monkeypatch):
+    world = make_world(num_queries=9)
+    whole = search(world, 2, config())
+    monkeypatch.setattr(search_module, "QUERIES_AT_ONCE", 4)
+    parts = search(world, 2, config())
+    assert torch.equal(parts.rows_BK, whole.rows_BK)
+    assert torch.equal(parts.scores_BK, whole.scores_BK)
+
+
 def test_topk_avg_that_preselects_everything_is_exact():
     world = make_world()
     assert as_lists(search(world, 3, config(method="topk_avg"))) == as_lists(search(world, 3, config()))
@@ -98,23 +112,11 @@ def test_items_that_are_the_same_are_ordered_by_row():
 
 def test_a_query_that_has_seen_everything_gets_nothing_and_one_left_item_is_found():
     world = make_world(num_queries=2, num_items=30)
-    seen = replace(world, excluded=exclusions([np.arange(30), np.delete(np.arange(30), 17)]))
+    seen = replace(world, excluded=Lists.of([np.arange(30), np.delete(np.arange(30), 17)]))
     for method in ("exact", "topk_avg"):
         found = as_lists(search(seen, 3, config(method=method)))
         assert found[0] == []
         assert [row for _, row in found[1]] == [17]
-
-
-def test_an_ineligible_item_never_takes_a_place():
-    world = make_world(max_excluded=0)
-    is_eligible = torch.rand(150, generator=torch.Generator().manual_seed(1)) < 0.3
-    shard = replace(world.shards(1)[0], is_eligible_N=is_eligible)
-    for method in ("exact", "topk_avg"):
-        settings = config(method=method)
-        index = open_index(world.mol, shard, settings)
-        found = search_shard(index, world.queries, world.excluded, settings)
-        expected = brute_force(all_scores(world).masked_fill(~is_eligible, -torch.inf), 10)
-        assert as_lists(found) == expected
 
 
 def test_an_empty_shard_and_no_queries_change_nothing():
@@ -134,7 +136,7 @@ def test_a_score_that_is_not_a_number_stops_the_search():
     broken = QuerySide(world.queries.components_BQD * torch.inf, world.queries.gate_BP)
     index = open_index(world.mol, world.shards(1)[0], config())
     with pytest.raises(ValueError, match="not a number"):
-        search_shard(index, broken, world.excluded, config())
+        search_shard(index, broken, world.rules, config())
 
 
 def test_float32_scores_stay_within_the_error_bound():
@@ -174,12 +176,12 @@ def test_a_shard_moves_as_a_whole():
     assert len(moved) == 150
 
 
-@pytest.mark.parametrize("backend", ["native", "triton"])
-def test_a_backend_that_cannot_run_here_is_refused_by_name(backend, monkeypatch):
-    monkeypatch.setattr(backends, "native_library", lambda: None)
+@pytest.mark.parametrize("name", ["native", "triton"])
+def test_a_backend_that_cannot_run_here_is_refused_by_name(name, monkeypatch):
+    monkeypatch.setattr(backends, "native_kernels", lambda: Kernels(None, reason="none"))
     world = make_world(0, num_items=30)
-    with pytest.raises(InputError, match=f"search.backend={backend}.*search.backend=auto"):
-        open_index(world.mol, world.shards(1)[0], config().model_copy(update={"backend": backend}))
+    with pytest.raises(InputError, match=f"search.backend={name}.*search.backend=auto"):
+        open_index(world.mol, world.shards(1)[0], config().model_copy(update={"backend": name}))
 
 
 def test_the_portable_backend_can_be_asked_for():

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.data.lists import NO_ITEM
 from pipeline.retrieval.streaming import Best
-from pipeline.retrieval.topk import NO_ITEM
 
 
 def sorted_best(scores_N: list[float], k: int) -> list[tuple[float, int]]:

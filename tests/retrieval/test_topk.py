@@ -2,7 +2,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.retrieval.topk import NO_ITEM, TopK, empty_topk, merge_topk, select_topk
+from pipeline.data.lists import NO_ITEM
+from pipeline.retrieval.topk import TopK, empty_topk, merge_topk, select_topk
 
 candidates = st.lists(
     st.tuples(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), st.integers(0, 30)), max_size=20, unique_by=lambda c: c[1]
@@ -42,3 +43,11 @@ def test_a_short_list_is_padded_and_minus_infinity_is_never_an_item():
     found = topk_of([(1.0, 4), (-torch.inf, 2)], k=3)
     assert found.rows_BK.tolist() == [[4, NO_ITEM, NO_ITEM]]
     assert found.scores_BK.tolist() == [[1.0, -torch.inf, -torch.inf]]
+
+
+def test_a_list_is_not_proven_when_what_was_missed_can_tie_with_its_last_score():
+    """A missed item of score 1 and a lower row would be in the list."""
+    scores_BK, rows_BK = torch.tensor([[2.0, 1.0]] * 4), torch.tensor([[3, 7]] * 4)
+    found = TopK(scores_BK, rows_BK, torch.tensor([0.99, 1.0, 1.5, -torch.inf]))
+    assert found.is_proven_B.tolist() == [True, False, False, True]
+    assert found.gaps_B.tolist() == [0.0, 0.0, 0.5, 0.0]

@@ -1,20 +1,23 @@
 """The choice of a search against its own judge."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 
+from pipeline.evaluation.metrics import overlap_at_k
 from pipeline.retrieval import tuning
-from pipeline.retrieval.backends import open_index
 from pipeline.retrieval.index import ShardIndex
 from pipeline.retrieval.low_rank_fit import fit_low_rank
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.shard import make_shard
-from pipeline.retrieval.tuning import overlaps, tune
+from pipeline.retrieval.tuning import SampleQueries, tune
 from pipeline.settings import SearchSettings, TableDtype
-from tests.retrieval.worlds import World, make_world
+from tests.retrieval.worlds import World, make_world, open_index
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 
 @pytest.fixture(autouse=True)
@@ -40,11 +43,15 @@ def opener(world: World, table: torch.Tensor) -> Callable[[TableDtype], ShardInd
     return lambda dtype: open_index(world.mol, make_shard(0, world.items, table), SearchSettings(table_dtype=dtype))
 
 
+def sample_of(world: World, query_map: tuning.QueryMap) -> SampleQueries:
+    return SampleQueries(world.queries, world.rules, query_map)
+
+
 @pytest.mark.parametrize("target", [0.5, 0.9])
 def test_what_is_chosen_keeps_its_promise_on_other_queries(target):
     asked, others, table, query_map = low_rank_world()
     settings = SearchSettings(k=10, method="tuned", target_recall=target)
-    choice = tune(opener(asked, table), asked.queries, asked.excluded, settings, query_map, max_seconds=60)
+    choice = tune(opener(asked, table), sample_of(asked, query_map), settings, max_seconds=60)
     assert choice.chosen.recall_low >= target
     assert choice.num_queries == 100
     assert all(
@@ -54,10 +61,10 @@ def test_what_is_chosen_keeps_its_promise_on_other_queries(target):
     )
     index = opener(asked, table)(choice.chosen.table_dtype)
     found, exact = (
-        search_shard(index, others.queries, others.excluded, settings.model_copy(update=u), query_map=query_map)
+        search_shard(index, others.queries, others.rules, settings.model_copy(update=u), query_map=query_map)
         for u in (choice.chosen.settings, {"method": "exact"})
     )
-    assert overlaps(found.rows_BK, exact.rows_BK).mean() > target - 0.05
+    assert overlap_at_k(found.rows_BK.numpy(), exact.rows_BK.numpy(), 10).mean() > target - 0.05
     assert choice.chosen.method in choice.reason or "recall@10" in choice.reason
 
 
@@ -65,16 +72,16 @@ def test_exact_search_is_chosen_where_nothing_else_is_good_enough(monkeypatch):
     asked, _, table, query_map = low_rank_world()
     monkeypatch.setattr(tuning, "MAX_SHARE", 0.01)
     settings = SearchSettings(k=10, method="tuned", target_recall=1.0)
-    choice = tune(opener(asked, table), asked.queries, asked.excluded, settings, query_map, max_seconds=60)
+    choice = tune(opener(asked, table), sample_of(asked, query_map), settings, max_seconds=60)
     assert choice.chosen.method == "exact"
     assert "nothing that was tried reaches recall 1.0" in choice.reason
 
 
 def test_narrower_tables_are_tried_with_what_is_chosen(monkeypatch):
-    def as_if(index, queries, excluded, config, query_map) -> float:
+    def as_if(sample, index, config) -> float:
         return 1e-6 if config.method == "topk_low_rank" else 1.0
 
-    monkeypatch.setattr(tuning, "_seconds", as_if)  # on a busy machine another method may win
+    monkeypatch.setattr(SampleQueries, "seconds", as_if)  # on a busy machine another method may win
     asked, _, table, query_map = low_rank_world()
     settings = SearchSettings(k=10, method="tuned", target_recall=0.6)
     opened = []
@@ -83,7 +90,7 @@ def test_narrower_tables_are_tried_with_what_is_chosen(monkeypatch):
         opened.append(dtype)
         return opener(asked, table)(dtype)
 
-    choice = tune(open_with, asked.queries, asked.excluded, settings, query_map, max_seconds=60)
+    choice = tune(open_with, sample_of(asked, query_map), settings, max_seconds=60)
     tried = [trial for trial in choice.trials if trial.table_dtype == "int8"]
     if "int8" in opener(asked, table)("bfloat16").table_dtypes:
         assert opened == ["bfloat16", "int8"]
@@ -96,14 +103,27 @@ def test_narrower_tables_are_tried_with_what_is_chosen(monkeypatch):
 def test_little_time_means_fewer_queries_and_no_trial():
     asked, _, table, query_map = low_rank_world()
     settings = SearchSettings(k=10, method="tuned")
-    choice = tune(opener(asked, table), asked.queries, asked.excluded, settings, query_map, max_seconds=1e-6)
+    choice = tune(opener(asked, table), sample_of(asked, query_map), settings, max_seconds=1e-6)
     assert choice.num_queries == 8
     assert [trial.method for trial in choice.trials] == ["exact"]
 
 
-def test_overlap_counts_true_items_and_not_padding():
-    found, truth = (
-        torch.tensor([[3, 1, -1], [-1, -1, -1], [7, 8, 9]]),
-        torch.tensor([[1, 2, -1], [-1, -1, -1], [9, 8, 7]]),
-    )
-    assert overlaps(found, truth).tolist() == [0.5, 1.0, 1.0]
+def test_a_trials_lower_bound_is_the_recall_less_two_standard_errors_or_by_the_rule_of_three(monkeypatch):
+    """Each trial is run again, by its settings, and its recall's bound is worked out by Python."""
+    monkeypatch.setattr(SampleQueries, "seconds", lambda *_: 1e-6)  # no method is too slow: all are tried to the end
+    monkeypatch.setattr(tuning, "MAX_SHARE", 1.0)
+    world = make_world(num_queries=30, num_items=60)
+    config = SearchSettings(k=8, method="tuned", target_recall=1.0)
+    index = open_index(world.mol, world.shards(1)[0], config)
+    choice = tune(lambda _: index, SampleQueries(world.queries, world.rules, None), config, max_seconds=60)
+    exact = search_shard(index, world.queries, world.rules, config.model_copy(update={"method": "exact"}))
+    assert {trial.recall == 1 for trial in choice.trials[1:]} == {True, False}
+    for trial in choice.trials[1:]:
+        again = config.model_copy(update=trial.settings)
+        found = search_shard(index, world.queries, world.rules, again)
+        recalls = overlap_at_k(found.rows_BK.numpy(), exact.rows_BK.numpy(), 8).tolist()
+        mean = sum(recalls) / 30
+        deviation = math.sqrt(sum((recall - mean) ** 2 for recall in recalls) / 29)
+        margin = 1.959964 * deviation / math.sqrt(30) if mean < 1 else 3 / (30 * 8)
+        assert trial.recall == pytest.approx(mean)
+        assert trial.recall_low == pytest.approx(mean - margin)

@@ -6,11 +6,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.data.lists import NO_ITEM, Lists
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
-from pipeline.retrieval.filters import Exclusions
+from pipeline.retrieval import backends
+from pipeline.retrieval.filters import Rules
+from pipeline.retrieval.index import ShardIndex
 from pipeline.retrieval.shard import Shard, make_shard, shard_bounds
-from pipeline.retrieval.topk import NO_ITEM, TopK
-from pipeline.settings import MolSettings
+from pipeline.retrieval.topk import TopK
+from pipeline.settings import MolSettings, SearchSettings
+
+BACKEND = "auto"  # the fixture `backend` sets it
+
+
+def open_index(mol: MixtureOfLogits, shard: Shard, settings: SearchSettings) -> ShardIndex:
+    """The shard in the backend under test, where the settings leave it open."""
+    if BACKEND == "auto" or settings.backend != "auto":
+        return backends.open_index(mol, shard, settings)
+    if BACKEND != "triton":
+        return backends.open_index(mol, shard, settings.model_copy(update={"backend": BACKEND}))
+    backends.open_index(mol, shard, settings)  # refuses what no backend takes; then past the refusal of CPUs
+    from pipeline.retrieval.backends.triton.index import TritonIndex
+
+    return TritonIndex(mol, shard)
 
 
 @dataclass(frozen=True)
@@ -18,7 +35,11 @@ class World:
     mol: MixtureOfLogits
     queries: QuerySide
     items: ItemSide
-    excluded: Exclusions
+    excluded: Lists
+
+    @property
+    def rules(self) -> Rules:
+        return Rules(self.excluded)
 
     def shards(self, num_shards: int) -> list[Shard]:
         bounds = shard_bounds(len(self.items.gate_NP), num_shards)
@@ -40,13 +61,7 @@ def make_world(num_queries: int = 9, num_items: int = 150, max_excluded: int = 4
         rng.choice(num_items, rng.integers(0, min(max_excluded, num_items) + 1), replace=False)
         for _ in range(num_queries)
     ]
-    return World(mol, queries, items, exclusions(lists))
-
-
-def exclusions(lists: list[np.ndarray]) -> Exclusions:
-    offsets = np.concatenate([[0], np.cumsum([len(rows) for rows in lists])]).astype(np.int64)
-    rows = np.concatenate([np.asarray(rows, dtype=np.int32) for rows in lists]) if lists else np.empty(0, np.int32)
-    return Exclusions(offsets, rows.astype(np.int32))
+    return World(mol, queries, items, Lists.of(lists))
 
 
 def all_scores(world: World) -> Tensor:
@@ -58,7 +73,7 @@ def all_scores(world: World) -> Tensor:
     with torch.no_grad():
         scores_BN = mol64(QuerySide(*double), items).float()
     for query in range(len(scores_BN)):
-        hidden = world.excluded.rows[world.excluded.offsets[query] : world.excluded.offsets[query + 1]]
+        hidden = world.excluded[query]
         scores_BN[query, torch.from_numpy(hidden).long()] = -torch.inf
     return scores_BN
 

@@ -22,6 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime import JITFunction
 
+from pipeline.data.lists import Lists
 from pipeline.model.mol import ItemSide, QuerySide
 from pipeline.retrieval.backends.triton import launch, mol_kernel, product_kernels
 from pipeline.retrieval.backends.triton.layout import MolShape, MolWeights, lay_out_items, lay_out_queries, pad_columns
@@ -113,7 +114,7 @@ def record_products(dtype: torch.dtype, dim: int, num_components: int = 1, num_i
     least = 32 if dtype == torch.int8 else 16
     queries = pad_columns(torch.zeros(NUM_QUERIES, num_components, dim, dtype=dtype), least)
     offsets, excluded = np.arange(NUM_QUERIES + 1), np.zeros(NUM_QUERIES, dtype=np.int32)
-    allowed = launch.allow(ShardMask(torch.ones(NUM_ITEMS, dtype=torch.bool), offsets, excluded))
+    allowed = launch.allow(ShardMask(NUM_ITEMS, Lists(offsets, excluded)), torch.device("cpu"))
     floor_B = torch.zeros(NUM_QUERIES)
     if num_components > 1:
         launch.collect_bounded(queries, items, allowed, floor_B, 0, NUM_ITEMS)

@@ -22,6 +22,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
 
 from jobs.studies.timing import median_seconds
+from pipeline.data.lists import NO_ITEM, Lists
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
 from pipeline.retrieval.backends.triton import index as triton_index
 from pipeline.retrieval.backends.triton.index import TritonIndex
@@ -31,7 +32,6 @@ from pipeline.retrieval.backends.triton.tables import quantised_table
 from pipeline.retrieval.filters import ShardMask
 from pipeline.retrieval.index import Table
 from pipeline.retrieval.shard import Shard, make_shard
-from pipeline.retrieval.topk import NO_ITEM
 from pipeline.settings import MolSettings
 
 IS_GPU = torch.cuda.is_available()
@@ -98,7 +98,8 @@ def make_world(num_pairs: int, num_queries: int, num_items: int, peak: float) ->
     excluded = np.random.default_rng(0).integers(0, num_items, (num_queries, num_excluded))
     lists = [np.unique(row).astype(np.int32) for row in excluded]
     offsets = np.cumsum([0, *(len(rows) for rows in lists)])
-    mask = ShardMask(torch.rand(num_items, device=DEVICE) > 0.05, offsets, np.concatenate(lists))
+    is_eligible_N = torch.rand(num_items, device=DEVICE) > 0.05
+    mask = ShardMask(num_items, Lists(offsets, np.concatenate(lists)), is_eligible_N)
     flop_per_pair = 2 * num_pairs * d + 4 * num_pairs * HIDDEN_DIM
     return World(mol, queries, make_shard(0, items, low_rank_NR), low_rank_BR, mask, flop_per_pair, peak)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from jobs.studies.models.train import NUM_VALIDATION, Histories, load_model, parse_name, permuted_users, read_histories
 from jobs.studies.models.world import BUDGETS, NUM_QUERIES, World, query_side, real_world, report
 from jobs.studies.searches import exact_scores, ranks_of, table_of
-from pipeline.data.lists import Int64, Sequences, offsets_of
+from pipeline.data.lists import Int64, Lists, offsets_of
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval import low_rank_fit
@@ -41,7 +41,7 @@ class Sample:
     """Users on which a low-rank table is fitted."""
 
     label: str
-    histories: Sequences
+    histories: Lists
     users: Int64
 
 
@@ -119,7 +119,7 @@ def other_samples(histories: Histories) -> Iterator[Sample]:
         if len(users) >= NUM_CHANGED:
             yield Sample(label, histories.train, rng.choice(users, NUM_CHANGED, replace=False))
     tonight = rng.choice(histories.tonight.lengths, NUM_CHANGED)
-    invented = Sequences(offsets_of(tonight), rng.choice(histories.train.item_rows, tonight.sum()))
+    invented = Lists(offsets_of(tonight), rng.choice(histories.train.values, tonight.sum()))
     yield Sample("invented", invented, np.arange(NUM_CHANGED))
 
 

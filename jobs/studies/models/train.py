@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.data.batches import cut_windows, num_steps, validation_users
-from pipeline.data.lists import Int64, Sequences, offsets_of, ranges
+from pipeline.data.lists import Int64, Lists, offsets_of, ranges
 from pipeline.errors import InputError
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import ItemSide, MolPairs, QuerySide
@@ -115,10 +115,10 @@ class Histories:
     """One log, cut by use. Validation reads `visible` and asks for `held_out`; tonight's queries read `tonight`."""
 
     num_items: int
-    train: Sequences
-    visible: Sequences
-    held_out: Sequences
-    tonight: Sequences
+    train: Lists
+    visible: Lists
+    held_out: Lists
+    tonight: Lists
 
 
 def read_histories(data: Path, log: str) -> Histories:
@@ -127,11 +127,11 @@ def read_histories(data: Path, log: str) -> Histories:
     item_rows = np.unique(table["item_id"].to_numpy(), return_inverse=True)[1].astype(np.int32)
     users, starts, lengths = np.unique(table["user_id"].to_numpy(), return_index=True, return_counts=True)
 
-    def part(chosen: NDArray[np.bool_], num_last: int, num_dropped: int) -> Sequences:
+    def part(chosen: NDArray[np.bool_], num_last: int, num_dropped: int) -> Lists:
         """Events of the chosen users without the last `num_dropped`: the `num_last` before those, or with 0 all."""
         stops = (starts + lengths)[chosen] - num_dropped
         firsts = stops - num_last if num_last else starts[chosen]
-        return Sequences(offsets_of(stops - firsts), item_rows[ranges(firsts, stops - firsts)])
+        return Lists(offsets_of(stops - firsts), item_rows[ranges(firsts, stops - firsts)])
 
     num_items = int(item_rows.max()) + 1
     everyone = np.ones(len(users), dtype=bool)
@@ -169,7 +169,7 @@ def training_data(histories: Histories, max_length: int, batch_size: int) -> Tra
     everyone = np.arange(len(histories.visible.lengths))
     users = validation_users(histories.visible, histories.held_out, everyone)
     chosen = np.flatnonzero(np.isin(users.user_keys, permuted_users(histories)[:NUM_VALIDATION]))
-    counts_N = np.bincount(histories.train.item_rows, minlength=histories.num_items)
+    counts_N = np.bincount(histories.train.values, minlength=histories.num_items)
     return TrainingData(windows, num_steps([len(windows)], batch_size), users.take(chosen), torch.from_numpy(counts_N))
 
 

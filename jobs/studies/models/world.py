@@ -18,7 +18,8 @@ from torch import Tensor
 from jobs.studies.models.train import NUM_VALIDATION, load_model, parse_name, permuted_users, read_histories
 from jobs.studies.search.worlds import RECIPES, BenchWorld, default_cache, trained_world
 from jobs.studies.searches import exact_scores, ranks_of
-from pipeline.data.lists import Int32, Int64, Sequences
+from pipeline.data.lists import Int32, Int64, Lists
+from pipeline.model.inputs import Events, QueryInput
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
 from pipeline.retrieval.shard import embed_rows
@@ -66,7 +67,7 @@ def open_world(model: str, data: Path, out: Path, num_sample: int) -> World:
 def bench_world(world: BenchWorld, num_sample: int) -> World:
     """Judge a bench world's model on the first of its queries."""
     queries, sample = world.queries.take(slice(0, NUM_QUERIES)), world.sample.take(slice(0, num_sample))
-    return _with_truth(world.mol, world.items, queries, sample, world.exclusions.rows)
+    return _with_truth(world.mol, world.items, queries, sample, world.exclusions.values)
 
 
 def real_world(data: Path, log: str, model: RetrievalModel, num_sample: int) -> World:
@@ -76,7 +77,7 @@ def real_world(data: Path, log: str, model: RetrievalModel, num_sample: int) -> 
     queries = query_side(model, histories.tonight, users[:NUM_QUERIES])
     sample = query_side(model, histories.tonight, users[NUM_QUERIES : NUM_QUERIES + num_sample])
     items = embed_rows(model, torch.arange(histories.num_items))
-    return _with_truth(model.mol, items, queries, sample, histories.train.item_rows)
+    return _with_truth(model.mol, items, queries, sample, histories.train.values)
 
 
 def _with_truth(mol: MixtureOfLogits, items: ItemSide, queries: QuerySide, sample: QuerySide, events: Int32) -> World:
@@ -85,12 +86,10 @@ def _with_truth(mol: MixtureOfLogits, items: ItemSide, queries: QuerySide, sampl
     return World(mol, items, queries, sample, counts_N, truth_BN, sample_LN)
 
 
-def query_side(model: RetrievalModel, histories: Sequences, users: Int64) -> QuerySide:
+def query_side(model: RetrievalModel, histories: Lists, users: Int64) -> QuerySide:
     """Encode these users' histories."""
-    rows_UL, lengths_U = histories.last(model.settings.max_length)
-    return model.query_side(
-        torch.from_numpy(rows_UL[users]), torch.from_numpy(lengths_U[users]), torch.from_numpy(users)
-    )
+    rows_UL, _ = histories.last(model.settings.max_length)
+    return model.query_side(QueryInput(Events(torch.from_numpy(rows_UL[users])), torch.from_numpy(users)))
 
 
 def recalls(is_found_BK: Tensor, world: World) -> str:

@@ -21,10 +21,10 @@ from jobs.studies.search.stage1 import compare_yardsticks, share_of_peak
 from jobs.studies.search.worlds import WorldName, load_bench_world
 from jobs.studies.timing import Row, Timing, median_ratio, row, time_interleaved
 from pipeline.errors import InputError
+from pipeline.evaluation.metrics import overlap_at_k
 from pipeline.model.mol import QuerySide
-from pipeline.retrieval.backends.native.library import native_library
+from pipeline.retrieval.backends.native.library import native_kernels
 from pipeline.retrieval.topk import TopK
-from pipeline.retrieval.tuning import overlaps
 from pipeline.settings import SearchSettings
 
 log = logging.getLogger("nightrails")
@@ -71,7 +71,7 @@ def main(
     if importlib.util.find_spec("faiss") is None:
         raise InputError("faiss is not installed; `make bench` installs it, so does pip install -e '.[bench]'")
     torch.set_num_threads(threads)
-    native_library()
+    native_kernels()
     log.info("%s; %d threads; AMX: %s", processor(), threads, "yes" if has_amx() else "no, half of each ratio")
     prepared = prepare(load_bench_world(world, num_items), ranks, num_sample)
     log_fit(prepared)
@@ -125,7 +125,9 @@ def compare(prepared: Prepared, best: SearchSettings, target: float, num_rounds:
     recalls: dict[str, float] = {}
     for name, result in results.items():
         num_judged = min(len(result), NUM_JUDGED)
-        recalls[name] = float(overlaps(result.rows_BK[:num_judged], truth_BK[:num_judged]).mean())
+        recalls[name] = float(
+            overlap_at_k(result.rows_BK[:num_judged].numpy(), truth_BK[:num_judged].numpy(), k).mean()
+        )
         milliseconds = 1e3 * each[name].median_wall
         log.info(
             "  %-22s %9.3f ms a query, recall@%d %.4f of %d queries", name, milliseconds, k, recalls[name], num_judged

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.data.lists import Float32, Int64, Sequences, offsets_of
+from pipeline.data.lists import Float32, Int64, Lists, offsets_of
 from pipeline.errors import InputError
 
 Float64 = npt.NDArray[np.float64]
@@ -84,7 +84,7 @@ def make_market(recipe: MarketRecipe) -> Market:
     return Market(recipe, _rows(recipe, popularity_N, aspects, rng), _cumulated(popularity_N), aspects)
 
 
-def draw_histories(market: Market, num_users: int, stream: int) -> Sequences:
+def draw_histories(market: Market, num_users: int, stream: int) -> Lists:
     """Draw histories of new users, in which no item comes twice; another `stream` gives other users."""
     recipe = market.recipe
     rng = np.random.default_rng([recipe.seed, 1, stream])
@@ -100,7 +100,7 @@ def draw_histories(market: Market, num_users: int, stream: int) -> Sequences:
         is_new = (rows != taken[:, None]).all(axis=1)
         rows[:, event] = np.where(is_new & (event < lengths), taken, -1)
     kept = rows >= 0
-    return Sequences(offsets_of(kept.sum(axis=1)), rows[kept].astype(np.int32))
+    return Lists(offsets_of(kept.sum(axis=1)), rows[kept].astype(np.int32))
 
 
 def _take(market: Market, aspect_of_user: Int64, seeds: Int64, rng: Generator) -> Int64:

@@ -22,8 +22,8 @@ from jobs.studies.search.dot_product import flat_index, hnsw_indices
 from jobs.studies.search.prepared import Prepared, prepare
 from jobs.studies.search.worlds import WorldName, load_bench_world
 from jobs.studies.timing import median_seconds, time_interleaved
+from pipeline.evaluation.metrics import overlap_at_k
 from pipeline.model.mol import QuerySide
-from pipeline.retrieval.tuning import overlaps
 from pipeline.settings import SearchSettings
 
 log = logging.getLogger("nightrails")
@@ -112,7 +112,7 @@ def _dot_products(prepared: Prepared, queries: QuerySide, truth_BK: Tensor, num_
 
 
 def _judge(backend: str, method: str, rows_BK: Tensor, truth_BK: Tensor, seconds: float) -> Measured:
-    recall = {cutoff: float(overlaps(rows_BK[:, :cutoff], truth_BK[:, :cutoff]).mean()) for cutoff in CUTOFFS}
+    recall = {cutoff: float(overlap_at_k(rows_BK.numpy(), truth_BK.numpy(), cutoff).mean()) for cutoff in CUTOFFS}
     top1 = float((rows_BK == truth_BK[:, :1]).any(dim=1).float().mean())
     measured = Measured(backend, method, recall, top1, 1e3 * seconds / len(truth_BK))
     cells = "  ".join(f"@{cutoff} {value:.4f}" for cutoff, value in recall.items())

@@ -8,17 +8,18 @@ import torch
 
 from jobs.studies import searches
 from jobs.studies.search.worlds import BenchWorld
+from pipeline.data.lists import Lists
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval.backends import open_index
 from pipeline.retrieval.backends.native.index import NativeIndex
 from pipeline.retrieval.backends.torch.index import TorchIndex
-from pipeline.retrieval.filters import Exclusions, no_exclusions
+from pipeline.retrieval.filters import Rules
 from pipeline.retrieval.index import ShardIndex
 from pipeline.retrieval.low_rank import DistilledMap, Fit, low_rank_table, pair_multiply_adds, score_all
 from pipeline.retrieval.low_rank_fit import fit_low_rank
 from pipeline.retrieval.shard import Shard, make_shard
 from pipeline.retrieval.topk import TopK
-from pipeline.retrieval.tuning import Tuning, tune
+from pipeline.retrieval.tuning import SampleQueries, Tuning, tune
 from pipeline.settings import SearchSettings, TableDtype
 
 log = logging.getLogger("nightrails")
@@ -51,7 +52,7 @@ class Prepared:
         return open_index(self.world.mol, self.shard, SearchSettings(table_dtype=table_dtype))
 
     def search(
-        self, index: ShardIndex, queries: QuerySide, settings: SearchSettings, excluded: Exclusions | None = None
+        self, index: ShardIndex, queries: QuerySide, settings: SearchSettings, excluded: Lists | None = None
     ) -> TopK:
         """Search one of the indices; without `excluded` every item may be found."""
         return searches.search(index, queries, settings, self.query_map, excluded)
@@ -82,6 +83,6 @@ def choose(prepared: Prepared, k: int, target: float, queries: slice) -> tuple[T
     """Tune on these evaluation queries, which should not be timed later: the cheapest search at the target recall."""
     asked = prepared.world.queries.take(queries)
     settings = SearchSettings(k=k, method="tuned", target_recall=target)
-    nothing = no_exclusions(len(asked.gate_BP))
-    tuning = tune(prepared.index_with, asked, nothing, settings, prepared.query_map, TUNING_SECONDS)
+    sample = SampleQueries(asked, Rules(Lists.empty(len(asked.gate_BP))), prepared.query_map)
+    tuning = tune(prepared.index_with, sample, settings, TUNING_SECONDS)
     return tuning, settings.model_copy(update=tuning.chosen.settings)

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.data.lists import NO_ITEM
 from pipeline.model.mol import MIN_NORM, MixtureOfLogits
-from pipeline.retrieval.topk import NO_ITEM, TopK
+from pipeline.retrieval.topk import TopK
 
 REPEATED = -32_767.0  # the score of a candidate that the query has twice
 ITEMS_AT_ONCE = 8_192  # when the first stage's tables are made

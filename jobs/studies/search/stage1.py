@@ -8,6 +8,8 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -18,7 +20,8 @@ from jobs.studies.search.prepared import Prepared
 from jobs.studies.searches import lay_out, preselect
 from jobs.studies.timing import Row, Timing, median_ratio, median_seconds, row, time_interleaved
 from pipeline.model.mol import ItemSide
-from pipeline.retrieval.backends.native.library import native_library
+from pipeline.retrieval.backends.native.build import compile_library
+from pipeline.retrieval.backends.native.library import native_kernels
 
 log = logging.getLogger("nightrails")
 
@@ -83,9 +86,9 @@ def compare_yardsticks(prepared: Prepared, num_threads: int, num_rounds: int) ->
 
 def share_of_peak(prepared: Prepared, num_rounds: int) -> Row:
     """Stage 1 at width 256 in bfloat16 on one thread, as a share of the multiply-adds that registers alone can do."""
-    library = native_library()
+    kernels = native_kernels()
     figure = f"share of bf16 peak in stage 1, d = {PEAK_WIDTH}"
-    if library is None:
+    if kernels.library is None:
         return row(figure, math.nan, 30, 60, "higher", "%")
     generator = torch.Generator().manual_seed(0)
     rows_NR = torch.randn(PEAK_ITEMS, PEAK_WIDTH, generator=generator)
@@ -98,10 +101,20 @@ def share_of_peak(prepared: Prepared, num_rounds: int) -> Row:
     torch.set_num_threads(1)
     timing = time_interleaved(contender, num_rounds)["ours"]
     torch.set_num_threads(threads)
-    peak = float(library.nr_peak(ctypes.c_int(1), ctypes.c_double(0.5), ctypes.c_int(1)))
+    peak = bfloat16_peak(kernels.instruction_set)
     reached = 2 * PEAK_WIDTH * PEAK_ITEMS * NUM_QUERIES / timing.median_cpu
     log.info("  bf16 peak of a core %.0f GFLOP/s, stage 1 reaches %.0f", peak / 1e9, reached / 1e9)
     return row(figure, 100 * reached / peak, 30, 60, "higher", "%")
+
+
+def bfloat16_peak(instruction_set: str) -> float:
+    """Floating-point operations per second of one thread on registers alone (peak.cpp)."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "peak.so"
+        compile_library(instruction_set, path, [Path(__file__).with_name("peak.cpp")])
+        library = ctypes.CDLL(str(path))
+    library.nr_bfloat16_peak.restype = ctypes.c_double
+    return float(library.nr_bfloat16_peak(ctypes.c_double(0.5)))
 
 
 def _as_wide(rows_ND: Tensor, width: int) -> Tensor:

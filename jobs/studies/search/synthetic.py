@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from jobs.studies.search.market import Market
-from pipeline.data.lists import Sequences
+from pipeline.data.lists import Lists
 from pipeline.model.mol import MixtureOfLogits
 from pipeline.settings import MolSettings
 
@@ -56,7 +56,7 @@ def synthetic_mol(settings: MolSettings, dim: int, sharpness: float, seed: int =
     return mol.requires_grad_(False)
 
 
-def synthetic_encodings(market: Market, histories: Sequences, seed: int = 0) -> Tensor:
+def synthetic_encodings(market: Market, histories: Lists, seed: int = 0) -> Tensor:
     """Encode each user (B, E) as an uneven mean of the rows of the last items; one item may drown out the others."""
     rows_BL, _ = histories.last(MEMORY)
     generator = torch.Generator().manual_seed(seed)

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -20,10 +19,10 @@ from torch import Tensor
 from jobs.studies.search.market import Market, MarketRecipe, draw_histories, make_market
 from jobs.studies.search.synthetic import synthetic_encodings, synthetic_mol
 from jobs.studies.search.training import ModelRecipe, train_model
-from pipeline.data.lists import Sequences
+from pipeline.data.lists import Lists
+from pipeline.model.inputs import Events
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
-from pipeline.retrieval.filters import Exclusions
 from pipeline.retrieval.shard import ITEM_TILE
 from pipeline.settings import MolSettings
 
@@ -46,7 +45,7 @@ class BenchWorld:
     encodings_BE: Tensor  # of the evaluation users: `queries` before the MoL, for searches that project them anew
     queries: QuerySide
     sample: QuerySide
-    exclusions: Exclusions  # the histories of the evaluation users
+    exclusions: Lists  # the histories of the evaluation users
 
 
 RECIPES: Mapping[str, ModelRecipe] = {
@@ -165,38 +164,37 @@ def _train(recipe: ModelRecipe, num_queries: int, num_sample: int) -> dict[str, 
         "encodings": _encode(model, users[0]),
         "sample_encodings": _encode(model, users[1]),
         "history_offsets": torch.from_numpy(users[0].offsets),
-        "history_rows": torch.from_numpy(users[0].item_rows),
+        "history_rows": torch.from_numpy(users[0].values),
     }
 
 
-def _users(market: Market, num_queries: int, num_sample: int) -> tuple[Sequences, Sequences]:
+def _users(market: Market, num_queries: int, num_sample: int) -> tuple[Lists, Lists]:
     """Draw evaluation users and users for fitting; the model has been trained on neither."""
     return draw_histories(market, num_queries, QUERY_STREAM), draw_histories(market, num_sample, SAMPLE_STREAM)
 
 
 @torch.inference_mode()
-def _encode(model: RetrievalModel, histories: Sequences) -> Tensor:
-    rows_BL, lengths_B = histories.last(model.settings.max_length)
-    return model.encode(torch.from_numpy(rows_BL).long(), torch.from_numpy(lengths_B)).clone()
+def _encode(model: RetrievalModel, histories: Lists) -> Tensor:
+    rows_BL, _ = histories.last(model.settings.max_length)
+    return model.encode(Events(torch.from_numpy(rows_BL).long())).clone()
 
 
 def _assemble(recipe: ModelRecipe, tensors: Mapping[str, Tensor]) -> BenchWorld:
     mol = MixtureOfLogits(recipe.market.dim, recipe.model.mol).eval().requires_grad_(False)
     weights = {name.removeprefix("mol."): value for name, value in tensors.items() if name.startswith("mol.")}
     mol.load_state_dict(weights)
-    histories = Sequences(tensors["history_offsets"].numpy(), tensors["history_rows"].numpy())
+    histories = Lists(tensors["history_offsets"].numpy(), tensors["history_rows"].numpy())
     return _world(mol, tensors["item_rows"], tensors["encodings"], tensors["sample_encodings"], histories)
 
 
 @torch.inference_mode()
 def _world(
-    mol: MixtureOfLogits, rows_NE: Tensor, encodings_BE: Tensor, sample_LE: Tensor, histories: Sequences
+    mol: MixtureOfLogits, rows_NE: Tensor, encodings_BE: Tensor, sample_LE: Tensor, histories: Lists
 ) -> BenchWorld:
     tiles = [mol.item_side(rows) for rows in torch.split(rows_NE, ITEM_TILE)]
     items = ItemSide(torch.cat([t.components_NXD for t in tiles]), torch.cat([t.gate_NP for t in tiles]))
-    exclusions = Exclusions(histories.offsets.astype(np.int64), histories.item_rows.astype(np.int32))
     queries, sample = mol.query_side(encodings_BE), mol.query_side(sample_LE)
-    return BenchWorld(mol, rows_NE, items, encodings_BE, queries, sample, exclusions)
+    return BenchWorld(mol, rows_NE, items, encodings_BE, queries, sample, histories)
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -11,19 +11,20 @@ import re
 import socket
 import uuid
 from datetime import date
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import pyarrow as pa
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
 
-from pipeline.artifacts import FORMAT, CandidateRun, FileEntry
+from pipeline.artifacts import FORMAT, CandidateRun, Count, FileEntry
 from pipeline.config import Config
 from pipeline.errors import ConflictError, InputError, MismatchError, NightrailsError
-from pipeline.io.artifacts import now
+from pipeline.io.artifacts import now, parse
 from pipeline.io.storage.base import ObjectNotFoundError, Storage, put
 from pipeline.settings import TABLE_NAME
 
 COMMIT = re.compile(r".*/_commits/ds=\d{4}-\d{2}-\d{2}/\d{12}\.json")
+REMEDY = "read the table with the version of nightrails that published it, or publish the night again"
 
 log = logging.getLogger("nightrails")
 
@@ -48,7 +49,7 @@ class RunManifest(Config):
     files: tuple[RunFile, ...]
     rows: int  # of candidates, in the layout that was written
     schemas: dict[str, dict[str, Any]]  # by table, as `describe_schema` writes them
-    counts: dict[str, float]
+    counts: dict[str, Count]
     lineage: dict[str, str]
     settings: dict[str, Any]
     audits: tuple[dict[str, Any], ...]
@@ -98,7 +99,7 @@ def commit_key(table: str, ds: date, seq: int) -> str:
 
 def read_commit(storage: Storage, key: str) -> Commit:
     """The commit at a key that was listed."""
-    return _parse(Commit, storage.read(key), f"{storage.uri}/{key}")
+    return parse(Commit, storage.read(key), f"{storage.uri}/{key}", REMEDY)
 
 
 def write_run_manifest(storage: Storage, run: CandidateRun, manifest: RunManifest) -> tuple[str, str]:
@@ -121,7 +122,7 @@ def read_run_manifest(storage: Storage, table: str, commit: Commit) -> RunManife
         ) from None
     if hashlib.sha256(data).hexdigest() != commit.manifest_sha256:
         raise MismatchError(f"{place}: changed since commit {commit.seq} of ds={commit.ds} named it; restore it")
-    return _parse(RunManifest, data, place)
+    return parse(RunManifest, data, place, REMEDY)
 
 
 def propose(run: CandidateRun, head: Commit | None, manifest_key: str, manifest_sha256: str) -> Commit:
@@ -184,18 +185,6 @@ def describe_schema(schema: pa.Schema) -> dict[str, Any]:
     """The columns in plain words, and a hash of them."""
     columns = [{"name": field.name, "type": str(field.type), "nullable": field.nullable} for field in schema]
     return {"columns": columns, "sha256": hashlib.sha256(repr(columns).encode()).hexdigest()}
-
-
-ModelT = TypeVar("ModelT", bound=BaseModel)
-
-
-def _parse(model: type[ModelT], data: bytes, place: str) -> ModelT:
-    try:
-        return model.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{place}: not written by this version of nightrails ({where}: {first['msg']})") from None
 
 
 def _actor() -> str:

@@ -7,11 +7,11 @@ from typing import Literal
 
 import pyarrow as pa
 
-from pipeline.command import parse_day
+from pipeline.config import parse_day
 from pipeline.errors import InputError
+from pipeline.io.artifacts import read_file
 from pipeline.io.parquet import read_parquet_bytes
 from pipeline.io.publication.commits import RunFile, published, read_run_manifest, table_prefix
-from pipeline.io.publication.units import read_file
 from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import Storage
 
@@ -43,19 +43,19 @@ def read_latest(
     """
     storage, files = _published_files(root, name, ds, table)
     with ThreadPoolExecutor(FILE_READERS) as pool:
-        keys = [f"{table_prefix(name)}/{file.key}" for file in files]
-        parts = pool.map(lambda key, file: _read_checked(storage, key, file, columns), keys, files)
+        parts = pool.map(lambda file: _read_checked(storage, name, file, columns), files)
         return pa.concat_tables(list(parts))
 
 
-def _read_checked(storage: Storage, key: str, file: RunFile, columns: Sequence[str] | None) -> pa.Table:
-    table = read_parquet_bytes(read_file(storage, key, file.sha256), f"{storage.uri}/{key}", columns)
+def _read_checked(storage: Storage, name: str, file: RunFile, columns: Sequence[str] | None) -> pa.Table:
+    data = read_file(storage, table_prefix(name), file, "restore it, or publish the night again")
+    table = read_parquet_bytes(data, f"{storage.uri}/{table_prefix(name)}/{file.key}", columns)
     return table.replace_schema_metadata(None)
 
 
 def _published_files(root: str, name: str, ds: date | str | None, table: str) -> tuple[Storage, list[RunFile]]:
     storage = open_storage(root)
-    day = parse_day(ds) if isinstance(ds, str) else ds
+    day = parse_day(ds, "ds") if isinstance(ds, str) else ds
     commit = published(storage, name, day)
     place = f"{storage.uri}/{table_prefix(name)}" + (f" ds={day}" if day else "")
     if commit is None or commit.kind == "retract":

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pyarrow as pa
+from pyarrow import fs
 
 from pipeline.errors import ConflictError, InputError
 
@@ -61,6 +62,10 @@ class Storage(ABC):
     @abstractmethod
     def open(self, key: str) -> pa.NativeFile:
         """The object for random access (Parquet). Raises ObjectNotFoundError."""
+
+    def arrow_path(self, key: str) -> tuple[fs.FileSystem, str]:
+        """A filesystem and a path for `key`, for a library that writes through pyarrow by itself (Ray Train)."""
+        raise InputError(f"{self.uri}: this store lives in one process, and Ray's workers are others")
 
     def __reduce__(self) -> tuple[Callable[[str], "Storage"], tuple[str]]:
         return type(self), (self.uri,)

@@ -83,7 +83,6 @@ class LocalStorage(Storage):
             return pa.OSFile(str(path))
 
     def arrow_path(self, key: str) -> tuple[fs.FileSystem, str]:
-        """Where `key` is for a library that writes through pyarrow by itself (Ray Train)."""
         return fs.LocalFileSystem(), str(self.root / check_key(key))
 
     def _path(self, key: str) -> Path:

@@ -132,7 +132,6 @@ class S3Storage(Storage):
             return self._open_clients().files.open_input_file(f"{self.bucket}/{self._full(key)}")
 
     def arrow_path(self, key: str) -> tuple[fs.FileSystem, str]:
-        """Where `key` is for a library that writes through pyarrow by itself (Ray Train)."""
         return self._open_clients().files, f"{self.bucket}/{self._full(key)}"
 
     def _full(self, key: str) -> str:

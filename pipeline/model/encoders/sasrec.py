@@ -3,23 +3,22 @@
 Shapes: B sequences, L positions, E embedding.
 """
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.model.dropout import dropout
-
-if TYPE_CHECKING:
-    from pipeline.settings import ModelSettings
+from pipeline.model.inputs import EventColumn, Events
+from pipeline.settings import ModelSettings
 
 FINAL_NORM_EPS = 1e-6
 
 
 class SasRec(nn.Module):
-    """Reads embedded events in order and gives one query per position, which knows nothing of later positions."""
+    """An `Encoder` that reads the items and their order alone."""
 
-    def __init__(self, settings: "ModelSettings") -> None:
+    reads: frozenset[EventColumn] = frozenset()
+
+    def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
         self.settings = settings
         self.positions = nn.Embedding(settings.max_length, settings.dim)
@@ -31,14 +30,11 @@ class SasRec(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.trunc_normal_(self.positions.weight, std=0.02, a=-0.04, b=0.04)
 
-    def forward(self, events_BLE: Tensor, is_event_BL: Tensor) -> Tensor:
-        """(B, L, E) queries; what stands at padding positions has no meaning.
-
-        Padding is at the right, so that the causal mask alone keeps it from every event.
-        """
-        length = events_BLE.shape[1]
-        hidden_BLE = events_BLE * self.settings.dim**0.5 + self.positions.weight[:length]
-        hidden_BLE = dropout(hidden_BLE, self.settings.dropout, self.training) * is_event_BL.unsqueeze(-1)
+    def forward(self, items_BLE: Tensor, events: Events) -> Tensor:
+        """(B, L, E) queries. Padding is at the right, so that the causal mask alone hides it from every event."""
+        length = items_BLE.shape[1]
+        hidden_BLE = items_BLE * self.settings.dim**0.5 + self.positions.weight[:length]
+        hidden_BLE = dropout(hidden_BLE, self.settings.dropout, self.training) * events.is_event_BL.unsqueeze(-1)
         for block in self.blocks:
             hidden_BLE = block(hidden_BLE)
         queries_BLE: Tensor = self.norm(hidden_BLE)
@@ -46,9 +42,9 @@ class SasRec(nn.Module):
 
 
 class SasRecBlock(nn.Module):
-    """Causal self-attention and a feed-forward network, each normalised at its input and added to its input."""
+    """Causal self-attention, then a feed-forward network; each reads a normalised input and adds to the raw one."""
 
-    def __init__(self, settings: "ModelSettings") -> None:
+    def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
         self.settings = settings
         dim = settings.dim
@@ -70,7 +66,7 @@ class SasRecBlock(nn.Module):
 
     def _attend(self, inputs_BLE: Tensor) -> Tensor:
         heads = self.attention_in(inputs_BLE).unflatten(-1, (3, self.settings.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        # No dropout on the attention weights: with it torch would write out the (L, L) weights of every head.
+        # No dropout on the attention weights: it would make torch write out the (L, L) weights of every head.
         attended = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=True)
         outputs_BLE: Tensor = self.attention_out(attended.transpose(1, 2).flatten(-2))
         return outputs_BLE

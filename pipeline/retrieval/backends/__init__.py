@@ -1,13 +1,53 @@
 """Which backend searches a shard."""
 
+from dataclasses import dataclass
+from importlib.util import find_spec
+
 from pipeline.errors import InputError
 from pipeline.model.mol import MixtureOfLogits
 from pipeline.retrieval.backends.native.index import NativeIndex
-from pipeline.retrieval.backends.native.library import native_library
+from pipeline.retrieval.backends.native.library import native_kernels
 from pipeline.retrieval.backends.torch.index import TorchIndex
 from pipeline.retrieval.index import ShardIndex
 from pipeline.retrieval.shard import Shard
 from pipeline.settings import SearchSettings
+
+NO_TRITON = "Triton is missing (pip install 'nightrails[gpu]')"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What searches on a machine: `native <instruction set>`, `torch` or `triton`.
+
+    `reason` says why it is not the backend that was asked for, or not the fastest; `origin` is the kernels' file.
+    """
+
+    name: str
+    reason: str = ""
+    origin: str = ""
+
+
+def describe_backend(settings: SearchSettings, device_type: str) -> Backend:
+    """What searches a shard on this machine's `cpu` or `cuda` device."""
+    is_cpu = device_type == "cpu"
+    if settings.backend == "triton":
+        if is_cpu:
+            return Backend("torch", "it needs a GPU (cluster.gpus_per_actor)")
+        return Backend("triton") if find_spec("triton") else Backend("torch", NO_TRITON)
+    if settings.backend == "torch" or (settings.backend == "auto" and not is_cpu):
+        return Backend("torch")
+    if not is_cpu:
+        return Backend("torch", "the shard is on a GPU")
+    kernels = native_kernels()
+    if kernels.library is None:
+        return Backend("torch", kernels.reason)
+    return Backend(f"native {kernels.instruction_set}", origin=kernels.origin)
+
+
+def require_backend(backend: Backend, settings: SearchSettings, where: str = "") -> None:
+    """Raise InputError when the backend that the settings name cannot be had; `auto` takes any."""
+    if backend.reason and settings.backend != "auto":
+        raise InputError(f"search.backend={settings.backend}{where}: {backend.reason}; set search.backend=auto")
 
 
 def open_index(mol: MixtureOfLogits, shard: Shard, settings: SearchSettings) -> ShardIndex:
@@ -18,23 +58,11 @@ def open_index(mol: MixtureOfLogits, shard: Shard, settings: SearchSettings) -> 
     tables = (shard.items.components_NXD, shard.items.gate_NP, shard.mean_ND, shard.low_rank_NR)
     if not all(bool(table.isfinite().all()) for table in tables):
         raise ValueError("the item shard holds a value that is not a number; embed again")
-    device, backend = shard.mean_ND.device.type, settings.backend
-    if backend == "triton":
-        return _triton_index(mol, shard, settings)
-    library = native_library() if device == "cpu" and backend != "torch" else None
-    if library is not None:
-        return NativeIndex(library, mol, shard, settings)
-    if backend == "native":
-        found = "the shard is on a GPU" if device != "cpu" else "no kernels were built for this CPU (no C++ compiler?)"
-        raise InputError(f"search.backend=native: {found}; set search.backend=auto")
-    return TorchIndex(mol, shard, settings)
-
-
-def _triton_index(mol: MixtureOfLogits, shard: Shard, settings: SearchSettings) -> ShardIndex:
-    if shard.mean_ND.device.type != "cuda":
-        raise InputError("search.backend=triton needs a GPU: set cluster.gpus_per_actor, or search.backend=auto")
-    try:
+    backend = describe_backend(settings, shard.mean_ND.device.type)
+    require_backend(backend, settings)
+    if backend.name == "triton":
         from pipeline.retrieval.backends.triton.index import TritonIndex  # imports Triton, which CPUs do without
-    except ImportError as error:
-        raise InputError("search.backend=triton: Triton is missing, pip install 'nightrails[gpu]'") from error
-    return TritonIndex(mol, shard, low_rank_bits=8 if settings.table_dtype == "int8" else 16)
+
+        return TritonIndex(mol, shard, low_rank_bits=8 if settings.table_dtype == "int8" else 16)
+    library = native_kernels().library if backend.name.startswith("native") else None
+    return NativeIndex(library, mol, shard, settings) if library else TorchIndex(mol, shard, settings)

@@ -8,18 +8,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.artifacts import FileEntry, Histories, Manifest
+from pipeline.artifacts import FileEntry, Manifest
 from pipeline.data.catalog import items_table
 from pipeline.data.cleaning import LEFT_OUT, MALFORMED, ORPHAN, REASONS
 from pipeline.data.columns import suspected_unit
 from pipeline.data.lists import Int64
 from pipeline.errors import InputError
-from pipeline.io.artifacts import file_entry, now, versions, write_manifest
-from pipeline.io.histories import footer
+from pipeline.io.artifacts import seal, write_named_file
+from pipeline.io.histories import ITEMS, footer
 from pipeline.io.inputs import Log
+from pipeline.io.night import Night
 from pipeline.io.parquet import write_parquet_bytes
 from pipeline.io.rows import LogColumns
-from pipeline.io.storage.base import Storage, put
 from pipeline.settings import Settings
 
 MAX_REJECTED = 1_000  # bad rows of each reason that are kept for people to look at; all are counted
@@ -64,7 +64,7 @@ def check_bad_share(log: Log, settings: Settings, counts: Counter[str], rejected
     is_absurd = reason in ("event_ts_too_old", "event_ts_in_future")
     hint = suspected_unit(str(value), log.source.time_unit) if is_absurd else ""
     raise InputError(
-        f"{log.origin(log.files[first['file']].key)}, {what} {IN_WORDS[reason]}, for example {value!r} in row "
+        f"{log.origin(log.files[first['file']])}, {what} {IN_WORDS[reason]}, for example {value!r} in row "
         f"{first['row']}; {num_bad} of {num_rows} rows are bad and prepare.max_bad_share is "
         f"{settings.prepare.max_bad_share}" + (f"; {hint} in {log.source_file}" if hint else "")
     )
@@ -77,57 +77,42 @@ def check_orphans(log: Log, settings: Settings, counts: Counter[str], rejected: 
         return
     first = next(row for row in rejected.to_pylist() if row["reason"] == ORPHAN)
     raise InputError(
-        f"{log.origin(log.files[first['file']].key)}, column {log.source.columns.item_id!r}: {counts[ORPHAN]} of "
+        f"{log.origin(log.files[first['file']])}, column {log.source.columns.item_id!r}: {counts[ORPHAN]} of "
         f"{num_events} events are on items that the catalogue lacks, for example {first['item_id']!r}, and "
         f"prepare.max_orphan_share is {settings.prepare.max_orphan_share}; is items.uri the catalogue of this log?"
     )
 
 
-def write_histories(
-    storage: Storage,
-    histories: Histories,
-    ds: date,
-    settings: Settings,
-    log: Log,
-    columns: LogColumns,
-    prepared: Prepared,
-) -> Manifest:
+def write_histories(night: Night, settings: Settings, columns: LogColumns, prepared: Prepared) -> Manifest:
     """Write the item index, the quarantine and `validation.json` beside the buckets, and the manifest last."""
-    validation = describe(ds, log, columns, prepared)
+    log, histories = night.inputs.log, night.histories
+    validation = describe(night.ds, log, columns, prepared)
     items = items_table(prepared.catalogue, prepared.item_counts)
     names = pa.array([file.key for file in log.files])
     quarantine = prepared.rejected.set_column(0, "file", names.take(prepared.rejected["file"].combine_chunks()))
-    files = [
-        *prepared.files,
-        _write(storage, histories, "items.parquet", write_parquet_bytes(items, footer(histories)), items.num_rows),
-        _write(
-            storage,
-            histories,
-            "quarantine.parquet",
-            write_parquet_bytes(quarantine, footer(histories)),
-            quarantine.num_rows,
-        ),
-        _write(storage, histories, "validation.json", json.dumps(validation, indent=1).encode(), 0),
-    ]
-    counts = {name: float(value) for name, value in validation.items() if isinstance(value, int)}
-    manifest = Manifest(
+
+    def write(name: str, data: bytes, rows: int) -> FileEntry:
+        return write_named_file(night.storage, histories.prefix, name, data, rows)
+
+    return seal(
+        night.storage,
+        histories,
         kind="histories",
-        id=histories.id,
         lineage={"log": log.uri},
         settings={
-            "ds": ds.isoformat(),
+            "ds": night.ds.isoformat(),
             "source": log.source.model_dump(mode="json"),
-            "prepare": settings.prepare.model_dump(mode="json"),
-            "split": settings.split.model_dump(mode="json"),
             "num_buckets": settings.output.num_buckets,
+            **settings.model_dump(mode="json", include={"prepare", "split"}),
         },
-        files=tuple(files),
-        counts=counts,
-        created_at=now(),
-        versions=versions(),
+        files=(
+            *prepared.files,
+            write(ITEMS, write_parquet_bytes(items, footer(histories)), items.num_rows),
+            write("quarantine.parquet", write_parquet_bytes(quarantine, footer(histories)), quarantine.num_rows),
+            write("validation.json", json.dumps(validation, indent=1).encode(), 0),
+        ),
+        counts={name: value for name, value in validation.items() if isinstance(value, int)},
     )
-    write_manifest(storage, histories.prefix, manifest)
-    return manifest
 
 
 def describe(ds: date, log: Log, columns: LogColumns, prepared: Prepared) -> dict[str, Any]:
@@ -154,8 +139,3 @@ def describe(ds: date, log: Log, columns: LogColumns, prepared: Prepared) -> dic
         "test_events": num_events - num_train - num_validation,
         "columns_not_read": list(columns.extra),
     }
-
-
-def _write(storage: Storage, histories: Histories, key: str, data: bytes, rows: int) -> FileEntry:
-    put(storage, f"{histories.prefix}/{key}", data)
-    return file_entry(key, data, rows)

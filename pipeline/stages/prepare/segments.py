@@ -4,13 +4,13 @@ part readable by itself."""
 import itertools
 import zlib
 from collections.abc import Sequence
-from typing import TypeVar
 
 import pyarrow as pa
 
-from pipeline.artifacts import FileEntry, Histories
+from pipeline.artifacts import Artifact, FileEntry
 from pipeline.config import Config
 from pipeline.errors import InfrastructureError
+from pipeline.io.artifacts import Claims, no_files
 from pipeline.io.storage.base import ObjectNotFoundError, Storage, put
 
 
@@ -24,7 +24,7 @@ class Segment(Config):
 
 
 class MapResult(Config):
-    """What one task of the first pass leaves; written last, so its existence makes the task done."""
+    """What one task of the first pass leaves."""
 
     buckets: tuple[tuple[int, Segment], ...]  # in the order of the log
     item_ids: tuple[Segment, ...]
@@ -33,16 +33,27 @@ class MapResult(Config):
 
 
 class ReduceResult(Config):
-    """What one task of the second pass leaves beside the bucket's file, written after it."""
+    """What one task of the second pass leaves beside the bucket's file."""
 
     file: FileEntry
     rejected: Segment | None
     counts: dict[str, int]
 
 
-def spill_prefix(histories: Histories) -> str:
+def scratch_prefix(histories: Artifact) -> str:
     """Where everything temporary of these histories lies."""
-    return f"{histories.prefix}/_spill/"
+    return histories.key("_scratch")
+
+
+def map_claims(storage: Storage, scratch: str) -> Claims[MapResult]:
+    """The tasks of the first pass that are done; a segment is checked when it is read."""
+    return Claims(storage, scratch, "task", MapResult, no_files)
+
+
+def reduce_claims(storage: Storage, histories: Artifact) -> Claims[ReduceResult]:
+    """The buckets that are done."""
+    scratch = f"{scratch_prefix(histories)}/buckets"
+    return Claims(storage, scratch, "bucket", ReduceResult, lambda result: (result.file,), root=histories.prefix)
 
 
 def write_segments(storage: Storage, key: str, tables: Sequence[pa.Table]) -> list[Segment]:
@@ -77,23 +88,7 @@ def read_segment(storage: Storage, segment: Segment) -> pa.Table:
         return reader.read_all()
 
 
-def remove_spill(storage: Storage, histories: Histories) -> None:
+def remove_scratch(storage: Storage, histories: Artifact) -> None:
     """Remove everything temporary of these histories."""
-    for found in storage.list(spill_prefix(histories)):
-        storage.delete(found.key)
-
-
-ResultT = TypeVar("ResultT", bound=Config)
-
-
-def write_result(storage: Storage, key: str, result: Config) -> None:
-    """Mark a task as done."""
-    put(storage, key, result.model_dump_json().encode())
-
-
-def read_result(storage: Storage, key: str, kind: type[ResultT]) -> ResultT | None:
-    """What a task left, or None when it is not done."""
-    try:
-        return kind.model_validate_json(storage.read(key))
-    except ObjectNotFoundError:
-        return None
+    for info in storage.list(f"{scratch_prefix(histories)}/"):
+        storage.delete(info.key)

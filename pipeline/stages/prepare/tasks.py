@@ -1,20 +1,19 @@
-"""The two passes of prepare over the log, as tasks that any process can run and that need no other.
+"""The tasks of prepare's two passes over the log; any process can run one, and none needs another.
 
-The first reads a piece of the log, checks its rows and sets the good ones aside by user bucket, some `rows_per_task`
-at a time. The second gathers one bucket, cleans it and writes its histories. Each writes its data and then a small
-result; a task whose result exists is not done again.
+A task of the first pass reads pieces of the log, checks their rows and sets the good ones aside by user bucket, some
+`rows_per_task` at a time. A task of the second gathers one bucket, cleans it and writes its histories. Each claims what
+it did, and a task that is claimed is not done again.
 """
 
 import functools
 from collections import Counter
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import timedelta
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.artifacts import Histories, Night
 from pipeline.data.catalog import index_catalogue
 from pipeline.data.cleaning import MALFORMED, REJECTED, Period, clean_rows, first_rejected, malformed_lines
 from pipeline.data.columns import DAY_US, EPOCH
@@ -23,9 +22,10 @@ from pipeline.data.lists import Int64
 from pipeline.data.splitting import clean_bucket, item_counts
 from pipeline.errors import InputError
 from pipeline.io.histories import read_bucket, write_bucket
-from pipeline.io.inputs import Log, day_of, open_items, open_log, storage_of
+from pipeline.io.inputs import Files, Log, day_of
+from pipeline.io.night import Night
 from pipeline.io.parquet import read_parquet_bytes
-from pipeline.io.rows import LogColumns, check_columns, read_rows
+from pipeline.io.rows import LogColumns, read_rows
 from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import Storage
 from pipeline.settings import Settings
@@ -34,10 +34,10 @@ from pipeline.stages.prepare.segments import (
     MapResult,
     ReduceResult,
     Segment,
-    read_result,
+    map_claims,
     read_segment,
-    spill_prefix,
-    write_result,
+    reduce_claims,
+    scratch_prefix,
     write_segments,
 )
 
@@ -57,48 +57,41 @@ class Piece:
 
 @dataclass(frozen=True)
 class Job:
-    """What every task is given: where things are, and what to do with them. Small, and free of data."""
+    """What every task is given: the night, the settings, and what the heads of the log's files said."""
 
-    root: str
-    histories: Histories
-    ds: date
-    log: Log
-    columns: LogColumns
+    night: Night
     settings: Settings
-    has_catalogue: bool
+    columns: LogColumns
 
     @property
-    def spill(self) -> str:
+    def storage(self) -> Storage:
+        return self.night.storage
+
+    @property
+    def log(self) -> Log:
+        return self.night.inputs.log
+
+    @property
+    def map_scratch(self) -> str:
         """Where the first pass writes; other task sizes cut the log elsewhere and must not be mixed."""
-        return f"{spill_prefix(self.histories)}rows-{self.settings.prepare.rows_per_task}"
+        return f"{scratch_prefix(self.night.histories)}/rows-{self.settings.prepare.rows_per_task}"
 
     @property
     def item_ids_key(self) -> str:
-        return f"{spill_prefix(self.histories)}item-ids.parquet"
+        return f"{scratch_prefix(self.night.histories)}/item-ids.parquet"
 
 
-def open_job(settings: Settings, storage: Storage, night: Night) -> Job:
-    """List the log and check the head of every file. Raises InputError for what cannot be read."""
-    source = open_log(settings, night.ds)
-    has_catalogue = open_items(settings, night.ds) is not None
-    return Job(storage.uri, night.histories, night.ds, source, check_columns(source), settings, has_catalogue)
-
-
-def read_catalogue(job: Job) -> pa.Table | None:
-    """The catalogue in ascending order of `item_id`, or None without one. Raises InputError when it does not fit."""
-    items = open_items(job.settings, job.ds)
-    if items is None:
-        return None
-    storage = storage_of(items)
+def read_catalogue(items: Files, item_type: pa.DataType) -> pa.Table:
+    """The catalogue in ascending order of `item_id`. Raises InputError when it does not fit the log."""
     tables = []
-    for found in items.files:
-        with storage.open(found.key) as file:
-            tables.append(read_parquet_bytes(file, f"{items.uri}/{found.key}"))
+    for file in items.files:
+        with items.open(file) as source:
+            tables.append(read_parquet_bytes(source, items.origin(file)))
     try:
         catalogue = pa.concat_tables(tables)
     except pa.ArrowInvalid as error:
         raise InputError(f"{items.uri}: the files of the catalogue differ in their columns ({error})") from None
-    return index_catalogue(catalogue, job.columns.item_type, items.uri)
+    return index_catalogue(catalogue, item_type, items.uri)
 
 
 def cut_pieces(log: Log, columns: LogColumns, rows_per_task: int) -> list[tuple[Piece, ...]]:
@@ -124,24 +117,24 @@ def cut_pieces(log: Log, columns: LogColumns, rows_per_task: int) -> list[tuple[
 
 def map_pieces(job: Job, number: int, pieces: tuple[Piece, ...]) -> tuple[int, MapResult]:
     """First pass, one task: check the rows of some pieces and set them aside by bucket."""
-    storage = open_storage(job.root)
-    result_key = f"{job.spill}/task-{number:06d}.json"
-    done = read_result(storage, result_key, MapResult)
+    claims = map_claims(job.storage, job.map_scratch)
+    done = claims.read(number)
     if done is not None:
         return number, done
-    writer = _SpillWriter(job, storage, f"{job.spill}/task-{number:06d}")
-    period = Period.until(job.ds, job.settings.prepare.lookback_days, job.log.is_partitioned)
+    writer = _SegmentWriter(job, f"{job.map_scratch}/task-{number:06d}")
+    period = Period.until(job.night.ds, job.settings.prepare.lookback_days, job.log.is_partitioned)
     types = (job.columns.user_type, job.columns.item_type)
     counts: Counter[str] = Counter()
     rejected = REJECTED.empty_table()
     for piece in pieces:
         row = piece.first_row
-        key = job.log.files[piece.file].key
-        for raw in read_rows(storage_of(job.log), job.log, key, piece.row_groups, job.columns.names):
+        file = job.log.files[piece.file]
+        for raw in read_rows(job.log, file, piece.row_groups, job.columns.names):
             cleaned = clean_rows(_numbered(raw.table, piece.file, row), job.log.source, types, period, MAX_REJECTED)
             row += raw.table.num_rows
             counts.update(cleaned.counts)
-            counts.update({ROWS_READ: raw.table.num_rows + raw.num_malformed, LATE: _num_late(cleaned.events, key)})
+            num_late = _num_late(cleaned.events, file.key)
+            counts.update({ROWS_READ: raw.table.num_rows + raw.num_malformed, LATE: num_late})
             if raw.num_malformed:
                 counts[MALFORMED] += raw.num_malformed
                 rejected = pa.concat_tables([rejected, malformed_lines(raw.malformed, piece.file, row)])
@@ -150,40 +143,32 @@ def map_pieces(job: Job, number: int, pieces: tuple[Piece, ...]) -> tuple[int, M
             if rejected.num_rows > MAX_REJECTED:
                 rejected = first_rejected(rejected, MAX_REJECTED)
             writer.add(cleaned.events)
-    result = writer.finish(rejected, counts)
-    write_result(storage, result_key, result)
+    result = claims.claim(number, writer.finish(rejected, counts))
     pa.default_memory_pool().release_unused()  # the worker stays, the memory need not
     return number, result
 
 
 def reduce_bucket(job: Job, bucket: int, segments: list[Segment]) -> tuple[int, ReduceResult, Int64, Int64]:
     """Second pass, one task: the histories of one bucket, and the counts of its items."""
-    storage = open_storage(job.root)
-    result_key = f"{spill_prefix(job.histories)}buckets/bucket-{bucket:05d}.json"
-    done = read_result(storage, result_key, ReduceResult)
+    storage, histories = job.storage, job.night.histories
+    claims = reduce_claims(storage, histories)
+    done = claims.read(bucket)
     if done is not None:
-        written = storage.head(job.histories.bucket_key(bucket))
-        if written is not None and written.size == done.file.bytes:
-            return bucket, done, *item_counts(read_bucket(storage, job.histories, bucket))
-        storage.delete(result_key)  # it tells of a file that is gone
+        return bucket, done, *item_counts(read_bucket(storage, histories, bucket))
     events = pa.concat_tables([event_table(job.columns), *(read_segment(storage, segment) for segment in segments)])
-    settings = job.settings.prepare
     clean = clean_bucket(
         events,
-        _item_ids(job.root, job.item_ids_key),
+        _item_ids(storage.uri, job.item_ids_key),
         job.settings.split,
-        job.ds,
-        settings.max_user_events_per_day,
+        job.night.ds,
+        job.settings.prepare.max_user_events_per_day,
         MAX_REJECTED,
     )
-    file = write_bucket(storage, job.histories, bucket, clean.bucket)
     rejected = None
     if clean.rejected.num_rows:
-        rejected = write_segments(
-            storage, f"{spill_prefix(job.histories)}buckets/rejected-{bucket:05d}.arrows", [clean.rejected]
-        )[0]
-    result = ReduceResult(file=file, rejected=rejected, counts=clean.counts)
-    write_result(storage, result_key, result)
+        (rejected,) = write_segments(storage, f"{claims.prefix}/rejected-{bucket:05d}.arrows", [clean.rejected])
+    file = write_bucket(storage, histories, bucket, clean.bucket)
+    result = claims.claim(bucket, ReduceResult(file=file, rejected=rejected, counts=clean.counts))
     counted = item_counts(clean.bucket)
     del events, clean
     pa.default_memory_pool().release_unused()
@@ -206,11 +191,11 @@ def event_table(columns: LogColumns) -> pa.Table:
     ).empty_table()
 
 
-class _SpillWriter:
+class _SegmentWriter:
     """Collects clean rows and writes them by bucket whenever there are `rows_per_task` of them."""
 
-    def __init__(self, job: Job, storage: Storage, prefix: str) -> None:
-        self.job, self.storage, self.prefix = job, storage, prefix
+    def __init__(self, job: Job, prefix: str) -> None:
+        self.job, self.prefix = job, prefix
         self.waiting: list[pa.Table] = []
         self.num_waiting = self.num_written = 0
         self.buckets: list[tuple[int, Segment]] = []
@@ -226,7 +211,9 @@ class _SpillWriter:
         if self.num_waiting:
             self._write()
         kept = first_rejected(rejected, MAX_REJECTED)
-        written = write_segments(self.storage, f"{self.prefix}-rejected.arrows", [kept]) if kept.num_rows else [None]
+        written = (
+            write_segments(self.job.storage, f"{self.prefix}-rejected.arrows", [kept]) if kept.num_rows else [None]
+        )
         return MapResult(
             buckets=tuple(self.buckets), item_ids=tuple(self.item_ids), rejected=written[0], counts=dict(counts)
         )
@@ -240,12 +227,12 @@ class _SpillWriter:
         events = events.take(pa.array(order))
         starts = np.cumsum(sizes) - sizes
         tables = [events.slice(start, size) for start, size in zip(starts.tolist(), sizes.tolist(), strict=True)]
-        if not self.job.has_catalogue:
+        if self.job.night.inputs.items is None:
             tables.append(pa.table({"item_id": pc.unique(events["item_id"])}))
         key = f"{self.prefix}-{self.num_written:04d}.arrows"
-        segments = write_segments(self.storage, key, tables)
+        segments = write_segments(self.job.storage, key, tables)
         self.num_written += 1
-        if not self.job.has_catalogue:
+        if self.job.night.inputs.items is None:
             self.item_ids.append(segments.pop())
         self.buckets += zip(present.tolist(), segments, strict=True)
 

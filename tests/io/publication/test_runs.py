@@ -1,7 +1,6 @@
 import hashlib
 import json
 import re
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +21,7 @@ from pipeline.io.publication.commits import (
     write_run_manifest,
 )
 from pipeline.io.publication.reader import latest_files, read_latest
-from pipeline.io.publication.units import done_units, finished_units, sidecar_key, write_unit
+from pipeline.io.publication.units import Sidecar, finished_units, units_of, write_unit
 from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import Storage
 from tests.quality.nights import fresh_memory
@@ -32,18 +31,16 @@ RUN = CandidateRun("home", DS, "0123456789abcdef")
 OTHER = CandidateRun("home", DS, "other00000000000")
 
 
-def write_units(storage: Storage, run: CandidateRun = RUN, num_units: int = 2) -> list[dict[str, Any]]:
-    return [
-        write_unit(storage, run, unit, *make_unit(run_id=run.run_id, first_user=100 * unit).tables(), {"users": 9})
-        for unit in range(num_units)
-    ]
+def write_units(storage: Storage, run: CandidateRun = RUN, num_units: int = 2) -> list[Sidecar]:
+    units = (make_unit(run_id=run.run_id, first_user=100 * unit).tables() for unit in range(num_units))
+    return [write_unit(storage, run, unit, *tables, 90, {"ok": 9}) for unit, tables in enumerate(units)]
 
 
-def manifest_of(run: CandidateRun, sidecars: list[dict[str, Any]]) -> RunManifest:
+def manifest_of(run: CandidateRun, sidecars: list[Sidecar]) -> RunManifest:
     files = tuple(
-        RunFile(**file, unit=sidecar["unit"], min_user_id=None, max_user_id=None)
-        for sidecar in sidecars
-        for file in sidecar["files"]
+        RunFile(**file.model_dump(), table=table, unit=unit, min_user_id=None, max_user_id=None)
+        for unit, sidecar in enumerate(sidecars)
+        for table, file in (("candidates", sidecar.candidates), ("users", sidecar.users))
     )
     return RunManifest(
         table=run.table,
@@ -69,22 +66,21 @@ def publish(storage: Storage, run: CandidateRun = RUN) -> Commit:
 
 class TestUnits:
     def test_a_unit_is_done_when_its_sidecar_is_there(self, storage: Storage) -> None:
-        assert done_units(storage, RUN) == {}
+        assert units_of(storage, RUN).done() == {}
         sidecars = write_units(storage)
-        assert done_units(storage, RUN) == dict(enumerate(sidecars))
-        assert finished_units(storage, RUN, 2) == done_units(storage, RUN)
+        assert units_of(storage, RUN).done() == dict(enumerate(sidecars))
+        assert finished_units(storage, RUN, 2) == units_of(storage, RUN).done()
         with pytest.raises(InputError, match=r"1 of 3 units are not there \(the first is 2\); run jobs/retrieve"):
             finished_units(storage, RUN, 3)
 
     def test_file_names_carry_the_hash_of_the_content_and_footers_the_run(self) -> None:
         storage = open_storage(fresh_memory())
         (sidecar,) = write_units(storage, num_units=1)
-        assert [file["table"] for file in sidecar["files"]] == ["candidates", "users"]
-        for file in sidecar["files"]:
-            data = storage.read(f"candidates/home/{file['key']}")
-            assert file["sha256"] == hashlib.sha256(data).hexdigest()
-            assert file["key"] == f"ds=2026-11-20/{RUN.run_id}/{file['table']}-00000-{file['sha256'][:16]}.parquet"
-            assert (file["bytes"], file["rows"]) == (len(data), pq.read_metadata(pa.BufferReader(data)).num_rows)
+        for table, file in (("candidates", sidecar.candidates), ("users", sidecar.users)):
+            data = storage.read(f"candidates/home/{file.key}")
+            assert file.sha256 == hashlib.sha256(data).hexdigest()
+            assert file.key == f"ds=2026-11-20/{RUN.run_id}/{table}-00000-{file.sha256[:16]}.parquet"
+            assert (file.bytes, file.rows) == (len(data), pq.read_metadata(pa.BufferReader(data)).num_rows)
             footer = pq.read_metadata(pa.BufferReader(data)).metadata
             assert (footer[b"run_id"], footer[b"schema_version"]) == (RUN.run_id.encode(), b"1")
 
@@ -93,45 +89,45 @@ class TestUnits:
         (first,) = write_units(storage, num_units=1)
         before = storage.list()
         candidates, users = make_unit(run_id=RUN.run_id).tables()
-        assert write_unit(storage, RUN, 0, candidates, users, {"users": 9}) == first
+        assert write_unit(storage, RUN, 0, candidates, users, 90, {"ok": 9}) == first
         assert storage.list() == before
 
     def test_of_two_attempts_with_other_bytes_the_first_stands(self) -> None:
         storage = open_storage(fresh_memory())
         (first,) = write_units(storage, num_units=1)
         candidates, users = make_unit(seed=5, run_id=RUN.run_id).tables()
-        assert write_unit(storage, RUN, 0, candidates, users, {"users": 9}) == first
-        assert done_units(storage, RUN) == {0: first}
+        assert write_unit(storage, RUN, 0, candidates, users, 90, {"ok": 9}) == first
+        assert units_of(storage, RUN).done() == {0: first}
 
     @pytest.mark.parametrize("damage", ["gone", "shorter"])
     def test_a_unit_whose_file_is_lost_is_to_do_and_can_be_done_again(self, damage: str) -> None:
         storage = open_storage(fresh_memory())
         sidecars = write_units(storage)
-        key = f"candidates/home/{sidecars[1]['files'][0]['key']}"
+        key = f"candidates/home/{sidecars[1].candidates.key}"
         data = storage.read(key)
         storage.delete(key)
         if damage == "shorter":
             storage.create(key, data[:-1])
-        assert list(done_units(storage, RUN)) == [0]
+        assert list(units_of(storage, RUN).done()) == [0]
         storage.delete(key)
         assert write_units(storage)[1] == sidecars[1]
-        assert done_units(storage, RUN) == dict(enumerate(sidecars))
+        assert units_of(storage, RUN).done() == dict(enumerate(sidecars))
 
     @pytest.mark.parametrize(
         "data",
-        [b"", b"{", b"[]", b"null", b'{"unit": 1}', b'{"unit": 0, "files": []}', b'{"unit": 0, "files": [{"key": 1}]}'],
+        [b"", b"{", b"[]", b"null", b'{"num_candidates": 1}', b'{"candidates": {"key": 1}, "users": {"key": 2}}'],
     )
     def test_a_sidecar_that_cannot_be_trusted_counts_for_nothing(self, data: bytes) -> None:
         storage = open_storage(fresh_memory())
-        storage.create(sidecar_key(RUN, 0), data)
-        assert done_units(storage, RUN) == {}
+        storage.create(units_of(storage, RUN).key(0), data)
+        assert units_of(storage, RUN).done() == {}
         (sidecar,) = write_units(storage, num_units=1)
-        assert done_units(storage, RUN) == {0: sidecar}
+        assert units_of(storage, RUN).done() == {0: sidecar}
 
     def test_units_of_another_run_are_not_ours(self) -> None:
         storage = open_storage(fresh_memory())
         write_units(storage, OTHER)
-        assert done_units(storage, RUN) == {}
+        assert units_of(storage, RUN).done() == {}
 
 
 class TestCommits:
@@ -180,12 +176,24 @@ class TestCommits:
         assert commit(storage, RUN, propose(RUN, None, *place)) == first
         assert len(storage.list("candidates/home/_commits/")) == 1
 
-    def test_our_own_commit_is_recognised_when_its_answer_was_lost(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_run_that_was_retracted_meanwhile_is_not_taken_for_published(self) -> None:
+        storage = open_storage(fresh_memory())
+        first = publish(storage)
+        ours = propose(RUN, first, first.manifest, first.manifest_sha256)
+        gone = first.model_copy(update={"seq": 2, "parent": 1, "kind": "retract", "uuid": "another"})
+        storage.create(commit_key("home", DS, 2), gone.model_dump_json().encode())
+        with pytest.raises(ConflictError, match=r"\(commit 2\)"):
+            commit(storage, RUN, ours)
+
+    @pytest.mark.parametrize("kind", ["publish", "rollback", "retract"])
+    def test_our_own_commit_is_recognised_when_its_answer_was_lost(
+        self, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         storage = open_storage(fresh_memory())
         place = write_run_manifest(storage, RUN, manifest_of(RUN, []))
         create = storage.create
         monkeypatch.setattr(storage, "create", lambda key, data: create(key, data) and False)
-        proposal = propose(RUN, None, *place)
+        proposal = propose(RUN, None, *place).model_copy(update={"kind": kind})
         assert commit(storage, RUN, proposal) == proposal
 
     def test_latest_json_follows_the_newest_day_and_is_written_only_when_it_must(self) -> None:
@@ -258,7 +266,7 @@ class TestReaders:
         data = storage.read(key)
         for damaged, says in (
             (data[:-1], "has .* bytes; commit 1 published it with"),
-            (data[:50] + bytes([data[50] ^ 1]) + data[51:], "damaged since it was written: its SHA-256 is another"),
+            (data[:50] + bytes([data[50] ^ 1]) + data[51:], "damaged, its SHA-256 is not the one that was written"),
             (None, "is gone; commit 1 published it"),
         ):
             storage.delete(key)

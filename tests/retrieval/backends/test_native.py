@@ -1,9 +1,7 @@
 """The native kernels against plain arithmetic, for every instruction set that this CPU can run."""
 
 import ctypes
-import importlib.util
 import shutil
-import subprocess
 import tempfile
 from dataclasses import replace
 from functools import cache
@@ -16,30 +14,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pipeline.data.lists import NO_ITEM, Lists
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
-from pipeline.retrieval.backends import open_index
-from pipeline.retrieval.backends.native import library as native_library
+from pipeline.retrieval.backends import open_index, planes
 from pipeline.retrieval.backends.native.index import NativeIndex
-from pipeline.retrieval.backends.native.library import LIBRARIES, cpu_flags, library_path, load_library
+from pipeline.retrieval.backends.native.layout import ItemPlanes, Layout
+from pipeline.retrieval.backends.native.library import CPU_FLAGS, cpu_flags, find_library, load_library
 from pipeline.retrieval.backends.torch.index import TorchIndex
-from pipeline.retrieval.filters import ShardMask, mask_shard
+from pipeline.retrieval.filters import ShardMask
 from pipeline.retrieval.index import Shortlist
 from pipeline.retrieval.shard import Shard, make_shard
-from pipeline.retrieval.topk import NO_ITEM
 from pipeline.settings import MolSettings, SearchSettings
-from tests.retrieval.worlds import exclusions
+from tests.retrieval.backends.native_libraries import emulated_library
 
-ROOT = Path(__file__).parents[3]
-BUILT = [name for name, needed in LIBRARIES.items() if library_path(name) and needed <= cpu_flags()]
 EMULATED = "amx with emulated tiles"  # what is built on the tiles, on any CPU that has the vectors
-CAN_EMULATE = shutil.which("c++") and LIBRARIES["avx512"] <= cpu_flags()
+BUILT = [name for name, needed in CPU_FLAGS.items() if needed <= cpu_flags() and find_library(name).library]
+CAN_EMULATE = shutil.which("c++") and CPU_FLAGS["avx512"] <= cpu_flags()
 USABLE = BUILT + ([EMULATED] if CAN_EMULATE else [])
-pytestmark = pytest.mark.skipif(not USABLE, reason="no native library was built for this CPU")
+pytestmark = pytest.mark.skipif(not USABLE, reason="no native library for this CPU")
 DTYPES = ["float32", "bfloat16", "int8"]
-
-
-def rounded(values: Tensor) -> Tensor:
-    return ((values.contiguous().view(torch.int32) + 0x8000) >> 16 << 16).view(torch.float32)
 
 
 def as_stored(rows: Tensor, queries: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
@@ -47,7 +40,7 @@ def as_stored(rows: Tensor, queries: Tensor, dtype: str) -> tuple[Tensor, Tensor
     if dtype == "float32":
         return rows, queries
     if dtype == "bfloat16":
-        return rounded(rows), rounded(queries)
+        return planes.round_to_high(rows), planes.round_to_high(queries)
     # As the index has it: one is a division of doubles, the other torch's, which multiplies by the reciprocal.
     scale, scales = (
         127 / max(float(rows.abs().max()), 1e-30),
@@ -65,20 +58,14 @@ def bare_shard(rows: Tensor) -> Shard:
 @cache
 def library_for(name: str) -> ctypes.CDLL:
     if name != EMULATED:
-        path = library_path(name)
-        assert path is not None
-        return load_library(path)
-    spec = importlib.util.spec_from_file_location("setup", ROOT / "setup.py")
-    assert spec
-    assert spec.loader
-    build = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(build)
-    sources = sorted((ROOT / build.NATIVE).glob("*.cpp"))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "emulated.so"
-        options = [*build.COMMON.split(), *build.AVX512.split(), "-DNR_AMX", "-DNR_EMULATED_TILES", "-shared", "-fPIC"]
-        subprocess.run(["c++", *options, *map(str, sources), "-o", str(path)], check=True)
-        return load_library(path)
+        library = find_library(name).library
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "emulated.so"
+            path.write_bytes(emulated_library())
+            library = load_library(path)
+    assert library is not None
+    return library
 
 
 def index_for(name: str, mol: MixtureOfLogits, shard: Shard, dtype: str = "bfloat16") -> NativeIndex:
@@ -95,13 +82,11 @@ def tiny_mol() -> MixtureOfLogits:
 def random_mask(rng: np.random.Generator, num_queries: int, num_items: int, share: float) -> ShardMask:
     is_eligible = torch.from_numpy(rng.random(num_items) >= share / 2)
     lists = [np.flatnonzero(rng.random(num_items) < share * rng.random()) for _ in range(num_queries)]
-    return mask_shard(is_eligible, 0, exclusions(lists))
+    return ShardMask(num_items, Lists.of(lists), is_eligible)
 
 
 def allowed(mask: ShardMask, query: int) -> Tensor:
-    is_allowed = mask.is_eligible_N.clone()
-    is_allowed[torch.from_numpy(mask.at[mask.offsets[query] : mask.offsets[query + 1]]).long()] = False
-    return is_allowed
+    return mask.hide(torch.zeros(len(mask), mask.num_items), 0)[query] == 0
 
 
 def check_stage1(found: Shortlist, scores_BN: Tensor, mask: ShardMask, num_kept: int, tolerance: float) -> None:
@@ -259,7 +244,7 @@ def test_results_do_not_depend_on_batch_order_or_threads(name):
     mol, queries, shard = mol_world(3, (4, 4, 24, 48), num_items=3_000, num_queries=70)
     index = index_for(name, mol, shard)
     mask = random_mask(np.random.default_rng(0), 70, 3_000, 0.1)
-    mask = replace(mask, is_eligible_N=shard.is_eligible_N)
+    mask = replace(mask, is_eligible_N=None)
 
     def everything(at: slice) -> list[Tensor]:
         side, part = queries.take(at), mask.narrow(at.start, at.stop)
@@ -289,20 +274,10 @@ def test_a_shard_with_a_value_that_is_not_a_number_is_refused():
         open_index(mol, shard, SearchSettings())
 
 
-def test_the_environment_chooses_the_library(monkeypatch):
-    for choice in (*BUILT, "off"):
-        monkeypatch.setenv("NIGHTRAILS_NATIVE", choice)
-        native_library.native_library.cache_clear()
-        library = native_library.native_library()
-        assert (library is None) == (choice == "off")
-        if library is not None:
-            assert choice in library._name
-    native_library.native_library.cache_clear()
-
-
 def test_rows_are_held_once_and_give_back_every_bit():
     mol, _, shard = mol_world(0, (8, 8, 32, 128), num_items=200)
     index = index_for(USABLE[0], mol, shard)
-    assert torch.equal(torch.stack([index._component(j) for j in range(8)], dim=1), shard.items.components_NXD)
+    rows = ItemPlanes(shard, Layout(mol, rows=8))
+    assert torch.equal(torch.stack([rows.component(j) for j in range(8)], dim=1), shard.items.components_NXD)
     per_item = index.bytes_of["components and gate"] / 200
     assert per_item == 4 * (8 * 32 + 64)

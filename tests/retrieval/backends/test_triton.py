@@ -4,7 +4,7 @@ B queries, N items, Q/X query/item components, D width.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -16,6 +16,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
 pytest.importorskip("triton")
 
+from pipeline.data.lists import NO_ITEM, Lists
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
 from pipeline.retrieval.backends.torch.index import TorchIndex
 from pipeline.retrieval.backends.triton import index as triton_index
@@ -25,13 +26,13 @@ from pipeline.retrieval.backends.triton.index import TritonIndex
 from pipeline.retrieval.backends.triton.layout import MolShape, lay_out_items
 from pipeline.retrieval.backends.triton.product_kernels import IS_INTERPRETED
 from pipeline.retrieval.backends.triton.tables import quantised_table
-from pipeline.retrieval.filters import ShardMask, mask_shard
+from pipeline.retrieval.brute_force import brute_force
+from pipeline.retrieval.filters import Eligibility, Rules, ShardMask
 from pipeline.retrieval.index import FLOAT32_ERROR, Shortlist
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.shard import make_shard
-from pipeline.retrieval.topk import NO_ITEM
 from pipeline.settings import MolSettings, SearchSettings
-from tests.retrieval.worlds import exclusions, make_world
+from tests.retrieval.worlds import make_world
 
 # Of scores times the temperature; for bfloat16 as measured over untrained gates of many kinds, 0.022 at worst.
 ERRORS = {"float32": FLOAT32_ERROR, "bfloat16": 0.03}
@@ -73,7 +74,8 @@ class Case:
 
 def is_allowed(mask: ShardMask) -> Tensor:
     """(B, N)"""
-    return mask.hide(torch.zeros(len(mask), mask.num_items, device=mask.is_eligible_N.device), 0) == 0
+    device = "cpu" if mask.is_eligible_N is None else mask.is_eligible_N.device
+    return mask.hide(torch.zeros(len(mask), mask.num_items, device=device), 0) == 0
 
 
 def largest_logits(case: Case) -> Tensor:
@@ -92,7 +94,7 @@ def make_case(device: str, shape=(3, 2, 7, 12), num_queries=5, num_items=200, se
         items = mol.item_side(torch.randn(num_items, 16) * spread)
     mask = make_mask(num_queries, num_items, seed)
     if device == "cuda":
-        mol, mask = mol.cuda(), ShardMask(mask.is_eligible_N.cuda(), mask.offsets, mask.at)
+        mol, mask = mol.cuda(), mask.to("cuda")
         queries = QuerySide(queries.components_BQD.cuda(), queries.gate_BP.cuda())
         items = ItemSide(items.components_NXD.cuda(), items.gate_NP.cuda())
     return Case(mol, queries, items, mask)
@@ -103,7 +105,8 @@ def make_mask(num_queries: int, num_items: int, seed: int = 0, share: float = 0.
     rng = np.random.default_rng(seed)
     sizes = np.linspace(0, share * num_items, num_queries).astype(int)
     lists = [rng.choice(num_items, size, replace=False) for size in sizes]
-    return mask_shard(torch.from_numpy(rng.random(num_items) > 0.1), 0, exclusions(lists))
+    excluded = Lists.of(lists).distinct()
+    return ShardMask(num_items, excluded, torch.from_numpy(rng.random(num_items) > 0.1))
 
 
 def best(scores_BN: Tensor, is_allowed_BN: Tensor, k: int) -> list[list[int]]:
@@ -165,7 +168,7 @@ def test_a_large_table_is_searched_by_a_sampled_threshold(device, monkeypatch, b
     case = make_case(device, num_queries=3, num_items=1_500)
     vectors_ND, queries_BD = torch.randn(1_500, dim, device=device), torch.randn(3, dim, device=device)
     index = TritonIndex(case.mol, make_shard(0, case.items, vectors_ND), low_rank_bits=bits)
-    mask = mask_shard(case.mask.is_eligible_N, 0, exclusions([np.arange(num_excluded)] * 3))
+    mask = replace(case.mask, excluded=Lists.of([np.arange(num_excluded)] * 3))
     found = index.preselect("low_rank", queries_BD, 30, mask)
     if bits == 8:
         table = quantised_table(vectors_ND)
@@ -306,8 +309,8 @@ def test_where_everything_is_hidden_nothing_is_found(device):
     index = case.index()
     nothing_B = torch.full((2,), -torch.inf, device=device)
     for mask in (
-        mask_shard(torch.ones(40, dtype=torch.bool, device=device), 0, exclusions([np.arange(40)] * 2)),
-        mask_shard(torch.zeros(40, dtype=torch.bool, device=device), 0, exclusions([[], []])),
+        ShardMask(40, Lists.of([np.arange(40)] * 2)),
+        ShardMask(40, Lists.empty(2), torch.zeros(40, dtype=torch.bool, device=device)),
     ):
         assert listed(index.preselect("mean", case.queries.mean_BD, 5, mask)) == [[], []]
         found, bound_B = index.scan(case.queries, 5, mask, nothing_B, 40)
@@ -347,9 +350,21 @@ def test_a_search_finds_what_the_plain_one_does(device, method):
     world = make_world(num_queries=4, num_items=150)
     (shard,) = world.shards(1)
     config = SearchSettings(k=10, method=method, num_preselected=150, num_per_embd=150)
-    plain = search_shard(TorchIndex(world.mol, shard, config), world.queries, world.excluded, config)
+    plain = search_shard(TorchIndex(world.mol, shard, config), world.queries, world.rules, config)
     queries = QuerySide(world.queries.components_BQD.to(device), world.queries.gate_BP.to(device))
     index = TritonIndex(world.mol.to(device), shard.to(device))
-    found = search_shard(index, queries, world.excluded, config)
+    found = search_shard(index, queries, world.rules, config)
     assert found.rows_BK.tolist() == plain.rows_BK.tolist()
     torch.testing.assert_close(found.scores_BK.cpu(), plain.scores_BK, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["exact", "topk_avg"])
+def test_each_group_is_shown_the_best_of_what_it_may_be_shown(device, method):
+    world = make_world(num_queries=6, num_items=150)
+    masks = torch.rand(3, 150, generator=torch.Generator().manual_seed(0)) < torch.tensor([[1.0], [0.5], [0.05]])
+    rules = Rules(world.excluded, Eligibility(masks, np.array([2, 0, 1, 1, 0, 2])))
+    _, expected = brute_force(world.mol, world.queries, world.shards(1), rules, k=10)
+    config = SearchSettings(k=10, method=method, num_preselected=150)
+    queries = QuerySide(world.queries.components_BQD.to(device), world.queries.gate_BP.to(device))
+    index = TritonIndex(world.mol.to(device), world.shards(1)[0].to(device))
+    assert search_shard(index, queries, rules, config).rows_BK.tolist() == expected.tolist()

@@ -11,6 +11,7 @@ namespace nr {
 struct Items {
   const uint16_t* high;  // (N, stride)
   const int16_t* low;    // (N, stride)
+  int64_t num_items;     // N
   int64_t stride;        // numbers, a multiple of 32 (64 bytes)
   int width;             // X · D + P, even
 

@@ -1,74 +1,117 @@
-"""Finding and loading the native kernels: one shared library per instruction set, made by the package's build."""
+"""Find the native kernels for this CPU, build them once per node where there are none, and load them.
+
+A library is accepted only when it is whole and made from the sources that lie beside this code. Ray uploads the code of
+a submitted job without what `.gitignore` names, so the libraries may be elsewhere than the code, or nowhere.
+"""
 
 import ctypes
-import importlib.util
+import fcntl
+import json
 import logging
 import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import distributions
 from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
-import torch
-from torch import Tensor
+from pipeline.retrieval.backends.native.build import (
+    FLAGS,
+    FOLDER,
+    BuildError,
+    compile_library,
+    is_made_from,
+    library_name,
+    source_hash,
+)
+from pipeline.retrieval.backends.native.interface import declare
 
 log = logging.getLogger("nightrails")
 
 CHOICE = "NIGHTRAILS_NATIVE"
-# Best first, each with what /proc/cpuinfo must say.
+CACHE = "NIGHTRAILS_CACHE"
+DISTRIBUTION = "nightrails"
+# What /proc/cpuinfo must say for each instruction set.
 _AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni", "fma"}
-LIBRARIES = {
+CPU_FLAGS = {
     "amx": _AVX512 | {"amx_tile", "amx_bf16", "amx_int8"},
     "avx512": _AVX512,
     "avx2": {"avx2", "fma"},
 }
-# Linux lends the tiles of AMX to a process that asks: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
-ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18
-HUGE_PAGE = 2 << 20
-MADV_HUGEPAGE = 14
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The library that this process uses and the file it came from, or the reason why there is none."""
+
+    library: ctypes.CDLL | None
+    origin: str = ""
+    reason: str = ""
+
+    @property
+    def instruction_set(self) -> str:
+        return self.library.nr_instruction_set().decode() if self.library else ""
 
 
 @cache
-def native_library() -> ctypes.CDLL | None:
-    """The best library that this CPU can run, None where there is none; says once which it is, or why not.
+def native_kernels() -> Kernels:
+    """The best library that this CPU can run; says once in the log which it is and where it came from, or why none.
 
     The environment variable NIGHTRAILS_NATIVE names one instruction set, or `off`.
     """
     choice = os.environ.get(CHOICE, "")
-    if choice == "off":
-        log.info("native kernels are switched off by %s; searching with PyTorch", CHOICE)
-        return None
-    flags = cpu_flags()
-    for name, needed in LIBRARIES.items():
-        if choice and name != choice:
-            continue
-        path = library_path(name)
-        if path is not None and needed <= flags and (name != "amx" or may_use_tiles()):
-            log.info("native kernels for %s", name)
-            return load_library(path)
-    reason = "there is none for this CPU" if any(map(library_path, LIBRARIES)) else "none was built: no C++ compiler?"
-    log.info("no native kernels (%s); searching with PyTorch, many times slower", reason)
-    return None
+    names = [name for name in FLAGS if CPU_FLAGS[name] <= cpu_flags() and choice in ("", name)]
+    kernels = Kernels(None, reason=f"{CHOICE}={choice}" if choice else "this CPU has neither AVX2 nor AVX-512")
+    for name in names:
+        kernels = find_library(name)
+        if kernels.library is not None:
+            log.info("native kernels for %s from %s", name, kernels.origin)
+            return kernels
+    log.info("no native kernels: %s", kernels.reason)
+    return kernels
 
 
-@cache
-def may_use_tiles() -> bool:
-    """Ask for AMX's tiles; threads that are started later have them too."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    asked = [ctypes.c_long(number) for number in (ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)]
-    return bool(libc.syscall(*asked) == 0)
+def find_library(name: str) -> Kernels:
+    """Load the library for one instruction set from the first place where it can be loaded."""
+    reason = "no folder that is ours alone to build in"
+    try:
+        for path in _libraries(name):
+            try:
+                library = load_library(path)
+            except OSError as error:  # built for another system, or on a disk that may not hold programs
+                log.warning("native kernels: %s", error)
+                reason = str(error)
+                continue
+            return Kernels(library, str(path), "" if library else "Linux does not lend AMX's tiles to this process")
+    except BuildError as error:
+        reason = str(error)
+    return Kernels(None, reason=f"no kernels: {reason}")
 
 
-def library_path(name: str) -> Path | None:
-    """Where the build has put the library for an instruction set."""
-    found = importlib.util.find_spec(f"pipeline.retrieval.backends.native.{name}")
-    return Path(found.origin) if found and found.origin else None
+def load_library(path: Path) -> ctypes.CDLL | None:
+    """Load a library that this CPU can run; None when its first tile would end the process, as nobody lends it tiles.
 
-
-def load_library(path: Path) -> ctypes.CDLL:
-    """The library with its functions declared."""
+    Raises OSError when the file cannot be loaded.
+    """
     library = ctypes.CDLL(str(path))
-    library.nr_num_blocks.restype = ctypes.c_int64
-    library.nr_peak.restype = ctypes.c_double
-    return library
+    declare(library)
+    return library if library.nr_is_usable() else None
+
+
+def cache_folders() -> list[Path]:
+    """Where a node keeps the libraries that it has built: in the user's cache, and for users without one in /tmp."""
+    temporary = Path(tempfile.gettempdir()) / f"{DISTRIBUTION}-{os.geteuid()}"
+    if own := os.environ.get(CACHE):
+        return [Path(own) / "kernels", temporary]
+    try:
+        parent = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user whom the system does not know has no home
+        return [temporary]
+    return [parent / DISTRIBUTION / "kernels", temporary]
 
 
 @cache
@@ -81,13 +124,49 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
 
 
-def huge_pages(num: int, dtype: torch.dtype) -> Tensor:
-    """A tensor of zeros on a 2 MiB boundary, on huge pages where the kernel gives them: rows are read at random."""
-    size = num * dtype.itemsize
-    buffer = torch.empty(size + HUGE_PAGE, dtype=torch.uint8)
-    start = -buffer.data_ptr() % HUGE_PAGE
-    part = buffer[start : start + size]
-    libc = ctypes.CDLL(None, use_errno=True)
-    if hasattr(libc, "madvise") and size >= HUGE_PAGE:
-        libc.madvise(ctypes.c_void_p(part.data_ptr()), ctypes.c_size_t(size), ctypes.c_int(MADV_HUGEPAGE))
-    return part.zero_().view(dtype)
+def _libraries(name: str) -> Iterator[Path]:
+    """The files that hold this library, nearest first. The last ones are compiled when they are asked for."""
+    wanted = source_hash(name)
+    for folder in (FOLDER, *_installed_folders()):
+        path = folder / library_name(name)
+        if is_made_from(path, wanted):
+            yield path
+    for folder in cache_folders():
+        path = folder / f"{name}-{wanted[:16]}.so"
+        try:
+            if not _is_ours_alone(folder):
+                log.warning("native kernels: %s is not used: others may write to it", folder)
+                continue
+            if not is_made_from(path, wanted):
+                _build_once(name, path, wanted)
+        except OSError as error:
+            log.info("native kernels: %s is not used: %s", folder, error)
+            continue
+        yield path
+
+
+def _installed_folders() -> Iterator[Path]:
+    """Where the installed package has its kernels: a wheel among its files, an editable install in its checkout."""
+    within = FOLDER.relative_to(FOLDER.parents[3])  # pipeline/retrieval/backends/native
+    for distribution in distributions(name=DISTRIBUTION):
+        yield Path(str(distribution.locate_file(within)))
+        origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+        if origin.get("dir_info", {}).get("editable"):
+            yield Path(url2pathname(urlparse(origin["url"]).path)) / within
+
+
+def _is_ours_alone(folder: Path) -> bool:
+    """Make the folder if it is not there; whether nobody else can put a library into it."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.lstat()
+    is_private = stat.S_ISDIR(status.st_mode) and not status.st_mode & 0o077
+    return is_private and status.st_uid == os.geteuid()
+
+
+def _build_once(name: str, path: Path, wanted: str) -> None:
+    """Compile the library, or wait for the process of this node that does."""
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not is_made_from(path, wanted):
+            log.info("native kernels: compiling for %s, once on this node", name)
+            compile_library(name, path)

@@ -18,6 +18,21 @@ struct Excluded {
   }
 };
 
+// Which items the queries of one call may be given.
+struct Mask {
+  const uint16_t* allowed;  // [blocks]: a bit per item, 0 for padding
+  const int64_t* offsets;   // (num_queries + 1,): query q's exclusions are numbers offsets[q] to offsets[q + 1]
+  const int32_t* excluded;  // ascending within a query
+  Excluded excluded_from(int64_t q) const { return {excluded + offsets[q], excluded + offsets[q + 1]}; }
+};
+
+// Where one call leaves the best items of each query, padded with -inf and -1.
+struct Best {
+  float* scores;   // (num_queries, num_kept)
+  int64_t* items;  // (num_queries, num_kept)
+  int num_kept;
+};
+
 class Reservoir {
  public:
   // What is at most `floor` is never kept. Room for `room` times what is kept, and one block.
@@ -68,8 +83,10 @@ class Reservoir {
     return threshold_;
   }
 
-  // Writes what is best, in any order, and pads with -inf and -1. Of equal scores the first items stay.
-  void finish(float factor, float* scores, int64_t* items) {
+  // Writes the best of query q, their scores times `factor`, in any order. Of equal scores the first items stay.
+  void finish(float factor, int64_t q, const Best& best) {
+    float* scores = best.scores + q * best.num_kept;
+    int64_t* items = best.items + q * best.num_kept;
     drop_excluded();
     if (size_ > kept_) cut();
     for (int i = 0; i < size_; i++) scores[i] = scores_[i] * factor, items[i] = items_[i];

@@ -19,22 +19,34 @@ constexpr int SAMPLED_ITEMS = 4;      // at least, for each that the threshold l
 // Items in blocks of sixteen columns, padded with blocks of zeros to whole groups of BLOCKS.
 inline int64_t num_blocks(int64_t num_items) { return (num_items + COLUMNS - 1) / COLUMNS * BLOCKS; }
 
+enum Dtype { FLOAT32, BFLOAT16, INT8 };
+
+// The items' vectors, in groups of one, two or four numbers.
+struct Table {
+  const uint32_t* groups;  // [blocks][num_groups][16]
+  const int32_t* starts;   // [blocks][16]: where the sums of 8-bit groups start, else null
+  int64_t num_items;
+  int num_groups, dtype;
+};
+
+// The queries' vectors.
+struct Vectors {
+  const float* rows;  // (num_queries, dim)
+  int64_t num_queries;
+  int dim;
+  const float* scales;   // (num_queries,): a query's numbers times this become 8-bit ones, else null
+  const float* factors;  // (num_queries,): 8-bit sums times this become scores, else null
+};
+
 template <class K>
 struct Stage1 {
   typedef typename K::Group Group;
   typedef typename K::Sum Sum;
-  const Group* queries;  // (num_queries, groups), padded to a multiple of ROWS
-  int64_t num_queries;
-  const Group* table;       // [blocks][groups][16]
-  const int32_t* starts;    // [blocks][16]: 8-bit tables only
-  const uint16_t* allowed;  // [blocks]: a bit per item; also says which columns are padding
-  int64_t num_items;
-  int groups, num_kept;
-  const float* factors;  // of the scores of each query, or null
-  const int64_t* excluded_offsets;
-  const int32_t* excluded;
-  float* scores;   // (num_queries, num_kept)
-  int64_t* items;  // (num_queries, num_kept)
+  const Group* queries;  // (num_queries, table.num_groups), padded to a multiple of ROWS
+  Vectors vectors;
+  Table table;
+  Mask mask;
+  Best best;
 
   void tile(int64_t low, int64_t high, std::vector<Reservoir>& reservoirs, std::vector<Sum>& thresholds) const {
     const int n = (int)(high - low), padded = (n + ROWS - 1) / ROWS * ROWS;
@@ -45,7 +57,7 @@ struct Stage1 {
       for (int q = 0; q < n; q++) floors[q] = reservoirs[q].worst();
     }
     for (bool is_done = false; !is_done;) {
-      pass(low, floors, num_kept, 1, reservoirs, thresholds);
+      pass(low, floors, best.num_kept, 1, reservoirs, thresholds);
       is_done = true;
       for (int q = 0; q < n; q++) {
         if (floors[q] == INFINITY) continue;
@@ -54,20 +66,23 @@ struct Stage1 {
           is_done = false;
           continue;
         }
-        const float factor = factors ? factors[low + q] : 1.0f;
-        reservoirs[q].finish(factor, scores + (low + q) * num_kept, items + (low + q) * num_kept);
+        reservoirs[q].finish(vectors.factors ? vectors.factors[low + q] : 1.0f, low + q, best);
         floors[q] = INFINITY;
       }
     }
   }
 
  private:
+  int64_t block_size() const { return (int64_t)table.num_groups * BLOCK; }
+  const Group* block(int64_t b) const { return reinterpret_cast<const Group*>(table.groups) + b * block_size(); }
+  const Group* query(int64_t q) const { return queries + q * table.num_groups; }
+
   // How many sampled items are to be above the first threshold; 0 where sampling saves nothing. The chance that as many
   // of the best are sampled (a Poisson variable) is 1 to 3 in 10,000.
   int above_threshold() const {
-    const double expected = (double)num_kept / SAMPLE_STEP;
+    const double expected = (double)best.num_kept / SAMPLE_STEP;
     const int above = (int)std::ceil(expected + 3.5 * std::sqrt(expected) + 2);
-    return expected >= 1 && num_items >= (int64_t)above * SAMPLED_ITEMS * SAMPLE_STEP ? above : 0;
+    return expected >= 1 && table.num_items >= (int64_t)above * SAMPLED_ITEMS * SAMPLE_STEP ? above : 0;
   }
 
   // The queries meet one group of COLUMNS items in `step`.
@@ -77,11 +92,10 @@ struct Stage1 {
     for (int q = 0; q < padded; q++) {
       thresholds[q] = limit(floors[q]);
       if (floors[q] < INFINITY)
-        reservoirs[q].reset(num_wanted, ROOM, floors[q],
-                            {excluded + excluded_offsets[low + q], excluded + excluded_offsets[low + q + 1]});
+        reservoirs[q].reset(num_wanted, ROOM, floors[q], mask.excluded_from(low + q));
     }
-    const int64_t blocks = num_blocks(num_items), block_size = (int64_t)groups * BLOCK, stride = (int64_t)step * BLOCKS;
-    const int64_t at_once = std::max<int64_t>(1, CHUNK_BYTES / (block_size * (int64_t)sizeof(Group)) / BLOCKS);
+    const int64_t blocks = num_blocks(table.num_items), stride = (int64_t)step * BLOCKS;
+    const int64_t at_once = std::max<int64_t>(1, CHUNK_BYTES / (block_size() * (int64_t)sizeof(Group)) / BLOCKS);
     for (int64_t first = 0; first < blocks; first += at_once * stride)
       for (int q = 0; q < padded; q += ROWS) {
         const bool is_wanted = std::any_of(&floors[q], &floors[q] + ROWS, [](float f) { return f < INFINITY; });
@@ -105,10 +119,9 @@ struct Stage1 {
             Sum* thresholds) const {
 #ifdef NR_AMX
     if constexpr (K::PER_GROUP > 1) {
-      const int64_t block_size = (int64_t)groups * BLOCK;
       for (int64_t b = first; b < last; b += stride) {
         Sum start[PARTS<Sum>];
-        product_in_tiles<K>(queries + (low + q) * groups, groups, ROWS, table + b * block_size, block_size, groups,
+        product_in_tiles<K>(query(low + q), table.num_groups, ROWS, block(b), block_size(), table.num_groups,
                             starting_sums(b, start), [&](int row, const Sums<K>& sums) {
                               keep(sums, rows_above<K>(sums, thresholds + q + row), b, reservoirs + q + row,
                                    thresholds + q + row);
@@ -121,7 +134,7 @@ struct Stage1 {
       for (int64_t b = first; b < last; b += stride) {
         Sums<K> sums;
         uint32_t above = 0;
-        b = next_above(queries + (low + row) * groups, b, last, stride, thresholds + row, sums, above);
+        b = next_above(query(low + row), b, last, stride, thresholds + row, sums, above);
         keep(sums, above, b, reservoirs + row, thresholds + row);
       }
   }
@@ -130,14 +143,13 @@ struct Stage1 {
   // each such query; `last` when there is none. By itself, so that the sums stay in registers.
   __attribute__((noinline)) int64_t next_above(const Group* rows, int64_t b, int64_t last, int64_t stride,
                                                const Sum* thresholds, Sums<K>& sums, uint32_t& above) const {
-    const int64_t block_size = (int64_t)groups * BLOCK;
     for (; b < last; b += stride) {
-      Sums<K> found;
+      Sums<K> these;
       Sum start[PARTS<Sum>];
-      accumulate<K>(rows, groups, table + b * block_size, block_size, groups, starting_sums(b, start), found);
-      above = rows_above<K>(found, thresholds);
+      accumulate<K>(rows, table.num_groups, block(b), block_size(), table.num_groups, starting_sums(b, start), these);
+      above = rows_above<K>(these, thresholds);
       if (above) {
-        copy<K>(found, sums);
+        copy<K>(these, sums);
         return b;
       }
     }
@@ -145,8 +157,8 @@ struct Stage1 {
   }
 
   NR_INLINE const Sum* starting_sums(int64_t b, Sum* start) const {
-    if (!starts) return nullptr;
-    each<PARTS<Sum>>([&](auto p) NR_INLINE { start[p] = load<Sum>(starts + b * BLOCK + p * LANES<Sum>); });
+    if (!table.starts) return nullptr;
+    each<PARTS<Sum>>([&](auto p) NR_INLINE { start[p] = load<Sum>(table.starts + b * BLOCK + p * LANES<Sum>); });
     return start;
   }
 
@@ -156,10 +168,10 @@ struct Stage1 {
     for (; above; above &= above - 1) {
       const int r = __builtin_ctz(above);
       for (int p = 0; p < PARTS<Sum>; p++) {
-        const uint32_t bits = allowed[b + p / PER_BLOCK] >> (p % PER_BLOCK * LANES_HERE);
-        const uint32_t mask = mask_above(sums[r][p], thresholds[r]) & bits;
-        if (mask)
-          reservoirs[r].add(mask, as_float(sums[r][p]), lane_numbers() + (int32_t)(b * BLOCK + p * LANES_HERE));
+        const uint32_t allowed = mask.allowed[b + p / PER_BLOCK] >> (p % PER_BLOCK * LANES_HERE);
+        const uint32_t kept = mask_above(sums[r][p], thresholds[r]) & allowed;
+        if (kept)
+          reservoirs[r].add(kept, as_float(sums[r][p]), lane_numbers() + (int32_t)(b * BLOCK + p * LANES_HERE));
       }
       thresholds[r] = limit(reservoirs[r].threshold());
     }
@@ -169,21 +181,22 @@ struct Stage1 {
 template <class K>
 static void run_stage1(const Stage1<K>& stage, int num_threads) {
   int64_t tile = QUERY_TILE;  // smaller when there are too few queries for all threads
-  while (tile > ROWS && (stage.num_queries + tile - 1) / tile < 2 * num_threads) tile /= 2;
-  for_tiles((stage.num_queries + tile - 1) / tile, num_threads, [&] {
+  const int64_t num_queries = stage.vectors.num_queries;
+  while (tile > ROWS && (num_queries + tile - 1) / tile < 2 * num_threads) tile /= 2;
+  for_tiles((num_queries + tile - 1) / tile, num_threads, [&] {
     return [&, reservoirs = std::vector<Reservoir>(tile), thresholds = std::vector<typename K::Sum>(tile)](
                int64_t number) mutable {
-      stage.tile(number * tile, std::min(stage.num_queries, (number + 1) * tile), reservoirs, thresholds);
+      stage.tile(number * tile, std::min(num_queries, (number + 1) * tile), reservoirs, thresholds);
     };
   });
 }
 
-// A table or queries of any kind as groups: rows of float32 padded with zeros. dtype 0 float32, 1 bfloat16, 2 int8.
+// Group g of a row of float32, padded with zeros; 8-bit numbers are the row's times `scale`, plus `offset`.
 static uint32_t group_of(const float* row, int dim, int g, int dtype, float scale, int offset) {
   uint32_t group = 0;
-  if (dtype == 0) {
+  if (dtype == FLOAT32) {
     std::memcpy(&group, row + g, 4);
-  } else if (dtype == 1) {
+  } else if (dtype == BFLOAT16) {
     for (int e = 0; e < 2 && 2 * g + e < dim; e++) group |= to_bf16(row[2 * g + e]) << (16 * e);
   } else {
     for (int e = 0; e < 4; e++) {
@@ -201,49 +214,43 @@ using namespace nr;
 
 extern "C" {
 
-// What rows of a product are padded to: a model's weights must be.
-int nr_rows() { return ROWS; }
-
 int64_t nr_num_blocks(int64_t num_items) { return num_blocks(num_items); }
 
-// rows (num_items, dim) float32 -> table [blocks][groups][16]; starts [blocks][16] for int8; both are filled whole.
-void nr_pack_table(const float* rows, int64_t num_items, int64_t row_stride, int dim, int groups, int dtype,
-                   float scale, uint32_t* table, int32_t* starts) {
-  for (int64_t b = 0; b < num_blocks(num_items); b++)
+// Fills the groups and the starts of a table from rows (num_items, dim) of float32; 8-bit numbers are times `scale`.
+void nr_pack_table(const float* rows, int dim, float scale, const Table* table, uint32_t* groups, int32_t* starts) {
+  for (int64_t b = 0; b < num_blocks(table->num_items); b++)
     for (int c = 0; c < BLOCK; c++) {
       const int64_t item = b * BLOCK + c;
       int32_t sum = 0;
-      for (int g = 0; g < groups; g++) {
-        const uint32_t group = item < num_items ? group_of(rows + item * row_stride, dim, g, dtype, scale, 0) : 0;
-        table[(b * groups + g) * BLOCK + c] = group;
+      for (int g = 0; g < table->num_groups; g++) {
+        const bool is_item = item < table->num_items;
+        const uint32_t group = is_item ? group_of(rows + item * dim, dim, g, table->dtype, scale, 0) : 0;
+        groups[(b * table->num_groups + g) * BLOCK + c] = group;
         for (int e = 0; e < 4; e++) sum += (int8_t)(group >> (8 * e));
       }
-      if (dtype == 2) starts[b * BLOCK + c] = -128 * sum;
+      if (starts) starts[b * BLOCK + c] = -128 * sum;
     }
 }
 
-// queries (num_queries, dim) float32 against a packed table; `query_scales` for int8 (what a query is multiplied by).
-void nr_stage1(const float* queries, int64_t num_queries, int dim, const uint32_t* table, const int32_t* starts,
-               const uint16_t* allowed, int64_t num_items, int groups, int dtype, const float* query_scales,
-               const float* factors, int num_kept, const int64_t* excluded_offsets, const int32_t* excluded,
-               int num_threads, float* scores, int64_t* items) {
-  const int64_t padded = (num_queries + ROWS - 1) / ROWS * ROWS + ROWS;
+// The items of the table with the largest inner products with each query.
+void nr_stage1(const Vectors* queries, const Table* table, const Mask* mask, int num_threads, const Best* best) {
+  const int groups = table->num_groups, dim = queries->dim, offset = table->dtype == INT8 ? 128 : 0;
+  const int64_t padded = (queries->num_queries + ROWS - 1) / ROWS * ROWS + ROWS;
   std::vector<uint32_t> packed(padded * groups);
-  for (int64_t q = 0; q < num_queries; q++)
+  for (int64_t q = 0; q < queries->num_queries; q++) {
+    const float scale = queries->scales ? queries->scales[q] : 0.0f;
     for (int g = 0; g < groups; g++)
-      packed[q * groups + g] =
-          group_of(queries + q * dim, dim, g, dtype, query_scales ? query_scales[q] : 0.0f, dtype == 2 ? 128 : 0);
-  auto run = [&](auto kind, const auto* a, const auto* b) {
+      packed[q * groups + g] = group_of(queries->rows + q * dim, dim, g, table->dtype, scale, offset);
+  }
+  auto run = [&](auto kind) {
     typedef decltype(kind) K;
-    run_stage1(Stage1<K>{a, num_queries, b, starts, allowed, num_items, groups, num_kept, factors, excluded_offsets,
-                         excluded, scores, items},
-               num_threads);
+    run_stage1(Stage1<K>{(const typename K::Group*)packed.data(), *queries, *table, *mask, *best}, num_threads);
   };
-  if (dtype == 0)
-    run(Float32{}, (const float*)packed.data(), (const float*)table);
-  else if (dtype == 1)
-    run(Bf16{}, packed.data(), table);
+  if (table->dtype == FLOAT32)
+    run(Float32{});
+  else if (table->dtype == BFLOAT16)
+    run(Bf16{});
   else
-    run(Int8{}, packed.data(), table);
+    run(Int8{});
 }
 }

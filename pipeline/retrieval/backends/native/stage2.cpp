@@ -14,6 +14,13 @@ struct Queries {
   int64_t num_queries;
 };
 
+// How far the exact scan goes for each query.
+struct Limits {
+  const float* floors;   // (num_queries,): scores below are not kept
+  const float* margins;  // (num_queries,): how far rounding to bfloat16 may have moved a logit
+  int64_t max_scored;    // items per query
+};
+
 template <class K>
 static void score_pairs(const Model& model, const Items& items, const Queries& queries, const int64_t* at,
                         int64_t per_query, int num_threads, float* scores) {
@@ -46,20 +53,18 @@ static void score_pairs(const Model& model, const Items& items, const Queries& q
 // reach what a query needs cannot be among its best, because a score is a weighted mean of logits.
 class Scan {
  public:
-  Scan(const Model& model, const Items& items, const Queries& queries, const uint16_t* allowed, int64_t num_items,
-       int num_kept, const float* floors, int64_t max_scored, const float* margins, const int64_t* excluded_offsets,
-       const int32_t* excluded, int64_t queries_at_once, float* scores, int64_t* found, float* bounds)
-      : model_(model), items_(items), queries_(queries), allowed_(allowed), num_items_(num_items), num_kept_(num_kept),
-        floors_(floors), max_scored_(max_scored), margins_(margins), excluded_offsets_(excluded_offsets),
-        excluded_(excluded), queries_at_once_(queries_at_once), scores_(scores), found_(found), bounds_(bounds),
-        network_(model), groups_((int64_t)items.width / 2 * COLUMNS), states_(queries_at_once) {}
+  Scan(const Model& model, const Items& items, const Queries& queries, const Mask& mask, const Limits& limits,
+       int64_t queries_at_once, const Best& best, float* bounds)
+      : model_(model), items_(items), queries_(queries), mask_(mask), limits_(limits), best_(best), bounds_(bounds),
+        queries_at_once_(queries_at_once), network_(model), groups_((int64_t)items.width / 2 * COLUMNS),
+        states_(queries_at_once) {}
 
   void operator()(int64_t tile) {
     const int64_t low = tile * queries_at_once_, high = std::min(queries_.num_queries, low + queries_at_once_);
     for (int64_t q = low; q < high; q++) begin(states_[q - low], q);
     int32_t at[COLUMNS];
-    for (int64_t first = 0; first < num_items_; first += COLUMNS) {
-      for (int c = 0; c < COLUMNS; c++) at[c] = (int32_t)std::min(first + c, num_items_ - 1);
+    for (int64_t first = 0; first < items_.num_items; first += COLUMNS) {
+      for (int c = 0; c < COLUMNS; c++) at[c] = (int32_t)std::min(first + c, items_.num_items - 1);
       items_.gather<Bf16>(at, groups_.data());
       for (int64_t q = low; q < high; q++) meet(states_[q - low], first);
     }
@@ -80,8 +85,8 @@ class Scan {
   void begin(State& state, int64_t q) {
     state.query = q;
     state.num_scored = 0;
-    state.best.reset(num_kept_, SCAN_ROOM, std::nextafter(floors_[q], -INFINITY), {nullptr, nullptr});
-    state.excluded = {excluded_ + excluded_offsets_[q], excluded_ + excluded_offsets_[q + 1]};
+    state.best.reset(best_.num_kept, SCAN_ROOM, std::nextafter(limits_.floors[q], -INFINITY), {nullptr, nullptr});
+    state.excluded = mask_.excluded_from(q);
     state.bound = -INFINITY;
     state.rows = as_rows<Bf16>(components(q), model_.query_components, model_.width, model_.scale);
     state.rows.resize((size_t)(model_.query_components + ROWS) * model_.width / 2);
@@ -104,16 +109,17 @@ class Scan {
                         each<PARTS<VF>>([&](auto p) NR_INLINE { top[p] = larger(top[p], sums[r][p]); });
                       });
                     });
-    const VF needed = broadcast<VF>(state.best.threshold() - margins_[state.query]);
+    const float margin = limits_.margins[state.query];
+    const VF needed = broadcast<VF>(state.best.threshold() - margin);
     for (int p = 0; p < PARTS<VF>; p++) {
       const int64_t start = first + p * L;
-      uint32_t mask = mask_above(top[p], needed) & (allowed_[start / BLOCK] >> (p % PER_BLOCK * L));
-      for (; mask; mask &= mask - 1) {
-        const int lane = __builtin_ctz(mask);
+      uint32_t reaching = mask_above(top[p], needed) & (mask_.allowed[start / BLOCK] >> (p % PER_BLOCK * L));
+      for (; reaching; reaching &= reaching - 1) {
+        const int lane = __builtin_ctz(reaching);
         const int32_t item = (int32_t)(start + lane);
         if (state.excluded.has(item)) continue;
-        if (state.num_scored >= max_scored_) {
-          state.bound = std::max(state.bound, top[p][lane] + margins_[state.query]);
+        if (state.num_scored >= limits_.max_scored) {
+          state.bound = std::max(state.bound, top[p][lane] + margin);
           continue;
         }
         state.num_scored++;
@@ -136,7 +142,7 @@ class Scan {
 
   void end(State& state, int64_t q) {
     if (state.num_waiting) flush(state, state.num_waiting);
-    state.best.finish(1.0f, scores_ + q * num_kept_, found_ + q * num_kept_);
+    state.best.finish(1.0f, q, best_);
     bounds_[q] = state.bound;
   }
 
@@ -147,18 +153,11 @@ class Scan {
   Model model_;
   Items items_;
   Queries queries_;
-  const uint16_t* allowed_;
-  int64_t num_items_;
-  int num_kept_;
-  const float* floors_;
-  int64_t max_scored_;
-  const float* margins_;
-  const int64_t* excluded_offsets_;
-  const int32_t* excluded_;
+  Mask mask_;
+  Limits limits_;
+  Best best_;
+  float* bounds_;  // (num_queries,)
   int64_t queries_at_once_;
-  float* scores_;
-  int64_t* found_;
-  float* bounds_;
   PairNetwork<Float32> network_;
   std::vector<uint32_t> groups_;
   std::vector<State> states_;
@@ -181,14 +180,13 @@ void nr_score_pairs(const Model* model, const Items* items, const Queries* queri
     score_pairs<Float64>(*model, *items, *queries, at, per_query, num_threads, scores);
 }
 
-void nr_scan(const Model* model, const Items* items, const Queries* queries, const uint16_t* allowed,
-             int64_t num_items, int num_kept, const float* floors, int64_t max_scored, const float* margins,
-             const int64_t* excluded_offsets, const int32_t* excluded, int num_threads, float* scores, int64_t* found,
-             float* bounds) {
+// The best of all items for each query; bounds (num_queries,): no item that was not scored, though it might have been
+// kept, scores more.
+void nr_scan(const Model* model, const Items* items, const Queries* queries, const Mask* mask, const Limits* limits,
+             int num_threads, const Best* best, float* bounds) {
   const int64_t at_once = even_tile(queries->num_queries, SCAN_QUERIES, num_threads);
   for_tiles((queries->num_queries + at_once - 1) / at_once, num_threads, [&] {
-    return Scan(*model, *items, *queries, allowed, num_items, num_kept, floors, max_scored, margins, excluded_offsets,
-                excluded, at_once, scores, found, bounds);
+    return Scan(*model, *items, *queries, *mask, *limits, at_once, *best, bounds);
   });
 }
 }

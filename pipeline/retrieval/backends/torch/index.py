@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from pipeline.data.lists import NO_ITEM
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
 from pipeline.retrieval.filters import ShardMask
 from pipeline.retrieval.index import FLOAT32_ERROR, Shortlist, Table, hide_missing
 from pipeline.retrieval.shard import Shard
 from pipeline.retrieval.streaming import Best
-from pipeline.retrieval.topk import NO_ITEM
 from pipeline.settings import SearchSettings, TableDtype
 
 # Pairs whose items are gathered at once, 2 to 4 KB each.
@@ -33,7 +33,7 @@ class TorchIndex:
     product_error = 1e-6
 
     def __init__(self, mol: MixtureOfLogits, shard: Shard, settings: SearchSettings) -> None:
-        self.first_row, self.is_eligible_N = shard.first_row, shard.is_eligible_N
+        self.first_row = shard.first_row
         self.num_item_components, self.temperature = mol.settings.num_item_components, mol.temperature
         self._mol, self._mol64 = mol, copy.deepcopy(mol).double()
         self._shard, self._settings = shard, settings
@@ -66,7 +66,7 @@ class TorchIndex:
             full_BD = pad(tile_BD, (0, 0, 0, STAGE1_QUERIES - len(tile_BD)))
             return (full_BD @ rows_ND[low:high].T)[: len(tile_BD)]
 
-        return _best(tile_of, mask, num_kept, len(self), STAGE1_QUERIES, STAGE1_ITEMS)
+        return _best(tile_of, mask, num_kept, len(self), STAGE1_QUERIES, STAGE1_ITEMS, queries_BD.device)
 
     @torch.inference_mode()
     def score(self, queries: QuerySide, at_BM: Tensor, is_quick: bool = False) -> Tensor:
@@ -85,7 +85,8 @@ class TorchIndex:
             return scores_BN
 
         num_scored = min(len(self), max_scored)
-        found = _best(tile_of, mask, num_kept, num_scored, self._settings.query_tile, self._settings.item_tile)
+        tiles = self._settings.query_tile, self._settings.item_tile
+        found = _best(tile_of, mask, num_kept, num_scored, *tiles, floor_B.device)
         is_below_BM = found.scores_BM < floor_B[:, None]
         scores_BM = found.scores_BM.masked_fill(is_below_BM, -torch.inf)
         highest = -torch.inf if num_scored == len(self) else 1 / self.temperature
@@ -115,13 +116,14 @@ def _best(
     num_items: int,
     query_tile: int,
     item_tile: int,
+    device: torch.device,
 ) -> Shortlist:
     """The best of the first `num_items` by the scores of `tile_of(queries, low, high)`."""
     parts = []
     for start in range(0, len(mask), query_tile):
         queries = slice(start, min(start + query_tile, len(mask)))
         part = mask.narrow(queries.start, queries.stop)
-        best = Best(len(part), num_kept, mask.is_eligible_N.device)
+        best = Best(len(part), num_kept, device)
         for low in range(0, num_items, item_tile):
             best.add(part.hide(tile_of(queries, low, min(low + item_tile, num_items)), low), low)
         parts.append(best.result())

@@ -42,7 +42,7 @@ class TritonIndex:
         precision: Literal["float32", "bfloat16"] = "float32",
         low_rank_bits: Literal[8, 16] = 16,
     ) -> None:
-        self.first_row, self.is_eligible_N = shard.first_row, shard.is_eligible_N
+        self.first_row = shard.first_row
         self.num_item_components, self.temperature = mol.settings.num_item_components, mol.temperature
         device = shard.mean_ND.device
         self._mol64 = copy.deepcopy(mol).double()
@@ -110,7 +110,7 @@ class TritonIndex:
         largest_passed_B = torch.full_like(floor_B, -torch.inf)
         if not len(mask) or not len(self):
             return kept.result(), largest_passed_B
-        allowed, bounds = allow(mask), self._bounds.for_queries(queries)
+        allowed, bounds = allow(mask, floor_B.device), self._bounds.for_queries(queries)
         laid_out = lay_out_queries(self._shape, queries, self.temperature, torch.float32)
         left_B = torch.full(floor_B.shape, max_scored, dtype=torch.int32, device=floor_B.device)
         for low in range(0, len(self), SCAN_ITEMS):

@@ -8,7 +8,6 @@ one column: the score of a pair is the same bits whatever else is in the batch.
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import triton
 from torch import Tensor
@@ -55,14 +54,15 @@ class Blocks:
     max_registers: int | None = None
 
 
-def allow(mask: ShardMask) -> Allowed:
-    """Where the mask's tensor is."""
+def allow(mask: ShardMask, device: torch.device) -> Allowed:
+    """The mask as the kernels want it, on their device."""
     eligible_N = mask.is_eligible_N
+    if eligible_N is None:
+        eligible_N = torch.ones(mask.num_items, dtype=torch.bool, device=device)
     bits = pad(eligible_N, (0, -len(eligible_N) % 32)).view(-1, 32).to(torch.int32)
     words = (bits << torch.arange(32, device=bits.device, dtype=torch.int32)).sum(dim=1, dtype=torch.int32)
-    queries = np.repeat(np.arange(len(mask)), np.diff(mask.offsets))
-    device = eligible_N.device
-    return Allowed(len(eligible_N), words, torch.from_numpy(queries).to(device), torch.from_numpy(mask.at).to(device))
+    queries, items = torch.from_numpy(mask.excluded.owners), torch.from_numpy(mask.excluded.values)
+    return Allowed(len(eligible_N), words, queries.to(device), items.to(device))
 
 
 def product_blocks(row_bytes: int, num_bytes: int, num_products: int) -> Blocks:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
+from pipeline.retrieval.backends import planes
 
 MAX_BLOCK_D = 256  # columns of a product that are held at once
 ITEMS_PER_STEP = 262_144
@@ -74,8 +75,7 @@ class MolShape:
 class ItemRows:
     """Items for stage 2: a row is an item's components (X, D), then its gate in the order j·Q + i, then zeros.
 
-    The bits of a float32 value are (high << 16) + low. `high` alone is that value in bfloat16, halves rounded away from
-    zero (rounded to even, `low` would not fit), so no table is kept twice.
+    In two planes (planes.py): `high` alone is the row in bfloat16, so no table is kept twice.
     """
 
     shape: MolShape
@@ -93,7 +93,7 @@ class ItemRows:
 
     def take(self, at: Tensor) -> ItemSide:
         """The float32 items `at` (*,), bit for bit as they were given."""
-        values = ((self.high_NW[at].to(torch.int32) << 16) + self.low_NW[at].to(torch.int32)).view(torch.float32)
+        values = planes.join(self.high_NW[at], self.low_NW[at])
         num_components, dim = self.shape.num_item_components, self.shape.dim
         num_queries = self.shape.num_query_components
         end = num_components * dim
@@ -111,9 +111,7 @@ def lay_out_items(shape: MolShape, items: ItemSide) -> ItemRows:
         some = slice(low, low + ITEMS_PER_STEP)
         gate = items.gate_NP[some].reshape(-1, *sizes).transpose(1, 2).flatten(1)
         values = torch.cat([items.components_NXD[some].flatten(1), gate], dim=1).float()
-        bits = pad(values, (0, shape.row_width - values.shape[1])).view(torch.int32)
-        high = (bits + 0x8000) >> 16
-        high_NW[some], low_NW[some] = high.to(torch.int16), (bits - (high << 16)).to(torch.int16)
+        high_NW[some], low_NW[some] = planes.split(pad(values, (0, shape.row_width - values.shape[1])))
     return ItemRows(shape, high_NW, low_NW)
 
 

@@ -9,11 +9,11 @@ have an order of their own. `margin_B` bounds the difference, so that the result
 import torch
 from torch import Tensor
 
+from pipeline.data.lists import NO_ITEM
 from pipeline.retrieval.backends.triton.launch import Allowed, Found, allow, bin_maxima, collect, gathered_products
 from pipeline.retrieval.backends.triton.layout import padded_size
 from pipeline.retrieval.filters import ShardMask
 from pipeline.retrieval.index import Shortlist
-from pipeline.retrieval.topk import NO_ITEM
 
 SAMPLE_STEP = 16  # every 16th item says where the threshold lies
 SIGMAS = 4  # how far the sampled threshold stays on the safe side
@@ -56,7 +56,7 @@ def best_products(
     queries_BQD: Tensor, items_NXD: Tensor, mask: ShardMask, num_kept: int, margin_B: Tensor
 ) -> Shortlist:
     """The `num_kept` allowed items with the largest inner products, exact; queries are padded with zeros."""
-    allowed, num_queries = allow(mask), len(mask)
+    allowed, num_queries = allow(mask, items_NXD.device), len(mask)
     floor_B, capacity = _sampled_floor(queries_BQD, items_NXD, mask, num_kept)
     found = collect(queries_BQD, items_NXD, allowed, floor_B, capacity)
     kept = Kept(num_queries, num_kept, items_NXD.device)
@@ -68,20 +68,23 @@ def best_products(
     for start in range(0, len(open_B), SWEEP_QUERIES):
         some_B = open_B[start : start + SWEEP_QUERIES]
         part = mask.take(some_B.cpu().numpy())
-        swept = _sweep(queries_BQD[some_B], items_NXD, allow(part), num_kept, margin_B[some_B])
+        swept = _sweep(queries_BQD[some_B], items_NXD, allow(part, items_NXD.device), num_kept, margin_B[some_B])
         best.scores_BM[some_B], best.at_BM[some_B] = swept.scores_BM, swept.at_BM
     return best
 
 
 def _sampled_floor(queries_BQD: Tensor, items_NXD: Tensor, mask: ShardMask, num_kept: int) -> tuple[Tensor, int]:
     """(B,) products that somewhat more than the wanted number of items should reach, and room for their lists."""
-    eligible_N = mask.is_eligible_N.nonzero()[:, 0]
+    num_eligible, sampled = mask.num_items, torch.arange(0, mask.num_items, SAMPLE_STEP, device=items_NXD.device)
+    if mask.is_eligible_N is not None:
+        eligible = mask.is_eligible_N.nonzero()[:, 0]
+        num_eligible, sampled = len(eligible), eligible[::SAMPLE_STEP]
     everything_B = torch.full((len(queries_BQD),), -torch.inf, device=items_NXD.device)
     capacity = max(MIN_CAPACITY, padded_size(2 * SAMPLE_STEP * int(_rank(torch.tensor(num_kept)))))
-    if len(eligible_N) <= capacity:
-        return everything_B, max(1, len(eligible_N))
-    sample_SD = items_NXD[eligible_N[::SAMPLE_STEP], 0]
-    num_wanted_B = num_kept + torch.from_numpy(mask.offsets[1:] - mask.offsets[:-1])
+    if num_eligible <= capacity:
+        return everything_B, max(1, num_eligible)
+    sample_SD = items_NXD[sampled, 0]
+    num_wanted_B = num_kept + torch.from_numpy(mask.excluded.lengths)
     # Beyond this a list would run over; a user with that many exclusions may be lucky, or is swept.
     rank_B = _rank(num_wanted_B).clamp_max(capacity // SAMPLE_STEP * 5 // 8).to(items_NXD.device)
     maxima_BM = bin_maxima(queries_BQD[:, 0], sample_SD, BINS_PER_RANK * int(rank_B.max()))

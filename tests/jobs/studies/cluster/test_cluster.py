@@ -21,7 +21,7 @@ def test_the_memory_of_a_job_and_all_its_processes_is_seen(job: str, capsys: pyt
     assert seconds > 1
 
 
-def test_the_search_is_timed_on_ray_and_in_a_bare_loop(capsys: pytest.CaptureFixture[str]):
+def test_the_search_is_timed_on_ray_and_in_this_process(capsys: pytest.CaptureFixture[str]):
     study.main(["ray-cost", "400", "300", "--set", "search.num_preselected=200"])
-    seconds = re.findall(r"on Ray ([\d.]+) s, bare loop ([\d.]+) s", capsys.readouterr().out)
+    seconds = re.findall(r"on Ray ([\d.]+) s, in this process ([\d.]+) s", capsys.readouterr().out)
     assert all(float(value) > 0 for value in seconds[0])

@@ -19,9 +19,9 @@ def test_the_same_recipe_gives_the_same_market_and_users(market: Market):
     again = make_market(RECIPE)
     np.testing.assert_array_equal(market.rows_NE, again.rows_NE)
     first, second = draw_histories(market, 50, stream=1), draw_histories(again, 50, stream=1)
-    np.testing.assert_array_equal(first.item_rows, second.item_rows)
+    np.testing.assert_array_equal(first.values, second.values)
     other = draw_histories(market, 50, stream=2)
-    assert first.item_rows.tolist() != other.item_rows.tolist()
+    assert first.values.tolist() != other.values.tolist()
 
 
 def test_a_market_with_fewer_items_than_values_is_refused_with_the_way_out():
@@ -33,10 +33,10 @@ def test_histories_have_at_least_one_event_at_most_the_longest_and_no_item_twice
     histories = draw_histories(market, 500, stream=1)
     assert histories.lengths.min() >= 1
     assert 2 < histories.lengths.mean() < histories.lengths.max() == RECIPE.max_length
-    assert histories.item_rows.min() >= 0
-    assert histories.item_rows.max() < RECIPE.num_items
+    assert histories.values.min() >= 0
+    assert histories.values.max() < RECIPE.num_items
     for low, high in zip(histories.offsets[:-1], histories.offsets[1:], strict=True):
-        assert len(set(histories.item_rows[low:high].tolist())) == high - low
+        assert len(set(histories.values[low:high].tolist())) == high - low
 
 
 def test_every_value_has_items_and_a_draw_has_the_value_that_was_asked_for(market: Market):
@@ -51,7 +51,7 @@ def test_every_value_has_items_and_a_draw_has_the_value_that_was_asked_for(marke
 
 
 def test_popular_items_are_taken_more_often(market: Market):
-    taken = np.bincount(draw_histories(market, 5_000, stream=3).item_rows, minlength=RECIPE.num_items)
+    taken = np.bincount(draw_histories(market, 5_000, stream=3).values, minlength=RECIPE.num_items)
     by_popularity = taken[np.argsort(-np.diff(market.popularity))]
     assert by_popularity[:400].sum() > 0.3 * taken.sum()  # a tenth of the items; one in ten without popularity
     assert by_popularity[-2_000:].sum() > 0.02 * taken.sum()  # and a long tail
@@ -59,7 +59,7 @@ def test_popular_items_are_taken_more_often(market: Market):
 
 def test_a_user_comes_back_to_the_same_values(market: Market):
     histories = draw_histories(market, 2_000, stream=4)
-    values = market.aspects[1].value_of_item_N[histories.item_rows]
+    values = market.aspects[1].value_of_item_N[histories.values]
     starts = histories.offsets[:-1][histories.lengths >= 2]
     same = (values[starts] == values[starts + 1]).mean()
     rng = np.random.default_rng(0)

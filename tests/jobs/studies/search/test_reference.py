@@ -7,11 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.studies.search.reference import ReferenceSearch
+from pipeline.data.lists import NO_ITEM, Lists
 from pipeline.model.mol import MixtureOfLogits
 from pipeline.retrieval import brute_force as baselines
-from pipeline.retrieval.filters import no_exclusions
+from pipeline.retrieval.filters import Rules
 from pipeline.retrieval.shard import make_shard
-from pipeline.retrieval.topk import NO_ITEM, TopK
+from pipeline.retrieval.topk import TopK
 from pipeline.settings import MolSettings
 
 NUM_ITEMS, NUM_QUERIES, K = 120, 5, 7
@@ -38,7 +39,7 @@ class World:
             shard = make_shard(0, self.mol.item_side(self.rows_NE))
             queries = self.mol.query_side(self.queries_BE)
         self.scores_BN, self.rows_BN = baselines.brute_force(
-            self.mol, queries, [shard], no_exclusions(NUM_QUERIES), NUM_ITEMS
+            self.mol, queries, [shard], Rules(Lists.empty(NUM_QUERIES)), NUM_ITEMS
         )
 
     def recall(self, result: TopK) -> float:

@@ -10,6 +10,7 @@ from jobs.studies.search.market import Market, MarketRecipe, draw_histories, mak
 from jobs.studies.search.reference import ReferenceSearch
 from jobs.studies.search.training import ModelRecipe, train_model
 from jobs.studies.searches import exact_scores, ranks_of
+from pipeline.model.inputs import Events, QueryInput
 from pipeline.model.model import RetrievalModel
 from pipeline.settings import MolSettings
 
@@ -51,7 +52,7 @@ def test_a_world_is_made_once_and_read_from_the_cache(world, cache: Path, monkey
     again = make_again(cache)
     assert torch.equal(world.items.components_NXD, again.items.components_NXD)
     assert torch.equal(world.queries.gate_BP, again.queries.gate_BP)
-    np.testing.assert_array_equal(world.exclusions.rows, again.exclusions.rows)
+    np.testing.assert_array_equal(world.exclusions.values, again.exclusions.values)
     with pytest.raises(pytest.fail.Exception):
         make_again(cache, replace(TINY, learning_rate=0.001))  # another recipe is another file
 
@@ -76,7 +77,7 @@ def test_the_same_recipe_gives_the_same_world(world, tmp_path: Path):
 def test_what_excludes_an_item_is_that_the_user_has_had_it(world):
     histories = draw_histories(make_market(MARKET), 200, worlds.QUERY_STREAM)
     np.testing.assert_array_equal(world.exclusions.offsets, histories.offsets)
-    np.testing.assert_array_equal(world.exclusions.rows, histories.item_rows)
+    np.testing.assert_array_equal(world.exclusions.values, histories.values)
 
 
 def test_queries_and_sample_are_different_users(world):
@@ -102,10 +103,11 @@ def share_above(model: RetrievalModel, market: Market) -> float:
     histories = draw_histories(market, 400, stream=7)
     rows_BL, lengths_B = histories.last(MARKET.max_length)
     users = np.flatnonzero(lengths_B >= 2)
-    rows_BL, lengths_B = torch.from_numpy(rows_BL[users]).long(), torch.from_numpy(lengths_B[users]).long()
-    targets_B1 = rows_BL.gather(1, lengths_B[:, None] - 1)
+    rows_BL, last_B1 = torch.from_numpy(rows_BL[users]).long(), torch.from_numpy(lengths_B[users]).long()[:, None] - 1
+    targets_B1 = rows_BL.gather(1, last_B1)
     with torch.inference_mode():
-        queries = model.query_side(rows_BL, lengths_B - 1, torch.zeros_like(lengths_B))
+        before = Events(rows_BL.scatter(1, last_B1, -1))
+        queries = model.query_side(QueryInput(before, torch.zeros(len(rows_BL), dtype=torch.int64)))
         scores_BN = model.mol(queries, model.item_side(torch.arange(MARKET.num_items)))
     return float((scores_BN > scores_BN.gather(1, targets_B1)).float().mean())
 
@@ -127,7 +129,7 @@ class TestSynthetic:
     def test_a_users_own_items_score_above_most_others(self):
         world = self.make(0.3)
         scores_BN = exact_scores(world.mol, world.queries, world.items)
-        last = world.exclusions.rows[world.exclusions.offsets[1:] - 1]
+        last = world.exclusions.values[world.exclusions.offsets[1:] - 1]
         own_B1 = scores_BN.gather(1, torch.from_numpy(last).long()[:, None])
         assert float((scores_BN < own_B1).float().mean()) > 0.8
 

@@ -15,33 +15,31 @@ import pytest
 from pipeline.artifacts import FileEntry, Manifest
 from pipeline.data.histories import Bucket, user_bucket
 from pipeline.data.simulation.log import simulate_days
-from pipeline.distributed import prepare as stage
-from pipeline.distributed.prepare import prepare
+from pipeline.distributed.runner import RayRunner
 from pipeline.distributed.tasks import run_tasks
 from pipeline.errors import InfrastructureError, InputError
 from pipeline.io.histories import read_bucket, read_items
-from pipeline.io.inputs import open_log
+from pipeline.io.inputs import list_log
 from pipeline.io.night import open_night
 from pipeline.io.rows import check_columns
 from pipeline.io.simulated import write_simulated_log
 from pipeline.io.storage import open_storage
 from pipeline.settings import Settings
+from pipeline.stages.local import LocalRunner
 from pipeline.stages.prepare import tasks as passes
-from pipeline.stages.prepare.tasks import Piece, cut_pieces, open_job
+from pipeline.stages.prepare.passes import open_job, prepare
+from pipeline.stages.prepare.tasks import Piece, cut_pieces
+from pipeline.stages.runner import Runner
 from tests.io.inputs_on_disk import NOON, events, settings_for, write
 
 TINY = {"num_users": 60, "num_items": 40, "num_events": 3_000, "num_days": 8, "bot_share": 0.02, "num_tastes": 5}
 
 
-def in_this_process(what: str, function: Callable, arguments: list[tuple]):
-    """Stands in for `run_tasks`; backwards, because Ray's tasks end in any order."""
-    for given in reversed(arguments):
-        yield function(*given)
+class Backwards(LocalRunner):
+    """Does tasks in this process, the last one first, because Ray's tasks end in any order."""
 
-
-@pytest.fixture
-def serial(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "run_tasks", in_this_process)
+    def run_tasks(self, label, function, arguments):
+        yield from super().run_tasks(label, function, list(reversed(arguments)))
 
 
 def simulated(root: Path | str, **sections: dict) -> Settings:
@@ -51,22 +49,22 @@ def simulated(root: Path | str, **sections: dict) -> Settings:
     return settings
 
 
-def run(settings: Settings, ds: date | None = None) -> tuple[list[Bucket], Manifest]:
-    storage, night = open_night(settings, ds)
-    manifest = prepare(open_job(settings, storage, night))
-    buckets = [read_bucket(storage, night.histories, b) for b in range(settings.output.num_buckets)]
+def run(settings: Settings, ds: date | None = None, runner: Runner | None = None) -> tuple[list[Bucket], Manifest]:
+    night = open_night(settings, ds)
+    manifest = prepare(runner or Backwards(settings), open_job(night, settings))
+    buckets = [read_bucket(night.storage, night.histories, b) for b in range(settings.output.num_buckets)]
     return buckets, manifest
 
 
 def validation_of(settings: Settings) -> dict:
-    storage, night = open_night(settings)
-    return json.loads(storage.read(f"{night.histories.prefix}/validation.json"))
+    night = open_night(settings)
+    return json.loads(night.storage.read(night.histories.key("validation.json")))
 
 
 def by_user(settings: Settings, buckets: list[Bucket]) -> dict:
     """user -> (item ids, times, number of events for training, and for validation)"""
-    storage, night = open_night(settings)
-    item_ids = read_items(storage, night.histories)["item_id"].to_pylist()
+    night = open_night(settings)
+    item_ids = read_items(night.storage, night.histories)["item_id"].to_pylist()
     return {
         user: (
             [item_ids[row] for row in bucket.item_rows[bucket.offsets[u] : bucket.offsets[u + 1]]],
@@ -103,7 +101,6 @@ def oracle(settings: Settings) -> dict:
     return expected
 
 
-@pytest.mark.usefixtures("serial")
 def test_histories_are_what_the_slow_way_gives(tmp_path):
     settings = simulated(tmp_path)
     buckets, manifest = run(settings)
@@ -116,7 +113,6 @@ def test_histories_are_what_the_slow_way_gives(tmp_path):
     assert manifest.counts["bot_users"] == 1
 
 
-@pytest.mark.usefixtures("serial")
 def test_every_row_of_the_log_is_accounted_for(tmp_path):
     settings = simulated(tmp_path)
     run(settings)
@@ -133,42 +129,38 @@ def test_every_row_of_the_log_is_accounted_for(tmp_path):
     assert all(found[part] > 0 for part in parts)
 
 
-@pytest.mark.usefixtures("serial")
 def test_the_item_index_has_the_catalogue_and_the_counts(tmp_path):
     settings = simulated(tmp_path)
     buckets, _ = run(settings)
-    storage, night = open_night(settings)
-    items = read_items(storage, night.histories)
+    night = open_night(settings)
+    items = read_items(night.storage, night.histories)
     assert items["item_id"].to_pylist() == [f"i{n:06d}" for n in range(40)]
     assert items["title"].null_count == 0
     for name, parts in (
         ("num_events", [b.item_rows for b in buckets]),
-        ("num_train_events", [b.cut("train").item_rows for b in buckets]),
-        ("num_validation_events", [b.held_out("validation").item_rows for b in buckets]),
+        ("num_train_events", [b.cut("train").values for b in buckets]),
+        ("num_validation_events", [b.held_out("validation").values for b in buckets]),
     ):
         assert items[name].to_pylist() == np.bincount(np.concatenate(parts), minlength=40).tolist()
 
 
-@pytest.mark.usefixtures("serial")
 def test_the_size_of_tasks_changes_nothing(tmp_path):
     whole = simulated(tmp_path / "a")
     pieces = simulated(tmp_path / "b", prepare={"rows_per_task": 100})
     assert [f.sha256 for f in run(whole)[1].files] == [f.sha256 for f in run(pieces)[1].files]
 
 
-@pytest.mark.usefixtures("serial")
 def test_the_number_of_buckets_changes_no_history(tmp_path):
     few, many = simulated(tmp_path, output={"num_buckets": 1}), simulated(tmp_path, output={"num_buckets": 30})
     assert by_user(few, run(few)[0]) == by_user(many, run(many)[0])
 
 
-@pytest.mark.usefixtures("serial")
 def test_a_manifest_names_the_files_and_nothing_else_is_left(tmp_path):
     settings = simulated(tmp_path)
     _, manifest = run(settings)
-    storage, night = open_night(settings)
+    night = open_night(settings)
     named = {f"{night.histories.prefix}/{file.key}" for file in manifest.files}
-    listed = {found.key: found.size for found in storage.list(f"{night.histories.prefix}/")}
+    listed = {found.key: found.size for found in night.storage.list(f"{night.histories.prefix}/")}
     assert set(listed) == named | {f"{night.histories.prefix}/manifest.json"}
     assert all(listed[f"{night.histories.prefix}/{file.key}"] == file.bytes for file in manifest.files)
     assert {f"bucket-{b:05d}.parquet" for b in range(8)} | {
@@ -184,18 +176,17 @@ def test_a_run_that_died_goes_on_where_it_was(tmp_path, monkeypatch, dies_after)
     settings = simulated(tmp_path / "died", prepare={"rows_per_task": 800})
     done: list[str] = []
 
-    def dies(what: str, function: Callable, arguments: list[tuple]):
-        for given in arguments:
-            if len(done) == dies_after:
-                raise InfrastructureError("power cut")
-            done.append(what)
-            yield function(*given)
+    class Dies(LocalRunner):
+        def run_tasks(self, label, function, arguments):
+            for given in arguments:
+                if len(done) == dies_after:
+                    raise InfrastructureError("power cut")
+                done.append(label)
+                yield function(*given)
 
-    monkeypatch.setattr(stage, "run_tasks", dies)
     with pytest.raises(InfrastructureError, match="power cut"):
-        run(settings)
+        run(settings, runner=Dies(settings))
     read, cleaned = [], []
-    monkeypatch.setattr(stage, "run_tasks", in_this_process)
     monkeypatch.setattr(passes, "read_rows", counted(passes.read_rows, read))
     monkeypatch.setattr(passes, "clean_bucket", counted(passes.clean_bucket, cleaned))
     resumed = run(settings)[1].files
@@ -216,7 +207,7 @@ def counted(function: Callable, calls: list) -> Callable:
 
 
 def cut_pieces_of(settings: Settings) -> list[tuple[Piece, ...]]:
-    log = open_log(settings, date(2026, 11, 20))
+    log = list_log(settings).until(date(2026, 11, 20))
     return cut_pieces(log, check_columns(log), settings.prepare.rows_per_task)
 
 
@@ -231,19 +222,17 @@ def test_a_task_has_some_row_groups_of_some_files(tmp_path):
     ]
 
 
-@pytest.mark.usefixtures("serial")
 def test_bad_rows_below_the_limit_lie_in_the_quarantine(tmp_path):
     users = pa.array([None if i == 7 else f"u{i % 20}" for i in range(400)])
     write(tmp_path / "lake" / "a.parquet", events(400, user_id=users))
     settings = settings_for(tmp_path, tmp_path / "lake")
     run(settings)
-    storage, night = open_night(settings)
-    (row,) = pq.read_table(pa.BufferReader(storage.read(f"{night.histories.prefix}/quarantine.parquet"))).to_pylist()
+    night = open_night(settings)
+    (row,) = pq.read_table(pa.BufferReader(night.storage.read(night.histories.key("quarantine.parquet")))).to_pylist()
     assert (row["file"], row["row"], row["reason"], row["item_id"]) == ("a.parquet", 7, "user_id_null", "i1")
     assert validation_of(settings)["quarantined"] == {"user_id_null": 1}
 
 
-@pytest.mark.usefixtures("serial")
 @pytest.mark.parametrize(
     ("column", "values", "says"),
     [
@@ -265,7 +254,6 @@ def test_too_many_bad_rows_are_refused_with_an_example(tmp_path, monkeypatch, co
     assert "prepare.max_bad_share is 0.01" in str(error.value)
 
 
-@pytest.mark.usefixtures("serial")
 def test_milliseconds_declared_as_seconds_are_recognised(tmp_path):
     lines = [f"{i % 7},{i},4.0,{int(NOON.timestamp()) * 1_000 + i}" for i in range(50)]
     write(tmp_path / "other.parquet", events())
@@ -281,7 +269,6 @@ def test_milliseconds_declared_as_seconds_are_recognised(tmp_path):
     assert "movielens_20m.yaml" in message
 
 
-@pytest.mark.usefixtures("serial")
 def test_a_log_of_numbers_keeps_its_type(tmp_path):
     lines = [f"{u}::{u + i}::5::{978300760 + 60 * i}" for u in range(1, 30) for i in range(5)]
     (tmp_path / "ratings.dat").write_text("\n".join(lines))
@@ -293,7 +280,6 @@ def test_a_log_of_numbers_keeps_its_type(tmp_path):
     assert manifest.counts["test_events"] == 29
 
 
-@pytest.mark.usefixtures("serial")
 def test_a_catalogue_of_another_log_is_refused(tmp_path):
     write(tmp_path / "lake" / "a.parquet", events(40))
     write(tmp_path / "numbers.parquet", pa.table({"item_id": [1, 2]}))
@@ -304,7 +290,6 @@ def test_a_catalogue_of_another_log_is_refused(tmp_path):
         run(settings_for(tmp_path, tmp_path / "lake", items={"uri": str(tmp_path / "other.parquet")}))
 
 
-@pytest.mark.usefixtures("serial")
 def test_a_log_without_a_usable_row_is_refused(tmp_path):
     write(tmp_path / "lake" / "ds=2026-11-20" / "a.parquet", events(4).slice(0, 0))
     with pytest.raises(InputError, match="no row of the log is left"):
@@ -312,20 +297,18 @@ def test_a_log_without_a_usable_row_is_refused(tmp_path):
 
 
 @pytest.mark.s3
-@pytest.mark.usefixtures("serial")
 def test_on_s3_the_files_are_the_same(tmp_path, s3_uri):
     in_the_store, on_disk = simulated(s3_uri), simulated(tmp_path)
     assert [f.sha256 for f in run(in_the_store)[1].files] == [f.sha256 for f in run(on_disk)[1].files]
-    assert not [found for found in open_storage(s3_uri).list() if "_spill" in found.key]
+    assert not [found for found in open_storage(s3_uri).list() if "_scratch" in found.key]
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
-def test_on_ray_the_files_are_the_same(tmp_path, monkeypatch):
+def test_on_ray_the_files_are_the_same(tmp_path):
     on_ray = simulated(tmp_path / "ray", prepare={"rows_per_task": 1_000})
-    files: tuple[FileEntry, ...] = run(on_ray)[1].files
+    files: tuple[FileEntry, ...] = run(on_ray, runner=RayRunner(on_ray))[1].files
     alone = simulated(tmp_path / "alone")
-    monkeypatch.setattr(stage, "run_tasks", in_this_process)
     assert [f.sha256 for f in files] == [f.sha256 for f in run(alone)[1].files]
 
 
@@ -333,8 +316,9 @@ def test_on_ray_the_files_are_the_same(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("local_ray")
 def test_on_ray_our_errors_come_out_as_they_are(tmp_path):
     write(tmp_path / "lake" / "a.parquet", events(40, user_id=pa.array([None] * 40, pa.string())))
+    settings = settings_for(tmp_path, tmp_path / "lake")
     with pytest.raises(InputError) as error:
-        run(settings_for(tmp_path, tmp_path / "lake"))
+        run(settings, runner=RayRunner(settings))
     assert type(error.value) is InputError
     assert "\n" not in str(error.value)
 

@@ -1,18 +1,18 @@
 import pytest
 import torch
 
-from pipeline.distributed import embed
 from pipeline.distributed.cluster import Cluster, Node
-from pipeline.distributed.embed import embed_corpus
+from pipeline.distributed.runner import most_actors
 from pipeline.errors import InputError, MismatchError
-from pipeline.io.corpus import done_shards, open_corpus, read_low_rank, read_shard, shard_entries
-from pipeline.io.histories import read_items
+from pipeline.io.corpus import open_corpus, read_low_rank, read_shard, shard_claims, shard_entries
+from pipeline.io.histories import ITEMS, read_items
 from pipeline.io.parquet import write_parquet_bytes
 from pipeline.retrieval import shard
 from pipeline.settings import ClusterSettings
-from pipeline.stages.embed import ShardEmbedder, embed_items
+from pipeline.stages.embed import ShardEmbedder, embed_corpus, embed_items
+from pipeline.stages.local import LocalRunner
 from pipeline.stages.low_rank import sample_queries
-from tests.distributed.worlds import World, make_world, model_of, without_ray
+from tests.stages.worlds import RecordingRunner, World, make_world, model_of
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +26,9 @@ def _tiles(monkeypatch):
 
 
 @pytest.mark.parametrize("num_shards", [1, 2, 7, 200])
-def test_shards_hold_every_item_once_whatever_their_number(world, monkeypatch, num_shards):
-    without_ray(monkeypatch)
+def test_shards_hold_every_item_once_whatever_their_number(world, num_shards):
     other = world.with_settings(f"corpus.num_shards={num_shards}")
-    manifest = embed_corpus(other.storage, other.night, other.settings)
+    manifest = embed_corpus(LocalRunner(other.settings), other.night, other.settings)
     assert len(manifest.files) == num_shards
     assert manifest.counts["num_items"] == 130
     shards = [read_shard(other.storage, other.night.corpus, entry) for entry in manifest.files]
@@ -50,26 +49,26 @@ def test_items_are_embedded_as_the_model_does(world):
     torch.testing.assert_close(found.mean_ND, expected.mean_ND)
 
 
-def test_a_rerun_embeds_only_what_is_missing(tmp_path, monkeypatch):
-    ran = without_ray(monkeypatch)
+def test_a_rerun_embeds_only_what_is_missing(tmp_path):
     world = make_world(tmp_path, overrides=["corpus.num_shards=4"])
-    manifest = embed_corpus(world.storage, world.night, world.settings)
+    runner = RecordingRunner(world.settings)
+    manifest = embed_corpus(runner, world.night, world.settings)
     prefix = world.night.corpus.prefix
     for key in ("manifest.json", "shard-00001.json", manifest.files[2].key):
         world.storage.delete(f"{prefix}/{key}")
-    assert sorted(done_shards(world.storage, world.night.corpus)) == [0, 3]
-    ran.clear()
-    again = embed_corpus(world.storage, world.night, world.settings)
-    assert [units for _, units in ran] == [[1, 2]]
+    assert sorted(shard_claims(world.storage, world.night.corpus).done()) == [0, 3]
+    runner.ran.clear()
+    again = embed_corpus(runner, world.night, world.settings)
+    assert [units for _, units in runner.ran] == [[1, 2]]
     assert again.files == manifest.files
-    ran.clear()
-    assert embed_corpus(world.storage, world.night, world.settings) == again
-    assert not ran
+    runner.ran.clear()
+    assert embed_corpus(runner, world.night, world.settings) == again
+    assert not runner.ran
 
 
 def test_an_item_that_is_not_finite_stops_the_embedding_by_name(tmp_path, monkeypatch):
-    without_ray(monkeypatch)
     world = make_world(tmp_path, num_items=50)
+    runner = LocalRunner(world.settings)
 
     def broken(storage, checkpoint):
         model = model_of(world)
@@ -78,35 +77,35 @@ def test_an_item_that_is_not_finite_stops_the_embedding_by_name(tmp_path, monkey
 
     monkeypatch.setattr("pipeline.stages.embed.load_model", broken)
     with pytest.raises(InputError, match="item 'i000033'"):
-        embed_corpus(world.storage, world.night, world.settings)
-    with pytest.raises(InputError, match="there is no such corpus"):
+        embed_corpus(runner, world.night, world.settings)
+    with pytest.raises(InputError, match=r"not there; run jobs/embed_items\.py first"):
         open_corpus(world.storage, world.night.corpus)
 
 
 def test_a_model_of_another_catalogue_is_refused(tmp_path):
     world = make_world(tmp_path, num_items=50)
     items = read_items(world.storage, world.night.histories)
-    world.storage.delete(world.night.histories.items_key)
-    world.storage.create(world.night.histories.items_key, write_parquet_bytes(items.slice(1)))
+    world.storage.delete(world.night.histories.key(ITEMS))
+    world.storage.create(world.night.histories.key(ITEMS), write_parquet_bytes(items.slice(1)))
     with pytest.raises(MismatchError, match=r"knows 50 items, but histories .* have 49"):
-        ShardEmbedder(world.storage.uri, world.night, world.settings)
+        ShardEmbedder(world.night, world.settings)
 
 
 def test_embedders_leave_room_and_share_gpus():
     nodes = Cluster((Node(16.0), Node(16.0, 4.0)), is_local=False)
-    assert embed._num_embedders(nodes, ClusterSettings()) == 8
-    assert embed._num_embedders(nodes, ClusterSettings(gpus_per_actor=2.0)) == 2
-    assert embed._num_embedders(Cluster((Node(2.0),), is_local=True), ClusterSettings()) == 1
+    assert most_actors(nodes, ClusterSettings()) == 8
+    assert most_actors(nodes, ClusterSettings(gpus_per_actor=2.0)) == 2
+    assert most_actors(Cluster((Node(2.0),), is_local=True), ClusterSettings()) == 1
 
 
-def test_the_low_rank_table_is_fitted_once_and_holds_every_item(tmp_path, monkeypatch):
-    ran = without_ray(monkeypatch)
+def test_the_low_rank_table_is_fitted_once_and_holds_every_item(tmp_path):
     overrides = ["search.method=topk_low_rank", "corpus.low_rank.ranks=[4,8]", "corpus.low_rank.num_queries=60"]
     world = make_world(tmp_path, num_users=100, overrides=overrides)
-    manifest = embed_corpus(world.storage, world.night, world.settings)
-    assert [name for name, _ in ran] == ["LowRankFitter", "ShardEmbedder"]
+    runner = RecordingRunner(world.settings)
+    manifest = embed_corpus(runner, world.night, world.settings)
+    assert [name for name, _ in runner.ran] == ["LowRankFitter", "ShardEmbedder"]
     assert [entry.key.split("-")[0] for entry in manifest.files] == ["shard"] * 3 + ["low"]
-    assert 0 < manifest.counts["low_rank_recall"] <= 1
+    assert 0 < manifest.measures["low_rank_recall"] <= 1
     fit = read_low_rank(world.storage, world.night.corpus)
     assert fit is not None
     model = model_of(world)
@@ -114,22 +113,22 @@ def test_the_low_rank_table_is_fitted_once_and_holds_every_item(tmp_path, monkey
     tables = [read_shard(world.storage, world.night.corpus, e).low_rank_NR for e in shard_entries(manifest)]
     expected = fit.low_rank.place(scores)
     assert (torch.cat(tables) - expected).norm() < 0.01 * expected.norm()  # scored in bfloat16
-    ran.clear()
+    runner.ran.clear()
     world.storage.delete(f"{world.night.corpus.prefix}/manifest.json")
     world.storage.delete(f"{world.night.corpus.prefix}/shard-00001.json")
-    assert embed_corpus(world.storage, world.night, world.settings).files == manifest.files
-    assert [name for name, _ in ran] == ["ShardEmbedder"]  # the fit stands
+    assert embed_corpus(runner, world.night, world.settings).files == manifest.files
+    assert [name for name, _ in runner.ran] == ["ShardEmbedder"]  # the fit stands
 
 
 def test_the_sample_is_of_users_with_a_history_and_the_same_every_time(tmp_path):
     world = make_world(tmp_path, num_users=50, overrides=["corpus.low_rank.num_queries=30"])
     model = model_of(world)
-    first = sample_queries(world.storage, world.night, world.settings, model)
-    again = sample_queries(world.storage, world.night, world.settings, model)
+    first = sample_queries(world.night, world.settings, model)
+    again = sample_queries(world.night, world.settings, model)
     assert len(first.gate_BP) == 30
     assert torch.equal(first.components_BQD, again.components_BQD)
     everybody = world.with_settings("corpus.low_rank.num_queries=500")
-    assert len(sample_queries(everybody.storage, everybody.night, everybody.settings, model).gate_BP) == 41
+    assert len(sample_queries(everybody.night, everybody.settings, model).gate_BP) == 41
 
 
 def test_a_method_without_the_table_shares_the_corpus_of_another(tmp_path):

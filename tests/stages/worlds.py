@@ -7,26 +7,29 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pytest
 import torch
 
-from pipeline.artifacts import InputObject, Night, name_night
 from pipeline.config import apply_overrides
 from pipeline.data.histories import Bucket, user_bucket
 from pipeline.data.lists import offsets_of
-from pipeline.distributed import embed, search, tune
-from pipeline.distributed.chain import Stage
-from pipeline.distributed.cluster import Cluster, Node
 from pipeline.io.checkpoint import load_model, write_checkpoint
-from pipeline.io.histories import write_bucket
+from pipeline.io.histories import ITEMS, write_bucket
+from pipeline.io.inputs import Inputs, Log, list_queries
+from pipeline.io.night import Night, name_night
 from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
 from pipeline.io.storage import open_storage
-from pipeline.io.storage.base import Storage, put
+from pipeline.io.storage.base import ObjectInfo, Storage, put
 from pipeline.model.model import RetrievalModel
+from pipeline.model.results import training_metrics
 from pipeline.schema import items as items_schema
 from pipeline.settings import Settings
 from pipeline.stages.candidates import CandidateSink
+from pipeline.stages.embed import embed_corpus
+from pipeline.stages.local import LocalRunner
 from pipeline.stages.queries import TonightsUsers
+from pipeline.stages.runner import Runner, Stage
+from pipeline.stages.search import search_units
+from tests.model.planted import report
 
 DAY = date(2026, 11, 20)
 SMALL = {
@@ -54,40 +57,64 @@ SMALL = {
 
 @dataclass(frozen=True)
 class World:
-    storage: Storage
     settings: Settings
     night: Night
+
+    @property
+    def storage(self) -> Storage:
+        return self.night.storage
 
     def with_settings(self, *overrides: str) -> "World":
         """The same histories and model under other settings of what follows."""
         settings = Settings.model_validate(apply_overrides(self.settings.model_dump(mode="json"), overrides))
-        named = _night(settings)
-        night = replace(named, histories=self.night.histories, checkpoint=self.night.checkpoint)
-        return World(self.storage, settings, night)
+        named = name_night(self.storage, settings, self.night.inputs)
+        return World(settings, replace(named, histories=self.night.histories, checkpoint=self.night.checkpoint))
+
+
+class RecordingRunner(LocalRunner):
+    """The local runner; remembers the stages and units that ran, and may hold fewer shards at once."""
+
+    def __init__(self, settings: Settings, shards_at_once: int = 64) -> None:
+        super().__init__(settings)
+        self._shards_at_once = shards_at_once
+        self.ran: list[tuple[str, list[int]]] = []
+
+    def run_chain(self, label: str, units: Sequence[int], stages: Sequence[Stage]) -> None:
+        self.ran.append(("+".join(stage.name for stage in stages), list(units)))
+        super().run_chain(label, units, stages)
+
+    def shards_per_wave(self, num_shards: int) -> int:
+        return min(super().shards_per_wave(num_shards), self._shards_at_once)
+
+
+def night_of(settings: Settings) -> Night:
+    """A night of a log of one file that nobody reads."""
+    queries = list_queries(settings, DAY)
+    inputs = Inputs(DAY, Log("unused", (ObjectInfo("log", 1, "e"),)), queries=queries)
+    return name_night(open_storage(settings.root), settings, inputs)
 
 
 def make_world(root: Path, num_users: int = 40, num_items: int = 120, overrides: Sequence[str] = ()) -> World:
     """Histories of 1 to 30 events, ids as strings, weights of a scale that tells items apart."""
-    storage = open_storage(str(root))
     settings = Settings.model_validate(apply_overrides({**SMALL, "root": str(root)}, overrides))
-    night = _night(settings)
+    night = night_of(settings)
     rng = np.random.default_rng(0)
     ids = pa.array(sorted(f"i{number:06d}" for number in range(num_items)))
     counts = pa.array(np.zeros(num_items, dtype=np.int64))
     table = pa.Table.from_arrays([ids, counts, counts, counts], schema=items_schema(pa.string()))
-    put(storage, night.histories.items_key, write_parquet_bytes(table))
+    put(night.storage, night.histories.key(ITEMS), write_parquet_bytes(table))
     lengths = {f"u{number:05d}": int(rng.integers(1, 31)) for number in range(num_users)}
     histories = {user: rng.integers(0, num_items, size=length) for user, length in lengths.items()}
-    write_histories(storage, night, settings.output.num_buckets, histories)
+    write_histories(night, settings.output.num_buckets, histories)
     torch.manual_seed(0)
     model = RetrievalModel(settings.model, num_items)
     with torch.no_grad():
         model.item_embedding.weight.normal_()
-    write_checkpoint(storage, night.checkpoint, model, settings, {}, {})
-    return World(storage, settings, night)
+    write_checkpoint(night, model, settings, training_metrics([report(1, 0.1)], 0.1))
+    return World(settings, night)
 
 
-def write_histories(storage: Storage, night: Night, num_buckets: int, histories: Mapping[str, np.ndarray]) -> None:
+def write_histories(night: Night, num_buckets: int, histories: Mapping[str, np.ndarray]) -> None:
     """Write the buckets; the last event of each history is the test's, the one before the validation's."""
     users = pa.array(sorted(histories), type=pa.string())
     buckets = user_bucket(users, num_buckets)
@@ -97,7 +124,7 @@ def write_histories(storage: Storage, night: Night, num_buckets: int, histories:
         lengths = np.array([len(r) for r in rows], dtype=np.int64)
         events = np.concatenate([np.empty(0, dtype=np.int32), *rows])
         write_bucket(
-            storage,
+            night.storage,
             night.histories,
             bucket,
             Bucket(
@@ -112,45 +139,19 @@ def write_histories(storage: Storage, night: Night, num_buckets: int, histories:
         )
 
 
-def without_ray(monkeypatch: pytest.MonkeyPatch, cpus: float = 64.0) -> list[tuple[str, list[int]]]:
-    """Let chains run in this process, on an imaginary cluster; returns a log of the stages and units that ran."""
-    ran: list[tuple[str, list[int]]] = []
-
-    def run_here(what: str, units: Sequence[int], stages: Sequence[Stage], threads: int) -> dict[int, bytes]:
-        ran.append(("+".join(stage.name for stage in stages), list(units)))
-        functions = [stage.function(**stage.arguments) for stage in stages]
-        payloads: dict[int, bytes] = {}
-        for unit in units:
-            payload = b""
-            for function in functions:
-                payload = bytes(function(unit, payload))
-            payloads[unit] = payload
-        return payloads
-
-    for module in (embed, search, tune):
-        monkeypatch.setattr(module, "run_chain", run_here)
-        monkeypatch.setattr(module, "connect", lambda settings: Cluster((Node(cpus),), is_local=True))
-    return ran
-
-
-def retrieve(world: World) -> pa.Table:
+def retrieve(world: World, runner: Runner | None = None) -> pa.Table:
     """Embed, search and read back the candidates, without what names the run."""
-    run_search(world)
+    run_search(world, runner or LocalRunner(world.settings))
     return read_table(world, "candidates")
 
 
-def run_search(world: World) -> None:
+def run_search(world: World, runner: Runner) -> None:
     """Embed the items and search for all users."""
-    embed.embed_corpus(world.storage, world.night, world.settings)
-    search.search_units(
-        world.storage.uri,
-        world.night,
-        world.settings,
-        range(world.settings.output.num_buckets),
-        TonightsUsers,
-        CandidateSink,
-        f"{world.night.run.prefix}/_wave",
-    )
+    night, settings = world.night, world.settings
+    embed_corpus(runner, night, settings)
+    units = range(settings.output.num_buckets)
+    users = TonightsUsers(night.inputs.queries, settings.output.num_buckets)
+    search_units(runner, night, settings, units, users, CandidateSink, f"{night.run.prefix}/_wave")
 
 
 def read_table(world: World, name: str) -> pa.Table:
@@ -163,7 +164,3 @@ def read_table(world: World, name: str) -> pa.Table:
 
 def model_of(world: World) -> RetrievalModel:
     return load_model(world.storage, world.night.checkpoint)
-
-
-def _night(settings: Settings) -> Night:
-    return name_night(settings, DAY, [InputObject("log", 1, "e")], {})

@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import numpy as np
@@ -7,25 +6,18 @@ import pytest
 import torch
 
 from pipeline.data.histories import user_bucket
-from pipeline.data.lists import Sequences
 from pipeline.distributed.cluster import Cluster, Node
-from pipeline.distributed.embed import embed_corpus
-from pipeline.distributed.search import Wave, plan_waves, search_units
+from pipeline.distributed.runner import shards_per_wave
 from pipeline.errors import InfrastructureError, InputError, MismatchError
 from pipeline.io.histories import read_bucket
+from pipeline.io.publication.units import units_of
 from pipeline.settings import ClusterSettings
 from pipeline.stages.candidates import CandidateSink
-from pipeline.stages.queries import TonightsUsers, group_by_bucket, take_sequences
-from pipeline.stages.search import encode_queries, encode_sequences, seen_items, spill_key
-from tests.distributed.worlds import (
-    World,
-    make_world,
-    model_of,
-    read_table,
-    retrieve,
-    without_ray,
-    write_histories,
-)
+from pipeline.stages.embed import embed_corpus
+from pipeline.stages.encode import encode_queries, encode_sequences
+from pipeline.stages.queries import TonightsUsers, group_by_bucket
+from pipeline.stages.search import Wave, plan_waves, running_claims, search_units
+from tests.stages.worlds import RecordingRunner, World, make_world, model_of, read_table, retrieve, write_histories
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +27,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="module")
 def expected(world: World) -> pa.Table:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        without_ray(monkeypatch)
-        return retrieve(world)
+    return retrieve(world)
 
 
 def local(cpus: float) -> Cluster:
@@ -69,8 +59,7 @@ def test_exact_search_equals_brute_force_in_float64(world: World, expected: pa.T
 
 @pytest.mark.parametrize("num_shards", [1, 2, 7])
 @pytest.mark.parametrize("tiles", [("4", "7"), ("256", "1024")])
-def test_exact_lists_do_not_depend_on_shards_or_tiles(world, expected, monkeypatch, num_shards, tiles):
-    without_ray(monkeypatch)
+def test_exact_lists_do_not_depend_on_shards_or_tiles(world, expected, num_shards, tiles):
     other = world.with_settings(
         f"corpus.num_shards={num_shards}", f"search.query_tile={tiles[0]}", f"search.item_tile={tiles[1]}"
     )
@@ -78,116 +67,111 @@ def test_exact_lists_do_not_depend_on_shards_or_tiles(world, expected, monkeypat
 
 
 @pytest.mark.parametrize("stages_per_wave", [1, 2, 3])
-def test_exact_lists_do_not_depend_on_waves(world, expected, monkeypatch, stages_per_wave):
-    ran = without_ray(monkeypatch)
-    other = world.with_settings(
-        "corpus.num_shards=5", f"cluster.max_stages_per_wave={stages_per_wave}", f"output.surface=w{stages_per_wave}"
-    )
-    found = retrieve(other)
+def test_exact_lists_do_not_depend_on_waves(world, expected, stages_per_wave):
+    other = world.with_settings("corpus.num_shards=5", f"output.surface=w{stages_per_wave}")
+    runner = RecordingRunner(other.settings, shards_at_once=stages_per_wave)
+    found = retrieve(other, runner)
     assert found.drop_columns("surface").equals(expected.drop_columns("surface"))
-    searches = [stages for stages, _ in ran if stages.startswith("QueryEncoder")]
+    searches = [stages for stages, _ in runner.ran if stages.startswith("QueryEncoder")]
     assert len(searches) == -(-5 // stages_per_wave)
     assert [s.endswith("+Writer") for s in searches] == [False] * (len(searches) - 1) + [True]
     assert not other.storage.list(f"{other.night.run.prefix}/_wave")
 
 
-def test_lists_do_not_depend_on_the_number_of_buckets(tmp_path: Path, expected: pa.Table, monkeypatch):
-    without_ray(monkeypatch)
+def test_lists_do_not_depend_on_the_number_of_buckets(tmp_path: Path, expected: pa.Table):
     other = make_world(tmp_path, overrides=["output.num_buckets=11"])
     assert retrieve(other).equals(expected)
 
 
-def test_preselecting_everything_is_exact(world, expected, monkeypatch):
-    without_ray(monkeypatch)
+def test_preselecting_everything_is_exact(world, expected):
     other = world.with_settings("search.method=topk_avg", "search.num_preselected=120")
     assert retrieve(other).equals(expected)
 
 
-def test_a_shard_without_items_is_skipped(tmp_path: Path, monkeypatch):
-    without_ray(monkeypatch)
+def test_a_shard_without_items_is_skipped(tmp_path: Path):
     world = make_world(tmp_path, num_users=5, num_items=4, overrides=["search.k=2", "corpus.num_shards=9"])
     more = world.with_settings("corpus.num_shards=1")
     assert retrieve(world).equals(retrieve(more))
 
 
-def test_an_interrupted_search_takes_up_what_was_spilled(tmp_path: Path, expected: pa.Table, monkeypatch):
-    ran = without_ray(monkeypatch)
-    world = make_world(tmp_path, overrides=["cluster.max_stages_per_wave=1"])
-    embed_corpus(world.storage, world.night, world.settings)
+def test_an_interrupted_search_takes_up_what_was_set_aside(tmp_path: Path, expected: pa.Table):
+    world = make_world(tmp_path, overrides=["output.num_buckets=3"])
+    runner = RecordingRunner(world.settings, shards_at_once=1)
+    embed_corpus(runner, world.night, world.settings)
     scratch = f"{world.night.run.prefix}/_wave"
 
     class FailingSink(CandidateSink):
-        def write(self, unit, batch, found):
+        def write(self, unit, batch, result):
             raise OSError("the store is gone")
 
-    arguments = (world.storage.uri, world.night, world.settings, range(3), TonightsUsers)
+    arguments = (runner, world.night, world.settings, range(3), TonightsUsers(None, 3))
     with pytest.raises(OSError, match="the store is gone"):
         search_units(*arguments, FailingSink, scratch)
-    assert len(world.storage.list(scratch)) == 2 * 3
-    world.storage.delete(spill_key(scratch, 2, 1))
-    ran.clear()
+    assert len(world.storage.list(scratch)) == 2 * 3 * 2  # two waves, three units, data and claim
+    world.storage.delete(running_claims(world.storage, scratch, 2).key(1))
+    runner.ran.clear()
     search_units(*arguments, CandidateSink, scratch)
-    assert [units for _, units in ran] == [[1], [0, 1, 2]]
+    assert [units for _, units in runner.ran] == [[1], [0, 1, 2]]
     assert read_table(world, "candidates").equals(expected)
     assert not world.storage.list(scratch)
 
 
-def test_a_spilled_top_k_of_other_queries_is_refused(tmp_path: Path, monkeypatch):
-    without_ray(monkeypatch)
-    world = make_world(tmp_path, overrides=["cluster.max_stages_per_wave=1"])
-    embed_corpus(world.storage, world.night, world.settings)
+def test_a_running_top_k_of_other_queries_is_refused(tmp_path: Path):
+    world = make_world(tmp_path, overrides=["output.num_buckets=3"])
+    runner = RecordingRunner(world.settings, shards_at_once=1)
+    embed_corpus(runner, world.night, world.settings)
     scratch = f"{world.night.run.prefix}/_wave"
 
     class Stopped(CandidateSink):
-        def write(self, unit, batch, found):
+        def write(self, unit, batch, result):
             raise OSError("stopped")
 
-    arguments = (world.storage.uri, world.night, world.settings, range(3), TonightsUsers)
+    arguments = (runner, world.night, world.settings, range(3), TonightsUsers(None, 3))
     with pytest.raises(OSError, match="stopped"):
         search_units(*arguments, Stopped, scratch)
-    data = world.storage.read(spill_key(scratch, 2, 0))
-    world.storage.delete(spill_key(scratch, 2, 1))
-    world.storage.create(spill_key(scratch, 2, 1), data)
+    claims = running_claims(world.storage, scratch, 2)
+    world.storage.delete(claims.key(1))
+    world.storage.create(claims.key(1), world.storage.read(claims.key(0)))
     with pytest.raises(InfrastructureError, match="run again"):
         search_units(*arguments, CandidateSink, scratch)
     search_units(*arguments, CandidateSink, scratch)  # the wrong one is gone
 
 
-def test_waves_are_as_large_as_the_cluster_and_even():
+def test_waves_are_as_large_as_the_cluster():
     settings = ClusterSettings(cpus_per_actor=0.25)
     # 4 slots of 1 CPU: encoder, writer, a spare, and one searcher.
-    assert plan_waves(3, local(1.0), settings) == (Wave(0, 1), Wave(1, 2), Wave(2, 3))
-    assert plan_waves(4, local(2.0), settings) == (Wave(0, 4),)
-    assert plan_waves(6, local(2.0), settings) == (Wave(0, 3), Wave(3, 6))
-    capped = ClusterSettings(cpus_per_actor=0.25, max_stages_per_wave=2)
-    assert plan_waves(5, local(64.0), capped) == (Wave(0, 1), Wave(1, 3), Wave(3, 5))
-    replicated = ClusterSettings(cpus_per_actor=0.5, replicas=2)
-    assert plan_waves(3, local(4.0), replicated) == (Wave(0, 1), Wave(1, 3))
+    assert shards_per_wave(3, local(1.0), settings) == 1
+    assert shards_per_wave(4, local(2.0), settings) == 4
+    assert shards_per_wave(6, local(2.0), settings) == 5
+    assert shards_per_wave(5, local(64.0), ClusterSettings(cpus_per_actor=0.25, max_stages_per_wave=2)) == 2
+    assert shards_per_wave(3, local(4.0), ClusterSettings(cpus_per_actor=0.5, replicas=2)) == 2
+
+
+def test_waves_are_even():
+    assert plan_waves(3, 1) == (Wave(0, 1), Wave(1, 2), Wave(2, 3))
+    assert plan_waves(4, 4) == (Wave(0, 4),)
+    assert plan_waves(6, 5) == (Wave(0, 3), Wave(3, 6))
+    assert plan_waves(5, 2) == (Wave(0, 1), Wave(1, 3), Wave(3, 5))
 
 
 def test_a_cluster_without_room_for_one_shard_is_refused():
-    with pytest.raises(InputError, match=r"1 of 1 shard searchers of 0\.25 CPUs and 1 GPUs each"):
-        plan_waves(4, local(8.0), ClusterSettings(gpus_per_actor=1.0))
+    with pytest.raises(InputError, match=r"1 of 1 ShardSearchers of 0\.25 CPUs and 1 GPUs each"):
+        shards_per_wave(4, local(8.0), ClusterSettings(gpus_per_actor=1.0))
     with pytest.raises(InputError, match="no place for"):
-        plan_waves(4, local(2.0), ClusterSettings(cpus_per_actor=1.0))
+        shards_per_wave(4, local(2.0), ClusterSettings(cpus_per_actor=1.0))
 
 
 def test_gpus_bound_a_wave():
     two_gpu_nodes = Cluster((Node(8.0), Node(4.0, 2.0), Node(4.0, 2.0)), is_local=False)
-    waves = plan_waves(10, two_gpu_nodes, ClusterSettings(gpus_per_actor=1.0))
-    assert max(wave.last - wave.first for wave in waves) == 4
-    assert waves[0].first == 0
-    assert waves[-1].last == 10
+    assert shards_per_wave(10, two_gpu_nodes, ClusterSettings(gpus_per_actor=1.0)) == 4
 
 
-def test_k_larger_than_the_corpus_is_refused(tmp_path: Path, monkeypatch):
-    without_ray(monkeypatch)
+def test_k_larger_than_the_corpus_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match=r"search\.k is 10, but the corpus has 4 items"):
         retrieve(make_world(tmp_path, num_users=2, num_items=4))
 
 
-def test_every_user_is_accounted_for(tmp_path: Path, monkeypatch):
-    without_ray(monkeypatch)
+def test_every_user_is_accounted_for(tmp_path: Path):
     world = make_world(tmp_path, num_users=6, num_items=12, overrides=["search.k=9", "output.num_buckets=2"])
     for info in world.storage.list(world.night.histories.prefix + "/bucket"):
         world.storage.delete(info.key)
@@ -197,7 +181,7 @@ def test_every_user_is_accounted_for(tmp_path: Path, monkeypatch):
         "often": np.array([3, 3, 3, 5]),
         "plain": np.array([1]),
     }
-    write_histories(world.storage, world.night, 2, histories)
+    write_histories(world.night, 2, histories)
     lists = retrieve(world).to_pydict()
     users = read_table(world, "users").to_pylist()
     told = {u["user_id"]: (u["status"], u["num_returned"], u["num_seen_filtered"], u["reason"]) for u in users}
@@ -212,8 +196,7 @@ def test_every_user_is_accounted_for(tmp_path: Path, monkeypatch):
     assert not {"i000003", "i000005"} & set(lists["item_id"][1:10])
 
 
-def test_nested_lists_hold_the_same_as_long_ones(world, expected, monkeypatch):
-    without_ray(monkeypatch)
+def test_nested_lists_hold_the_same_as_long_ones(world, expected):
     nested = retrieve(world.with_settings("output.layout=nested")).to_pylist()
     flat = [
         (row["user_id"], rank, item, score)
@@ -224,8 +207,7 @@ def test_nested_lists_hold_the_same_as_long_ones(world, expected, monkeypatch):
     assert flat == list(zip(long["user_id"], long["rank"], long["item_id"], long["score"], strict=True))
 
 
-def test_a_query_table_chooses_users_and_names_those_without_history(tmp_path: Path, monkeypatch):
-    without_ray(monkeypatch)
+def test_a_query_table_chooses_users_and_names_those_without_history(tmp_path: Path):
     wanted = tmp_path / "queries.parquet"
     ids = pa.array(["u00003", "nobody", "u00001", "u00003"]).dictionary_encode()
     pa.parquet.write_table(pa.table({"user_id": ids, "market": ["de"] * 4}), wanted)
@@ -248,44 +230,29 @@ def test_a_query_table_chooses_users_and_names_those_without_history(tmp_path: P
         (pa.array([1.5]), "user_id is double"),
     ],
 )
-def test_an_unusable_query_table_is_refused(tmp_path: Path, monkeypatch, ids, complaint):
-    without_ray(monkeypatch)
+def test_an_unusable_query_table_is_refused(tmp_path: Path, ids, complaint):
     wanted = tmp_path / "queries.parquet"
     pa.parquet.write_table(pa.table({"user_id": ids}), wanted)
     with pytest.raises(InputError, match=complaint):
         retrieve(make_world(tmp_path / "root", overrides=[f"queries.uri={wanted}"]))
 
 
-def test_counts_come_back_from_every_unit(world, expected, monkeypatch):
-    without_ray(monkeypatch)
+def test_a_sidecar_says_what_its_unit_holds(world):
     other = world.with_settings("output.surface=counted")
-    embed_corpus(other.storage, other.night, other.settings)
-    counts = search_units(
-        other.storage.uri, other.night, other.settings, [0, 2], TonightsUsers, CandidateSink, "scratch"
-    )
-    assert sorted(counts) == [0, 2]
-    for unit, data in counts.items():
+    retrieve(other)
+    for unit, sidecar in units_of(other.storage, other.night.run).done().items():
         users = read_bucket(other.storage, other.night.histories, unit).num_users
-        assert json.loads(data) == {"users": users, "ok": users, "candidates": 10 * users}
-
-
-class BeforeTheTest:
-    part = "before_test"
-
-    def __init__(self, storage_uri, night, settings) -> None: ...
-
-    select = TonightsUsers.select
-    _by_unit = None
+        assert (sidecar.users.rows, sidecar.num_candidates, sidecar.statuses) == (users, 10 * users, {"ok": users})
 
 
 def test_a_source_sees_only_its_part_of_a_history(world):
     bucket = read_bucket(world.storage, world.night.histories, 0)
-    batch = encode_queries(model_of(world), bucket, BeforeTheTest(None, None, None), 0)
+    batch = encode_queries(model_of(world), bucket, TonightsUsers(None, 3, part="before_test"), 0)
     lengths = np.diff(bucket.offsets)
     assert batch.reasons.to_pylist() == ["" if length > 1 else "no history" for length in lengths]
     for query, place in enumerate(batch.searched):
         low, high = bucket.offsets[place], bucket.offsets[place + 1] - 1
-        seen = batch.excluded.narrow(query, query + 1).rows
+        seen = batch.excluded[query]
         assert seen.tolist() == sorted(set(bucket.item_rows[low:high].tolist()))
 
 
@@ -294,7 +261,7 @@ def test_a_query_that_is_not_finite_is_named_and_not_searched(world):
     bucket = read_bucket(world.storage, world.night.histories, 0)
     alone = int(bucket.item_rows[bucket.offsets[1] - 1])  # the last item of the first user
     model.item_embedding.weight[alone] = torch.nan
-    batch = encode_queries(model, bucket, TonightsUsers(world.storage.uri, world.night, world.settings), 0)
+    batch = encode_queries(model, bucket, TonightsUsers(None, 3), 0)
     assert batch.reasons[0].as_py() == "the query is not a finite number"
     assert torch.isfinite(batch.queries.components_BQD).all()
     assert len(batch.searched) == len(batch.excluded) == len(batch.queries.gate_BP) < bucket.num_users
@@ -305,7 +272,7 @@ def test_histories_of_another_catalogue_are_refused(world):
     model.num_items = 50
     bucket = read_bucket(world.storage, world.night.histories, 0)
     with pytest.raises(MismatchError, match="the model knows 50 items"):
-        encode_queries(model, bucket, TonightsUsers(world.storage.uri, world.night, world.settings), 0)
+        encode_queries(model, bucket, TonightsUsers(None, 3), 0)
 
 
 def test_a_query_does_not_depend_on_who_else_is_encoded(world):
@@ -314,16 +281,9 @@ def test_a_query_does_not_depend_on_who_else_is_encoded(world):
     together = encode_sequences(model, bucket.cut("whole"), bucket.user_keys)
     for place in range(bucket.num_users):
         at = np.array([place])
-        alone = encode_sequences(model, take_sequences(bucket.cut("whole"), at), bucket.user_keys[at])
+        alone = encode_sequences(model, bucket.cut("whole").take(at), bucket.user_keys[at])
         assert torch.equal(alone.components_BQD[0], together.components_BQD[place])
         assert torch.equal(alone.gate_BP[0], together.gate_BP[place])
-
-
-def test_seen_items_are_distinct_by_query():
-    histories = Sequences(np.array([0, 3, 3, 5]), np.array([7, 2, 7, 0, 9], dtype=np.int32))
-    seen = seen_items(histories, num_items=10)
-    assert seen.offsets.tolist() == [0, 2, 2, 4]
-    assert seen.rows.tolist() == [2, 7, 0, 9]
 
 
 def test_requested_ids_are_grouped_by_their_bucket():
@@ -334,8 +294,7 @@ def test_requested_ids_are_grouped_by_their_bucket():
         assert set(user_bucket(group, 7).tolist()) <= {bucket}
 
 
-def test_low_rank_search_finds_more_than_the_mean_component_at_equal_cost(tmp_path: Path, monkeypatch):
-    without_ray(monkeypatch)
+def test_low_rank_search_finds_more_than_the_mean_component_at_equal_cost(tmp_path: Path):
     world = make_world(tmp_path, num_users=200, num_items=600, overrides=["corpus.low_rank.ranks=[32]"])
     pairs = {}
     for method in ("exact", "topk_avg", "topk_low_rank"):

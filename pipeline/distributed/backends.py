@@ -1,0 +1,83 @@
+"""The backends that the cluster's nodes search with: asked once, said in the log, refused when they cannot be had."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline.distributed.cluster import Cluster
+from pipeline.errors import InfrastructureError
+from pipeline.retrieval.backends import Backend, describe_backend, require_backend
+from pipeline.settings import ClusterSettings, SearchSettings, Settings
+
+PROBE_SECONDS = 900.0  # a node without kernels for its CPU compiles them first
+
+log = logging.getLogger("nightrails")
+
+
+@dataclass(frozen=True)
+class SearchNode:
+    """A node that can hold a shard searcher."""
+
+    host: str
+    node_id: str
+
+
+def check_backends(cluster: Cluster, settings: Settings) -> None:
+    """Say once in the log what the nodes search with.
+
+    Raises InputError when `search.backend` cannot be had on one of them, InfrastructureError when one does not answer.
+    """
+    device_type = "cuda" if settings.cluster.gpus_per_actor else "cpu"
+    nodes = () if cluster.is_local else search_nodes(settings.cluster)
+    _check(nodes, settings.search, device_type)
+
+
+def search_nodes(settings: ClusterSettings) -> tuple[SearchNode, ...]:
+    """The alive nodes that have the CPUs and GPUs of one shard searcher."""
+    needed = {"CPU": settings.cpus_per_actor, "GPU": settings.gpus_per_actor}
+    return tuple(
+        SearchNode(node["NodeManagerHostname"], node["NodeID"])
+        for node in sorted(ray.nodes(), key=lambda node: str(node["NodeID"]))
+        if node["Alive"] and all(node["Resources"].get(kind, 0.0) >= number for kind, number in needed.items())
+    )
+
+
+def probe_backends(
+    nodes: Sequence[SearchNode], search: SearchSettings, device_type: str
+) -> Mapping[SearchNode, Backend]:
+    """Ask each node with a task that runs there. Raises InfrastructureError when a node does not answer."""
+    probe = ray.remote(num_cpus=0)(describe_backend)
+    asked = {node: NodeAffinitySchedulingStrategy(node.node_id, soft=False) for node in nodes}
+    answers = [probe.options(scheduling_strategy=there).remote(search, device_type) for there in asked.values()]
+    try:
+        return dict(zip(nodes, ray.get(answers, timeout=PROBE_SECONDS), strict=True))
+    except RayError as error:
+        raise InfrastructureError(f"a node did not say what it searches with: {error}") from error
+
+
+@cache
+def _check(nodes: tuple[SearchNode, ...], search: SearchSettings, device_type: str) -> None:
+    """The nodes of a cluster, or (none are given) this machine, which is the whole of a local one."""
+    this_machine = SearchNode("this machine", "")
+    here = {} if nodes else {this_machine: describe_backend(search, device_type)}
+    hosts_by_backend: dict[Backend, list[str]] = defaultdict(list)
+    for node, backend in (here or probe_backends(nodes, search, device_type)).items():
+        require_backend(backend, search, f" on {node.host}")
+        hosts_by_backend[backend].append(node.host)
+    for backend, hosts in hosts_by_backend.items():
+        _say(backend, hosts)
+
+
+def _say(backend: Backend, hosts: Sequence[str]) -> None:
+    count = "1 node searches" if len(hosts) == 1 else f"{len(hosts)} nodes search"
+    if backend.reason:
+        names = ", ".join(sorted(set(hosts)))
+        log.warning("%s with %s, many times slower: %s (%s)", count, backend.name, backend.reason, names)
+    else:
+        log.info("%s with %s%s", count, backend.name, f" ({backend.origin})" if backend.origin else "")

@@ -1,0 +1,93 @@
+"""The one place that reads Ray's errors: ours behind them, else what a scheduler should do."""
+
+import builtins
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ray.data.exceptions import ExecutionTimeoutError
+from ray.exceptions import RayTaskError
+
+from pipeline import errors
+from pipeline.causes import causes, library_of, missing_package, own_error
+from pipeline.errors import InfrastructureError, InputError, NightrailsError
+
+# Ray Data may append advice on its own retries to whatever was raised.
+ADVICE_OF_RAY = "\nFailed to apply UDF transform"
+RAISED = re.compile(rf"^(?:[\w.]+\.)?(\w+): (.*?)(?=\n\n|{ADVICE_OF_RAY}|\Z)", re.MULTILINE | re.DOTALL)
+# A name with a dot is a part of a package that is there, which is our fault and not the installation's.
+MISSING_MODULE = re.compile(
+    r"^(?:ModuleNotFoundError|[\w.]*RaySystemError: System error): No module named '([^'.]+)'", re.MULTILINE
+)
+ON_NODE = re.compile(r"\bip=([^,)\s]+)")
+PYTHON_OF_A_FRAME = re.compile(r'File "([^"]+)/lib/python[\d.]+/')
+OUR_OWN = ("pipeline", "jobs")
+
+
+@contextmanager
+def ray_errors_translated() -> Iterator[None]:
+    """Raise the translation of whatever Ray raises in the block."""
+    try:
+        yield
+    except Exception as error:
+        translation = translated(error)
+        if translation is error:
+            raise
+        raise translation from error
+
+
+def translated(error: Exception) -> Exception:
+    """Our own error where one lies behind Ray's, the stage's own where it failed by itself, else InfrastructureError.
+
+    A plain task keeps the exception in `cause`, training in `worker_failures`; Ray Data and dying actors keep only the
+    text of the remote traceback, and an exception is read back from that.
+    """
+    ours = own_error(error)
+    if ours is not None:
+        said, advice, _ = str(ours).partition(ADVICE_OF_RAY)
+        return type(ours)(said) if advice else ours
+    known = list(causes(error))
+    texts = [str(cause) for cause in known if library_of(cause) == "ray"]
+    read_back = [raised for text in texts if (raised := _from_traceback(text)) is not None]
+    for raised in sorted(read_back, key=lambda raised: not isinstance(raised, NightrailsError)):
+        return raised
+    for cause in known:
+        if isinstance(cause, ExecutionTimeoutError):
+            return InfrastructureError(
+                "no unit moved for cluster.no_progress_minutes; is a node missing? If a unit takes longer than that, "
+                f"raise output.num_buckets or the limit. {str(cause).splitlines()[0]}"
+            )
+        if isinstance(cause, RayTaskError) and isinstance(cause.cause, Exception):
+            return cause.cause
+    if library_of(error) == "ray":
+        return InfrastructureError(f"Ray gave up: {' '.join(str(error).split())[:500]}; run again to resume")
+    return error
+
+
+def _from_traceback(text: str) -> Exception | None:
+    """The outermost of our own exceptions in a printed traceback, else the innermost if Python has it built in."""
+    raised = RAISED.findall(text)
+    for name, message in reversed(raised):
+        kind = getattr(errors, name, None)
+        if isinstance(kind, type) and issubclass(kind, NightrailsError):
+            return kind(message.strip())
+    if missing := _missing_on_a_node(text):
+        return missing
+    for name, message in raised[:1]:
+        kind = getattr(builtins, name, None)
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            return (OSError if issubclass(kind, OSError) else RuntimeError)(f"{name}: {message.strip()}")
+    return None
+
+
+def _missing_on_a_node(text: str) -> InputError | None:
+    """What to say when, by a traceback of Ray, the Python of a worker lacks a package (our own may be that one)."""
+    module = MISSING_MODULE.search(text)
+    if module is None:
+        return None
+    python, node = PYTHON_OF_A_FRAME.search(text), ON_NODE.search(text)
+    return missing_package(
+        "nightrails" if module[1] in OUR_OWN else module[1],
+        f"the Python in {python[1]}" if python else "the Python of Ray's workers",
+        f"node {node[1]}" if node else "a node",
+    )

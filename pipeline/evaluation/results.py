@@ -1,0 +1,50 @@
+"""What an evaluation measured: the schema of `evaluations/<id>/metrics.json`."""
+
+from pipeline.config import Config
+from pipeline.settings import SearchMethod
+
+
+class Estimate(Config):
+    """A mean over queries with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Overlap(Config):
+    """Share of a perfect search's k items that the search returned too."""
+
+    k: int
+    queries: int  # whose lists were compared
+    mean: float
+    low: float
+    high: float
+    against: str  # the perfect search: "exact search", or "brute force in float64" where the search is exact itself
+
+
+class Comparison(Config):
+    """One figure of the model's lists, and the same of popularity's lists."""
+
+    model: float
+    popularity: float
+
+
+class Metrics(Config):
+    """Held-out metrics of the model's lists beside popularity's, and how near the search comes to a perfect one.
+
+    Metrics are named `hr@10`, `ndcg@10`, `recall@10`, …, one each per cutoff, and `mrr`, over all k places of a list.
+    """
+
+    queries: int  # users with at least one target that were asked, a seeded sample
+    without_history: int  # users with a target who could not be asked: they have no earlier event
+    protocol: str  # one sentence: who was asked, and what counts as found
+    method: SearchMethod
+    k: int
+    cutoffs: tuple[int, ...]  # those of `evaluate.cutoffs` that are at most k; when that leaves none, k
+    model: dict[str, Estimate]
+    popularity: dict[str, Estimate]  # of the same metrics
+    overlap: Overlap
+    coverage: Comparison  # share of the catalogue that is in at least one list
+    gini: Comparison  # inequality of how often each item is shown; 0 = all equally often
+    seconds: float

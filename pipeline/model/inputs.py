@@ -1,0 +1,41 @@
+"""The input of a query: a user's events and key. Text can stand beside the events later.
+
+Shapes: B queries, L positions.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+EventColumn = Literal["times", "weights"]
+
+
+@dataclass(frozen=True)
+class Events:
+    """Event sequences, oldest event first, padded with item row -1 at the right.
+
+    `columns` holds what the encoder reads besides the items, (B, L) each: times in microseconds since 1970, weights as
+    the log's source gives them.
+    """
+
+    item_rows_BL: Tensor
+    columns: Mapping[EventColumn, Tensor] = field(default_factory=dict)
+
+    @property
+    def is_event_BL(self) -> Tensor:
+        return self.item_rows_BL >= 0
+
+    @property
+    def lengths_B(self) -> Tensor:
+        """(B,) int64 numbers of events."""
+        return self.is_event_BL.sum(dim=1)
+
+
+@dataclass(frozen=True)
+class QueryInput:
+    """One query per user: the user's events, and a key (any int64) that chooses a row of the user table."""
+
+    events: Events
+    user_keys_B: Tensor

@@ -1,0 +1,26 @@
+// What the loader (library.py) asks of a library.
+#include "lanes.h"
+#include "tiles.h"
+
+#if defined(NR_AMX)
+#define NR_INSTRUCTION_SET "amx"
+#elif defined(NR_AVX512)
+#define NR_INSTRUCTION_SET "avx512"
+#else
+#define NR_INSTRUCTION_SET "avx2"
+#endif
+
+extern "C" {
+
+// The loader looks for these bytes in the file, before it loads it.
+extern const char nr_sources[];
+const char nr_sources[] = "nightrails sources " NR_SOURCE_HASH;
+
+const char* nr_instruction_set() { return NR_INSTRUCTION_SET; }
+
+// Whether this process may call the kernels. One that may not would be ended by the first tile.
+int nr_is_usable() { return nr::may_use_tiles; }
+
+// What rows of a product are padded to: a model's weights must be.
+int nr_rows() { return nr::ROWS; }
+}

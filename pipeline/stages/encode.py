@@ -1,0 +1,58 @@
+"""Encoding the queries of a user bucket."""
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipeline.data.histories import Bucket
+from pipeline.data.lists import NO_ITEM, Int64, Lists
+from pipeline.errors import MismatchError
+from pipeline.model.inputs import Events, QueryInput
+from pipeline.model.model import RetrievalModel
+from pipeline.model.mol import QuerySide
+from pipeline.stages.queries import QuerySource
+from pipeline.stages.query_batch import NO_HISTORY, NOT_FINITE, SEARCHED, QueryBatch
+
+# Sequences are encoded in tiles of this many, the last one padded: a matrix product of another shape may differ in its
+# last bits, and a query must not depend on who else is in the bucket.
+SEQUENCE_TILE = 256
+
+
+def encode_queries(model: RetrievalModel, bucket: Bucket, source: QuerySource, unit: int) -> QueryBatch:
+    """The queries of the users that `source` selects; all that they have seen is excluded.
+
+    Users without a visible event, and those whose query is not finite, are named with the reason and not searched.
+    """
+    requested = source.select(unit, bucket)
+    visible = bucket.cut(source.part)
+    has_history = visible.take(requested.at).lengths > 0
+    at = requested.at[has_history]
+    histories = visible.take(at)
+    if len(histories.values) and int(histories.values.max()) >= model.num_items:
+        raise MismatchError(
+            f"bucket {unit} has item row {histories.values.max()}, but the model knows {model.num_items} items; "
+            "train on these histories"
+        )
+    queries = encode_sequences(model, histories, bucket.user_keys[at])
+    is_finite = torch.isfinite(queries.components_BQD).flatten(1).all(1) & torch.isfinite(queries.gate_BP).all(1)
+    kept = is_finite.nonzero()[:, 0]
+    reasons = np.full(len(requested.at), NO_HISTORY, dtype=object)
+    reasons[has_history] = np.where(is_finite.numpy(), SEARCHED, NOT_FINITE)
+    return QueryBatch(
+        requested.user_ids,
+        pa.array(reasons, type=pa.string()),
+        queries.take(kept),
+        histories.take(kept.numpy()).distinct(),
+    )
+
+
+@torch.inference_mode()
+def encode_sequences(model: RetrievalModel, histories: Lists, user_keys: Int64) -> QuerySide:
+    """The query side of each history, computed in tiles of one shape."""
+    rows_BL, _ = histories.last(model.settings.max_length)
+    num_queries = len(rows_BL)
+    padding = max(SEQUENCE_TILE, -(-num_queries // SEQUENCE_TILE) * SEQUENCE_TILE) - num_queries
+    rows = torch.from_numpy(np.pad(rows_BL, ((0, padding), (0, 0)), constant_values=NO_ITEM)).split(SEQUENCE_TILE)
+    keys = torch.from_numpy(np.pad(user_keys, (0, padding))).split(SEQUENCE_TILE)
+    tiles = [model.query_side(QueryInput(Events(r_BL), k_B)) for r_BL, k_B in zip(rows, keys, strict=True)]
+    return QuerySide.cat(tiles).take(slice(0, num_queries))

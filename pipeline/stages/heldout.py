@@ -1,0 +1,150 @@
+"""The parts of an evaluation that run inside a search: who asks, what a unit's lists are worth, the recall check."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.data.histories import Bucket
+from pipeline.data.lists import NO_ITEM, Int64
+from pipeline.errors import MismatchError
+from pipeline.evaluation.metrics import MeanSum, Rows, measured_cutoffs, overlap_at_k, ranking_sums
+from pipeline.evaluation.popularity import rank_by_popularity
+from pipeline.evaluation.targets import evaluable_users, held_out_targets, sampling_keys
+from pipeline.io.checkpoint import load_model
+from pipeline.io.corpus import open_corpus, read_shard, shard_entries
+from pipeline.io.evaluation import (
+    REMEDY,
+    Exposure,
+    Sample,
+    UnitOverlap,
+    UnitScores,
+    overlap_claims,
+    sample_claims,
+    score_claims,
+)
+from pipeline.io.histories import read_bucket, read_items
+from pipeline.io.night import Night
+from pipeline.retrieval.brute_force import brute_force
+from pipeline.retrieval.filters import Rules
+from pipeline.retrieval.topk import TopK
+from pipeline.settings import Settings
+from pipeline.stages.queries import Requested
+from pipeline.stages.query_batch import QueryBatch
+
+
+@dataclass(frozen=True)
+class HeldOutUsers:
+    """The sampled users with held-out events, each with the history before those."""
+
+    sample: Sample
+    seed: int
+    part: str = "before_test"
+
+    def select(self, unit: int, bucket: Bucket) -> Requested:
+        return _users_up_to(bucket, self.sample.query_threshold, self.seed)
+
+
+@dataclass(frozen=True)
+class CheckedUsers:
+    """The few of those users whose lists are compared with exact search."""
+
+    sample: Sample
+    seed: int
+    part: str = "before_test"
+
+    def select(self, unit: int, bucket: Bucket) -> Requested:
+        if unit not in self.sample.checked_units:
+            return Requested(bucket.user_ids.slice(0, 0), np.empty(0, dtype=np.int64))
+        return _users_up_to(bucket, self.sample.checked_threshold, self.seed)
+
+
+def _users_up_to(bucket: Bucket, threshold: int, seed: int) -> Requested:
+    users, _ = evaluable_users(bucket)
+    users = users[sampling_keys(bucket.user_keys[users], seed) <= np.uint64(threshold)]
+    return Requested(bucket.user_ids.take(users), users)
+
+
+class EvaluationSink:
+    """Compares a unit's lists with what was held out, beside popularity's lists, and keeps the sums.
+
+    The lists of an exact search are also held against brute force for a few users.
+    """
+
+    def __init__(self, night: Night, settings: Settings) -> None:
+        self._night, self._settings = night, settings
+        sample = sample_claims(night).require(0, REMEDY)
+        self._users = HeldOutUsers(sample, settings.evaluate.seed)
+        self._checked = CheckedUsers(sample, settings.evaluate.seed)
+        items = read_items(night.storage, night.histories)
+        counts = (items[name].to_numpy() for name in ("num_train_events", "num_validation_events"))
+        self._popularity_N = sum(counts, start=np.zeros(items.num_rows, dtype=np.int64))
+
+    def write(self, unit: int, batch: QueryBatch, result: TopK) -> None:
+        search = self._settings.search
+        bucket = read_bucket(self._night.storage, self._night.histories, unit)
+        requested = self._users.select(unit, bucket)
+        # A user whose query could not be made is asked for all the same, and counts as a miss.
+        ranked_BK = np.full((len(requested.at), search.k), NO_ITEM, dtype=np.int64)
+        ranked_BK[batch.searched] = result.rows_BK.numpy()
+        seen = bucket.cut(self._users.part).take(requested.at)
+        popular_BK = rank_by_popularity(self._popularity_N, seen, search.k)
+        targets = held_out_targets(bucket).take(requested.at)
+        cutoffs = measured_cutoffs(self._settings.evaluate.cutoffs, search.k)
+        is_checked = np.isin(requested.at, self._checked.select(unit, bucket).at)
+        if search.is_exact and is_checked.any():
+            # Before the scores, so that a unit that is done was verified too.
+            self._verify(unit, batch, ranked_BK, is_checked)
+        scores = UnitScores(
+            queries=len(requested.at),
+            model=ranking_sums(ranked_BK, targets, cutoffs),
+            popularity=ranking_sums(popular_BK, targets, cutoffs),
+            exposure=expose(ranked_BK, popular_BK),
+            checked=ranked_BK[is_checked].tolist(),
+        )
+        score_claims(self._night).claim(unit, scores)
+
+    def _verify(self, unit: int, batch: QueryBatch, ranked_BK: Int64, is_checked: NDArray[np.bool_]) -> None:
+        """Hold an exact search against brute force: every pair in float64, everything sorted."""
+        storage, corpus = self._night.storage, self._night.corpus
+        queries = np.flatnonzero(is_checked[batch.searched])
+        shards = (read_shard(storage, corpus, entry) for entry in shard_entries(open_corpus(storage, corpus)))
+        mol = load_model(storage, self._night.checkpoint).mol
+        k = self._settings.search.k
+        taken = batch.queries.take(torch.from_numpy(queries))
+        _, exact_BK = brute_force(mol, taken, shards, Rules(batch.excluded.take(queries)), k)
+        overlap = MeanSum.of(overlap_at_k(ranked_BK[batch.searched[queries]], exact_BK, k))
+        overlap_claims(self._night).claim(unit, UnitOverlap(overlap=overlap))
+
+
+class RecallCheckSink:
+    """Compares the lists of an approximate search with those of exact search for the same users."""
+
+    def __init__(self, night: Night, settings: Settings) -> None:
+        self._night, self._k = night, settings.search.k
+
+    def write(self, unit: int, batch: QueryBatch, result: TopK) -> None:
+        scores = score_claims(self._night).require(unit, REMEDY)
+        exact_BK = np.full((len(batch.user_ids), self._k), NO_ITEM, dtype=np.int64)
+        exact_BK[batch.searched] = result.rows_BK.numpy()
+        if len(scores.checked) != len(exact_BK):
+            evaluation = f"{self._night.storage.uri}/{self._night.evaluation.prefix}"
+            raise MismatchError(
+                f"unit {unit}: {len(scores.checked)} lists were kept for the recall check, but {len(exact_BK)} users "
+                f"are checked; remove {evaluation} to evaluate again"
+            )
+        checked_BK = np.array(scores.checked, dtype=np.int64).reshape(exact_BK.shape)
+        overlap = MeanSum.of(overlap_at_k(checked_BK, exact_BK, self._k))
+        overlap_claims(self._night).claim(unit, UnitOverlap(overlap=overlap))
+
+
+def expose(model_BK: Rows, popular_BK: Rows) -> Exposure:
+    """In how many lists of either kind each item is; items in none are left out."""
+    rows = np.union1d(model_BK, popular_BK)
+    rows = rows[rows != NO_ITEM]
+    counted = {}
+    for name, ranked_BK in (("model", model_BK), ("popularity", popular_BK)):
+        shown = np.searchsorted(rows, ranked_BK[ranked_BK != NO_ITEM])
+        counted[name] = np.bincount(shown, minlength=len(rows)).tolist()
+    return Exposure(item_rows=rows.tolist(), **counted)

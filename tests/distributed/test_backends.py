@@ -1,0 +1,76 @@
+from collections.abc import Iterator
+
+import pytest
+import ray
+
+from pipeline.distributed import backends
+from pipeline.distributed.backends import SearchNode, check_backends, probe_backends, search_nodes
+from pipeline.distributed.cluster import Cluster, Node
+from pipeline.errors import InputError
+from pipeline.retrieval.backends import Backend
+from pipeline.settings import ClusterSettings, SearchSettings, Settings
+
+TWO = (SearchNode("a", "1"), SearchNode("b", "2"))
+CLUSTER = Cluster((Node(4.0), Node(4.0)), is_local=False)
+NATIVE = Backend("native avx512", origin="/kernels/avx512.so")
+NO_COMPILER = Backend("torch", "no kernels: no C++ compiler")
+
+
+@pytest.fixture(autouse=True)
+def forget_answers() -> Iterator[None]:
+    backends._check.cache_clear()
+    yield
+    backends._check.cache_clear()
+
+
+def settings(backend: str = "auto") -> Settings:
+    return Settings(search=SearchSettings(backend=backend))
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> dict[SearchNode, Backend]:
+    """What a cluster of two nodes answers; a test changes it."""
+    given = dict.fromkeys(TWO, NATIVE)
+    monkeypatch.setattr(backends, "search_nodes", lambda settings: TWO)
+    monkeypatch.setattr(backends, "probe_backends", lambda nodes, search, device_type: given)
+    return given
+
+
+def test_nodes_that_search_alike_get_one_line_and_only_once(answers, caplog):
+    caplog.set_level("INFO", logger="nightrails")
+    for _ in range(3):
+        check_backends(CLUSTER, settings())
+    assert caplog.messages == ["2 nodes search with native avx512 (/kernels/avx512.so)"]
+
+
+def test_a_node_that_falls_back_is_named_in_a_warning_with_the_reason(answers, caplog):
+    caplog.set_level("INFO", logger="nightrails")
+    answers[TWO[1]] = NO_COMPILER
+    check_backends(CLUSTER, settings())
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning == "1 node searches with torch, many times slower: no kernels: no C++ compiler (b)"
+
+
+def test_a_backend_that_one_node_cannot_have_is_refused_with_the_nodes_name(answers):
+    answers[TWO[1]] = NO_COMPILER
+    with pytest.raises(InputError, match=r"search.backend=native on b: .*no C\+\+ compiler; set search.backend=auto"):
+        check_backends(CLUSTER, settings("native"))
+
+
+def test_a_local_cluster_is_asked_without_ray(monkeypatch, caplog):
+    caplog.set_level("INFO", logger="nightrails")
+    monkeypatch.setattr(backends, "describe_backend", lambda search, device_type: Backend(device_type))
+    check_backends(Cluster((Node(4.0),), is_local=True), settings())
+    assert caplog.messages == ["1 node searches with cpu"]
+
+
+@pytest.mark.ray
+def test_every_node_that_can_hold_a_shard_is_asked_where_it_is(monkeypatch):
+    monkeypatch.setenv("NIGHTRAILS_NATIVE", "off")
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        (node,) = search_nodes(ClusterSettings())
+        assert search_nodes(ClusterSettings(cpus_per_actor=2.0)) == ()
+        assert probe_backends([node], SearchSettings(), "cpu") == {node: Backend("torch", "NIGHTRAILS_NATIVE=off")}
+    finally:
+        ray.shutdown()

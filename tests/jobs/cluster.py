@@ -1,0 +1,129 @@
+"""A Ray cluster of one node, started and used by the very shell lines of README.md, and ended by process id.
+
+The lines run in a folder of their own below /tmp (Ray's sockets need a short path), which holds a copy of the code and
+a tiny night as conf/nightly.yaml, and which is HOME and Ray's folder for temporary files too.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.config import apply_overrides, read_yaml
+from tests.jobs.nightly import REPOSITORY, TINY, Ended
+
+# A cluster by these lines listens at fixed ports; here `ray` is a function that gives it free ones.
+RAY_WITH_FREE_PORTS = """
+ray() {{
+    if [ "$1" = start ]; then shift; command ray start --disable-usage-stats {ports} "$@"; else command ray "$@"; fi
+}}
+"""
+PORTS = ("--port", "--dashboard-port", "--dashboard-agent-listen-port", "--ray-client-server-port")
+
+
+@dataclass(frozen=True)
+class ReadmeCluster:
+    """The folder in which README.md's lines run, and the Ray that they start there."""
+
+    folder: Path
+
+    @property
+    def root(self) -> str:
+        """Where a submitted job without a root leaves its artifacts: in the home directory."""
+        return str(self.folder / "nightrails-data")
+
+    def run(self, lines: list[str]) -> Ended:
+        """Run the lines in a fresh shell; the last JSON line among what they print is the job's."""
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail"],
+            input=RAY_WITH_FREE_PORTS.format(ports=" ".join(_free_ports())) + "\n".join(lines) + "\n",
+            cwd=self.folder,
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        printed = [line for line in done.stdout.splitlines() if line.startswith('{"status"')]
+        return Ended(done.returncode, json.loads(printed[-1]) if printed else {}, done.stdout, done.stderr)
+
+    def submit(self, command: str) -> Ended:
+        """Submit another job to the cluster as README.md does."""
+        return self.run([*preparing_lines(), f"ray job submit --working-dir . -- {command}"])
+
+    def stop(self) -> None:
+        """End every process that has this cluster's folder in its environment, and no other."""
+        while processes := list(self._processes()):
+            for process in processes:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            time.sleep(0.1)
+
+    def _environment(self) -> dict[str, str]:
+        """A person's fresh shell: nothing of Ray's but where its temporary files go."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "NIGHTRAILS_"))}
+        return kept | {"HOME": str(self.folder), "RAY_TMPDIR": str(self.folder), "PYTHONPATH": ""}
+
+    def _processes(self) -> Iterator[int]:
+        mark = f"RAY_TMPDIR={self.folder}".encode()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with suppress(OSError):  # ended, or another person's
+                    if mark in (entry / "environ").read_bytes().split(b"\0"):
+                        yield int(entry.name)
+
+
+@contextmanager
+def readme_cluster(**keys: Any) -> Iterator[ReadmeCluster]:
+    """A folder to run README.md's lines in, with a tiny night; whatever Ray they start is ended afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="nr-", dir="/tmp"))
+    cluster = ReadmeCluster(folder)
+    try:
+        for name in ("pipeline", "jobs", "conf"):
+            shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(REPOSITORY / ".rayignore", folder)
+        (folder / "conf" / "nightly.yaml").write_text(_tiny_night(folder / "conf" / "nightly.yaml", keys))
+        (folder / ".venv" / "bin").mkdir(parents=True)
+        (folder / ".venv" / "bin" / "activate").write_text(f'export PATH="{Path(sys.executable).parent}:$PATH"\n')
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def readme_lines() -> list[str]:
+    """The shell lines between <!-- cluster --> and <!-- /cluster --> of README.md."""
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"<!-- cluster -->\s*```sh\n(.*?)```\s*<!-- /cluster -->", text, re.DOTALL)
+    assert found, "README.md has no shell lines between <!-- cluster --> and <!-- /cluster -->"
+    return found[1].splitlines()
+
+
+def preparing_lines() -> list[str]:
+    """Those of README.md's lines that every shell needs which asks the cluster for something."""
+    return [line for line in readme_lines() if not line.startswith(("ray start", "ray job submit"))]
+
+
+def _tiny_night(shipped: Path, keys: dict[str, Any]) -> str:
+    overrides = [f"{key}={value}" for key, value in (TINY | keys).items()]
+    return yaml.safe_dump(apply_overrides(read_yaml(shipped), overrides))
+
+
+def _free_ports() -> list[str]:
+    with ExitStack() as sockets:
+        bound = [sockets.enter_context(socket.socket()) for _ in PORTS]
+        for each in bound:
+            each.bind(("", 0))
+        return [f"{option}={each.getsockname()[1]}" for option, each in zip(PORTS, bound, strict=True)]

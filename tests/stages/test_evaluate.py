@@ -1,0 +1,260 @@
+"""An evaluation is worked out again here, user by user, from brute-force scores."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from pipeline.data.histories import Bucket
+from pipeline.errors import InputError
+from pipeline.evaluation.metrics import overlap_at_k
+from pipeline.evaluation.results import Metrics
+from pipeline.io.evaluation import Sample, overlap_claims, read_metrics, sample_claims, score_claims
+from pipeline.io.histories import ITEMS, read_bucket
+from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
+from pipeline.retrieval.filters import Eligibility, Rules
+from pipeline.retrieval.search import search_shard
+from pipeline.stages import heldout
+from pipeline.stages import search as stages
+from pipeline.stages.embed import embed_corpus
+from pipeline.stages.encode import encode_sequences
+from pipeline.stages.evaluate import evaluate
+from pipeline.stages.local import LocalRunner
+from pipeline.stages.runner import Runner
+from pipeline.stages.sample import NUM_VERIFIED, make_sample
+from tests.stages.worlds import RecordingRunner, World, make_world, model_of, write_histories
+
+CUTOFFS = (3, 10)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Forty users; the most popular items are those that are in most histories."""
+    made = make_world(tmp_path_factory.mktemp("world"), overrides=["evaluate.cutoffs=[10, 3, 99]"])
+    counts = np.zeros(120, dtype=np.int64)
+    for bucket in buckets(made):
+        np.add.at(counts, bucket.cut("before_test").values, 1)
+    key = made.night.histories.key(ITEMS)
+    items = read_parquet_bytes(made.storage.read(key), key)
+    at = items.column_names.index("num_train_events")
+    made.storage.delete(key)
+    made.storage.create(key, write_parquet_bytes(items.set_column(at, items.field(at), pa.array(counts))))
+    embed_corpus(LocalRunner(made.settings), made.night, made.settings)
+    return made
+
+
+def other(world: World, *overrides: str) -> World:
+    """The same corpus, evaluated in another way."""
+    changed = world.with_settings(*overrides)
+    return World(changed.settings, replace(changed.night, corpus=world.night.corpus))
+
+
+def run(world: World, runner: Runner | None = None) -> Metrics:
+    return evaluate(runner or LocalRunner(world.settings), world.night, world.settings)
+
+
+def sample_of(world: World) -> Sample:
+    return sample_claims(world.night).require(0, "")
+
+
+def without_seconds(metrics: Metrics) -> Metrics:
+    return metrics.model_copy(update={"seconds": 0.0})
+
+
+def buckets(world: World) -> Iterator[Bucket]:
+    for unit in range(world.settings.output.num_buckets):
+        yield read_bucket(world.storage, world.night.histories, unit)
+
+
+def lists_of(world: World) -> Iterator[tuple[set[int], list[int], list[int], str]]:
+    """For each user who can be asked: targets, the model's ten and popularity's ten, the slow way, and the id."""
+    model = model_of(world)
+    counts = np.zeros(model.num_items, dtype=np.int64)
+    for bucket in buckets(world):
+        np.add.at(counts, bucket.cut("before_test").values, 1)
+    items = model.item_side(torch.arange(model.num_items))
+    mol = model_of(world).mol.double()
+    for bucket in buckets(world):
+        visible, test = bucket.cut("before_test"), bucket.held_out("test")
+        queries = encode_sequences(model, visible, bucket.user_keys)
+        scores = mol(
+            type(queries)(queries.components_BQD.double(), queries.gate_BP.double()),
+            type(items)(items.components_NXD.double(), items.gate_NP.double()),
+        ).float()
+        for user in range(bucket.num_users):
+            seen = set(visible[user].tolist())
+            targets = set(test[user].tolist()) - seen
+            if not targets or not seen:
+                continue
+            unseen = [row for row in range(model.num_items) if row not in seen]
+            by_model = sorted(unseen, key=lambda row: (-float(scores[user, row]), row))
+            by_count = sorted(unseen, key=lambda row: (-counts[row], row))
+            yield targets, by_model[:10], by_count[:10], bucket.user_ids[user].as_py()
+
+
+def slow_metrics(pairs: list[tuple[set[int], list[int]]]) -> dict[str, float]:
+    sums: dict[str, list[float]] = {}
+    for targets, ranked in pairs:
+        for k in CUTOFFS:
+            hits = [place for place, row in enumerate(ranked[:k], start=1) if row in targets]
+            ideal = sum(1 / math.log2(1 + place) for place in range(1, min(k, len(targets)) + 1))
+            sums.setdefault(f"hr@{k}", []).append(float(bool(hits)))
+            sums.setdefault(f"ndcg@{k}", []).append(sum(1 / math.log2(1 + place) for place in hits) / ideal)
+            sums.setdefault(f"recall@{k}", []).append(len(hits) / len(targets))
+        first = [place for place, row in enumerate(ranked, start=1) if row in targets]
+        sums.setdefault("mrr", []).append(1 / first[0] if first else 0.0)
+    return {name: sum(values) / len(values) for name, values in sums.items()}
+
+
+def test_metrics_equal_those_worked_out_user_by_user(world):
+    metrics = run(world)
+    found = list(lists_of(world))
+    assert metrics.queries == len(found) > 30
+    for name, place in (("model", 1), ("popularity", 2)):
+        expected = slow_metrics([(entry[0], entry[place]) for entry in found])
+        estimates = getattr(metrics, name)
+        assert {key: value.mean for key, value in estimates.items()} == pytest.approx(expected)
+        shown = {row for entry in found for row in entry[place]}
+        assert getattr(metrics.coverage, name) == pytest.approx(len(shown) / 120)
+        assert all(value.low <= value.mean <= value.high for value in estimates.values())
+    assert metrics.gini.popularity > metrics.gini.model > 0
+    assert (metrics.k, metrics.cutoffs, metrics.method) == (10, (3, 10), "exact")
+    assert metrics.protocol.startswith(f"all {len(found)} users with something to find, from their histories before")
+
+
+def test_users_without_an_event_before_the_test_are_counted_apart(world):
+    alone = sum(
+        int(((bucket.cut("before_test").lengths == 0) & (bucket.held_out("test").lengths > 0)).sum())
+        for bucket in buckets(world)
+    )
+    assert run(world).without_history == alone > 0
+
+
+def test_exact_search_is_verified_against_brute_force(world):
+    overlap = run(world).overlap
+    assert (overlap.mean, overlap.queries, overlap.k) == (1.0, NUM_VERIFIED, 10)
+    assert overlap.against == "brute force in float64"
+
+
+def test_a_search_that_loses_its_best_item_fails_the_verification(world, monkeypatch):
+    def lossy(index, queries, rules, *others):
+        every_second = Eligibility((torch.arange(120) % 2 == 0)[None], np.zeros(len(rules), dtype=np.int64))
+        return search_shard(index, queries, Rules(rules.excluded, every_second), *others)
+
+    monkeypatch.setattr(stages, "search_shard", lossy)
+    assert run(other(world, "evaluate.seed=5")).overlap.mean < 0.8
+
+
+def test_an_approximate_search_is_checked_with_exact_search_on_the_sample(world):
+    coarse = other(world, "search.method=topk_avg", "search.num_preselected=10", "evaluate.num_checked=12")
+    metrics = run(coarse)
+    overlap = metrics.overlap
+    assert (overlap.queries, overlap.against) == (12, "exact search")
+    assert 0.2 < overlap.mean < 1.0
+    sample = sample_of(coarse)
+    checked, exact = [], []
+    exactly = {user: ranked for _, ranked, _, user in lists_of(world)}
+    for unit in sample.checked_units:
+        bucket = read_bucket(world.storage, world.night.histories, unit)
+        users = heldout.CheckedUsers(sample, coarse.settings.evaluate.seed).select(unit, bucket)
+        checked += score_claims(coarse.night).require(unit, "").checked
+        exact += [exactly[user] for user in users.user_ids.to_pylist()]
+    assert overlap.mean == pytest.approx(overlap_at_k(np.array(checked), np.array(exact), 10).mean())
+    assert metrics.overlap.low < metrics.overlap.mean < metrics.overlap.high
+
+
+def test_preselecting_everything_overlaps_fully(world):
+    metrics = run(other(world, "search.method=topk_avg", "search.num_preselected=200"))
+    assert metrics.overlap.mean == 1.0
+    assert metrics.overlap.queries == metrics.queries
+
+
+def test_a_sample_has_the_asked_size_and_is_the_same_for_any_number_of_buckets(world):
+    few = other(world, "evaluate.max_queries=9")
+    metrics = run(few)
+    assert metrics.queries == 9
+    assert metrics.protocol.startswith("9 of ")
+    chosen = {
+        user
+        for unit, bucket in enumerate(buckets(few))
+        for user in heldout.HeldOutUsers(sample_of(few), few.settings.evaluate.seed)
+        .select(unit, bucket)
+        .user_ids.to_pylist()
+    }
+    everybody = {}
+    for bucket in buckets(few):
+        at, _ = heldout.evaluable_users(bucket)
+        keys = heldout.sampling_keys(bucket.user_keys[at], seed=0)
+        everybody |= dict(zip(bucket.user_ids.take(pa.array(at)).to_pylist(), keys.tolist(), strict=True))
+    assert chosen == set(sorted(everybody, key=everybody.__getitem__)[:9])
+
+
+def test_an_interrupted_evaluation_computes_only_what_is_missing(world):
+    again = other(world, "evaluate.seed=11")
+    whole = run(again)
+    lost = sample_of(again).units[1]
+    world.storage.delete(score_claims(again.night).key(lost))
+    world.storage.delete(again.night.evaluation.key("manifest.json"))
+    assert read_metrics(world.storage, again.night.evaluation) is None
+    runner = RecordingRunner(again.settings)
+    resumed = run(again, runner)
+    assert [units for _, units in runner.ran] == [[lost]]
+    assert without_seconds(resumed) == without_seconds(whole)
+
+
+def test_a_lost_recall_check_is_done_again_by_itself(world):
+    first = other(world, "search.method=topk_avg", "evaluate.seed=12")
+    whole = run(first)
+    (unit, *_) = sample_of(first).checked_units
+    world.storage.delete(overlap_claims(first.night).key(unit))
+    world.storage.delete(first.night.evaluation.key("manifest.json"))
+    runner = RecordingRunner(first.settings)
+    assert run(first, runner).overlap == whole.overlap
+    assert [units for _, units in runner.ran] == [[unit]]
+
+
+def test_a_finished_evaluation_is_read_back_as_it_was_returned(world):
+    metrics = run(world)
+    assert read_metrics(world.storage, world.night.evaluation) == metrics
+
+
+def test_a_damaged_unit_is_computed_again(world):
+    broken = other(world, "evaluate.seed=13")
+    whole = run(broken)
+    key = score_claims(broken.night).key(1)
+    for lost in (key, broken.night.evaluation.key("manifest.json")):
+        world.storage.delete(lost)
+    world.storage.create(key, b'{"queries": 1}')
+    runner = RecordingRunner(broken.settings)
+    assert without_seconds(run(broken, runner)) == without_seconds(whole)
+    assert [units for _, units in runner.ran] == [[1]]
+
+
+def test_nobody_to_ask_is_an_error_that_says_what_to_do(world):
+    empty = other(world, "evaluate.seed=14")
+    night = replace(empty.night, histories=replace(empty.night.histories, id="nobody"))
+    write_histories(night, 3, {"a": np.array([5, 5, 5]), "b": np.array([4])})
+    world.storage.create(night.histories.key(ITEMS), world.storage.read(world.night.histories.key(ITEMS)))
+    with pytest.raises(InputError, match=r"nobody has a test event .*\(1 users .* split\.test_days"):
+        evaluate(LocalRunner(empty.settings), night, empty.settings)
+
+
+def test_a_sample_of_equal_keys_is_not_cut_short(world):
+    keys = {0: np.array([5, 5], dtype=np.uint64), 1: np.array([7], dtype=np.uint64), 2: np.array([], dtype=np.uint64)}
+    sample = make_sample(keys, other(world, "evaluate.max_queries=2").settings, 3, 0)
+    assert (sample.query_threshold, sample.units, sample.checked_units) == (5, [0], [0])
+
+
+@pytest.mark.ray
+def test_on_ray_the_metrics_are_the_same(world, local_ray):
+    from pipeline.distributed.runner import RayRunner
+
+    alone = run(world)
+    seeded = other(world, "search.item_tile=16")
+    night = replace(seeded.night, evaluation=replace(seeded.night.evaluation, id="on-ray"))
+    together = evaluate(RayRunner(seeded.settings), night, seeded.settings)
+    assert without_seconds(together) == without_seconds(alone)

@@ -1,0 +1,128 @@
+"""Training: what each rank reads, and a training in this process that is killed and goes on."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from pipeline.config import apply_overrides
+from pipeline.errors import InputError
+from pipeline.io.artifacts import seal
+from pipeline.io.checkpoint import load_model, read_metrics
+from pipeline.io.histories import ITEMS
+from pipeline.io.night import Night
+from pipeline.io.parquet import write_parquet_bytes
+from pipeline.io.storage.base import put
+from pipeline.model.training import Ranks
+from pipeline.schema import items as items_schema
+from pipeline.settings import Settings
+from pipeline.stages import train
+from pipeline.stages.local import LocalRunner
+from tests.model.planted import NUM_ITEMS, SMALL_MODEL, histories
+from tests.stages.worlds import night_of, write_histories
+
+PLAIN: dict[str, Any] = {
+    "log": {"uri": "unused", "source": "default"},
+    "model": SMALL_MODEL.model_dump(mode="json"),
+    "train": {
+        "num_workers": 2,
+        "max_epochs": 3,
+        "batch_size": 16,
+        "num_negatives": 16,
+        "positions_per_negatives": 32,
+        "learning_rate": 5e-3,
+    },
+    "output": {"num_buckets": 5},
+}
+NUM_USERS = 200
+
+
+def prepared(root: Path | str, overrides: list[str] | None = None, rows: list[np.ndarray] | None = None):
+    """A night with prepared histories, and the settings."""
+    settings = Settings.model_validate(apply_overrides(PLAIN | {"root": str(root)}, overrides or []))
+    night = night_of(settings)
+    rows = histories(NUM_USERS) if rows is None else rows
+    write_histories(night, settings.output.num_buckets, {f"u{u:04d}": row for u, row in enumerate(rows)})
+    counts = np.bincount(np.concatenate([row[:-2] for row in rows]).astype(np.int64), minlength=NUM_ITEMS)
+    columns = [pa.array([f"i{row:03d}" for row in range(NUM_ITEMS)]), *[pa.array(counts)] * 3]
+    items = pa.Table.from_arrays(columns, schema=items_schema(pa.string()))
+    put(night.storage, night.histories.key(ITEMS), write_parquet_bytes(items))
+    seal(night.storage, night.histories, kind="histories", lineage={}, settings={}, files=(), counts={})
+    return night, settings
+
+
+def read_whole(night: Night, settings: Settings, world_size: int, monkeypatch):
+    """What each of `world_size` ranks reads, in one process; each takes its own count for that of all."""
+
+    def gather(count: int, ranks: Ranks, device: torch.device) -> list[int]:
+        return [count] * ranks.world_size
+
+    monkeypatch.setattr(train, "counts_by_rank", gather)
+    cpu = torch.device("cpu")
+    return [train.read_training_data(night, settings, Ranks(rank, world_size), cpu) for rank in range(world_size)]
+
+
+def test_ranks_read_disjoint_buckets_that_make_up_the_whole(tmp_path, monkeypatch):
+    night, settings = prepared(tmp_path)
+    (whole,) = read_whole(night, settings, 1, monkeypatch)
+    parts = read_whole(night, settings, 3, monkeypatch)
+    keys = [set(part.windows.user_keys.tolist()) for part in parts]
+    assert sum(map(len, keys)) == len(set.union(*keys))
+    assert set.union(*keys) == set(whole.windows.user_keys.tolist())
+    assert sum(part.windows.num_targets for part in parts) == whole.windows.num_targets
+    assert sum(len(part.validation) for part in parts) == len(whole.validation) > 0.9 * NUM_USERS * 0.8
+    assert all(torch.equal(part.item_counts_N, whole.item_counts_N) for part in parts)
+
+
+def test_a_log_without_sequences_is_refused(tmp_path):
+    night, settings = prepared(tmp_path, rows=[np.array([1, 2, 3]), np.array([4])])
+    with pytest.raises(InputError, match="no user has two events"):
+        train.read_training_data(night, settings, Ranks(), torch.device("cpu"))
+
+
+def test_training_needs_prepared_histories(tmp_path):
+    settings = Settings.model_validate(PLAIN | {"root": str(tmp_path)})
+    with pytest.raises(InputError, match=r"jobs/prepare\.py"):
+        train.train_checkpoint(LocalRunner(settings), night_of(settings), settings)
+
+
+def test_a_local_training_that_was_killed_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    """Killed after its second epoch was kept, and once more between the last epoch and the artifact."""
+    whole, settings = prepared(tmp_path / "whole", ["train.num_workers=1"])
+    train.train_checkpoint(LocalRunner(settings), whole, settings)
+    night, settings = prepared(tmp_path / "killed", ["train.num_workers=1"])
+    epochs: list[int] = []
+    real_line, real_keep = train.progress_line, train.keep_best
+
+    def line(report, popularity, max_epochs):
+        epochs.append(report.epoch)
+        if epochs == [1, 2, 3]:
+            raise KeyboardInterrupt
+        return real_line(report, popularity, max_epochs)
+
+    def dies(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "progress_line", line)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_checkpoint(LocalRunner(settings), night, settings)
+    monkeypatch.setattr(train, "keep_best", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_checkpoint(LocalRunner(settings), night, settings)
+    monkeypatch.setattr(train, "keep_best", real_keep)
+    train.train_checkpoint(LocalRunner(settings), night, settings)
+    assert epochs == [1, 2, 3, 3]
+    expected = load_model(whole.storage, whole.checkpoint).state_dict()
+    weights = load_model(night.storage, night.checkpoint).state_dict()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert [report.epoch for report in read_metrics(night.storage, night.checkpoint).history] == [1, 2, 3]
+    assert not night.storage.list("training/")
+
+
+def test_several_workers_are_refused_by_the_local_runner(tmp_path):
+    night, settings = prepared(tmp_path)
+    with pytest.raises(InputError, match=r"set train\.num_workers 1"):
+        train.train_checkpoint(LocalRunner(settings), night, settings)

@@ -39,6 +39,7 @@ def run_night(settings: "Settings", night: "Night") -> Outcome:
     log.info("%s for ds=%s: %s", settings.name, night.ds, night.run.run_id)
     open_runner(settings)  # a cluster that does not answer, likewise
     seconds: dict[str, float] = {}
+    outcome: Outcome = {}
     for step in (prepare, train, embed_items, tune, retrieve, evaluate, publish):
         name = step.__name__.removeprefix("jobs.")
         log.info("── %s", name)

@@ -152,38 +152,33 @@ def _texts(raw: pa.Table, name: str, default: pa.Array) -> pa.Array:
 
 
 def _rejected(raw: pa.Table, code: npt.NDArray[np.int64], max_rejected: int) -> pa.Table:
+    """The first rows of each reason, in the order of the log."""
     chosen = [np.flatnonzero(code == number)[:max_rejected] for number in range(1, len(REASONS) + 1)]
-    at = np.sort(np.concatenate(chosen))
-    rows = raw.take(pa.array(at))
-    texts = {
-        name: text_of(rows[name].combine_chunks()) if name in raw.column_names else pa.nulls(len(at), TEXT)
-        for name in ("user_id", "item_id", "event_ts", "event_type")
-    }
-    reasons = pa.array(("", *REASONS)).take(pa.array(code[at]))
-    lines = {"line": pa.nulls(len(at), TEXT)}
-    return pa.table({"file": rows["file"], "row": rows["row"], "reason": reasons, **texts, **lines}).cast(REJECTED)
+    rows = np.sort(np.concatenate(chosen))
+    return rejected_table(raw.take(pa.array(rows)), pa.array(("", *REASONS)).take(pa.array(code[rows])))
 
 
 def malformed_lines(lines: tuple[str, ...], file: int, row: int) -> pa.Table:
     """Lines of a text file that are no rows, before row `row` of it."""
     number = len(lines)
-    texts = {name: pa.nulls(number, TEXT) for name in ("user_id", "item_id", "event_ts", "event_type")}
-    columns = {
-        "file": [file] * number,
-        "row": [row] * number,
-        "reason": [MALFORMED] * number,
-        **texts,
-        "line": list(lines),
-    }
-    return pa.table(columns, schema=REJECTED)
+    columns = {"file": [file] * number, "row": [row] * number, "line": pa.array(lines, TEXT)}
+    return rejected_table(pa.table(columns), pa.repeat(MALFORMED, number))
+
+
+def rejected_table(rows: pa.Table, reasons: pa.Array) -> pa.Table:
+    """The rows that are set aside, as people read them (REJECTED): a column that the rows lack is null."""
+    columns = {"file": rows["file"], "row": rows["row"], "reason": reasons}
+    for name in ("user_id", "item_id", "event_ts", "event_type"):
+        known = name in rows.column_names
+        columns[name] = text_of(rows[name].combine_chunks()) if known else pa.nulls(rows.num_rows, TEXT)
+    columns["line"] = rows["line"] if "line" in rows.column_names else pa.nulls(rows.num_rows, TEXT)
+    return pa.table(columns).cast(REJECTED)
 
 
 def first_rejected(rejected: pa.Table, max_rejected: int) -> pa.Table:
     """The first `max_rejected` rows of each reason, in the order of the log."""
-    rejected = rejected.take(
-        pc.sort_indices(rejected, sort_keys=[("reason", "ascending"), ("file", "ascending"), ("row", "ascending")])
-    )
-    _, starts = np.unique(rejected["reason"].to_numpy(), return_index=True)
-    ends = np.append(starts[1:], rejected.num_rows)
-    kept = [rejected.slice(s, min(e - s, max_rejected)) for s, e in zip(starts.tolist(), ends.tolist(), strict=False)]
-    return pa.concat_tables(kept) if kept else rejected
+    ordered = rejected.sort_by([("reason", "ascending"), ("file", "ascending"), ("row", "ascending")])
+    _, starts = np.unique(ordered["reason"].to_numpy(), return_index=True)
+    ends = np.append(starts[1:], ordered.num_rows)
+    kept = [ordered.slice(s, min(e - s, max_rejected)) for s, e in zip(starts.tolist(), ends.tolist(), strict=False)]
+    return pa.concat_tables(kept) if kept else ordered

@@ -1,6 +1,7 @@
 """One column of any log into ours: ids and times of whatever type, never through a lossy conversion."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
 import numpy as np
@@ -24,73 +25,95 @@ FAR_US = 1 << 62  # beyond it a product would wrap; every such time is absurd an
 TEXT = pa.string()
 
 
-def id_type(found: pa.DataType, declared: IdType, column: str) -> pa.DataType:
-    """int64 or string: what ids of this Arrow type become. Raises InputError for a type that cannot be an id."""
-    if pa.types.is_dictionary(found):
-        found = found.value_type
-    is_text = _is_text(found)
-    if not is_text and not pa.types.is_integer(found):
-        raise InputError(f"column {column!r} is {found}; an id must be an integer or text (cast it in the log)")
+def id_type(raw: pa.DataType, declared: IdType, column: str) -> pa.DataType:
+    """The type that ids of this Arrow type are read as: int64 or string.
+
+    Raises InputError for a type that cannot be an id.
+    """
+    plain = raw.value_type if pa.types.is_dictionary(raw) else raw
+    is_text = _is_text(plain)
+    if not is_text and not pa.types.is_integer(plain):
+        raise InputError(f"column {column!r} is {plain}; an id must be an integer or text (cast it in the log)")
     if declared == "as_is":
         return TEXT if is_text else pa.int64()
     return TEXT if declared == "string" else pa.int64()
 
 
-def check_time_type(found: pa.DataType, spec: SourceSpec, column: str) -> None:
+def check_time_type(raw: pa.DataType, spec: SourceSpec, column: str) -> None:
     """Raise InputError when times of this Arrow type cannot be read with the source's unit."""
-    if pa.types.is_timestamp(found) or pa.types.is_date(found):
+    if pa.types.is_timestamp(raw) or pa.types.is_date(raw):
         return
-    is_number = pa.types.is_integer(found) or pa.types.is_floating(found)
-    if not is_number and not _is_text(found):
-        raise InputError(f"column {column!r} is {found}; a time must be a timestamp, a date, a number or text")
+    is_number = pa.types.is_integer(raw) or pa.types.is_floating(raw)
+    if not is_number and not _is_text(raw):
+        raise InputError(f"column {column!r} is {raw}; a time must be a timestamp, a date, a number or text")
     if is_number and spec.time_unit == "timestamp":
-        raise InputError(f"column {column!r} is {found}; say what its numbers count with time_unit: s, ms or us")
+        raise InputError(f"column {column!r} is {raw}; say what its numbers count with time_unit: s, ms or us")
 
 
 def read_ids(column: pa.Array, wanted: pa.DataType) -> tuple[pa.Array, Mask, Mask]:
     """Ids of type `wanted` (int64 or string), which are null, and which cannot be read. Empty text is null."""
-    column, bad = decode_text(column)
-    is_null = mask_of(pc.is_null(column)) & ~bad
-    if _is_text(column.type):
-        is_null |= mask_of(pc.fill_null(pc.equal(pc.binary_length(column), 0), False))
-        if wanted == TEXT:
-            return column, is_null, bad
-        column = pc.if_else(pa.array(is_null), pa.scalar(None, column.type), column)
-    converted = cast_exactly(column, wanted)
-    return converted, is_null, (mask_of(pc.is_null(converted)) & ~is_null) | bad
+    plain, is_null, is_undecodable = _plain(column)
+    ids = cast_exactly(plain, wanted)
+    return ids, is_null, (mask_of(pc.is_null(ids)) & ~is_null) | is_undecodable
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """How the numbers of a column become µs since 1970 UTC: (number // per_us) · us + origin_us."""
+
+    us: int
+    per_us: int = 1
+    origin_us: int = 0
+
+    def read(self, numbers: npt.NDArray[np.int64] | npt.NDArray[np.float64]) -> Int64:
+        """Absurd times are moved to the end of the scale, so that they never wrap."""
+        if np.issubdtype(numbers.dtype, np.floating):
+            limit = float(FAR_US // 2)
+            return np.clip(numbers * self.us, -limit, limit).round().astype(np.int64) + self.origin_us
+        most = FAR_US // 2 // self.us
+        return np.clip(numbers // self.per_us, -most, most).astype(np.int64) * self.us + self.origin_us
+
+
+TIMESTAMP_CLOCKS = {"s": _Clock(1_000_000), "ms": _Clock(1_000), "us": _Clock(1), "ns": _Clock(1, per_us=1_000)}
 
 
 def read_times(column: pa.Array, spec: SourceSpec) -> tuple[Int64, Mask, Mask]:
-    """µs since 1970 UTC, which are null, and which cannot be read. Absurd times stay absurd: they never wrap."""
-    column, bad = decode_text(column)
-    if _is_text(column.type):
-        is_null = mask_of(pc.fill_null(pc.equal(pc.binary_length(column), 0), True)) & ~bad
-        column = pc.if_else(pa.array(is_null), pa.scalar(None, column.type), column)
-        column = _iso_times(column) if spec.time_unit == "timestamp" else cast_exactly(column, pa.int64(), pa.float64())
-    else:
-        is_null = mask_of(pc.is_null(column))
-    unit_us, origin = UNIT_US.get(spec.time_unit, 1), 0
-    if spec.time_unit == "relative_s":
-        origin = (spec.time_origin - EPOCH).days * DAY_US
-    if pa.types.is_date(column.type):
-        column, unit_us, origin = pc.cast(column, pa.date32()).view(pa.int32()).cast(pa.int64()), DAY_US, 0
-    elif pa.types.is_timestamp(column.type):
-        unit, origin = column.type.unit, 0
-        column, unit_us = column.view(pa.int64()), {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": 0}[unit]
-    bad |= mask_of(pc.is_null(column)) & ~is_null
-    if pa.types.is_floating(column.type):
-        seconds = column.fill_null(0.0).to_numpy(zero_copy_only=False).astype(np.float64)
-        bad |= ~np.isfinite(seconds)
-        limit = float(FAR_US // 2)
-        values = np.clip(np.where(np.isfinite(seconds), seconds, 0.0) * unit_us, -limit, limit).round().astype(np.int64)
-        return values + origin, is_null, bad
-    column = cast_exactly(column, pa.int64())
-    bad |= mask_of(pc.is_null(column)) & ~is_null
-    whole = column.fill_null(0).to_numpy(zero_copy_only=False)
-    if unit_us == 0:
-        return whole // 1_000, is_null, bad
-    limit_units = FAR_US // 2 // unit_us
-    return np.clip(whole, -limit_units, limit_units) * unit_us + origin, is_null, bad
+    """µs since 1970 UTC, which are null, and which cannot be read. Empty text is null."""
+    plain, is_null, is_undecodable = _plain(column)
+    numbers, clock = _numbers(plain, spec)
+    is_bad = (mask_of(pc.is_null(numbers)) & ~is_null) | is_undecodable
+    values = numbers.fill_null(0).to_numpy(zero_copy_only=False)
+    is_finite = np.isfinite(values)
+    return clock.read(np.where(is_finite, values, 0)), is_null, is_bad | ~is_finite
+
+
+def _plain(column: pa.Array) -> tuple[pa.Array, Mask, Mask]:
+    """The column without dictionary and with null for empty text, which rows are null, and which are no UTF-8."""
+    plain, is_undecodable = decode_text(column)
+    is_null = mask_of(pc.is_null(plain)) & ~is_undecodable
+    if _is_text(plain.type):
+        is_empty = mask_of(pc.fill_null(pc.equal(pc.binary_length(plain), 0), False))
+        if is_empty.any():
+            is_null |= is_empty
+            plain = pc.if_else(pa.array(is_null), pa.scalar(None, plain.type), plain)
+    return plain, is_null, is_undecodable
+
+
+def _numbers(times: pa.Array, spec: SourceSpec) -> tuple[pa.Array, _Clock]:
+    """The times as int64 or float64, null where one cannot be read, and what the numbers count."""
+    if _is_text(times.type) and spec.time_unit == "timestamp":
+        return _iso_times(times).view(pa.int64()), TIMESTAMP_CLOCKS["us"]
+    if pa.types.is_timestamp(times.type):
+        return times.view(pa.int64()), TIMESTAMP_CLOCKS[times.type.unit]
+    if pa.types.is_date(times.type):
+        return pc.cast(times, pa.date32()).view(pa.int32()).cast(pa.int64()), _Clock(DAY_US)
+    origin_us = (spec.time_origin - EPOCH).days * DAY_US if spec.time_unit == "relative_s" else 0
+    clock = _Clock(UNIT_US.get(spec.time_unit, 1), origin_us=origin_us)
+    if _is_text(times.type):
+        return cast_exactly(times, pa.int64(), pa.float64()), clock
+    if pa.types.is_floating(times.type):
+        return times.cast(pa.float64()), clock
+    return cast_exactly(times, pa.int64()), clock
 
 
 def suspected_unit(value: str, declared: str) -> str:
@@ -105,18 +128,19 @@ def suspected_unit(value: str, declared: str) -> str:
 
 
 def decode_text(column: pa.Array) -> tuple[pa.Array, Mask]:
-    """Text as a plain string array, with null where the bytes are no UTF-8, and where that was; others unchanged."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    none = np.zeros(len(column), dtype=bool)
-    if not _is_text(column.type):
-        return column, none
+    """Text as a plain string array, null where the bytes are no UTF-8, and a mask of these rows.
+
+    Any other column comes back without its dictionary, if it has one.
+    """
+    flat = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    none = np.zeros(len(flat), dtype=bool)
+    if not _is_text(flat.type):
+        return flat, none
     try:
-        text = column.cast(pa.large_binary()).cast(pa.large_string()).cast(TEXT)  # the cast from bytes checks
-        return text, none
+        return flat.cast(pa.large_binary()).cast(pa.large_string()).cast(TEXT), none  # the cast from bytes checks
     except pa.ArrowInvalid:
         pass
-    raw = column.cast(pa.binary())
+    raw = flat.cast(pa.binary())
     distinct = pc.dictionary_encode(raw)
     decoded = [_decoded(value) for value in distinct.dictionary.to_pylist()]
     text = pa.array(decoded, TEXT).take(distinct.indices)
@@ -125,10 +149,11 @@ def decode_text(column: pa.Array) -> tuple[pa.Array, Mask]:
 
 def text_of(column: pa.Array) -> pa.Array:
     """Any column as text, for people; at most 200 characters."""
-    column, bad = decode_text(column)
-    if bad.any():
-        column = pc.if_else(pa.array(bad), pa.scalar("(not UTF-8)"), column)
-    return pc.utf8_slice_codeunits(column.cast(TEXT), 0, 200)
+    plain, is_undecodable = decode_text(column)
+    text = plain.cast(TEXT)
+    if is_undecodable.any():
+        text = pc.if_else(pa.array(is_undecodable), pa.scalar("(not UTF-8)"), text)
+    return pc.utf8_slice_codeunits(text, 0, 200)
 
 
 def _iso_times(column: pa.Array) -> pa.Array:
@@ -181,13 +206,11 @@ def _decoded(value: bytes | None) -> str | None:
         return None
 
 
-def _is_text(found: pa.DataType) -> bool:
-    if pa.types.is_dictionary(found):
-        found = found.value_type
-    checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    return any(
-        check(found) for check in (*checks, pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
-    )
+def _is_text(raw: pa.DataType) -> bool:
+    plain = raw.value_type if pa.types.is_dictionary(raw) else raw
+    types = pa.types
+    strings = (types.is_string, types.is_large_string, types.is_string_view)
+    return any(check(plain) for check in (*strings, types.is_binary, types.is_large_binary, types.is_binary_view))
 
 
 def mask_of(column: pa.Array) -> Mask:

@@ -73,4 +73,5 @@ def _checksums(ids: pa.Array) -> Int64:
         ids = ids.combine_chunks()
     distinct = pc.dictionary_encode(ids)
     hashed = [zlib.crc32(str(value).encode()) for value in distinct.dictionary.to_pylist()]
-    return np.array(hashed, dtype=np.int64)[distinct.indices.to_numpy(zero_copy_only=False)]
+    checksums: Int64 = np.array(hashed, dtype=np.int64)[distinct.indices.to_numpy(zero_copy_only=False)]
+    return checksums

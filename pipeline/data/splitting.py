@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.cleaning import BOT, ORPHAN, REJECTED
-from pipeline.data.columns import DAY_US, EPOCH, Mask, mask_of, text_of
+from pipeline.data.cleaning import BOT, ORPHAN, rejected_table
+from pipeline.data.columns import DAY_US, EPOCH, Mask, mask_of
 from pipeline.data.histories import Bucket
 from pipeline.data.lists import Int32, Int64, offsets_of
 from pipeline.settings import SplitSettings
@@ -32,7 +32,7 @@ class SplitTimes:
 
 @dataclass(frozen=True)
 class CleanBucket:
-    """A bucket, what was left out of it (rows by reason), and the first rows of it."""
+    """A cleaned bucket, how many rows were left out of it by reason, and examples of these rows."""
 
     bucket: Bucket
     counts: dict[str, int]  # rows_in = kept + duplicates + item_id_orphan + bot_events; and bot_users
@@ -49,7 +49,7 @@ def clean_bucket(
 ) -> CleanBucket:
     """Histories of the users of one bucket from their clean rows, which are in the order of the log.
 
-    `item_ids` are all items in ascending order: an id's place is its item row. Two rows are one event when they have
+    `item_ids` are all items in ascending order: an id's position is its item row. Two rows are one event when they have
     the same user and `event_id`, or, without an `event_id`, the same user, item, type and time; the first stays.
     A user's events are in order of `event_ts`; of equal times, the one that comes first in the log (by key of its
     file, then by row) comes first.
@@ -84,12 +84,15 @@ def clean_bucket(
 
 
 def rows_of(ids: pa.ChunkedArray, item_ids: pa.Array) -> Int32:
-    """The place of each id among `item_ids`; -1 for one that is not there. The index is built over the fewer."""
+    """The item row of each id, its position in `item_ids`; -1 for an unknown id.
+
+    Looks each known id up among the distinct ids of the events, which are fewer: hashes the smaller side.
+    """
     encoded = pc.dictionary_encode(ids.combine_chunks())
-    found = pc.index_in(item_ids, value_set=encoded.dictionary)
-    at = np.flatnonzero(mask_of(pc.is_valid(found)))
+    distinct_of_item = pc.index_in(item_ids, value_set=encoded.dictionary)
+    known = np.flatnonzero(mask_of(pc.is_valid(distinct_of_item)))
     row_of_distinct = np.full(len(encoded.dictionary), -1, dtype=np.int32)
-    row_of_distinct[_numpy(found.take(pa.array(at)))] = at
+    row_of_distinct[_numpy(distinct_of_item.take(pa.array(known)))] = known
     rows: Int32 = row_of_distinct[_numpy(encoded.indices)]
     return rows
 
@@ -157,16 +160,16 @@ def _cut(
     split: SplitSettings,
     ds: date,
 ) -> Bucket:
-    """The bucket of the kept users; the events are in order of user and time."""
+    """The bucket of the kept users; the events are in order of user and time, `times` in µs."""
     num_users = len(user_ids)
     lengths = np.bincount(users, minlength=num_users)
     if split.method == "leave_one_out":  # shorter histories have nothing to predict from: all train
         num_validation = (lengths >= 3).astype(np.int64)
         num_train = lengths - 2 * num_validation
     else:
-        at = SplitTimes.of(split, ds)
-        num_train = np.bincount(users[times < at.validation], minlength=num_users)
-        num_validation = np.bincount(users[times < at.test], minlength=num_users) - num_train
+        bounds = SplitTimes.of(split, ds)
+        num_train = np.bincount(users[times < bounds.validation], minlength=num_users)
+        num_validation = np.bincount(users[times < bounds.test], minlength=num_users) - num_train
     return Bucket(
         user_ids=user_ids.filter(pa.array(is_kept)),
         offsets=offsets_of(lengths[is_kept]),
@@ -180,30 +183,21 @@ def _cut(
 
 def _first_of_each_user(users: Int32, of_bots: Mask) -> Int64:
     """The first row of each bot."""
-    at = np.flatnonzero(of_bots)
-    _, first = np.unique(users[at], return_index=True)
-    return np.sort(at[first])
+    rows = np.flatnonzero(of_bots)
+    _, first = np.unique(users[rows], return_index=True)
+    return np.sort(rows[first])
 
 
-def _reject(events: pa.Table, at: Int64, reason: str) -> pa.Table:
-    rows = events.take(pa.array(at))
-    times = pc.cast(rows["event_ts"], pa.timestamp("us", tz="UTC"))
-    return pa.table(
-        {
-            "file": rows["file"],
-            "row": rows["row"],
-            "reason": pa.array([reason] * len(at), pa.string()),
-            "user_id": text_of(rows["user_id"].combine_chunks()),
-            "item_id": text_of(rows["item_id"].combine_chunks()),
-            "event_ts": times.cast(pa.string()),
-            "event_type": rows["event_type"],
-            "line": pa.nulls(len(at), pa.string()),
-        }
-    ).cast(REJECTED)
+def _reject(events: pa.Table, rows: Int64, reason: str) -> pa.Table:
+    """These rows as set aside, with their times for people."""
+    chosen = events.take(pa.array(rows))
+    times = pc.cast(chosen["event_ts"], pa.timestamp("us", tz="UTC"))
+    readable = chosen.set_column(chosen.column_names.index("event_ts"), "event_ts", times)
+    return rejected_table(readable, pa.repeat(reason, len(rows)))
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[pa.Array, Int32]:
-    """The distinct values in ascending order, and the place of each row's value among them."""
+    """The distinct values in ascending order, and the position of each row's value among them."""
     encoded = pc.dictionary_encode(column.combine_chunks())
     order = pc.sort_indices(encoded.dictionary)
     rank = np.empty(len(order), dtype=np.int32)

@@ -13,7 +13,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -66,9 +66,12 @@ def run_chain(label: str, units: Sequence[int], pools: Sequence[Pool], threads: 
     window = UNITS_PER_ACTOR * sum(pool.num_actors for pool in pools)
     ledger_name = f"ledger-{uuid.uuid4().hex}"
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    ledger = Ledger.options(name=ledger_name, scheduling_strategy=here).remote(list(units), window)
+    ledger = ray.remote(Ledger).options(num_cpus=0, name=ledger_name, scheduling_strategy=here)
+    ledger_actor: Any = ledger.remote(list(units), window)
     # from_arrow would start a task per block, to describe it.
-    dataset = ray.data.from_items([{"unit": unit, "payload": b""} for unit in units], override_num_blocks=len(units))
+    dataset: Dataset = ray.data.from_items(
+        [{"unit": unit, "payload": b""} for unit in units], override_num_blocks=len(units)
+    )
     for position, pool in enumerate(pools):
         dataset = _add_stage(dataset, pool, position, position == len(pools) - 1, ledger_name, threads)
     seen: Counter[int] = Counter()
@@ -79,7 +82,7 @@ def run_chain(label: str, units: Sequence[int], pools: Sequence[Pool], threads: 
                 seen[row["unit"]] += 1
                 progress.report(1)
     finally:
-        ray.kill(ledger)
+        ray.kill(ledger_actor)
     check_accounted(label, units, seen)
     progress.finish()
 
@@ -129,7 +132,6 @@ class Window:
             self._first += 1
 
 
-@ray.remote(num_cpus=0)
 class Ledger:
     """Lives beside the driver: lets units in, and counts how often each stage has begun each of them."""
 
@@ -156,7 +158,7 @@ class StageActor:
     def __init__(self, stage: Stage, position: int, is_last: bool, ledger: str, threads: int) -> None:
         torch.set_num_threads(threads)  # Ray sets OMP_NUM_THREADS from num_cpus
         self._stage, self._position, self._is_last = stage, position, is_last
-        self._ledger = ray.get_actor(ledger)
+        self._ledger: Any = ray.get_actor(ledger)
         try:
             self._function: StageFunction = with_backoff(lambda: stage.function(**stage.arguments))
         except NightrailsError as error:
@@ -166,7 +168,7 @@ class StageActor:
     def __call__(self, batch: pa.Table) -> pa.Table:
         (unit,) = batch["unit"].to_pylist()
         payload = batch["payload"].chunk(0)[0].as_buffer()
-        begun = ray.get(self._ledger.begin.remote(self._position, unit))
+        begun = int(ray.get(self._ledger.begin.remote(self._position, unit)))
         if begun > MAX_ATTEMPTS:
             raise InfrastructureError(
                 f"unit {unit} has ended the process of {self._stage.name} {MAX_ATTEMPTS} times (out of memory?); "

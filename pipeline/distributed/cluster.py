@@ -82,7 +82,7 @@ def connect(settings: Settings) -> Cluster:
                 # The workers' output is Ray's own chatter, a line a second from Ray Train alone; their errors arrive
                 # as exceptions, and what a person should read comes through pipeline/distributed/messages.py.
                 log_to_driver=False,
-                **({"include_dashboard": False} if address == "local" else {}),
+                include_dashboard=False if address == "local" else None,
             )
         except (AuthenticationError, ValueError) as error:  # no token; an address that is none
             raise InputError(f"RAY_ADDRESS {address!r}: {error}") from error

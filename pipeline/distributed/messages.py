@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -13,7 +14,6 @@ SECONDS_BETWEEN_LOOKS = 1.0
 log = logging.getLogger("nightrails")
 
 
-@ray.remote(num_cpus=0)
 class Messages:
     """Keeps what workers say until the driver fetches it."""
 
@@ -29,9 +29,9 @@ class Messages:
 
 
 @contextmanager
-def messages_logged() -> Iterator[ActorHandle]:
+def messages_logged() -> Iterator[ActorHandle[Messages]]:
     """Yields an actor to whose `say` workers send lines; the driver logs them as they come."""
-    messages = Messages.remote()
+    messages: Any = ray.remote(Messages).options(num_cpus=0).remote()
     over = threading.Event()
     thread = threading.Thread(target=_log_all, args=(messages, over), daemon=True)
     thread.start()
@@ -43,12 +43,13 @@ def messages_logged() -> Iterator[ActorHandle]:
         ray.kill(messages)
 
 
-def _log_all(messages: ActorHandle, over: threading.Event) -> None:
+def _log_all(messages: ActorHandle[Messages], over: threading.Event) -> None:
     is_last = False
     while not is_last:
         is_last = over.wait(SECONDS_BETWEEN_LOOKS)
         try:
-            for line in ray.get(messages.fetch.remote(), timeout=5):
+            lines: list[str] = ray.get(messages.fetch.remote(), timeout=5)
+            for line in lines:
                 log.info("   %s", line)
         except ray.exceptions.RayError:  # the cluster is going; whoever needs it will say so
             return

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 
@@ -24,7 +25,7 @@ class _Nobody:
 def swallow_restart_notice() -> None:
     """Have Ray print its notice now, where nobody reads it: it does not print it a second time."""
     with _standard_error_without(NOTICE):
-        actor = ray.remote(_Nobody).options(num_cpus=0, max_restarts=1).remote(ray.put(None))
+        actor: Any = ray.remote(_Nobody).options(num_cpus=0, max_restarts=1).remote(ray.put(None))
     ray.kill(actor)
 
 

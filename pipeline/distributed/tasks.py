@@ -20,7 +20,8 @@ def run_tasks(label: str, function: Callable[..., T], arguments: Sequence[tuple[
     At most as many run as the cluster has CPUs, and no more are submitted than can run, so that memory is bounded by
     a few tasks. Our own errors come out as they are; what still runs is cancelled then.
     """
-    task = ray.remote(num_cpus=1, max_retries=MAX_RETRIES, retry_exceptions=[InfrastructureError, OSError])(function)
+    remote: Any = ray.remote(function)
+    task = remote.options(num_cpus=1, max_retries=MAX_RETRIES, retry_exceptions=[InfrastructureError, OSError])
     limit = max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting = list(reversed(arguments))
     running: list[ray.ObjectRef[T]] = []

@@ -18,7 +18,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline.distributed.cluster import ActorNeed, Cluster, preflight
 from pipeline.distributed.errors import ray_errors_translated
-from pipeline.distributed.messages import messages_logged
+from pipeline.distributed.messages import Messages, messages_logged
 from pipeline.io.checkpoint import save_state
 from pipeline.io.night import Night
 from pipeline.model.training import Ranks, TrainingState
@@ -44,7 +44,7 @@ def _resources(settings: Settings) -> tuple[float, float]:
     return float(settings.train.threads_per_worker), 1.0 if settings.train.use_gpu else 0.0
 
 
-def _run(night: Night, settings: Settings, messages: ActorHandle) -> ray.train.Result:
+def _run(night: Night, settings: Settings, messages: ActorHandle[Messages]) -> ray.train.Result:
     cpus, gpus = _resources(settings)
     filesystem, path = night.storage.arrow_path("training")
     trainer = TorchTrainer(

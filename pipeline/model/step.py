@@ -126,7 +126,7 @@ def _in_tiles(
         is_collision_GSN = negatives_GN[groups].unsqueeze(-2) == rows_GS[groups, members].unsqueeze(-1)
         losses_GS = sampled_softmax_loss(positive_GS, _at_least_float32(scores_GSN), is_collision_GSN)
         loss = (losses_GS * weights_GS[groups, members]).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         loss_sum += loss.detach()
         for gradient, leaf, index in zip(gradients, leaves, tile, strict=True):
             assert leaf.grad is not None

@@ -1,13 +1,12 @@
 """TopKLowRank: one inner product per item that follows MoL itself, instead of its mean component.
 
-The score matrix of queries and items is close to low rank though a score is no inner product. Exact scores of all items
-against a sample of tonight's queries give each item a short vector (ANNCUR, Yadav et al. 2022, for cross-encoders); a
-query finds its own either by a linear map of its features, fitted on the sample (distilled), or by its exact scores
-against a few landmark items (landmark). The fit sees all queries of the sample with a share of the items; for the other
-items the scores against a few of the queries, the anchors, tell nearly as much.
+The score matrix of queries and items is close to low rank, though a score is no inner product. Exact scores of all
+items against a sample of tonight's queries give each item a short vector (ANNCUR, Yadav et al. 2022, for
+cross-encoders); a query's own vector is a linear map of its features, fitted on the same sample. The fit sees all
+queries of the sample with a share of the items. For the other items, scores against a few of the queries, the anchors,
+tell nearly as much.
 
-Legend: L sample queries, A anchors, B queries, S sampled items, N items, R rank, Z features, Q/X query/item components,
-D width.
+Legend: A anchors, B queries, N items, R rank, Z features, P pairs of components, Q query components, D width.
 """
 
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
+from pipeline.model.mol import MixtureOfLogits, QuerySide
 from pipeline.retrieval.index import ShardIndex
 
 ITEMS_AT_ONCE = 2_048
@@ -24,7 +23,7 @@ ITEMS_AT_ONCE = 2_048
 
 @dataclass(frozen=True)
 class DistilledMap:
-    """A query's vector from its own components and gate: no exact score is needed."""
+    """Makes a query's vector from its own components and gate, without any exact score."""
 
     centre_Z: Tensor
     weights_ZR: Tensor
@@ -39,31 +38,15 @@ class DistilledMap:
 
 
 @dataclass(frozen=True)
-class LandmarkMap:
-    """A query's vector from its exact scores against S landmark items: what fits them best."""
-
-    mol: MixtureOfLogits
-    landmarks: ItemSide
-    centre_S: Tensor
-    weights_SR: Tensor
-    bias_R: Tensor
-
-    def __call__(self, queries: QuerySide) -> Tensor:
-        scores_BS = self.mol(queries, self.landmarks)
-        vectors_BR: Tensor = (scores_BS - self.centre_S) @ self.weights_SR + self.bias_R
-        return vectors_BR
-
-
-@dataclass(frozen=True)
 class LowRank:
-    """What makes the low-rank table: an item's vector is its scores against the anchors times the basis, less a centre.
+    """Makes the low-rank table: an item's vector is its scores against the anchors times the basis, less a centre.
 
-    The last direction before the rotation is the mean score. The rotation spreads every direction over all columns, so
-    that one scale serves the whole table in 8 bits.
+    The basis is rotated at random: every direction is then spread over all columns, and one scale serves the whole
+    table in 8 bits.
     """
 
     anchors: QuerySide  # (A, Q, D) and (A, P)
-    at_A: Tensor  # which queries of the sample they are
+    at_A: Tensor  # their numbers in the sample
     basis_AR: Tensor
     centre_R: Tensor
 
@@ -80,17 +63,17 @@ class LowRank:
 
 @dataclass(frozen=True)
 class RankTrial:
-    """What a fit of one rank did on the held-out queries."""
+    """How well a fit of one rank predicts the scores of the held-out queries."""
 
     rank: int
-    recall: float  # mean share of the best items within WITHIN times their number
-    num_needed: float  # K' for RANK_RECALL, in the whole corpus
-    multiply_adds: float  # per query: of stage 1 over all items, and of stage 2 for so many candidates
+    recall: float  # mean share of a query's best items that are among WITHIN times as many first by prediction
+    num_needed: float  # K' that gives RANK_RECALL in the whole corpus
+    multiply_adds: float  # per query: stage 1 over all items, and stage 2 for `num_needed` candidates
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted low-rank stage 1, and what was chosen on queries that were held out of the fit."""
+    """A fitted low-rank stage 1, with the weights that were chosen on held-out queries (low_rank_fit.py)."""
 
     low_rank: LowRank
     query_map: DistilledMap
@@ -112,27 +95,9 @@ def query_features(queries: QuerySide) -> Tensor:
 
 
 def pair_multiply_adds(mol: MixtureOfLogits) -> int:
-    """Of one exact score: the component products and the two layers of the gate."""
+    """Multiply-adds of one exact score: the component products and the two layers of the gate."""
     hidden, pairs = mol.cross_hidden.weight.shape
     return int(pairs * (mol.settings.component_dim + 2 * hidden))
-
-
-def fit_landmarks(
-    mol: MixtureOfLogits,
-    low_rank: LowRank,
-    sample: QuerySide,
-    landmarks: ItemSide,
-    mean_weight: float,
-    ridge: float = 0.01,
-) -> LandmarkMap:
-    """The other way to place a query among the vectors of the same table: least squares on S landmark items."""
-    vectors_SR = low_rank.place(mol(low_rank.anchors, landmarks))
-    # The direction of the mean in the rotated table: what all queries of the sample add up to.
-    mean_S = mol(sample, landmarks).mean(dim=0)
-    gram_RR = vectors_SR.T @ vectors_SR
-    gram_RR += ridge * gram_RR.diagonal().mean() * torch.eye(len(gram_RR))
-    weights_SR = torch.linalg.solve(gram_RR, vectors_SR.T).T
-    return LandmarkMap(mol, landmarks, mean_S, weights_SR, mean_weight * (mean_S - mean_S.mean()) @ weights_SR)
 
 
 def low_rank_table(index: ShardIndex, low_rank: LowRank) -> Tensor:

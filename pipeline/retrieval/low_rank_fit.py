@@ -14,53 +14,28 @@ from torch import Tensor
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval.low_rank import DistilledMap, Fit, LowRank, RankTrial, query_features
 
-# Tried on held-out queries. The low-rank part is shrunk, most of all for items whose mean score lies far below their
-# peaks; adding the whole mean back (1) buries just those.
+# How much of an item's mean score to add back to the low-rank prediction, which shrinks it. 1 would bury niche items
+# (low mean, high peak). Chosen on held-out queries.
 MEAN_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-
-
-# How much more each of a sample query's best items weighs than its others when its own vector is fitted, tried
-# likewise. Plain least squares (0) serve the many items that nobody will look at; with 1,000 the others only keep the
-# vector in bounds. Real models gain by it, models that are far from low rank lose.
+# Extra least-squares weight of a sample query's best items when its vector is fitted. 0 fits all items alike; 1,000
+# fits almost only the best. Real models gain by a weight, models that are far from low rank lose. Chosen likewise.
 TOP_WEIGHTS = (0.0, 10.0, 1_000.0)
-
-
-QUERIES_AT_ONCE = 64  # in that fit: 16 MB of vectors of their best items at rank 64
-
-
-RIDGES = (0.01, 0.001, 0.1, 1.0)  # as a share of what the features weigh; the first is the usual one
-
-
-HELD_OUT_SHARE = 0.125
-
-
+RIDGES = (0.01, 0.001, 0.1, 1.0)  # as a share of the features' mean square; the first is the usual one
+HELD_OUT_SHARE = 0.125  # of the sample queries: they choose
+QUERIES_AT_ONCE = 64  # when vectors are fitted with a top weight: 16 MB of vectors of best items at rank 64
 # Directions per sample query: with as many directions as queries the fit follows their noise.
 MAX_RANK_SHARE = 0.25
-
-
-# Squared size of a direction, as a share of the largest's, below which sums in float32 say nothing of it.
+# Where the squared size of a direction is a smaller share of the largest's, sums in float32 say nothing of it.
 NEGLIGIBLE = 1e-6
-
-
-# An item is scored exactly against so many anchors per direction. On real models recall@100 at K' = 200 is then within
-# .001 of that with all queries as anchors at rank 64 and 128, within .005 at rank 32; half as many cost .021 there.
+# Anchors per direction. On real models recall@100 at K' = 200 is then within .001 of that with all queries as anchors
+# at rank 64 and 128, within .005 at rank 32; half as many cost .021 there.
 ANCHORS_PER_RANK = 8
-
-
 ITEMS_PER_ANCHOR = 4  # at least, for anchors to be chosen on them
-
-
 ANCHOR_RIDGE = 1e-3  # as a share of an anchor's mean square
-
-
-# What the choice is made for: the best items of the corpus, within these multiples of their number.
+# The fit is chosen by how many of the NUM_WANTED best items of the corpus are among the first WITHIN · NUM_WANTED.
 NUM_WANTED = 100
-
-
 WITHIN = (2, 5, 10)
-
-
-RANK_RECALL = 0.99
+RANK_RECALL = 0.99  # what a rank must reach, with as many candidates as that takes
 
 
 def fit_low_rank(
@@ -74,8 +49,8 @@ def fit_low_rank(
     """Fit on exact scores (L, S) of sample queries against a share of the items, drawn uniformly.
 
     Some of the queries are held out; at every rank, the ridge and the weights of mean and top are chosen for the recall
-    on them. The rank is the one that reaches RANK_RECALL with the fewest multiply-adds (`pair_cost` those of one
-    exact score): a larger one costs more for every item and leaves fewer candidates to score.
+    on the held-out queries. The rank is the one that reaches RANK_RECALL with the fewest multiply-adds, where one exact
+    score takes `pair_cost` of them: a larger rank costs more for every item and leaves fewer candidates to score.
     Raises ValueError when there are not more fitted queries and items than directions.
     """
     num_fitted = len(scores_LS) - max(1, round(HELD_OUT_SHARE * len(scores_LS)))
@@ -92,7 +67,7 @@ def fit_low_rank(
         cost = rank * scores_LS.shape[1] / item_share + num_needed * pair_cost
         fits.append((directions, chosen))
         trials.append(RankTrial(rank, chosen.recall, num_needed, cost))
-    best = min(range(len(ranks)), key=lambda at: trials[at].multiply_adds)
+    best = min(range(len(ranks)), key=lambda number: trials[number].multiply_adds)
     directions, chosen = fits[best]
     rotation_RR = _rotation(ranks[best], seed)
     at_A, basis_AR, centre_R = _anchors(scores_LS[:num_fitted], directions)
@@ -128,7 +103,8 @@ class _HeldOut:
     """The sample cut in two: the queries that are fitted, with their best items, and those that judge (H of them)."""
 
     fitted: QuerySide
-    top_LT: tuple[Tensor, Tensor]  # scores and items
+    top_scores_LT: Tensor  # of the best items of each fitted query
+    top_items_LT: Tensor
     judges: QuerySide
     truth_HK: Tensor
 
@@ -138,19 +114,19 @@ class _HeldOut:
         return self.truth_HK.shape[1]
 
     def recall(self, predicted_HS: Tensor) -> float:
-        """Mean share of the best items among the first by prediction, over several numbers of those."""
+        """Mean share of the best items among the first by prediction, over the numbers of first items of WITHIN."""
         nums_kept = [min(self.num_wanted * times, predicted_HS.shape[1]) for times in WITHIN]
         best_HM = predicted_HS.topk(max(nums_kept), dim=1).values
         thresholds_HT = best_HM[:, [num - 1 for num in nums_kept]]
-        found_HKT = predicted_HS.gather(1, self.truth_HK)[:, :, None] >= thresholds_HT[:, None, :]
-        return float(found_HKT.float().mean())
+        is_among_HKT = predicted_HS.gather(1, self.truth_HK)[:, :, None] >= thresholds_HT[:, None, :]
+        return float(is_among_HKT.float().mean())
 
     def num_needed(self, predicted_HS: Tensor) -> int:
         """How many of the first sampled items by prediction hold RANK_RECALL of the best ones."""
         ascending_HS = predicted_HS.sort(dim=1).values
         num_below_HK = torch.searchsorted(ascending_HS, predicted_HS.gather(1, self.truth_HK))
-        places = (predicted_HS.shape[1] - num_below_HK).flatten().sort().values
-        return int(places[math.ceil(RANK_RECALL * len(places)) - 1])
+        ranks = (predicted_HS.shape[1] - num_below_HK).flatten().sort().values
+        return int(ranks[math.ceil(RANK_RECALL * len(ranks)) - 1])
 
 
 def _held_out(sample: QuerySide, scores_LS: Tensor, num_fitted: int, item_share: float) -> _HeldOut:
@@ -159,7 +135,8 @@ def _held_out(sample: QuerySide, scores_LS: Tensor, num_fitted: int, item_share:
     values_LT, best_LT = scores_LS[:num_fitted].topk(min(num_wanted * max(WITHIN), num_items), dim=1)
     return _HeldOut(
         sample.take(slice(0, num_fitted)),
-        (values_LT, best_LT),
+        values_LT,
+        best_LT,
         sample.take(slice(num_fitted, None)),
         scores_LS[num_fitted:].topk(num_wanted, dim=1).indices,
     )
@@ -181,8 +158,8 @@ def _fit_rank(held: _HeldOut, directions: _Directions) -> _Chosen:
     """For each weight of the top, the best weight of the mean at one ridge, then the best ridge at that weight."""
     features_LZ = query_features(held.fitted)
 
-    def tried(top_weight: float, mean_weight: float, ridge: float, both: tuple[Tensor, Tensor]) -> _Chosen:
-        coefficients_LR, of_mean_LR = both
+    def tried(top_weight: float, mean_weight: float, ridge: float, pair: tuple[Tensor, Tensor]) -> _Chosen:
+        coefficients_LR, of_mean_LR = pair
         wanted_LR = coefficients_LR - mean_weight * of_mean_LR
         query_map = _ridge_map(features_LZ, wanted_LR, ridge, mean_weight * directions.mean_size)
         predicted_HS = query_map(held.judges) @ directions.vectors_SR.T
@@ -190,9 +167,9 @@ def _fit_rank(held: _HeldOut, directions: _Directions) -> _Chosen:
 
     best: list[_Chosen] = []
     for top in TOP_WEIGHTS:
-        both = _top_coefficients(directions, *held.top_LT, top)
-        by_mean = max((tried(top, mean, RIDGES[0], both) for mean in MEAN_WEIGHTS), key=lambda each: each.recall)
-        by_ridge = (tried(top, by_mean.mean_weight, ridge, both) for ridge in RIDGES[1:])
+        pair = _top_coefficients(directions, held.top_scores_LT, held.top_items_LT, top)
+        by_mean = max((tried(top, mean, RIDGES[0], pair) for mean in MEAN_WEIGHTS), key=lambda each: each.recall)
+        by_ridge = (tried(top, by_mean.mean_weight, ridge, pair) for ridge in RIDGES[1:])
         best.append(max([by_mean, *by_ridge], key=lambda each: each.recall))
     return max(best, key=lambda each: each.recall)
 
@@ -218,10 +195,12 @@ def _directions(scores_LS: Tensor, rank: int) -> _Directions:
 def _top_coefficients(
     directions: _Directions, scores_LT: Tensor, best_LT: Tensor, top_weight: float
 ) -> tuple[Tensor, Tensor]:
-    """The sample queries' coefficients (L, R - 1) of the scores, and those of the mean, to be taken off by its weight.
+    """(L, R - 1) each: coefficients of each sample query's scores, and of the items' mean score.
 
-    Weighted least squares: `best_LT` are each query's best items, and the vectors of all items are orthonormal, so that
-    the others are known by their products with the deviations alone.
+    The caller subtracts the second, times the weight of the mean, from the first. Weighted least squares, in which an
+    item of a query weighs 1 + top_weight if it is one of the query's `best_LT`, else 1: solve
+    (V'V + top_weight · B'B) c = V'y + top_weight · B'y_best, with V all items' vectors and B the best items'.
+    V is orthonormal, so V'V = 1, and V'y, up to the mean's part, is `deviations_LR`.
     """
     vectors_SR = directions.vectors_SR + directions.centre_R
     mean_S = vectors_SR[:, -1] * directions.mean_size
@@ -258,7 +237,7 @@ def _ridge_map(features_LZ: Tensor, wanted_LR: Tensor, ridge: float, bias: Tenso
 
 
 def _anchors(scores_LS: Tensor, directions: _Directions) -> tuple[Tensor, Tensor, Tensor]:
-    """The anchors among the queries (A,), with the basis (A, R) and centre (R,) that make vectors of their scores.
+    """(A,) numbers of the queries that are anchors, with the basis (A, R) and centre (R,) that make vectors of scores.
 
     Ridge regression of the sampled items' vectors. Where there are too few queries or items for it, all queries are
     anchors and the basis is that of the directions.
@@ -278,21 +257,21 @@ def _anchors(scores_LS: Tensor, directions: _Directions) -> tuple[Tensor, Tensor
 
 
 def _pivots(gram_LL: Tensor, num_pivots: int) -> Tensor:
-    """Up to so many rows, each the one that those before it explain the least of (pivoted Cholesky); at least one."""
+    """Up to `num_pivots` rows, each the one that the rows before it explain least (pivoted Cholesky); at least one."""
     left_L = gram_LL.diagonal().clone()
     enough = NEGLIGIBLE * left_L.max()
     factor_LA = gram_LL.new_zeros(len(gram_LL), num_pivots)
-    at: list[int] = []
-    while len(at) < num_pivots:
+    pivots: list[int] = []
+    while len(pivots) < num_pivots:
         pivot = int(left_L.argmax())
-        if at and left_L[pivot] <= enough:
+        if pivots and left_L[pivot] <= enough:
             break
         column_L = gram_LL[:, pivot] - factor_LA @ factor_LA[pivot]
-        factor_LA[:, len(at)] = column_L * left_L[pivot].clamp_min(1e-30).rsqrt()
-        left_L -= factor_LA[:, len(at)].square()
+        factor_LA[:, len(pivots)] = column_L * left_L[pivot].clamp_min(1e-30).rsqrt()
+        left_L -= factor_LA[:, len(pivots)].square()
         left_L[pivot] = -torch.inf
-        at.append(pivot)
-    return torch.tensor(at)
+        pivots.append(pivot)
+    return torch.tensor(pivots)
 
 
 def _rotation(rank: int, seed: int) -> Tensor:

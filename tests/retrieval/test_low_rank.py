@@ -2,17 +2,16 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
-from pipeline.evaluation.metrics import overlap_at_k
-from pipeline.retrieval.low_rank import fit_landmarks, low_rank_table
+from pipeline.retrieval.low_rank import low_rank_table
 from pipeline.retrieval.low_rank_fit import HELD_OUT_SHARE, WITHIN, fit_low_rank
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.shard import make_shard
 from pipeline.settings import SearchSettings
-from tests.retrieval.worlds import World, make_world, open_index
+from tests.retrieval.test_algorithms import K, ask, search
+from tests.retrieval.worlds import World, as_lists, make_world, open_index
 
 
 @pytest.mark.usefixtures("backend")
@@ -106,26 +105,21 @@ def test_scores_of_a_lower_rank_than_asked_for_are_found_again(is_same_for_all):
 
 
 @pytest.mark.usefixtures("backend")
-def test_both_ways_to_place_a_query_find_far_more_than_the_mean_component():
+def test_the_fitted_map_finds_far_more_than_the_mean_component():
     everybody = make_world(num_queries=330, num_items=400, max_excluded=0)
     sample, few = everybody.queries.take(slice(30, None)), everybody.excluded.narrow(0, 30)
     world = replace(everybody, queries=everybody.queries.take(slice(0, 30)), excluded=few)
     scores = world.mol(sample, world.items).detach()
     fit = fit_low_rank(sample, scores, [12])
-    quarter = world.items.take(torch.arange(0, 400, 4))
-    landmarks = fit_landmarks(world.mol, fit.low_rank, sample, quarter, fit.mean_weight)
     table = fit.low_rank.place(scores[fit.low_rank.at_A])
-    index = open_index(world.mol, make_shard(0, world.items, table), SearchSettings())
+    index = open_index(world.mol, make_shard(0, world.items, table), ask("topk_low_rank", 40))
+    exact = [{row for _, row in entries} for entries in as_lists(search(world, ask("exact")))]
 
-    def best(method: str, query_map=None) -> np.ndarray:
-        config = SearchSettings(k=6, method=method, num_preselected=40)
-        return search_shard(index, world.queries, world.rules, config, query_map=query_map).rows_BK.numpy()
+    def recall(method: str) -> float:
+        found = as_lists(search_shard(index, world.queries, world.rules, ask(method, 40), query_map=fit.query_map))
+        return sum(len({row for _, row in f} & e) for f, e in zip(found, exact, strict=True)) / (30 * K)
 
-    def recall(method: str, query_map=None) -> float:
-        return float(overlap_at_k(best(method, query_map), best("exact"), 6).mean())
-
-    assert recall("topk_low_rank", landmarks) > recall("topk_avg") + 0.25
-    assert recall("topk_low_rank", fit.query_map) > recall("topk_avg") + 0.2
+    assert recall("topk_low_rank") > recall("topk_avg") + 0.2
 
 
 def test_the_recall_of_a_fit_is_that_on_the_queries_that_were_held_out_of_it():

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from jobs.studies.models.landmarks import fit_landmarks
 from jobs.studies.models.world import BUDGETS, SMALL_K, K, World, open_world, recalls, report
 from jobs.studies.searches import table_of
 from pipeline.model.mol import QuerySide
@@ -21,6 +22,7 @@ from pipeline.retrieval.low_rank_fit import fit_low_rank
 LIST_LENGTHS = (20, 50, 100, 200, 500, 1_000, 2_000)  # K' of TopKPerEmbd
 AVERAGES_PER_LIST = 10  # CombTopK's K_avg, as a multiple of K'
 FITS = {512: (32, 64), 1_024: (32, 64, 128), 2_048: (32, 64, 128, 256)}  # sample queries, ranks
+LANDMARKS = ((512, 64), (1_024, 128))  # fits whose table is also searched by landmarks, as many as sample queries
 FIT_ITEMS = 32_768
 
 
@@ -125,13 +127,19 @@ def report_gates(world: World) -> None:
 
 
 def report_low_rank(world: World, num_sample: int, rank: int) -> None:
-    """Fit as the nightly job does, on a share of the items, and print the recall."""
+    """Fit as the nightly job does, on a share of the items, and print the recall; for some fits that by landmarks."""
     num_items = len(world.counts_N)
     rows_S = torch.randperm(num_items, generator=torch.Generator().manual_seed(0))[:FIT_ITEMS]
     sample, scores_LN = world.sample.take(slice(0, num_sample)), world.sample_LN[:num_sample]
     fit = fit_low_rank(sample, scores_LN[:, rows_S], [rank], len(rows_S) / num_items)
-    predicted_BN = fit.query_map(world.queries) @ table_of(fit.low_rank, scores_LN).T
-    report(f"low rank l {num_sample} r {rank} α {fit.mean_weight} top {fit.top_weight}", predicted_BN, world)
+    table_NR = table_of(fit.low_rank, scores_LN)
+    label = f"low rank l {num_sample} r {rank} α {fit.mean_weight} top {fit.top_weight}"
+    report(label, fit.query_map(world.queries) @ table_NR.T, world)
+    if (num_sample, rank) in LANDMARKS:
+        landmarks = torch.randperm(num_items, generator=torch.Generator().manual_seed(1))[:num_sample]
+        items = world.items.take(landmarks)
+        query_map = fit_landmarks(world.mol, fit.low_rank, world.sample, items, fit.mean_weight)
+        report(f"{len(landmarks)} landmark items", query_map(world.queries) @ table_NR.T, world)
 
 
 @torch.inference_mode()

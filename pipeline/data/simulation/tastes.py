@@ -204,7 +204,8 @@ def _times(lengths: Int64, day: int, settings: SimulateSettings, rng: Generator)
     squeeze = np.minimum(1.0, room / np.maximum(span, 1))  # a very busy day is compressed into 24 hours
     offset = (offset * np.repeat(squeeze, lengths)).astype(np.int64)
     start_us = np.minimum((start * 3600e6).astype(np.int64), room - (span * squeeze).astype(np.int64))
-    return midnight(settings, day) + np.repeat(np.maximum(start_us, 0), lengths) + offset
+    times: Int64 = midnight(settings, day) + np.repeat(np.maximum(start_us, 0), lengths) + offset
+    return times
 
 
 def midnight(settings: SimulateSettings, day: int) -> int:

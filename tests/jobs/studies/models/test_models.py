@@ -91,6 +91,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Folders]:
         patch.setattr(train, "EPOCHS", {"ml1m": {"scratch": 1, "warm": 1, "dot": 1}})
         patch.setattr(train, "BATCH_SIZES", {"ml1m": {"scratch": 64, "warm": 64, "dot": 64}})
         patch.setattr(recall, "FITS", {128: (16,)})
+        patch.setattr(recall, "LANDMARKS", ((128, 16),))
         patch.setattr(dtypes, "NUM_SAMPLE", 128)
         patch.setattr(dtypes, "RANKS", (16,))
         for name, value in {"RANK": 16, "NUM_SAMPLE": 256, "NUM_CHANGED": 128, "FEW": ((64, 16),)}.items():
@@ -110,7 +111,15 @@ def test_a_warm_model_starts_from_a_dot_model_and_nothing_is_trained_twice(train
 @pytest.mark.parametrize(
     ("name", "lines"),
     {
-        "recall": ("TopKAvg", "TopKPerEmbd", "CombTopK", "gates on the true best", "k = 100", "low rank l 128 r 16"),
+        "recall": (
+            "TopKAvg",
+            "TopKPerEmbd",
+            "CombTopK",
+            "gates on the true best",
+            "k = 100",
+            "low rank l 128 r 16",
+            "128 landmark items",
+        ),
         "dtypes": ("mean", "low rank 16", "float32   error", "float64   lists"),
         "breaks": ("r 16, 224 anchors", "TopKAvg", "128 of the past", "128 invented", "2 × 2 components: low rank"),
     }.items(),

@@ -16,7 +16,7 @@ def test_the_memory_of_a_job_and_all_its_processes_is_seen(job: str, capsys: pyt
     study.main(["memory", job, "300", *SET])
     users, rss, own_and_shared, shared, largest, seconds = map(float, capsys.readouterr().out.splitlines()[-1].split())
     assert users == 300
-    assert rss > own_and_shared > shared > 0
+    assert rss > own_and_shared > shared >= 0
     assert rss > largest > 100  # MiB: Ray's driver and workers are several processes, each with torch or polars
     assert seconds > 1
 

@@ -80,7 +80,9 @@ def _search(parser: Parser) -> None:
 
 def _methods(parser: Parser) -> None:
     _world(parser)
-    parser.add_argument("folder", type=Path, help="where the figures and the picture go")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(), help="where the figures and the picture go (default: here)"
+    )
 
 
 def _scaling(parser: Parser) -> None:

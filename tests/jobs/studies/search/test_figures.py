@@ -33,7 +33,7 @@ def test_all_methods_are_compared_and_drawn(tmp_path: Path, monkeypatch: pytest.
     pytest.importorskip("faiss", reason="pip install 'nightrails[bench]'")
     pytest.importorskip("matplotlib", reason="pip install 'nightrails[bench]'")
     monkeypatch.setattr(methods, "NATIVE_QUERIES", 16)
-    study.main(["methods", *SMALL, str(tmp_path)])
+    study.main(["methods", *SMALL, "--folder", str(tmp_path)])
     results = json.loads((tmp_path / "synthetic-6000.json").read_text())
     recall = {(result["backend"], result["method"]): result["recall"]["200"] for result in results}
     for backend in ("native", "torch"):

@@ -19,7 +19,7 @@ from pipeline.config import parse_day
 from pipeline.errors import ConflictError, GateError, InfrastructureError, InputError, NightrailsError
 
 ROOT = Path(__file__).parents[1]
-JOBS = sorted(path for path in (ROOT / "jobs").glob("*.py") if path.name not in ("__init__.py", "bench.py"))
+JOBS = sorted(path for path in (ROOT / "jobs").glob("*.py") if path.name not in ("__init__.py", "study.py"))
 
 # A job that does what its only --set says: `name` chooses the outcome.
 JOB = """

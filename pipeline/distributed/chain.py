@@ -69,7 +69,9 @@ def run_chain(label: str, units: Sequence[int], pools: Sequence[Pool], threads: 
     ledger = ray.remote(Ledger).options(num_cpus=0, name=ledger_name, scheduling_strategy=here)
     ledger_actor: Any = ledger.remote(list(units), window)
     # from_arrow would start a task per block, to describe it.
-    dataset: Dataset = ray.data.from_items([{"unit": unit, "payload": b""} for unit in units], override_num_blocks=len(units))
+    dataset: Dataset = ray.data.from_items(
+        [{"unit": unit, "payload": b""} for unit in units], override_num_blocks=len(units)
+    )
     for position, pool in enumerate(pools):
         dataset = _add_stage(dataset, pool, position, position == len(pools) - 1, ledger_name, threads)
     seen: Counter[int] = Counter()

@@ -28,7 +28,8 @@ def test_a_checkout_submitted_without_its_libraries_is_searched_with_native_kern
         for library in (cluster.folder / "pipeline").rglob("*.so"):
             library.unlink()
         lines = readme_lines()
-        second = 'command ray start --disable-usage-stats --address="$(cat "$RAY_TMPDIR/ray/ray_current_cluster")"'
+        # A second node on this machine: in the first one's folder each would delete the other's copy of the package.
+        second = 'command ray start --address="$(cat $RAY_TMPDIR/ray/ray_current_cluster)" --temp-dir="$RAY_TMPDIR/2"'
         lines.insert(lines.index("ray start --head") + 1, second)
         ended = cluster.run(lines)
         assert ended.code == 0, ended.stdout[-4_000:] + ended.stderr[-4_000:]

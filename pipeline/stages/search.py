@@ -184,6 +184,7 @@ def read_running(storage: Storage, scratch: str, num_covered: int, unit: int, nu
     try:
         data = read_file(storage, claims.prefix, entry, AGAIN)
     except InputError as error:
+        storage.delete(claims.key(unit))
         raise InfrastructureError(str(error)) from None
     running = topk_from_columns(read_parquet_bytes(data, f"{storage.uri}/{claims.prefix}/{entry.key}"))
     if len(running) != num_queries:

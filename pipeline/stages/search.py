@@ -76,8 +76,7 @@ def search_units(
             _run_wave(runner, night, settings, entries, wave, missing, source, scratch, keeper)
         writer = Stage(Writer, {"night": night, "settings": settings, "sink": sink}, Actors.ONE)
         _run_wave(runner, night, settings, entries, last, units, source, scratch, writer)
-    for info in night.storage.list(f"{scratch}/"):
-        night.storage.delete(info.key)
+    remove_running(night.storage, scratch)
 
 
 def plan_waves(num_shards: int, per_wave: int) -> tuple[Wave, ...]:
@@ -193,6 +192,12 @@ def read_running(storage: Storage, scratch: str, num_covered: int, unit: int, nu
             f"{storage.uri}/{claims.key(unit)}: of {len(running)} queries, not {num_queries}; run again"
         )
     return running
+
+
+def remove_running(storage: Storage, scratch: str) -> None:
+    """Remove all that was set aside between waves."""
+    for info in storage.list(f"{scratch}/"):
+        storage.delete(info.key)
 
 
 def check_k(settings: Settings, corpus: Manifest) -> None:

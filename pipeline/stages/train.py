@@ -109,9 +109,8 @@ def train_locally(night: Night, settings: Settings, say: Callable[[str], None]) 
     """
     if settings.train.num_workers != 1 or settings.train.use_gpu:
         raise InputError("cluster.mode local trains in one process on the CPU: set train.num_workers 1, use_gpu false")
-    storage, prefix = night.storage, f"training/{night.checkpoint.id}-local"
-    states = Claims(storage, prefix, "epoch", SavedState, lambda state: (state.tensors, state.history))
-    done = states.done()
+    states = local_states(night)
+    storage, prefix, done = states.storage, states.prefix, states.done()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)  # holds the newest state
 
@@ -139,8 +138,19 @@ def train_locally(night: Night, settings: Settings, say: Callable[[str], None]) 
         device = torch.device("cpu")
         popularity = train_rank(night, settings, Ranks(0, 1), device, folder if done else None, report)
         keep_best(night, settings, folder, popularity)
-    for info in storage.list(f"{prefix}/"):
-        storage.delete(info.key)
+    remove_states(night)
+
+
+def local_states(night: Night) -> Claims[SavedState]:
+    """The epochs of an unfinished local training whose state is kept."""
+    prefix = f"training/{night.checkpoint.id}-local"
+    return Claims(night.storage, prefix, "epoch", SavedState, lambda state: (state.tensors, state.history))
+
+
+def remove_states(night: Night) -> None:
+    """Remove what a training of tonight's model, here or on Ray, has kept to go on from."""
+    for info in night.storage.list(f"training/{night.checkpoint.id}"):
+        night.storage.delete(info.key)
 
 
 def progress_line(report: EpochReport, popularity: float, max_epochs: int) -> str:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.artifacts import Artifact, FileEntry, Manifest
 from pipeline.config import Config
-from pipeline.errors import InfrastructureError, InputError
+from pipeline.errors import ConflictError, InfrastructureError, InputError
 from pipeline.io.storage.base import ObjectNotFoundError, Storage, put
 
 RECORDED_PACKAGES = ("nightrails", "numpy", "polars", "pyarrow", "ray", "torch")
@@ -32,11 +32,16 @@ RecordT = TypeVar("RecordT", bound=Config)
 def write_file(storage: Storage, prefix: str, name: str, data: bytes, rows: int) -> FileEntry:
     """Write `data` below `prefix` as `name` with its hash before the suffix: `users.parquet` → `users-<sha16>.parquet`.
 
-    Writing the same bytes again is fine. The entry's key is relative to `prefix`.
+    Writing the same bytes again is fine; other bytes under this name are damage, and make room. The entry's key is
+    relative to `prefix`.
     """
     stem, dot, suffix = name.rpartition(".")
     key = f"{stem}-{hashlib.sha256(data).hexdigest()[:16]}{dot}{suffix}"
-    return write_named_file(storage, prefix, key, data, rows)
+    try:
+        return write_named_file(storage, prefix, key, data, rows)
+    except ConflictError:
+        storage.delete(f"{prefix}/{key}")
+        return write_named_file(storage, prefix, key, data, rows)
 
 
 def write_named_file(storage: Storage, prefix: str, key: str, data: bytes, rows: int) -> FileEntry:

@@ -31,6 +31,8 @@ def evaluate(runner: Runner, night: Night, settings: Settings) -> Metrics:
     num_items = open_corpus(night.storage, night.corpus).counts["num_items"]
     sample = draw_sample(runner, night, settings)
     missing = score_claims(night).missing(sample.units)
+    if settings.search.is_exact:  # verified as its lists are made
+        missing = sorted({*missing, *overlap_claims(night).missing(sample.checked_units)})
     users = HeldOutUsers(sample, settings.evaluate.seed)
     search_units(runner, night, settings, missing, users, EvaluationSink, night.evaluation.key("_wave"))
     if not settings.search.is_exact:  # the lists of an exact search were verified as they were made

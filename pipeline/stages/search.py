@@ -84,8 +84,7 @@ def search_units(
             _run_wave(runner, night, settings, entries, wave, missing, source, scratch, keeper)
         writer = Stage(Writer, {"night": night, "settings": settings, "sink": sink}, Actors.ONE)
         _run_wave(runner, night, settings, entries, last, units, source, scratch, writer)
-    for info in night.storage.list(f"{scratch}/"):
-        night.storage.delete(info.key)
+    remove_running(night.storage, scratch)
 
 
 def plan_waves(num_shards: int, per_wave: int) -> tuple[Wave, ...]:
@@ -200,6 +199,7 @@ def read_running(
     try:
         data = read_file(storage, claims.prefix, entry, AGAIN)
     except InputError as error:
+        storage.delete(claims.key(unit))
         raise InfrastructureError(str(error)) from None
     table = read_parquet_bytes(data, f"{storage.uri}/{claims.prefix}/{entry.key}")
     running = topk_from_columns(table)
@@ -209,6 +209,12 @@ def read_running(
             f"{storage.uri}/{claims.key(unit)}: of {len(running)} queries, not {num_queries}; run again"
         )
     return running, backends_in(table.schema)
+
+
+def remove_running(storage: Storage, scratch: str) -> None:
+    """Remove all that was set aside between waves."""
+    for info in storage.list(f"{scratch}/"):
+        storage.delete(info.key)
 
 
 def check_k(settings: Settings, corpus: Manifest) -> None:

@@ -68,10 +68,11 @@ def train_rank(
     device: torch.device,
     state_folder: Path | None,
     report: Callable[[TrainingState, float], None],
-) -> None:
+) -> float:
     """Train as one of the ranks, from the state in `state_folder` if there is one.
 
-    `report` is called after each epoch, with the state and the hit rate of popularity on the validation users.
+    Returns the hit rate of popularity on the validation users. `report` is called with it and the state after each
+    epoch.
     """
     torch.set_num_threads(settings.train.threads_per_worker)
     data = read_training_data(night, settings, ranks, device)
@@ -82,6 +83,7 @@ def train_rank(
         load_state(state_folder, state)
     popularity = popular_hit_rate(data, ranks, device)
     fit(state, data, settings.train, ranks, lambda state: report(state, popularity))
+    return popularity
 
 
 def keep_best(night: Night, settings: Settings, state_folder: Path, popularity: float) -> Manifest:
@@ -97,47 +99,58 @@ class SavedState(Config):
 
     tensors: FileEntry
     history: FileEntry
-    popularity: float  # hit rate of popularity on the validation users
 
 
 def train_locally(night: Night, settings: Settings, say: Callable[[str], None]) -> None:
     """Train in this process, with one rank; a killed training goes on from its last epoch.
 
-    Raises InputError when the configuration asks for several workers, whose result is another, or for a GPU.
+    Raises InputError when the configuration asks for several workers, whose result is another, or for a GPU;
+    InfrastructureError when another process that trains the same model has meanwhile removed the state to go on from.
     """
     if settings.train.num_workers != 1 or settings.train.use_gpu:
         raise InputError("cluster.mode local trains in one process on the CPU: set train.num_workers 1, use_gpu false")
-    storage, prefix = night.storage, f"training/{night.checkpoint.id}-local"
-    states = Claims(storage, prefix, "epoch", SavedState, lambda state: (state.tensors, state.history))
-
-    def fetch(state: SavedState, folder: Path) -> None:
-        for name, entry in ((TENSORS, state.tensors), (HISTORY, state.history)):
-            (folder / name).write_bytes(read_file(storage, prefix, entry, "remove it to train from the start"))
-
-    def report(state: TrainingState, popularity: float) -> None:
-        last = state.history[-1]
-        say(progress_line(last, popularity, settings.train.max_epochs))
-        with tempfile.TemporaryDirectory() as name:
-            save_state(Path(name), state)
-            entries = [write_file(storage, prefix, file, (Path(name) / file).read_bytes(), 1) for file in STATE_FILES]
-        states.claim(last.epoch, SavedState(tensors=entries[0], history=entries[1], popularity=popularity))
-        for epoch, old in sorted(states.done().items())[:-STATES_KEPT]:
-            storage.delete(states.key(epoch))
-            for entry in (old.tensors, old.history):
-                storage.delete(f"{prefix}/{entry.key}")
-
+    states = local_states(night)
+    storage, prefix, done = states.storage, states.prefix, states.done()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        done = states.done()
+        folder = Path(name)  # holds the newest state
+
+        def fetch(epoch: int) -> None:
+            try:
+                for file, entry in ((TENSORS, done[epoch].tensors), (HISTORY, done[epoch].history)):
+                    (folder / file).write_bytes(read_file(storage, prefix, entry, "remove it to train from the start"))
+            except InputError:
+                states.require(epoch, "does another process train the same model? Run again")
+                raise
+
+        def report(state: TrainingState, popularity: float) -> None:
+            last = state.history[-1]
+            say(progress_line(last, popularity, settings.train.max_epochs))
+            save_state(folder, state)
+            entries = [write_file(storage, prefix, file, (folder / file).read_bytes(), 1) for file in STATE_FILES]
+            states.claim(last.epoch, SavedState(tensors=entries[0], history=entries[1]))
+            for epoch, old in sorted(states.done().items())[:-STATES_KEPT]:
+                storage.delete(states.key(epoch))
+                for entry in (old.tensors, old.history):
+                    storage.delete(f"{prefix}/{entry.key}")
+
         if done:
-            fetch(done[max(done)], folder)
-        train_rank(night, settings, Ranks(0, 1), torch.device("cpu"), folder if done else None, report)
-        done = states.done()
-        final = done[max(done)]
-        fetch(final, folder)
-        keep_best(night, settings, folder, final.popularity)
-    for info in storage.list(f"{prefix}/"):
-        storage.delete(info.key)
+            fetch(max(done))
+        device = torch.device("cpu")
+        popularity = train_rank(night, settings, Ranks(0, 1), device, folder if done else None, report)
+        keep_best(night, settings, folder, popularity)
+    remove_states(night)
+
+
+def local_states(night: Night) -> Claims[SavedState]:
+    """The epochs of an unfinished local training whose state is kept."""
+    prefix = f"training/{night.checkpoint.id}-local"
+    return Claims(night.storage, prefix, "epoch", SavedState, lambda state: (state.tensors, state.history))
+
+
+def remove_states(night: Night) -> None:
+    """Remove what a training of tonight's model, here or on Ray, has kept to go on from."""
+    for info in night.storage.list(f"training/{night.checkpoint.id}"):
+        night.storage.delete(info.key)
 
 
 def progress_line(report: EpochReport, popularity: float, max_epochs: int) -> str:

@@ -218,6 +218,17 @@ def test_a_lost_recall_check_is_done_again_by_itself(world):
     assert [units for _, units in runner.ran] == [[unit]]
 
 
+def test_a_lost_verification_of_an_exact_search_is_done_again(world):
+    verified = other(world, "evaluate.seed=15")
+    whole = run(verified)
+    (unit,) = sample_of(verified).checked_units
+    for lost in (overlap_claims(verified.night).key(unit), verified.night.evaluation.key("manifest.json")):
+        world.storage.delete(lost)
+    runner = RecordingRunner(verified.settings)
+    assert without_seconds(run(verified, runner)) == without_seconds(whole)
+    assert [units for _, units in runner.ran] == [[unit]]
+
+
 def test_a_finished_evaluation_is_read_back_as_it_was_returned(world):
     metrics = run(world)
     assert read_metrics(world.storage, world.night.evaluation) == metrics

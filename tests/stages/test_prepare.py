@@ -28,6 +28,7 @@ from pipeline.settings import Settings
 from pipeline.stages.local import LocalRunner
 from pipeline.stages.prepare import tasks as passes
 from pipeline.stages.prepare.passes import open_job, prepare
+from pipeline.stages.prepare.segments import remove_scratch
 from pipeline.stages.prepare.tasks import Piece, cut_pieces
 from pipeline.stages.runner import Runner
 from tests.io.inputs_on_disk import NOON, events, settings_for, write
@@ -196,6 +197,41 @@ def test_a_run_that_died_goes_on_where_it_was(tmp_path, monkeypatch, dies_after)
     if dies_after >= tasks:
         assert not read
     assert [f.sha256 for f in resumed] == [f.sha256 for f in run(whole)[1].files]
+
+
+class Overtaken(LocalRunner):
+    """Before task `number` of the pass `label`, another process that was first with the same histories removes what it
+    has no use for any more."""
+
+    def __init__(self, settings: Settings, label: str, number: int) -> None:
+        super().__init__(settings)
+        self._moment, self._night = (label, number), open_night(settings)
+
+    def run_tasks(self, label, function, arguments):
+        for number, given in enumerate(arguments):
+            if (label, number) == self._moment:
+                remove_scratch(self._night.storage, self._night.histories)
+            yield function(*given)
+
+
+@pytest.mark.parametrize(
+    ("label", "number"), [("reading the log", 1), ("writing histories", 0), ("writing histories", 1)]
+)
+def test_a_run_whose_scratch_another_process_has_removed_is_worth_a_retry(tmp_path, label, number):
+    whole = run(simulated(tmp_path / "whole", prepare={"rows_per_task": 800}))[1].files
+    settings = simulated(tmp_path / "overtaken", prepare={"rows_per_task": 800})
+    with pytest.raises(InfrastructureError, match="removed while it was needed; run again"):
+        run(settings, runner=Overtaken(settings, label, number))
+    assert run(settings)[1].files == whole
+
+
+def test_so_it_is_for_a_bucket_that_nobody_is_in(tmp_path):
+    users = pa.array([f"u{number}" for number in range(9)])
+    in_others = users.filter(pa.array(user_bucket(users, 8) > 0))
+    write(tmp_path / "lake" / "ds=2026-11-20" / "a.parquet", events(len(in_others), user_id=in_others))
+    settings = settings_for(tmp_path, tmp_path / "lake", output={"num_buckets": 8})
+    with pytest.raises(InfrastructureError, match=r"item-ids\.parquet: removed while it was needed; run again"):
+        run(settings, runner=Overtaken(settings, "writing histories", 0))
 
 
 def counted(function: Callable, calls: list) -> Callable:

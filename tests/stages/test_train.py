@@ -1,5 +1,6 @@
 """Training: what each rank reads, and a training in this process that is killed and goes on."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ import pytest
 import torch
 
 from pipeline.config import apply_overrides
-from pipeline.errors import InputError
-from pipeline.io.artifacts import seal
+from pipeline.errors import InfrastructureError, InputError
+from pipeline.io.artifacts import read_file, seal
 from pipeline.io.checkpoint import load_model, read_metrics
 from pipeline.io.histories import ITEMS
 from pipeline.io.night import Night
 from pipeline.io.parquet import write_parquet_bytes
-from pipeline.io.storage.base import put
+from pipeline.io.storage.base import Storage, put
+from pipeline.io.storage.local import LocalStorage
 from pipeline.model.training import Ranks
 from pipeline.schema import items as items_schema
 from pipeline.settings import Settings
@@ -103,13 +105,10 @@ def test_a_local_training_that_was_killed_goes_on_to_the_same_weights(tmp_path, 
             raise KeyboardInterrupt
         return real_line(report, popularity, max_epochs)
 
-    def dies(*arguments):
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(train, "progress_line", line)
     with pytest.raises(KeyboardInterrupt):
         train.train_checkpoint(LocalRunner(settings), night, settings)
-    monkeypatch.setattr(train, "keep_best", dies)
+    monkeypatch.setattr(train, "keep_best", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train.train_checkpoint(LocalRunner(settings), night, settings)
     monkeypatch.setattr(train, "keep_best", real_keep)
@@ -120,6 +119,60 @@ def test_a_local_training_that_was_killed_goes_on_to_the_same_weights(tmp_path, 
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     assert [report.epoch for report in read_metrics(night.storage, night.checkpoint).history] == [1, 2, 3]
     assert not night.storage.list("training/")
+
+
+class OvertakenStorage(LocalStorage):
+    """Another process finishes the same training, and removes its states, right after epoch `epoch` was claimed."""
+
+    epoch = 0
+
+    def create(self, key: str, data: bytes) -> bool:
+        created = super().create(key, data)
+        if key.endswith(f"epoch-{self.epoch:05d}.json"):
+            for info in self.list("training/"):
+                self.delete(info.key)
+        return created
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_two_processes_may_train_the_same_model_and_leave_it_once(tmp_path, monkeypatch, epoch):
+    night, settings = prepared(tmp_path, ["train.num_workers=1"])
+    storage = OvertakenStorage(tmp_path)
+    monkeypatch.setattr(storage, "epoch", epoch)
+    train.train_checkpoint(LocalRunner(settings), replace(night, storage=storage), settings)
+    assert [report.epoch for report in read_metrics(night.storage, night.checkpoint).history] == [1, 2, 3]
+    assert not night.storage.list("training/")
+
+
+def test_a_state_that_is_removed_while_it_is_fetched_is_worth_a_retry_and_a_damaged_one_is_not(tmp_path, monkeypatch):
+    night, settings = prepared(tmp_path, ["train.num_workers=1"])
+    monkeypatch.setattr(train, "keep_best", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_checkpoint(LocalRunner(settings), night, settings)
+
+    for spoil, kind, says in (
+        (flip_a_bit, InputError, "damaged.*remove it to train from the start"),
+        (LocalStorage.delete, InfrastructureError, "gone or damaged; does another process train the same model"),
+    ):
+
+        def spoilt(storage, prefix, entry, remedy, spoil=spoil):
+            spoil(storage, f"{prefix}/{entry.key}")
+            return read_file(storage, prefix, entry, remedy)
+
+        monkeypatch.setattr(train, "read_file", spoilt)
+        with pytest.raises(kind, match=says):
+            train.train_checkpoint(LocalRunner(settings), night, settings)
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def flip_a_bit(storage: Storage, key: str) -> None:
+    data = bytearray(storage.read(key))
+    data[len(data) // 2] ^= 1
+    storage.delete(key)
+    storage.create(key, bytes(data))
 
 
 def test_several_workers_are_refused_by_the_local_runner(tmp_path):

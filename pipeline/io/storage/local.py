@@ -116,9 +116,10 @@ class LocalStorage(Storage):
                     "or choose another root"
                 ) from error
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                there = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
                 raise InfrastructureError(
                     f"{place}: {os.strerror(error.errno)}: {num_bytes or 0} bytes were to be written, "
-                    f"{shutil.disk_usage(self.root).free} are free; make room and run again"
+                    f"{shutil.disk_usage(there).free} are free; make room and run again"
                 ) from error
             raise InfrastructureError(f"{place}: {error.strerror or error}") from error
 

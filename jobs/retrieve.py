@@ -14,15 +14,14 @@ def run(settings: "Settings", night: "Night") -> Outcome:
     from pipeline.io.tuning import as_chosen
     from pipeline.stages.candidates import CandidateSink
     from pipeline.stages.queries import TonightsUsers
-    from pipeline.stages.search import search_units
+    from pipeline.stages.search import Search, search_units
 
     num_units = settings.output.num_buckets
     missing = units_of(night.storage, night.run).missing(range(num_units))
     if missing:
         users = TonightsUsers(night.inputs.queries, num_units)
-        chosen = as_chosen(night, settings)
-        scratch = f"{night.run.prefix}/_wave"
-        search_units(open_runner(settings), night, chosen, missing, users, CandidateSink, scratch)
+        search = Search(night, as_chosen(night, settings), users, f"{night.run.prefix}/_wave")
+        search_units(open_runner(settings), search, missing, CandidateSink)
     return {
         "status": MADE if missing else EXISTS,
         "run_id": night.run.run_id,

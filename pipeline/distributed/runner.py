@@ -34,7 +34,7 @@ class RayRunner:
         """As Runner.run_chain: a stage is a fixed pool of actors."""
         pools = [self._pool(stage, len(units)) for stage in stages]
         preflight(self._cluster, [pool.need for pool in pools])
-        if any(stage.needs_gpu for stage in stages):
+        if any(stage.uses_gpus for stage in stages):
             check_backends(self._cluster, self._all_settings)
         run_chain(label, units, pools, self._settings.threads_per_actor)
 
@@ -48,9 +48,12 @@ class RayRunner:
 
     def _pool(self, stage: Stage, num_units: int) -> Pool:
         settings = self._settings
-        numbers = {Actors.ONE: 1, Actors.REPLICAS: settings.replicas}
-        num_actors = numbers.get(stage.actors) or min(num_units, most_actors(self._cluster, settings))
-        return Pool(stage, num_actors, settings.cpus_per_actor, settings.gpus_per_actor if stage.needs_gpu else 0.0)
+        num_actors = {
+            Actors.ONE: 1,
+            Actors.REPLICAS: settings.replicas,
+            Actors.AS_MANY_AS_FIT: min(num_units, max_actors(self._cluster, settings)),
+        }[stage.actors]
+        return Pool(stage, num_actors, settings.cpus_per_actor, settings.gpus_per_actor if stage.uses_gpus else 0.0)
 
 
 def shards_per_wave(num_shards: int, cluster: Cluster, settings: ClusterSettings) -> int:
@@ -74,7 +77,7 @@ def chain_needs(num_shards: int, settings: ClusterSettings) -> list[ActorNeed]:
     ]
 
 
-def most_actors(cluster: Cluster, settings: ClusterSettings) -> int:
+def max_actors(cluster: Cluster, settings: ClusterSettings) -> int:
     """How many actors of one stage the cluster holds, with a CPU left for reading and writing."""
     if settings.gpus_per_actor:
         return max(1, int(cluster.num_gpus / settings.gpus_per_actor))

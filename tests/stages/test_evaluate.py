@@ -188,9 +188,9 @@ def test_a_sample_has_the_asked_size_and_is_the_same_for_any_number_of_buckets(w
     }
     everybody = {}
     for bucket in buckets(few):
-        at, _ = heldout.evaluable_users(bucket)
-        keys = heldout.sampling_keys(bucket.user_keys[at], seed=0)
-        everybody |= dict(zip(bucket.user_ids.take(pa.array(at)).to_pylist(), keys.tolist(), strict=True))
+        rows, _ = heldout.evaluable_users(bucket)
+        keys = heldout.sampling_keys(bucket.user_keys[rows], seed=0)
+        everybody |= dict(zip(bucket.user_ids.take(pa.array(rows)).to_pylist(), keys.tolist(), strict=True))
     assert chosen == set(sorted(everybody, key=everybody.__getitem__)[:9])
 
 

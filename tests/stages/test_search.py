@@ -19,8 +19,17 @@ from pipeline.stages.candidates import CandidateSink
 from pipeline.stages.embed import embed_corpus
 from pipeline.stages.encode import encode_queries, encode_sequences
 from pipeline.stages.queries import TonightsUsers, group_by_bucket
-from pipeline.stages.search import Wave, plan_waves, running_claims, search_units
-from tests.stages.worlds import RecordingRunner, World, make_world, model_of, read_table, retrieve, write_histories
+from pipeline.stages.search import Wave, plan_waves, search_units
+from tests.stages.worlds import (
+    RecordingRunner,
+    World,
+    make_world,
+    model_of,
+    read_table,
+    retrieve,
+    search_of,
+    write_histories,
+)
 
 
 @pytest.fixture(scope="module")
@@ -101,22 +110,21 @@ def test_an_interrupted_search_takes_up_what_was_set_aside(tmp_path: Path, expec
     world = make_world(tmp_path, overrides=["output.num_buckets=3"])
     runner = RecordingRunner(world.settings, shards_at_once=1)
     embed_corpus(runner, world.night, world.settings)
-    scratch = f"{world.night.run.prefix}/_wave"
 
     class FailingSink(CandidateSink):
         def write(self, unit, batch, result):
             raise OSError("the store is gone")
 
-    arguments = (runner, world.night, world.settings, range(3), TonightsUsers(None, 3))
+    search = search_of(world)
     with pytest.raises(OSError, match="the store is gone"):
-        search_units(*arguments, FailingSink, scratch)
-    assert len(world.storage.list(scratch)) == 2 * 3 * 2  # two waves, three units, data and claim
-    world.storage.delete(running_claims(world.storage, scratch, 2).key(1))
+        search_units(runner, search, range(3), FailingSink)
+    assert len(world.storage.list(search.scratch)) == 2 * 3 * 2  # two waves, three units, data and claim
+    world.storage.delete(search.running_claims(2).key(1))
     runner.ran.clear()
-    search_units(*arguments, CandidateSink, scratch)
+    search_units(runner, search, range(3), CandidateSink)
     assert [units for _, units in runner.ran] == [[1], [0, 1, 2]]
     assert read_table(world, "candidates").equals(expected)
-    assert not world.storage.list(scratch)
+    assert not world.storage.list(search.scratch)
 
 
 def test_a_unit_names_every_backend_that_searched_for_it_also_before_an_interruption(tmp_path: Path, monkeypatch):
@@ -128,12 +136,12 @@ def test_a_unit_names_every_backend_that_searched_for_it_also_before_an_interrup
         def write(self, unit, batch, result):
             raise OSError("the store is gone")
 
-    arguments = (runner, world.night, world.settings, [0], TonightsUsers(None, 1))
+    search = search_of(world)
     monkeypatch.setattr(backends, "native_kernels", lambda: Kernels(None, reason="no kernels: no C++ compiler"))
     with pytest.raises(OSError, match="the store is gone"):
-        search_units(*arguments, FailingSink, f"{world.night.run.prefix}/_wave")
+        search_units(runner, search, [0], FailingSink)
     monkeypatch.undo()
-    search_units(*arguments, CandidateSink, f"{world.night.run.prefix}/_wave")
+    search_units(runner, search, [0], CandidateSink)
     (sidecar,) = finished_units(world.storage, world.night.run, 1).values()
     after = str(describe_backend(SearchSettings(), "cpu"))
     assert set(sidecar.backends) == {"torch (no kernels: no C++ compiler)", after}
@@ -143,21 +151,20 @@ def test_a_running_top_k_of_other_queries_is_refused(tmp_path: Path):
     world = make_world(tmp_path, overrides=["output.num_buckets=3"])
     runner = RecordingRunner(world.settings, shards_at_once=1)
     embed_corpus(runner, world.night, world.settings)
-    scratch = f"{world.night.run.prefix}/_wave"
 
     class Stopped(CandidateSink):
         def write(self, unit, batch, result):
             raise OSError("stopped")
 
-    arguments = (runner, world.night, world.settings, range(3), TonightsUsers(None, 3))
+    search = search_of(world)
     with pytest.raises(OSError, match="stopped"):
-        search_units(*arguments, Stopped, scratch)
-    claims = running_claims(world.storage, scratch, 2)
+        search_units(runner, search, range(3), Stopped)
+    claims = search.running_claims(2)
     world.storage.delete(claims.key(1))
     world.storage.create(claims.key(1), world.storage.read(claims.key(0)))
     with pytest.raises(InfrastructureError, match="run again"):
-        search_units(*arguments, CandidateSink, scratch)
-    search_units(*arguments, CandidateSink, scratch)  # the wrong one is gone
+        search_units(runner, search, range(3), CandidateSink)
+    search_units(runner, search, range(3), CandidateSink)  # the wrong one is gone
 
 
 def test_waves_are_as_large_as_the_cluster():

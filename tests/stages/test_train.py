@@ -19,7 +19,7 @@ from pipeline.io.storage.base import put
 from pipeline.model.training import Ranks
 from pipeline.schema import items as items_schema
 from pipeline.settings import Settings
-from pipeline.stages import train
+from pipeline.stages import local_training, train, training_data
 from pipeline.stages.local import LocalRunner
 from tests.model.planted import NUM_ITEMS, SMALL_MODEL, histories
 from tests.stages.worlds import night_of, write_histories
@@ -60,9 +60,11 @@ def read_whole(night: Night, settings: Settings, world_size: int, monkeypatch):
     def gather(count: int, ranks: Ranks, device: torch.device) -> list[int]:
         return [count] * ranks.world_size
 
-    monkeypatch.setattr(train, "counts_by_rank", gather)
+    monkeypatch.setattr(training_data, "counts_by_rank", gather)
     cpu = torch.device("cpu")
-    return [train.read_training_data(night, settings, Ranks(rank, world_size), cpu) for rank in range(world_size)]
+    return [
+        training_data.read_training_data(night, settings, Ranks(rank, world_size), cpu) for rank in range(world_size)
+    ]
 
 
 def test_ranks_read_disjoint_buckets_that_make_up_the_whole(tmp_path, monkeypatch):
@@ -80,7 +82,7 @@ def test_ranks_read_disjoint_buckets_that_make_up_the_whole(tmp_path, monkeypatc
 def test_a_log_without_sequences_is_refused(tmp_path):
     night, settings = prepared(tmp_path, rows=[np.array([1, 2, 3]), np.array([4])])
     with pytest.raises(InputError, match="no user has two events"):
-        train.read_training_data(night, settings, Ranks(), torch.device("cpu"))
+        training_data.read_training_data(night, settings, Ranks(), torch.device("cpu"))
 
 
 def test_training_needs_prepared_histories(tmp_path):
@@ -95,7 +97,7 @@ def test_a_local_training_that_was_killed_goes_on_to_the_same_weights(tmp_path, 
     train.train_checkpoint(LocalRunner(settings), whole, settings)
     night, settings = prepared(tmp_path / "killed", ["train.num_workers=1"])
     epochs: list[int] = []
-    real_line, real_keep = train.progress_line, train.keep_best
+    real_line, real_keep = local_training.progress_line, local_training.keep_best
 
     def line(report, popularity, max_epochs):
         epochs.append(report.epoch)
@@ -106,13 +108,13 @@ def test_a_local_training_that_was_killed_goes_on_to_the_same_weights(tmp_path, 
     def dies(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "progress_line", line)
+    monkeypatch.setattr(local_training, "progress_line", line)
     with pytest.raises(KeyboardInterrupt):
         train.train_checkpoint(LocalRunner(settings), night, settings)
-    monkeypatch.setattr(train, "keep_best", dies)
+    monkeypatch.setattr(local_training, "keep_best", dies)
     with pytest.raises(KeyboardInterrupt):
         train.train_checkpoint(LocalRunner(settings), night, settings)
-    monkeypatch.setattr(train, "keep_best", real_keep)
+    monkeypatch.setattr(local_training, "keep_best", real_keep)
     train.train_checkpoint(LocalRunner(settings), night, settings)
     assert epochs == [1, 2, 3, 3]
     expected = load_model(whole.storage, whole.checkpoint).state_dict()

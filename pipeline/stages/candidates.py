@@ -1,4 +1,4 @@
-"""The published tables of a unit: candidates and the accounting of users. R requested users, B queries, K items each."""
+"""The published tables of a unit: candidates and the accounting of users. R requested users, B queries, K items."""
 
 from dataclasses import dataclass
 

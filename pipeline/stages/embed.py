@@ -27,7 +27,7 @@ def embed_corpus(runner: Runner, night: Night, settings: Settings) -> Manifest:
     """Make the shards that do not exist yet and return the manifest of the Corpus artifact.
 
     Raises InputError when there is no item, too few users for a low-rank table, or an embedding that is not finite;
-    MismatchError when the model was trained on other items; and what `Runner.run_chain` raises.
+    MismatchError when the model was trained on other items; and the errors of `Runner.run_chain`.
     """
     existing = read_manifest(night.storage, night.corpus.prefix)
     if existing is not None:

@@ -24,7 +24,7 @@ def evaluate(runner: Runner, night: Night, settings: Settings) -> Metrics:
     """Search for a sample of users with test events and compare; return the metrics of the Evaluation artifact.
 
     Of several attempts the metrics of the first stand. Raises InputError when there is no corpus or no user with a
-    test event to predict, and what `Runner.run_chain` raises.
+    test event to predict, and the errors of `Runner.run_chain`.
     """
     started = time.monotonic()
     num_items = open_corpus(night.storage, night.corpus).counts["num_items"]

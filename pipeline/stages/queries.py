@@ -36,7 +36,7 @@ class QuerySource(Protocol):
 
 @dataclass(frozen=True)
 class TonightsUsers:
-    """The users of the queries table, or everybody with a history when there is no such table; histories are whole."""
+    """The users of the queries table, or without that table everybody with a history; histories are whole."""
 
     queries: Files | None
     num_buckets: int

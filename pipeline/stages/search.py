@@ -76,8 +76,8 @@ class Wave:
 def search_units(runner: Runner, search: Search, units: Sequence[int], sink: SinkMaker) -> None:
     """Search for the queries of each unit (a user bucket) and hand the results to the sink.
 
-    An interrupted search leaves its scratch behind and resumes from it; a finished one removes it. Raises InputError
-    when the corpus does not exist or has fewer than k items, and what `Runner.run_chain` raises.
+    An interrupted search resumes from its scratch; a finished search removes it. Raises InputError when the corpus does
+    not exist or has fewer than k items, and the errors of `Runner.run_chain`.
     """
     night, settings = search.night, search.settings
     manifest = open_corpus(night.storage, night.corpus)

@@ -32,7 +32,7 @@ STATES_KEPT = 2  # of an unfinished training: the newest state, and one more in 
 def train_checkpoint(runner: Runner, night: Night, settings: Settings) -> Manifest:
     """Train tonight's model unless it exists, and return the manifest of the Checkpoint artifact.
 
-    Raises InputError when the histories do not exist, and what `Runner.train` raises.
+    Raises InputError when the histories do not exist, and the errors of `Runner.train`.
     """
     existing = read_manifest(night.storage, night.checkpoint.prefix)
     if existing is not None:

@@ -30,7 +30,7 @@ from pipeline.stages.runner import Actors, Payload, Runner, Stage
 def tune_search(runner: Runner, night: Night, settings: Settings) -> TuningRecord:
     """Measure the methods and choose one, unless the choice exists; return the choice.
 
-    Raises InputError when there is no corpus or no user to choose with, and what `Runner.run_chain` raises.
+    Raises InputError when there is no corpus or no user to choose with, and the errors of `Runner.run_chain`.
     """
     claims = tuning_claims(night)
     existing = claims.read(0)

@@ -1,14 +1,11 @@
 import pytest
 import torch
 
-from pipeline.distributed.cluster import Cluster, Node
-from pipeline.distributed.runner import max_actors
 from pipeline.errors import InputError, MismatchError
 from pipeline.io.corpus import open_corpus, read_low_rank, read_shard, shard_claims, shard_entries
 from pipeline.io.histories import ITEMS, read_items
 from pipeline.io.parquet import write_parquet_bytes
 from pipeline.retrieval import shard
-from pipeline.settings import ClusterSettings
 from pipeline.stages.embed import ShardEmbedder, embed_corpus, embed_items
 from pipeline.stages.local import LocalRunner
 from pipeline.stages.low_rank import sample_queries
@@ -89,13 +86,6 @@ def test_a_model_of_another_catalogue_is_refused(tmp_path):
     world.storage.create(world.night.histories.key(ITEMS), write_parquet_bytes(items.slice(1)))
     with pytest.raises(MismatchError, match=r"knows 50 items, but histories .* have 49"):
         ShardEmbedder(world.night, world.settings)
-
-
-def test_embedders_leave_room_and_share_gpus():
-    nodes = Cluster((Node(16.0), Node(16.0, 4.0)), is_local=False)
-    assert max_actors(nodes, ClusterSettings()) == 8
-    assert max_actors(nodes, ClusterSettings(gpus_per_actor=2.0)) == 2
-    assert max_actors(Cluster((Node(2.0),), is_local=True), ClusterSettings()) == 1
 
 
 def test_the_low_rank_table_is_fitted_once_and_holds_every_item(tmp_path):

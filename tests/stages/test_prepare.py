@@ -1,8 +1,6 @@
 """Prepare as a whole. Its tasks run in this process, one after the other, but for the tests that say Ray."""
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -16,7 +14,6 @@ from pipeline.artifacts import FileEntry, Manifest
 from pipeline.data.histories import Bucket, user_bucket
 from pipeline.data.simulation.log import simulate_days
 from pipeline.distributed.runner import RayRunner
-from pipeline.distributed.tasks import run_tasks
 from pipeline.errors import InfrastructureError, InputError
 from pipeline.io.histories import read_bucket, read_items
 from pipeline.io.inputs import list_log
@@ -26,9 +23,9 @@ from pipeline.io.simulated import write_simulated_log
 from pipeline.io.storage import open_storage
 from pipeline.settings import Settings
 from pipeline.stages.local import LocalRunner
-from pipeline.stages.prepare import tasks as passes
+from pipeline.stages.prepare import tasks
+from pipeline.stages.prepare.job import Piece, cut_pieces
 from pipeline.stages.prepare.passes import open_job, prepare
-from pipeline.stages.prepare.tasks import Piece, cut_pieces
 from pipeline.stages.runner import Runner
 from tests.io.inputs_on_disk import NOON, events, settings_for, write
 
@@ -187,13 +184,13 @@ def test_a_run_that_died_goes_on_where_it_was(tmp_path, monkeypatch, dies_after)
     with pytest.raises(InfrastructureError, match="power cut"):
         run(settings, runner=Dies(settings))
     read, cleaned = [], []
-    monkeypatch.setattr(passes, "read_rows", counted(passes.read_rows, read))
-    monkeypatch.setattr(passes, "clean_bucket", counted(passes.clean_bucket, cleaned))
+    monkeypatch.setattr(tasks, "read_rows", counted(tasks.read_rows, read))
+    monkeypatch.setattr(tasks, "clean_bucket", counted(tasks.clean_bucket, cleaned))
     resumed = run(settings)[1].files
-    tasks = len(cut_pieces_of(settings))
-    assert len(read) < tasks + dies_after or dies_after == 0
-    assert len(cleaned) == 8 - max(0, dies_after - tasks)
-    if dies_after >= tasks:
+    num_tasks = len(cut_pieces_of(settings))
+    assert len(read) < num_tasks + dies_after or dies_after == 0
+    assert len(cleaned) == 8 - max(0, dies_after - num_tasks)
+    if dies_after >= num_tasks:
         assert not read
     assert [f.sha256 for f in resumed] == [f.sha256 for f in run(whole)[1].files]
 
@@ -310,31 +307,3 @@ def test_on_ray_the_files_are_the_same(tmp_path):
     files: tuple[FileEntry, ...] = run(on_ray, runner=RayRunner(on_ray))[1].files
     alone = simulated(tmp_path / "alone")
     assert [f.sha256 for f in files] == [f.sha256 for f in run(alone)[1].files]
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("local_ray")
-def test_on_ray_our_errors_come_out_as_they_are(tmp_path):
-    write(tmp_path / "lake" / "a.parquet", events(40, user_id=pa.array([None] * 40, pa.string())))
-    settings = settings_for(tmp_path, tmp_path / "lake")
-    with pytest.raises(InputError) as error:
-        run(settings, runner=RayRunner(settings))
-    assert type(error.value) is InputError
-    assert "\n" not in str(error.value)
-
-
-def dies_once(marker: str, number: int) -> int:
-    """A task whose worker is killed the first time it runs."""
-    if number == 1 and not Path(marker).exists():
-        Path(marker).touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("local_ray")
-def test_a_task_whose_worker_is_killed_runs_again(tmp_path):
-    marker = tmp_path / "died"
-    results = run_tasks("counting", dies_once, [(str(marker), number) for number in range(6)])
-    assert sorted(results) == [0, 1, 2, 3, 4, 5]
-    assert marker.exists()

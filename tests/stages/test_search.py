@@ -6,15 +6,13 @@ import pytest
 import torch
 
 from pipeline.data.histories import user_bucket
-from pipeline.distributed.cluster import Cluster, Node
-from pipeline.distributed.runner import shards_per_wave
 from pipeline.errors import InfrastructureError, InputError, MismatchError
 from pipeline.io.histories import read_bucket
 from pipeline.io.publication.units import finished_units, units_of
 from pipeline.retrieval import backends
 from pipeline.retrieval.backends import describe_backend
 from pipeline.retrieval.backends.native.library import Kernels
-from pipeline.settings import ClusterSettings, SearchSettings
+from pipeline.settings import SearchSettings
 from pipeline.stages.candidates import CandidateSink
 from pipeline.stages.embed import embed_corpus
 from pipeline.stages.encode import encode_queries, encode_sequences
@@ -40,10 +38,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(scope="module")
 def expected(world: World) -> pa.Table:
     return retrieve(world)
-
-
-def local(cpus: float) -> Cluster:
-    return Cluster((Node(cpus),), is_local=True)
 
 
 def test_exact_search_equals_brute_force_in_float64(world: World, expected: pa.Table):
@@ -167,33 +161,11 @@ def test_a_running_top_k_of_other_queries_is_refused(tmp_path: Path):
     search_units(runner, search, range(3), CandidateSink)  # the wrong one is gone
 
 
-def test_waves_are_as_large_as_the_cluster():
-    settings = ClusterSettings(cpus_per_actor=0.25)
-    # 4 slots of 1 CPU: encoder, writer, a spare, and one searcher.
-    assert shards_per_wave(3, local(1.0), settings) == 1
-    assert shards_per_wave(4, local(2.0), settings) == 4
-    assert shards_per_wave(6, local(2.0), settings) == 5
-    assert shards_per_wave(5, local(64.0), ClusterSettings(cpus_per_actor=0.25, max_stages_per_wave=2)) == 2
-    assert shards_per_wave(3, local(4.0), ClusterSettings(cpus_per_actor=0.5, replicas=2)) == 2
-
-
 def test_waves_are_even():
     assert plan_waves(3, 1) == (Wave(0, 1), Wave(1, 2), Wave(2, 3))
     assert plan_waves(4, 4) == (Wave(0, 4),)
     assert plan_waves(6, 5) == (Wave(0, 3), Wave(3, 6))
     assert plan_waves(5, 2) == (Wave(0, 1), Wave(1, 3), Wave(3, 5))
-
-
-def test_a_cluster_without_room_for_one_shard_is_refused():
-    with pytest.raises(InputError, match=r"1 of 1 ShardSearchers of 0\.25 CPUs and 1 GPUs each"):
-        shards_per_wave(4, local(8.0), ClusterSettings(gpus_per_actor=1.0))
-    with pytest.raises(InputError, match="no place for"):
-        shards_per_wave(4, local(2.0), ClusterSettings(cpus_per_actor=1.0))
-
-
-def test_gpus_bound_a_wave():
-    two_gpu_nodes = Cluster((Node(8.0), Node(4.0, 2.0), Node(4.0, 2.0)), is_local=False)
-    assert shards_per_wave(10, two_gpu_nodes, ClusterSettings(gpus_per_actor=1.0)) == 4
 
 
 def test_k_larger_than_the_corpus_is_refused(tmp_path: Path):

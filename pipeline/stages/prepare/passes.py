@@ -20,9 +20,10 @@ from pipeline.io.parquet import write_parquet_bytes
 from pipeline.io.rows import check_columns
 from pipeline.io.storage.base import put
 from pipeline.settings import Settings
+from pipeline.stages.prepare.job import Job, cut_pieces, read_catalogue
 from pipeline.stages.prepare.report import MAX_REJECTED, Prepared, check_bad_share, check_orphans, write_histories
 from pipeline.stages.prepare.segments import MapResult, Segment, read_segment, remove_scratch
-from pipeline.stages.prepare.tasks import Job, cut_pieces, map_pieces, read_catalogue, reduce_bucket
+from pipeline.stages.prepare.tasks import map_pieces, reduce_bucket
 from pipeline.stages.runner import Runner
 
 

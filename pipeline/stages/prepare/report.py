@@ -42,7 +42,7 @@ IN_WORDS = {
 class Prepared:
     """The result of both passes. The bucket files lie in the store already."""
 
-    counts: Counter[str]  # rows, by what became of them
+    counts: Counter[str]  # number of rows: read, late, kept, and rejected by reason
     rejected: pa.Table  # the first bad rows of each reason
     files: tuple[FileEntry, ...]  # by bucket
     catalogue: pa.Table  # in ascending order of item_id

@@ -28,7 +28,7 @@ class MapResult(Config):
     buckets: tuple[tuple[int, Segment], ...]  # (bucket, its rows), in the order of the log
     item_ids: tuple[Segment, ...]  # empty with a catalogue
     rejected: Segment | None  # the first bad rows of each reason
-    counts: dict[str, int]  # rows, by what became of them
+    counts: dict[str, int]  # number of rows: read, late, kept, and rejected by reason
 
 
 class ReduceResult(Config):
@@ -36,7 +36,7 @@ class ReduceResult(Config):
 
     file: FileEntry  # the bucket
     rejected: Segment | None  # the first bad rows of each reason
-    counts: dict[str, int]  # rows, by what became of them
+    counts: dict[str, int]  # number of rows: read, late, kept, and rejected by reason
 
 
 def scratch_prefix(histories: Artifact) -> str:

@@ -8,28 +8,23 @@ writes the histories. A task claims its result at the end, and a claimed task is
 import functools
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import timedelta
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.catalog import index_catalogue
 from pipeline.data.cleaning import MALFORMED, REJECTED, Cleaned, Period, clean_rows, first_rejected, malformed_lines
 from pipeline.data.columns import DAY_US, EPOCH
 from pipeline.data.histories import user_bucket
 from pipeline.data.lists import Int64
 from pipeline.data.splitting import clean_bucket, item_counts
-from pipeline.errors import InputError
 from pipeline.io.histories import read_bucket, write_bucket
-from pipeline.io.inputs import Files, Log, day_of
-from pipeline.io.night import Night
+from pipeline.io.inputs import day_of
 from pipeline.io.parquet import read_parquet_bytes
-from pipeline.io.rows import LogColumns, read_rows
+from pipeline.io.rows import read_rows
 from pipeline.io.storage import open_storage
-from pipeline.io.storage.base import Storage
-from pipeline.settings import Settings
+from pipeline.stages.prepare.job import Job, Piece, event_table
 from pipeline.stages.prepare.report import MAX_REJECTED
 from pipeline.stages.prepare.segments import (
     MapResult,
@@ -38,85 +33,10 @@ from pipeline.stages.prepare.segments import (
     map_claims,
     read_segment,
     reduce_claims,
-    scratch_prefix,
     write_segments,
 )
 
-TEXT_ROW_BYTES = 32  # bytes per row of a text file: a guess
 ROWS_READ, LATE = "rows_read", "late"
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of one log file: some row groups of a Parquet file, or a whole text file."""
-
-    file: int  # index into `log.files`
-    first_row: int
-    row_groups: tuple[int, ...] | None  # None: a text file
-    num_rows: int  # a guess for a text file
-
-
-@dataclass(frozen=True)
-class Job:
-    """The values that every task needs: the night, the settings and the columns of the log's files."""
-
-    night: Night
-    settings: Settings
-    columns: LogColumns
-
-    @property
-    def storage(self) -> Storage:
-        return self.night.storage
-
-    @property
-    def log(self) -> Log:
-        return self.night.inputs.log
-
-    @property
-    def map_scratch(self) -> str:
-        """The prefix that the first pass writes below, one per task size: tasks of two sizes must not be mixed."""
-        return f"{scratch_prefix(self.night.histories)}/rows-{self.settings.prepare.rows_per_task}"
-
-    @property
-    def item_ids_key(self) -> str:
-        return f"{scratch_prefix(self.night.histories)}/item-ids.parquet"
-
-
-def read_catalogue(items: Files, item_type: pa.DataType) -> pa.Table:
-    """The catalogue in ascending order of `item_id`.
-
-    Raises InputError when its files differ in their columns or its `item_id` is not of `item_type`.
-    """
-    tables = []
-    for file in items.files:
-        with items.open(file) as source:
-            tables.append(read_parquet_bytes(source, items.origin(file)))
-    try:
-        catalogue = pa.concat_tables(tables)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{items.uri}: the files of the catalogue differ in their columns ({error})") from None
-    return index_catalogue(catalogue, item_type, items.uri)
-
-
-def cut_pieces(log: Log, columns: LogColumns, rows_per_task: int) -> list[tuple[Piece, ...]]:
-    """Cut the log, in its order, into tasks of about `rows_per_task` rows; row groups and text files stay whole."""
-    pieces = []
-    for number, (file, group_rows) in enumerate(zip(log.files, columns.group_rows, strict=True)):
-        if log.source.format == "csv":
-            pieces.append(Piece(number, 0, None, file.size // TEXT_ROW_BYTES))
-        first = 0
-        for group, rows in enumerate(group_rows):
-            pieces.append(Piece(number, first, (group,), rows))
-            first += rows
-    tasks: list[list[Piece]] = []
-    room = 0
-    for piece in pieces:
-        if not tasks or piece.num_rows > room:
-            tasks.append([])
-            room = rows_per_task
-        tasks[-1].append(piece)
-        room -= piece.num_rows
-    return [tuple(task) for task in tasks]
 
 
 def map_pieces(job: Job, number: int, pieces: tuple[Piece, ...]) -> tuple[int, MapResult]:
@@ -185,22 +105,6 @@ def reduce_bucket(job: Job, bucket: int, segments: list[Segment]) -> tuple[int, 
     return bucket, result, *counted
 
 
-def event_table(columns: LogColumns) -> pa.Table:
-    """An empty table with the columns of the first pass's segments."""
-    return pa.schema(
-        [
-            ("user_id", columns.user_type),
-            ("item_id", columns.item_type),
-            ("event_ts", pa.int64()),
-            ("weight", pa.float32()),
-            ("event_type", pa.string()),
-            ("event_id", pa.string()),
-            ("file", pa.int32()),
-            ("row", pa.int64()),
-        ]
-    ).empty_table()
-
-
 class _SegmentWriter:
     """Collects the clean rows of a task and writes them by bucket, `rows_per_task` rows at a time."""
 
@@ -259,7 +163,7 @@ class _SegmentWriter:
 
 
 def _numbered(table: pa.Table, file: int, first_row: int) -> pa.Table:
-    """Add the columns `file` and `row`, by which a bad row is found in the log."""
+    """Add the columns `file` and `row`, which say where in the log a row is."""
     numbers = pa.array(np.arange(first_row, first_row + table.num_rows))
     return table.append_column("file", pa.array(np.full(table.num_rows, file, np.int32))).append_column("row", numbers)
 

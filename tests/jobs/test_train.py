@@ -10,8 +10,8 @@ from tests.model.planted import NUM_ITEMS, SMALL_MODEL, report
 from tests.stages.test_train import prepared
 
 
-def test_a_trained_model_is_told_and_not_trained_again(tmp_path):
-    """No Ray runs here: the artifact exists."""
+def test_a_trained_model_is_reported_and_not_trained_again(tmp_path):
+    """No runner is opened, because the artifact exists."""
     night, settings = prepared(tmp_path)
     torch.manual_seed(0)
     model = RetrievalModel(SMALL_MODEL, NUM_ITEMS)

@@ -32,18 +32,18 @@ def test_shards_hold_every_item_once_whatever_their_number(world, num_shards):
     assert [part.first_row for part in shards] == [s * 130 // num_shards for s in range(num_shards)]
     whole = embed_items(model_of(world), 0, 130)
     for name in ("components_NXD", "gate_NP"):
-        found = torch.cat([getattr(part.items, name) for part in shards])
-        assert torch.equal(found, getattr(whole.items, name))  # to the last bit
+        joined = torch.cat([getattr(part.items, name) for part in shards])
+        assert torch.equal(joined, getattr(whole.items, name))  # to the last bit
     assert torch.equal(torch.cat([part.mean_ND for part in shards]), whole.mean_ND)
 
 
 def test_items_are_embedded_as_the_model_does(world):
     model = model_of(world)
     expected = model.item_side(torch.arange(40, 73))
-    found = embed_items(model, 40, 73)
-    torch.testing.assert_close(found.items.components_NXD, expected.components_NXD)
-    torch.testing.assert_close(found.items.gate_NP, expected.gate_NP)
-    torch.testing.assert_close(found.mean_ND, expected.mean_ND)
+    embedded = embed_items(model, 40, 73)
+    torch.testing.assert_close(embedded.items.components_NXD, expected.components_NXD)
+    torch.testing.assert_close(embedded.items.gate_NP, expected.gate_NP)
+    torch.testing.assert_close(embedded.mean_ND, expected.mean_ND)
 
 
 def test_a_rerun_embeds_only_what_is_missing(tmp_path):

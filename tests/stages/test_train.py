@@ -1,4 +1,4 @@
-"""Training: what each rank reads, and a training in this process that is killed and goes on."""
+"""Training: the data of each rank, and a training in this process that is killed and resumes."""
 
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ NUM_USERS = 200
 
 
 def prepared(root: Path | str, overrides: list[str] | None = None, rows: list[np.ndarray] | None = None):
-    """A night with prepared histories, and the settings."""
+    """A night with prepared histories, and its settings."""
     settings = Settings.model_validate(apply_overrides(PLAIN | {"root": str(root)}, overrides or []))
     night = night_of(settings)
     rows = histories(NUM_USERS) if rows is None else rows
@@ -55,7 +55,7 @@ def prepared(root: Path | str, overrides: list[str] | None = None, rows: list[np
 
 
 def read_whole(night: Night, settings: Settings, world_size: int, monkeypatch):
-    """What each of `world_size` ranks reads, in one process; each takes its own count for that of all."""
+    """The data of `world_size` ranks, read in one process: each rank takes its own count as the count of all ranks."""
 
     def gather(count: int, ranks: Ranks, device: torch.device) -> list[int]:
         return [count] * ranks.world_size
@@ -92,7 +92,7 @@ def test_training_needs_prepared_histories(tmp_path):
 
 
 def test_a_local_training_that_was_killed_goes_on_to_the_same_weights(tmp_path, monkeypatch):
-    """Killed after its second epoch was kept, and once more between the last epoch and the artifact."""
+    """Killed before the state of its third epoch is saved, and again between the last epoch and the artifact."""
     whole, settings = prepared(tmp_path / "whole", ["train.num_workers=1"])
     train.train_checkpoint(LocalRunner(settings), whole, settings)
     night, settings = prepared(tmp_path / "killed", ["train.num_workers=1"])

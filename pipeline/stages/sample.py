@@ -18,7 +18,7 @@ NUM_VERIFIED = 5
 
 @dataclass(frozen=True)
 class UnitDraw:
-    """The candidates of one unit for the sample."""
+    """The contribution of one unit to the draw of the sample."""
 
     unit: int
     keys: NDArray[np.uint64]  # the smallest sampling keys of its evaluable users, ascending

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config import nearest
 from pipeline.errors import InputError
 
 FOLDER = Path(__file__).with_name("studies")
@@ -47,6 +46,8 @@ def parse(words: Sequence[str]) -> tuple[str, Study, dict[str, object]]:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     given = parser.parse_args(words)
     if given.name not in STUDIES:
+        from pipeline.config import nearest  # here, so that --help needs the standard library only
+
         parser.error(f"no study is called {given.name!r}{nearest(given.name, STUDIES)}")
     study = STUDIES[given.name]
     own = Parser(

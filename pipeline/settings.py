@@ -159,7 +159,6 @@ class TrainSettings(Config):
     user_norm_weight: Annotated[float, Field(ge=0.0)] = 0.1
     precision: Literal["float32", "bfloat16"] = "float32"
     validation_queries: PositiveInt = 2_000
-    max_failures: Count = 3
     seed: Count = 0
 
 
@@ -170,7 +169,6 @@ class LowRankSettings(Config):
     ranks: tuple[Rank, ...] = Field(default=(32, 64, 128, 256), strict=False, min_length=1)
     num_queries: PositiveInt = 2_048  # users on whom the fit is made; all items are scored against some of them
     num_items: PositiveInt = 32_768  # items on which the fit is made
-    seed: Count = 0
 
 
 class CorpusSettings(Config):
@@ -191,9 +189,8 @@ TableDtype = Literal["float32", "bfloat16", "int8"]
 class TuningSettings(Config):
     """How the search is chosen when `search.method` is `tuned`."""
 
-    num_queries: PositiveInt = 256  # a seeded sample of tonight's users
+    num_queries: PositiveInt = 256  # a sample of tonight's users
     max_seconds: PositiveInt = 300
-    seed: Count = 0
 
 
 class SearchSettings(Config):
@@ -210,8 +207,6 @@ class SearchSettings(Config):
     target_recall: Share = 0.99  # of `tuned`, against exact search
     tuning: TuningSettings = TuningSettings()
     max_escalated: Count = 0  # items per query and shard scored beyond the candidates to prove a list exact
-    query_tile: PositiveInt = 64  # the plain search's tiles; none of the results depends on them
-    item_tile: PositiveInt = 512
 
     @property
     def is_exact(self) -> bool:

@@ -20,7 +20,7 @@ from pipeline.settings import Settings, default_root
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "conf").glob("*.yaml"))
 PROGRAMS = sorted(path for path in (ROOT / "jobs").glob("*.py") if path.name != "__init__.py")
-JOBS = [path for path in PROGRAMS if path.name != "bench.py"]  # with a configuration
+JOBS = [path for path in PROGRAMS if path.name != "study.py"]  # with a configuration
 
 
 def fault(values: dict, *overrides: str) -> str:
@@ -196,9 +196,9 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_a_file_and_overrides_make_the_settings(tmp_path):
-    path = write(tmp_path, "search:\n  k: 20\n  item_tile: 64\n")
+    path = write(tmp_path, "search:\n  k: 20\n  num_per_embd: 64\n")
     loaded = load_config(Settings, path, ["search.k=30", "name=books"])
-    assert (loaded.search.k, loaded.search.item_tile, loaded.name) == (30, 64, "books")
+    assert (loaded.search.k, loaded.search.num_per_embd, loaded.name) == (30, 64, "books")
 
 
 def test_an_empty_file_means_all_defaults(tmp_path):

@@ -31,7 +31,7 @@ from pipeline.stages.runner import Payload, Stage, StageFunction
 # Ray 2.60 restarts a dying actor forever: its max_restarts goes through arguments that 2.64 removes. After so many
 # attempts at one unit we blame the unit and fail.
 MAX_ATTEMPTS = 4
-LESS_MEMORY = "lower search.query_tile and search.item_tile, or raise output.num_buckets or corpus.num_shards"
+LESS_MEMORY = "raise output.num_buckets or corpus.num_shards"
 # Units under way per actor of a chain: it works on one unit while the next one waits for it.
 UNITS_PER_ACTOR = 2
 # Storage and network errors: attempts in one process, with waits of about 1, 2 and 4 seconds between them.

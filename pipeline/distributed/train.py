@@ -25,12 +25,14 @@ from pipeline.model.training import Ranks, TrainingState
 from pipeline.settings import Settings
 from pipeline.stages.train import STATES_KEPT, keep_best, progress_line, train_rank
 
+MAX_FAILURES = 3  # of workers; the training resumes from its last epoch each time, then fails
+
 
 def train(cluster: Cluster, night: Night, settings: Settings) -> None:
     """Train tonight's model on the cluster and leave it as the Checkpoint artifact.
 
     Raises InputError or InfrastructureError when the workers do not fit, our own error as a worker raised it, and
-    InfrastructureError when workers died more than train.max_failures times.
+    InfrastructureError when workers died more than MAX_FAILURES times.
     """
     preflight(cluster, [ActorNeed("training worker", settings.train.num_workers, *_resources(settings))])
     with messages_logged() as messages, ray_errors_translated():
@@ -64,7 +66,7 @@ def _run(night: Night, settings: Settings, messages: ActorHandle[Messages]) -> r
             name=night.checkpoint.id,
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=settings.train.max_failures),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=STATES_KEPT),
         ),
     )

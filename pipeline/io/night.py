@@ -54,7 +54,7 @@ def _of_histories(settings: Settings) -> dict[str, Any]:
 
 
 def _of_checkpoint(settings: Settings) -> dict[str, Any]:
-    placement = {"threads_per_worker", "use_gpu", "max_failures"}
+    placement = {"threads_per_worker", "use_gpu"}
     return {
         "model": settings.model.model_dump(mode="json"),
         "train": settings.train.model_dump(mode="json", exclude=placement),
@@ -72,7 +72,7 @@ def _of_search(settings: Settings) -> dict[str, Any]:
     chosen_tonight = {"num_preselected", "num_per_embd"}
     only_for_the_choice = {"target_recall", "tuning"}
     left_out = chosen_tonight if settings.search.method == "tuned" else only_for_the_choice
-    return settings.search.model_dump(mode="json", exclude={"query_tile", "item_tile"} | left_out)
+    return settings.search.model_dump(mode="json", exclude=left_out)
 
 
 def _of_evaluation(settings: Settings) -> dict[str, Any]:

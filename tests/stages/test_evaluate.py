@@ -255,7 +255,7 @@ def test_on_ray_the_metrics_are_the_same(world, local_ray):
     from pipeline.distributed.runner import RayRunner
 
     alone = run(world)
-    seeded = other(world, "search.item_tile=16")
+    seeded = other(world, "cluster.threads_per_actor=2")
     night = replace(seeded.night, evaluation=replace(seeded.night.evaluation, id="on-ray"))
     together = evaluate(RayRunner(seeded.settings), night, seeded.settings)
     assert without_seconds(together) == without_seconds(alone)

@@ -64,12 +64,8 @@ def test_exact_search_equals_brute_force_in_float64(world: World, expected: pa.T
 
 
 @pytest.mark.parametrize("num_shards", [1, 2, 7])
-@pytest.mark.parametrize("tiles", [("4", "7"), ("256", "1024")])
-def test_exact_lists_do_not_depend_on_shards_or_tiles(world, expected, num_shards, tiles):
-    other = world.with_settings(
-        f"corpus.num_shards={num_shards}", f"search.query_tile={tiles[0]}", f"search.item_tile={tiles[1]}"
-    )
-    assert retrieve(other).equals(expected)
+def test_exact_lists_do_not_depend_on_shards(world, expected, num_shards):
+    assert retrieve(world.with_settings(f"corpus.num_shards={num_shards}")).equals(expected)
 
 
 @pytest.mark.parametrize("stages_per_wave", [1, 2, 3])

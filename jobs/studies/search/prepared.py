@@ -75,7 +75,7 @@ def prepare(world: BenchWorld, ranks: list[int], num_sample: int) -> Prepared:
     native = open_index(world.mol, shard, settings)
     if not isinstance(native, NativeIndex):
         log.warning("no native kernels here: both backends are PyTorch")
-    portable = TorchIndex(world.mol, shard, settings)
+    portable = TorchIndex(world.mol, shard)
     return Prepared(world, fit, shard, native, portable, fitted - begun, made - fitted)
 
 

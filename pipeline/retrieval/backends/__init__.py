@@ -68,4 +68,4 @@ def open_index(mol: MixtureOfLogits, shard: Shard, settings: SearchSettings) -> 
 
         return TritonIndex(mol, shard, low_rank_bits=8 if settings.table_dtype == "int8" else 16)
     library = native_kernels().library if backend.name.startswith("native") else None
-    return NativeIndex(library, mol, shard, settings) if library else TorchIndex(mol, shard, settings)
+    return NativeIndex(library, mol, shard, settings) if library else TorchIndex(mol, shard)

@@ -217,7 +217,7 @@ class Overtaken(LocalRunner):
 def test_a_run_whose_scratch_another_process_has_removed_is_worth_a_retry(tmp_path, label, number):
     whole = run(simulated(tmp_path / "whole", prepare={"rows_per_task": 800}))[1].files
     settings = simulated(tmp_path / "overtaken", prepare={"rows_per_task": 800})
-    with pytest.raises(InfrastructureError, match="removed while it was needed; run again"):
+    with pytest.raises(InfrastructureError, match="removed before it was read; run again"):
         run(settings, runner=Overtaken(settings, label, number))
     assert run(settings)[1].files == whole
 
@@ -227,7 +227,7 @@ def test_so_it_is_for_a_bucket_that_nobody_is_in(tmp_path):
     in_others = users.filter(pa.array(user_bucket(users, 8) > 0))
     write(tmp_path / "lake" / "ds=2026-11-20" / "a.parquet", events(len(in_others), user_id=in_others))
     settings = settings_for(tmp_path, tmp_path / "lake", output={"num_buckets": 8})
-    with pytest.raises(InfrastructureError, match=r"item-ids\.parquet: removed while it was needed; run again"):
+    with pytest.raises(InfrastructureError, match=r"item-ids\.parquet: removed before it was read; run again"):
         run(settings, runner=Overtaken(settings, "writing histories", 0))
 
 

@@ -184,6 +184,6 @@ def _item_ids(root: str, key: str) -> pa.Array:
     try:
         source = open_storage(root).open(key)
     except ObjectNotFoundError:
-        raise InfrastructureError(f"{root}/{key}: removed while it was needed; run again") from None
+        raise InfrastructureError(f"{root}/{key}: removed before it was read; run again") from None
     with source:
         return read_parquet_bytes(source, f"{root}/{key}")["item_id"].combine_chunks()

@@ -29,7 +29,7 @@ lint: setup  ## Format, lint, types, import contracts
 test: setup  ## The suite that CI runs (2 cores, under 12 minutes, no network)
 	$(BIN)/pytest
 
-test-all: setup  ## Also the slow studies, a real radosgw and the GPU, where they are at hand
+test-all: setup  ## Also the slow tests (the studies on tiny worlds), a real radosgw and the GPU, where they are at hand
 	$(BIN)/pytest -m ''
 
 smoke: setup  ## The nightly job on a tiny log, in about a minute
@@ -39,9 +39,9 @@ smoke: setup  ## The nightly job on a tiny log, in about a minute
 nightly: setup  ## Simulate a 30-day log and run the whole nightly job on it
 	$(BIN)/python jobs/nightly_candidates.py --config conf/demo.yaml
 
-bench: setup  ## How fast the search is, against the paper's own way and faiss (an hour on 2 cores, the first time)
+bench: setup  ## How fast the search is, against the paper's own way, faiss and PyTorch (5 to 15 minutes on 2 cores)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[bench]'
-	$(BIN)/python jobs/bench.py
+	$(BIN)/python jobs/study.py search
 
 clean:  ## Remove the virtual environment and caches (never data)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

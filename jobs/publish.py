@@ -58,7 +58,14 @@ def outcome_of(status: str, night: "Night", standing: "Commit", manifest: "RunMa
         "rows": manifest.counts["candidates"],
         "users": manifest.counts["users"],
         "commit": standing.seq,
+        "backends": manifest.backends,
+        "warnings": fallbacks(manifest.backends),
     }
+
+
+def fallbacks(backends: dict[str, int]) -> list[str]:
+    """A sentence for each backend that was not the one to expect, as its reason says."""
+    return [f"{count} units were searched with {name}" for name, count in backends.items() if name.endswith(")")]
 
 
 if __name__ == "__main__":

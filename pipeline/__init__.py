@@ -2,7 +2,7 @@
 
 import os
 
-# PyTorch's OpenMP threads (libgomp reads this when it is loaded) spin for milliseconds after each operation, on cores
-# that the search's own threads want: two threads lose a tenth of stage 1 by it. So many turns are some microseconds,
-# which is long enough for the next operation of a training step.
+# After each operation PyTorch's OpenMP threads spin for some milliseconds on cores that the search's own threads want:
+# two threads lose a tenth of stage 1. 3,000 turns are a few microseconds, enough to wait for the next operation of a
+# training step. It is set here because libgomp reads it when it is loaded, and any module of ours may load it first.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")

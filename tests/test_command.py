@@ -19,7 +19,7 @@ from pipeline.config import parse_day
 from pipeline.errors import ConflictError, GateError, InfrastructureError, InputError, NightrailsError
 
 ROOT = Path(__file__).parents[1]
-JOBS = sorted(path for path in (ROOT / "jobs").glob("*.py") if path.name not in ("__init__.py", "bench.py"))
+JOBS = sorted(path for path in (ROOT / "jobs").glob("*.py") if path.name not in ("__init__.py", "study.py"))
 
 # A job that does what its only --set says: `name` chooses the outcome.
 JOB = """
@@ -134,6 +134,20 @@ def test_all_that_anything_prints_goes_to_standard_error(job):
     assert last_line(done)["status"] == "published"
     for word in ("print", "sys.stdout", "C level", "child", "log line"):
         assert word in done.stderr
+
+
+def test_every_job_has_a_deadline_and_ends_with_30_when_it_is_over(tmp_path):
+    program = tmp_path / "job.py"
+    program.write_text(
+        "import threading\n"
+        "from pipeline import command\n"
+        "real = command.deadline\n"
+        "command.deadline = lambda minutes: real(minutes * 0.0003)\n"
+        "command.command('A job that never ends.', lambda settings, ds: threading.Event().wait())\n"
+    )
+    done = start(program, "--set", "cluster.deadline_minutes=7")
+    assert (done.returncode, last_line(done)["exit_code"]) == (30, 30)
+    assert "not finished within the deadline" in last_line(done)["error"]
 
 
 def test_a_wrong_configuration_ends_with_20_and_all_its_faults(job):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -213,5 +214,12 @@ def _is_text(raw: pa.DataType) -> bool:
     return any(check(plain) for check in (*strings, types.is_binary, types.is_large_binary, types.is_binary_view))
 
 
+def numpy_of(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:
+    """Convert a column to a NumPy array; copies where Arrow's memory cannot be shared."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    values: npt.NDArray[Any] = array.to_numpy(zero_copy_only=False)
+    return values
+
+
 def mask_of(column: pa.Array) -> Mask:
-    return np.asarray(column.to_numpy(zero_copy_only=False), dtype=bool)
+    return np.asarray(numpy_of(column), dtype=bool)

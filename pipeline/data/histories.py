@@ -69,9 +69,7 @@ def user_bucket(user_ids: pa.Array, num_buckets: int) -> Int32:
 
 def _checksums(ids: pa.Array) -> Int64:
     """crc32 of each id as text; every distinct id is hashed once."""
-    if isinstance(ids, pa.ChunkedArray):
-        ids = ids.combine_chunks()
-    distinct = pc.dictionary_encode(ids)
+    distinct = pc.dictionary_encode(ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids)
     hashed = [zlib.crc32(str(value).encode()) for value in distinct.dictionary.to_pylist()]
     checksums: Int64 = np.array(hashed, dtype=np.int64)[distinct.indices.to_numpy(zero_copy_only=False)]
     return checksums

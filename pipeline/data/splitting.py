@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.cleaning import BOT, ORPHAN, rejected_table
-from pipeline.data.columns import DAY_US, EPOCH, Mask, mask_of
+from pipeline.data.columns import DAY_US, EPOCH, Mask, mask_of, numpy_of
 from pipeline.data.histories import Bucket
 from pipeline.data.lists import Int32, Int64, offsets_of
 from pipeline.settings import SplitSettings
@@ -64,14 +64,14 @@ def clean_bucket(
     events, item_rows = events.filter(pa.array(known)), item_rows[known]
 
     user_ids, users = _codes(events["user_id"])
-    times: Int64 = _numpy(events["event_ts"])
+    times: Int64 = numpy_of(events["event_ts"])
     is_bot = _bots(users, times, len(user_ids), max_user_events_per_day)
     of_bots = is_bot[users]
     bots = _reject(events, _first_of_each_user(users, of_bots)[:max_rejected], BOT)
     order = np.lexsort((times, users))  # stable: of equal times, the first in the log stays first
     order = order[~of_bots[order]]
     bucket = _cut(
-        user_ids, ~is_bot, users[order], item_rows[order], times[order], _numpy(events["weight"])[order], split, ds
+        user_ids, ~is_bot, users[order], item_rows[order], times[order], numpy_of(events["weight"])[order], split, ds
     )
     counts = {
         "kept": len(order),
@@ -92,8 +92,8 @@ def rows_of(ids: pa.ChunkedArray, item_ids: pa.Array) -> Int32:
     distinct_of_item = pc.index_in(item_ids, value_set=encoded.dictionary)
     known = np.flatnonzero(mask_of(pc.is_valid(distinct_of_item)))
     row_of_distinct = np.full(len(encoded.dictionary), -1, dtype=np.int32)
-    row_of_distinct[_numpy(distinct_of_item.take(pa.array(known)))] = known
-    rows: Int32 = row_of_distinct[_numpy(encoded.indices)]
+    row_of_distinct[numpy_of(distinct_of_item.take(pa.array(known)))] = known
+    rows: Int32 = row_of_distinct[numpy_of(encoded.indices)]
     return rows
 
 
@@ -121,7 +121,7 @@ def _first_deliveries(events: pa.Table) -> Mask:
     others = np.flatnonzero(~has_id)
     if len(others):
         rest = events.take(pa.array(others))
-        keys = (_codes(rest["item_id"])[1], _codes(rest["event_type"])[1], _numpy(rest["event_ts"]))
+        keys = (_codes(rest["item_id"])[1], _codes(rest["event_type"])[1], numpy_of(rest["event_ts"]))
         is_first[others] = _first_of_each(users[others], *keys)
     return is_first
 
@@ -201,11 +201,5 @@ def _codes(column: pa.ChunkedArray) -> tuple[pa.Array, Int32]:
     encoded = pc.dictionary_encode(column.combine_chunks())
     order = pc.sort_indices(encoded.dictionary)
     rank = np.empty(len(order), dtype=np.int32)
-    rank[_numpy(order)] = np.arange(len(order), dtype=np.int32)
-    return encoded.dictionary.take(order), rank[_numpy(encoded.indices)]
-
-
-def _numpy(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    values: npt.NDArray[Any] = array.to_numpy(zero_copy_only=False)
-    return values
+    rank[numpy_of(order)] = np.arange(len(order), dtype=np.int32)
+    return encoded.dictionary.take(order), rank[numpy_of(encoded.indices)]

@@ -31,7 +31,7 @@ from pipeline.stages.runner import Payload, Stage, StageFunction
 # Ray restarts an actor that dies without end, and 2.60 has no supported way to say otherwise (max_restarts passes
 # through arguments that leave with 2.64). A unit that kills its actor so often is what kills it.
 MAX_ATTEMPTS = 4
-LESS_MEMORY = "lower search.query_tile and search.item_tile, or raise output.num_buckets or corpus.num_shards"
+LESS_MEMORY = "raise output.num_buckets or corpus.num_shards"
 # Units under way for each actor of a chain: one that it works on and one that waits for it.
 UNITS_PER_ACTOR = 2
 # Storage and network: attempts in one process, after waits of about 1, 2 and 4 seconds.

@@ -25,6 +25,8 @@ from pipeline.model.training import Ranks, TrainingState
 from pipeline.settings import Settings
 from pipeline.stages.train import STATES_KEPT, keep_best, progress_line, train_rank
 
+MAX_FAILURES = 3  # of workers, before the training fails; it goes on from its last epoch each time
+
 
 def train(cluster: Cluster, night: Night, settings: Settings) -> None:
     """Train tonight's model on the cluster and leave it as the Checkpoint artifact."""
@@ -60,7 +62,7 @@ def _run(night: Night, settings: Settings, messages: ActorHandle[Messages]) -> r
             name=night.checkpoint.id,
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=settings.train.max_failures),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=STATES_KEPT),
         ),
     )

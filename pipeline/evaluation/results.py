@@ -45,6 +45,7 @@ class Metrics(Config):
     model: dict[str, Estimate]
     popularity: dict[str, Estimate]  # of the same metrics
     overlap: Overlap
+    proven: float  # share of the model's lists that are certainly those of exact search
     coverage: Comparison  # share of the catalogue that is in at least one list
     gini: Comparison  # inequality of how often each item is shown; 0 = all equally often
     seconds: float

@@ -38,8 +38,13 @@ class TopK:
 
     @property
     def gaps_B(self) -> Tensor:
-        """For every i, the i-th true score exceeds the i-th found one by at most this; 0 where the list is proven."""
-        return (self.bounds_B - self.scores_BK[:, -1]).clamp_min(0).masked_fill(self.is_proven_B, 0)
+        """For every i, the i-th true score exceeds the i-th found one by at most this: 0 where the list is proven, +inf
+        where nothing is known."""
+        exact_B = self.bounds_B.double() - self.scores_BK[:, -1].double()
+        rounded_B = exact_B.float()
+        is_short_B = rounded_B.double() < exact_B  # rounded down
+        up_B = torch.where(is_short_B, rounded_B.nextafter(torch.full_like(rounded_B, torch.inf)), rounded_B)
+        return up_B.clamp_min(0).masked_fill(self.is_proven_B, 0)
 
 
 def empty_topk(num_queries: int, k: int, device: torch.device | str = "cpu") -> TopK:

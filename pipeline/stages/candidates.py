@@ -41,10 +41,22 @@ class CandidateSink:
         results = to_results(result, self._item_ids)
         layout = nested_table if self._settings.output.layout == "nested" else long_table
         candidates = layout(batch, results, self._night, self._settings)
-        users = users_table(batch, results, self._night, self._settings.search.k)
+        users = users_table(batch, results, Certificates.of(result), self._night, self._settings.search.k)
         statuses = {entry["values"]: entry["counts"] for entry in pc.value_counts(users["status"]).to_pylist()}
-        num_candidates = len(results.item_ids)
-        write_unit(self._night.storage, self._night.run, unit, candidates, users, num_candidates, statuses)
+        num_candidates, backends = len(results.item_ids), tuple(sorted(batch.backends))
+        write_unit(self._night.storage, self._night.run, unit, candidates, users, num_candidates, statuses, backends)
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """What is known of each list beside that of exact search (`schema.users`); (B,)."""
+
+    is_proven: npt.NDArray[np.bool_]
+    max_gap: npt.NDArray[np.float32]  # +inf where nothing is known
+
+    @staticmethod
+    def of(result: TopK) -> "Certificates":
+        return Certificates(result.is_proven_B.numpy(), result.gaps_B.numpy())
 
 
 def to_results(result: TopK, item_ids: pa.Array) -> Results:
@@ -85,12 +97,14 @@ def nested_table(batch: QueryBatch, results: Results, night: Night, settings: Se
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def users_table(batch: QueryBatch, results: Results, night: Night, k: int) -> pa.Table:
+def users_table(batch: QueryBatch, results: Results, certificates: Certificates, night: Night, k: int) -> pa.Table:
     """One row per requested user (`schema.users`): ok with k items, short with fewer, skipped or error without."""
     num_users, searched = len(batch.user_ids), batch.searched
     num_returned, num_seen = np.zeros(num_users, dtype=np.int32), np.zeros(num_users, dtype=np.int32)
     num_returned[searched] = results.num_returned
     num_seen[searched] = batch.excluded.lengths
+    is_proven, max_gap = np.zeros(num_users, dtype=bool), np.full(num_users, np.inf, dtype=np.float32)
+    is_proven[searched], max_gap[searched] = certificates.is_proven, certificates.max_gap
     is_searched = pc.equal(batch.reasons, SEARCHED)
     is_short = pc.and_(is_searched, pc.less(pa.array(num_returned), k))
     left = pc.binary_join_element_wise("only", pa.array(num_returned).cast(pa.string()), "unseen items are left", " ")
@@ -104,6 +118,8 @@ def users_table(batch: QueryBatch, results: Results, night: Night, k: int) -> pa
         pa.array(num_seen),
         pa.repeat(pa.scalar(0, pa.int32()), num_users),
         pc.if_else(is_short, left, batch.reasons),
+        pa.array(is_proven),
+        pa.array(max_gap, mask=np.isinf(max_gap)),
         pa.repeat(pa.scalar(night.ds, pa.date32()), num_users),
         pa.repeat(night.run.run_id, num_users),
     ]

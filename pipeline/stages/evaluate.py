@@ -70,12 +70,12 @@ def _check_recall(runner: Runner, night: Night, settings: Settings, sample: Samp
 def collect(night: Night, settings: Settings, sample: Sample, num_items: int, seconds: float) -> Metrics:
     """Add the units up, in order, to the metrics; `seconds` is what the search took."""
     search = settings.search
-    queries, model, popularity = 0, dict[str, MeanSum](), dict[str, MeanSum]()
+    queries, num_proven, model, popularity = 0, 0, dict[str, MeanSum](), dict[str, MeanSum]()
     exposure = {"model": np.zeros(num_items, dtype=np.int64), "popularity": np.zeros(num_items, dtype=np.int64)}
     claims = score_claims(night)
     for unit in sample.units:
         scores = claims.require(unit, REMEDY)
-        queries += scores.queries
+        queries, num_proven = queries + scores.queries, num_proven + scores.num_proven
         model, popularity = add_sums([model, scores.model]), add_sums([popularity, scores.popularity])
         exposure["model"][scores.exposure.item_rows] += scores.exposure.model
         exposure["popularity"][scores.exposure.item_rows] += scores.exposure.popularity
@@ -99,6 +99,7 @@ def collect(night: Night, settings: Settings, sample: Sample, num_items: int, se
             high=high,
             against="brute force in float64" if search.is_exact else "exact search",
         ),
+        proven=num_proven / queries,
         coverage=Comparison(**{name: catalogue_coverage(counts) for name, counts in exposure.items()}),
         gini=Comparison(**{name: gini(counts) for name, counts in exposure.items()}),
         seconds=seconds,

@@ -98,6 +98,7 @@ class EvaluationSink:
             self._verify(unit, batch, ranked_BK, is_checked)
         scores = UnitScores(
             queries=len(requested.at),
+            num_proven=int(result.is_proven_B.sum()),
             model=ranking_sums(ranked_BK, targets, cutoffs),
             popularity=ranking_sums(popular_BK, targets, cutoffs),
             exposure=expose(ranked_BK, popular_BK),

@@ -24,6 +24,8 @@ from pipeline.stages.devices import device_for
 from pipeline.stages.encode import encode_sequences
 from pipeline.stages.runner import Payload
 
+SEED = 0  # of the samples of users and items, and of what is drawn in the fit
+
 log = logging.getLogger("nightrails")
 
 
@@ -41,7 +43,7 @@ class LowRankFitter:
         model = load_model(storage, self._night.checkpoint)
         queries = sample_queries(self._night, self._settings, model)
         model = model.to(self._device)
-        rng = np.random.default_rng(settings.seed)
+        rng = np.random.default_rng(SEED)
         num_items = min(settings.num_items, model.num_items)
         rows = np.sort(rng.choice(model.num_items, num_items, replace=False))
         items = embed_rows(model, torch.from_numpy(rows).to(self._device))
@@ -54,7 +56,7 @@ class LowRankFitter:
         if ranks[-1] < max(settings.ranks):
             log.warning("the low-rank table has at most rank %d: there are few users or items", ranks[-1])
         item_share = num_items / model.num_items
-        fit = fit_low_rank(queries, scores_LS, ranks, item_share, pair_multiply_adds(model.mol), settings.seed)
+        fit = fit_low_rank(queries, scores_LS, ranks, item_share, pair_multiply_adds(model.mol), SEED)
         found = ", ".join(f"rank {trial.rank} needs K' {trial.num_needed:.0f}" for trial in fit.trials)
         num_anchors = len(fit.low_rank.at_A)
         log.info("low-rank table: %s; rank %d is the cheapest, by %d anchors", found, fit.chosen.rank, num_anchors)
@@ -66,20 +68,20 @@ class LowRankFitter:
 FITTED_SHARE = 0.8
 
 
-def fitted_users(bucket: Bucket, seed: int) -> Int64:
+def fitted_users(bucket: Bucket) -> Int64:
     """Users of a bucket with a history that the fit may use, in random order."""
-    at = _by_key(bucket, seed)
+    at = _by_key(bucket)
     return at[: int(np.ceil(FITTED_SHARE * len(at)))]
 
 
-def judging_users(bucket: Bucket, seed: int) -> Int64:
+def judging_users(bucket: Bucket) -> Int64:
     """Users of a bucket with a history that no fit has used, in random order."""
-    at = _by_key(bucket, seed)
+    at = _by_key(bucket)
     return at[int(np.ceil(FITTED_SHARE * len(at))) :]
 
 
-def _by_key(bucket: Bucket, seed: int) -> Int64:
-    at = np.argsort(sampling_keys(bucket.user_keys, seed), kind="stable")
+def _by_key(bucket: Bucket) -> Int64:
+    at = np.argsort(sampling_keys(bucket.user_keys, SEED), kind="stable")
     return at[bucket.cut("whole").lengths[at] > 0]
 
 
@@ -89,14 +91,14 @@ def sample_queries(night: Night, settings: Settings, model: RetrievalModel) -> Q
     Users are put into buckets by a hash, so the first buckets are a random sample, with tonight's mix of history
     lengths: what the fit must see (a sample of long histories costs recall on short ones).
     """
-    wanted, seed = settings.corpus.low_rank.num_queries, settings.corpus.low_rank.seed
+    wanted = settings.corpus.low_rank.num_queries
     parts: list[QuerySide] = []
     for unit in range(settings.output.num_buckets):
         missing = wanted - sum(len(part.gate_BP) for part in parts)
         if missing <= 0:
             break
         bucket = read_bucket(night.storage, night.histories, unit)
-        at = fitted_users(bucket, seed)[:missing]
+        at = fitted_users(bucket)[:missing]
         queries = encode_sequences(model, bucket.cut("whole").take(at), bucket.user_keys[at])
         is_finite = queries.components_BQD.isfinite().flatten(1).all(dim=1) & queries.gate_BP.isfinite().all(dim=1)
         parts.append(queries.take(is_finite.nonzero()[:, 0]))

@@ -1,5 +1,6 @@
 """A unit of queries on its way through the shards, and its form between processes. R requested users, B queries."""
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,7 @@ class QueryBatch:
     reasons: pa.Array  # (R,) string
     queries: QuerySide
     excluded: Lists
+    backends: frozenset[str] = frozenset()  # that have searched for these queries so far
 
     @property
     def searched(self) -> npt.NDArray[np.int64]:
@@ -53,7 +55,7 @@ def encode_batch(batch: QueryBatch, found: TopK) -> pa.Buffer:
             "excluded": pa.LargeListArray.from_arrays(batch.excluded.offsets, batch.excluded.values),
             **topk_columns(found),
         }
-    ).replace_schema_metadata({"num_components": str(components_BQD.shape[1])})
+    ).replace_schema_metadata({"num_components": str(components_BQD.shape[1]), **backends_metadata(batch.backends)})
     sink = pa.BufferOutputStream()
     for part in (users, queries):
         with pa.ipc.new_stream(sink, part.schema) as stream:
@@ -74,8 +76,19 @@ def decode_batch(payload: pa.Buffer | bytes) -> tuple[QueryBatch, TopK]:
         users["reason"],
         QuerySide(components_BQD, _to_tensor(queries["gate"])),
         Lists(excluded.offsets.to_numpy().copy(), excluded.values.to_numpy().copy()),
+        backends_in(queries.schema),
     )
     return batch, topk_from_columns(queries)
+
+
+def backends_metadata(backends: frozenset[str]) -> dict[str, str]:
+    """The names of backends as metadata of a schema."""
+    return {"backends": json.dumps(sorted(backends))}
+
+
+def backends_in(schema: pa.Schema) -> frozenset[str]:
+    """The inverse of `backends_metadata`; none in what an earlier version has left."""
+    return frozenset(json.loads((schema.metadata or {}).get(b"backends", b"[]")))
 
 
 def topk_columns(found: TopK) -> dict[str, pa.Array]:

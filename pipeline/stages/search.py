@@ -5,7 +5,7 @@ many stages as can be held at once; between waves the running top-k is set aside
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol
 
@@ -20,7 +20,7 @@ from pipeline.io.histories import read_bucket
 from pipeline.io.night import Night
 from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
 from pipeline.io.storage.base import Storage
-from pipeline.retrieval.backends import open_index
+from pipeline.retrieval.backends import describe_backend, open_index
 from pipeline.retrieval.filters import Rules
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.topk import TopK, empty_topk
@@ -28,7 +28,15 @@ from pipeline.settings import Settings
 from pipeline.stages.devices import device_for
 from pipeline.stages.encode import encode_queries
 from pipeline.stages.queries import QuerySource
-from pipeline.stages.query_batch import QueryBatch, decode_batch, encode_batch, topk_columns, topk_from_columns
+from pipeline.stages.query_batch import (
+    QueryBatch,
+    backends_in,
+    backends_metadata,
+    decode_batch,
+    encode_batch,
+    topk_columns,
+    topk_from_columns,
+)
 from pipeline.stages.runner import Actors, Payload, Runner, Stage
 
 AGAIN = "has another process finished this search meanwhile? Run again"
@@ -123,7 +131,8 @@ class QueryEncoder:
         batch = encode_queries(self._model, bucket, self._source, unit)
         running = empty_topk(len(batch.excluded), self._settings.search.k)
         if self._num_covered:
-            running = read_running(self._night.storage, self._scratch, self._num_covered, unit, len(running))
+            running, backends = read_running(self._night.storage, self._scratch, self._num_covered, unit, len(running))
+            batch = replace(batch, backends=backends)
         return encode_batch(batch, running)
 
 
@@ -136,6 +145,7 @@ class ShardSearcher:
         mol = load_model(night.storage, night.checkpoint).mol.to(self._device)
         shard = read_shard(night.storage, night.corpus, entry).to(self._device)
         self._index = open_index(mol, shard, settings.search)
+        self._backend = str(describe_backend(settings.search, self._device.type))
         fit = read_low_rank(night.storage, night.corpus)
         self._query_map = fit.query_map.to(self._device) if fit else None
 
@@ -143,7 +153,8 @@ class ShardSearcher:
         batch, running = decode_batch(payload)
         queries, running = batch.queries.to(self._device), running.to(self._device)
         rules = Rules(batch.excluded)
-        return encode_batch(batch, search_shard(self._index, queries, rules, self._search, running, self._query_map))
+        result = search_shard(self._index, queries, rules, self._search, running, self._query_map)
+        return encode_batch(replace(batch, backends=batch.backends | {self._backend}), result)
 
 
 class RunningKeeper:
@@ -153,8 +164,8 @@ class RunningKeeper:
         self._claims = running_claims(night.storage, scratch, num_covered)
 
     def __call__(self, unit: int, payload: Payload) -> bytes:
-        _, running = decode_batch(payload)
-        data = write_parquet_bytes(pa.table(topk_columns(running)))
+        batch, running = decode_batch(payload)
+        data = write_parquet_bytes(pa.table(topk_columns(running)), backends_metadata(batch.backends))
         name = f"unit-{unit:05d}.parquet"
         self._claims.claim(unit, write_file(self._claims.storage, self._claims.prefix, name, data, len(running)))
         return b""
@@ -176,8 +187,13 @@ def running_claims(storage: Storage, scratch: str, num_covered: int) -> Claims[F
     return Claims(storage, f"{scratch}/first-{num_covered:05d}-shards", "unit", FileEntry, lambda entry: (entry,))
 
 
-def read_running(storage: Storage, scratch: str, num_covered: int, unit: int, num_queries: int) -> TopK:
-    """A running top-k that was set aside. Raises InfrastructureError when it is gone or not of these queries."""
+def read_running(
+    storage: Storage, scratch: str, num_covered: int, unit: int, num_queries: int
+) -> tuple[TopK, frozenset[str]]:
+    """A running top-k that was set aside, and the backends that have searched for it.
+
+    Raises InfrastructureError when it is gone or not of these queries.
+    """
     claims = running_claims(storage, scratch, num_covered)
     entry = claims.require(unit, AGAIN)
     try:
@@ -185,13 +201,14 @@ def read_running(storage: Storage, scratch: str, num_covered: int, unit: int, nu
     except InputError as error:
         storage.delete(claims.key(unit))
         raise InfrastructureError(str(error)) from None
-    running = topk_from_columns(read_parquet_bytes(data, f"{storage.uri}/{claims.prefix}/{entry.key}"))
+    table = read_parquet_bytes(data, f"{storage.uri}/{claims.prefix}/{entry.key}")
+    running = topk_from_columns(table)
     if len(running) != num_queries:
         storage.delete(claims.key(unit))
         raise InfrastructureError(
             f"{storage.uri}/{claims.key(unit)}: of {len(running)} queries, not {num_queries}; run again"
         )
-    return running
+    return running, backends_in(table.schema)
 
 
 def remove_running(storage: Storage, scratch: str) -> None:

@@ -21,7 +21,7 @@ from pipeline.retrieval.tuning import SampleQueries, tune
 from pipeline.settings import Settings, TableDtype
 from pipeline.stages.devices import device_for
 from pipeline.stages.encode import encode_queries
-from pipeline.stages.low_rank import judging_users
+from pipeline.stages.low_rank import SEED, judging_users
 from pipeline.stages.queries import Requested
 from pipeline.stages.query_batch import QueryBatch
 from pipeline.stages.runner import Actors, Payload, Runner, Stage
@@ -51,7 +51,7 @@ class Tuner:
         night, search = self._night, self._settings.search
         storage = night.storage
         entries = shard_entries(open_corpus(storage, night.corpus))
-        rng = np.random.default_rng(search.tuning.seed)
+        rng = np.random.default_rng(SEED)
         entry = entries[rng.choice(len(entries), p=np.array([e.rows for e in entries]) / sum(e.rows for e in entries))]
         model = load_model(storage, night.checkpoint)
         batches = judging_batches(night, self._settings)
@@ -77,11 +77,10 @@ class JudgingUsers:
     """Users that no fit has seen, with the whole history: a `QuerySource`."""
 
     num_users: int
-    seed: int
     part: str = "whole"
 
     def select(self, unit: int, bucket: Bucket) -> Requested:
-        at = np.sort(judging_users(bucket, self.seed)[: self.num_users])
+        at = np.sort(judging_users(bucket)[: self.num_users])
         return Requested(bucket.user_ids.take(pa.array(at)), at)
 
 
@@ -92,7 +91,7 @@ def judging_batches(night: Night, settings: Settings) -> list[QueryBatch]:
     for unit in reversed(range(settings.output.num_buckets)):
         if missing <= 0:
             break
-        source = JudgingUsers(missing, settings.corpus.low_rank.seed)
+        source = JudgingUsers(missing)
         batch = encode_queries(model, read_bucket(night.storage, night.histories, unit), source, unit)
         batches.append(batch)
         missing -= len(batch.excluded)

@@ -62,7 +62,7 @@ def test_an_item_that_is_not_finite_is_named_and_nothing_is_written(storage, nam
     shard = a_shard()
     tensor = shard.items.components_NXD if name == "components" else shard.items.gate_NP
     tensor[3].view(-1)[1] = value
-    with pytest.raises(InputError, match=r"item 'i3': its vectors are not finite"):
+    with pytest.raises(InputError, match=r"item 'i3': NaN or infinity in its vectors \(1 of \d+ items"):
         write_shard(storage, CORPUS, 0, shard, IDS)
     assert not storage.list()
 

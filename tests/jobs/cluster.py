@@ -59,10 +59,6 @@ class ReadmeCluster:
         printed = [line for line in done.stdout.splitlines() if line.startswith('{"status"')]
         return Ended(done.returncode, json.loads(printed[-1]) if printed else {}, done.stdout, done.stderr)
 
-    def submit(self, command: str) -> Ended:
-        """Submit another job to the cluster as README.md does."""
-        return self.run([*preparing_lines(), f"ray job submit --working-dir . -- {command}"])
-
     def stop(self) -> None:
         """End every process that has this cluster's folder in its environment, and no other."""
         while processes := list(self._processes()):
@@ -109,11 +105,6 @@ def readme_lines() -> list[str]:
     found = re.search(r"<!-- cluster -->\s*```sh\n(.*?)```\s*<!-- /cluster -->", text, re.DOTALL)
     assert found, "README.md has no shell lines between <!-- cluster --> and <!-- /cluster -->"
     return found[1].splitlines()
-
-
-def preparing_lines() -> list[str]:
-    """Those of README.md's lines that every shell needs which asks the cluster for something."""
-    return [line for line in readme_lines() if not line.startswith(("ray start", "ray job submit"))]
 
 
 def _tiny_night(shipped: Path, keys: dict[str, Any]) -> str:

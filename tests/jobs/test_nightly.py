@@ -103,7 +103,7 @@ def rows_of(root: str, name: str = "candidates") -> pl.DataFrame:
 
 def test_layout_of_the_work_does_not_change_the_table(published):
     """Buckets, tiles, waves and shards of an exact search: other work, the same rows."""
-    keys = {"corpus.num_shards": 2, "search.query_tile": 7, "search.item_tile": 11, "cluster.max_stages_per_wave": 1}
+    keys = {"corpus.num_shards": 2, "cluster.max_stages_per_wave": 1}
     other = run_job("nightly_candidates", published.root, name="other", **keys)
     assert other.code == 0, other.stderr[-4_000:]
     assert rows_of(published.root, "other").equals(rows_of(published.root))

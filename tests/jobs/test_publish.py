@@ -49,6 +49,8 @@ def test_a_sound_run_becomes_the_table_of_its_day(storage: Storage, layout: str)
         "rows": pairs,
         "users": 16,
         "commit": 1,
+        "backends": {},
+        "warnings": [],
     }
     assert read_latest(root, "home").equals(expected)
     head = published(storage, "home", DS)
@@ -347,3 +349,8 @@ def test_polars_reads_the_listed_files(tmp_path: Path) -> None:
     run_publish(settings)
     table = pl.read_parquet(latest_files(str(tmp_path), "home"), hive_partitioning=False)
     assert table.equals(pl.from_arrow(read_latest(str(tmp_path), "home")))
+
+
+def test_a_backend_that_was_fallen_back_to_is_a_warning_with_its_reason():
+    backends = {"native avx512": 2, "torch (no kernels: no C++ compiler)": 6}
+    assert publish.fallbacks(backends) == ["6 units were searched with torch (no kernels: no C++ compiler)"]

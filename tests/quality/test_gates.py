@@ -20,6 +20,7 @@ def metrics(model: float, popularity: float, overlap: float) -> Metrics:
         model={"hr@10": estimate(model), "hr@50": estimate(0.0)},
         popularity={"hr@10": estimate(popularity), "hr@50": estimate(1.0)},
         overlap=Overlap(k=50, queries=5, mean=overlap, low=0.0, high=1.0, against="exact search"),
+        proven=1.0,
         coverage=Comparison(model=0.5, popularity=0.1),
         gini=Comparison(model=0.5, popularity=0.9),
         seconds=1.0,

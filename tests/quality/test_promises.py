@@ -99,6 +99,13 @@ LIES: dict[str, tuple[Lie, str]] = {
     "short without a reason": (accounting("reason", "", row=1), "a short or missing list has a reason"),
     "skipped without a reason": (accounting("reason", "", row=8), "a short or missing list has a reason"),
     "a negative count": (accounting("num_seen_filtered", -1), "num_seen_filtered is not negative"),
+    "proven with a gap": (accounting("max_gap", 0.5), "a proven list has a max_gap of 0: 1 times, first user ü000"),
+    "proven with an unknown gap": (accounting("max_gap", None), "a proven list has a max_gap of 0"),
+    "a negative gap": (accounting("max_gap", -0.5, row=2), "max_gap is finite and not negative: 1 times"),
+    "a gap of NaN": (accounting("max_gap", math.nan, row=2), "max_gap is finite and not negative"),
+    "an infinite gap": (accounting("max_gap", math.inf, row=2), "max_gap is finite and not negative"),
+    "a proof of no list": (accounting("is_proven", True, row=8), "skipped and error prove nothing: 1 times"),
+    "a gap of no list": (accounting("max_gap", 0.0, row=8), "skipped and error prove nothing"),
     "an account of another day": (accounting("ds", date(2026, 11, 19)), "ds is 2026-11-20"),
     "an account of another run": (accounting("run_id", "run-old"), "run_id is run-0123456789abcdef"),
 }
@@ -224,6 +231,8 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "num_returned": st.integers(0, 5),
     "reason": st.sampled_from(["", "because"]),
     "num_rule_filtered": st.integers(-1, 1),
+    "is_proven": st.booleans(),
+    "max_gap": st.sampled_from([None, -0.25, 0.0, 0.25, math.inf, math.nan]),
 }
 CHANGES = st.lists(
     st.one_of(

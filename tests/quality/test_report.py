@@ -31,6 +31,7 @@ METRICS = Metrics(
     model={"hr@10": Estimate(mean=0.31254, low=0.3, high=0.325), "mrr": Estimate(mean=0.1, low=0.09, high=0.11)},
     popularity={"hr@10": Estimate(mean=0.0392, low=0.03, high=0.05), "mrr": Estimate(mean=0.0, low=0.0, high=0.01)},
     overlap=Overlap(k=50, queries=500, mean=0.993, low=0.99, high=0.996, against="exact search"),
+    proven=0.125,
     coverage=Comparison(model=0.63, popularity=0.04),
     gini=Comparison(model=0.7, popularity=0.98),
     seconds=3.0,
@@ -45,7 +46,8 @@ def test_metrics_are_told_as_an_aligned_table_beside_popularity():
         "mrr          0.1000  0.0900 to 0.1100      0.0000                   -",
         "coverage@50  0.6300                        0.0400",
         "gini@50      0.7000                        0.9800",
-        "search is topk_avg: overlap@50 with exact search 0.9930 (0.9900 to 0.9960, 500 queries)",
+        "search is topk_avg: overlap@50 with exact search 0.9930 (0.9900 to 0.9960, 500 queries); "
+        "12.5% of the lists are proven to be those of exact search",
     ]
 
 

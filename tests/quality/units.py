@@ -75,6 +75,8 @@ def make_unit(
                 "num_seen_filtered": len(set(histories.get(user, ()))),
                 "num_rule_filtered": 0,
                 "reason": "" if status == "ok" else "because",
+                "is_proven": status != "skipped" and user % 3 == 0,
+                "max_gap": None if status == "skipped" or user % 3 == 1 else 0.0 if user % 3 == 0 else 0.25,
                 "ds": DS,
                 "run_id": run_id,
             }
@@ -143,9 +145,18 @@ def _account_is_sound(row: Row, num_rows: int) -> bool:
         (row["ds"], row["run_id"], row["num_returned"]) == (DS, RUN_ID, num_rows)
         and row["num_seen_filtered"] >= 0
         and row["num_rule_filtered"] >= 0
+        and _certificate_is_sound(row)
         and length_fits.get(row["status"], False)
         and (bool(row["reason"]) or row["status"] in ("ok", "fallback"))
     )
+
+
+def _certificate_is_sound(row: Row) -> bool:
+    if row["status"] in ("skipped", "error"):
+        return not row["is_proven"] and row["max_gap"] is None
+    if row["is_proven"]:
+        return bool(row["max_gap"] == 0)
+    return row["max_gap"] is None or 0 <= row["max_gap"] < math.inf
 
 
 def _bucket(user_ids: list[Any], histories: list[list[int]], id_type: pa.DataType) -> Bucket:

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from pipeline.model.mol import ItemSide, QuerySide
 from pipeline.retrieval import backends
 from pipeline.retrieval import search as search_module
 from pipeline.retrieval.backends.native.library import Kernels
+from pipeline.retrieval.backends.torch import index as torch_index
 from pipeline.retrieval.backends.torch.index import TorchIndex
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.shard import Shard, make_shard, shard_bounds
@@ -23,26 +25,27 @@ BACKENDS = ["torch", "native", pytest.param("triton", marks=pytest.mark.slow)]
 pytestmark = [pytest.mark.usefixtures("backend"), pytest.mark.parametrize("backend", BACKENDS, indirect=True)]
 
 
-def search(world: World, num_shards: int, config: SearchSettings, order: int = 1) -> TopK:
+def search(
+    world: World, num_shards: int, config: SearchSettings, order: int = 1, tiles: tuple[int, int] = (4, 32)
+) -> TopK:
     found = None
-    for shard in world.shards(num_shards)[::order]:
-        index = open_index(world.mol, shard, config)
-        found = search_shard(index, world.queries, world.rules, config, found)
+    with mock.patch.multiple(torch_index, QUERY_TILE=tiles[0], ITEM_TILE=tiles[1]):
+        for shard in world.shards(num_shards)[::order]:
+            index = open_index(world.mol, shard, config)
+            found = search_shard(index, world.queries, world.rules, config, found)
     assert found is not None
     return found
 
 
-def config(
-    k: int = 10, method: str = "exact", tiles: tuple[int, int] = (4, 32), preselected: int = 1_000
-) -> SearchSettings:
-    return SearchSettings(k=k, method=method, num_preselected=preselected, query_tile=tiles[0], item_tile=tiles[1])
+def config(k: int = 10, method: str = "exact", preselected: int = 1_000) -> SearchSettings:
+    return SearchSettings(k=k, method=method, num_preselected=preselected)
 
 
 @settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(1, 200), st.integers(1, 60), st.integers(1, 9), st.integers(1, 90))
 def test_exact_search_equals_brute_force_in_float64(seed, num_items, k, query_tile, item_tile):
     world = make_world(num_queries=5, num_items=num_items, seed=seed)
-    found = search(world, 1, config(k, tiles=(query_tile, item_tile)))
+    found = search(world, 1, config(k), tiles=(query_tile, item_tile))
     assert as_lists(found) == brute_force(all_scores(world), k)
 
 
@@ -52,7 +55,7 @@ def test_shards_and_tiles_do_not_change_a_bit(num_shards, tiles):
     world = make_world(num_queries=6, num_items=97)
     whole = search(world, 1, config())
     for order in (1, -1):
-        parts = search(world, num_shards, config(tiles=tiles), order)
+        parts = search(world, num_shards, config(), order, tiles)
         assert torch.equal(parts.scores_BK, whole.scores_BK)
         assert torch.equal(parts.rows_BK, whole.rows_BK)
 

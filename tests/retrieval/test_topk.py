@@ -1,3 +1,5 @@
+import math
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,6 +45,18 @@ def test_a_short_list_is_padded_and_minus_infinity_is_never_an_item():
     found = topk_of([(1.0, 4), (-torch.inf, 2)], k=3)
     assert found.rows_BK.tolist() == [[4, NO_ITEM, NO_ITEM]]
     assert found.scores_BK.tolist() == [[1.0, -torch.inf, -torch.inf]]
+
+
+SCORES = st.integers(-(2**24), 2**24).map(lambda number: number / 2**20)  # each is a float32, their differences are not
+
+
+@given(SCORES, st.one_of(st.just(-math.inf), st.just(math.inf), SCORES))
+def test_what_was_missed_exceeds_the_last_score_by_no_more_than_the_gap(last, bound):
+    found = TopK(torch.tensor([[last]]), torch.tensor([[3]]), torch.tensor([bound]))
+    gap = float(found.gaps_B)
+    assert last + gap >= bound  # in float64
+    assert gap == 0 or not found.is_proven_B
+    assert (gap == math.inf) == (bound == math.inf)
 
 
 def test_a_list_is_not_proven_when_what_was_missed_can_tie_with_its_last_score():

@@ -129,6 +129,7 @@ def test_metrics_equal_those_worked_out_user_by_user(world):
         assert getattr(metrics.gini, name) == pytest.approx(differences / (2 * shown.mean()))
         assert all(value.low <= value.mean <= value.high for value in estimates.values())
     assert metrics.gini.popularity > metrics.gini.model > 0
+    assert metrics.proven == 1
     assert (metrics.k, metrics.cutoffs, metrics.method) == (10, (3, 10), "exact")
     assert metrics.protocol.startswith(f"all {len(found)} users with something to find, from their histories before")
 
@@ -351,7 +352,7 @@ def test_on_ray_the_metrics_are_the_same(world, local_ray):
     from pipeline.distributed.runner import RayRunner
 
     alone = run(world)
-    seeded = other(world, "search.item_tile=16")
+    seeded = other(world, "cluster.threads_per_actor=2")
     night = replace(seeded.night, evaluation=replace(seeded.night.evaluation, id="on-ray"))
     together = evaluate(RayRunner(seeded.settings), night, seeded.settings)
     assert without_seconds(together) == without_seconds(alone)

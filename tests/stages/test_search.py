@@ -10,8 +10,11 @@ from pipeline.distributed.cluster import Cluster, Node
 from pipeline.distributed.runner import shards_per_wave
 from pipeline.errors import InfrastructureError, InputError, MismatchError
 from pipeline.io.histories import read_bucket
-from pipeline.io.publication.units import units_of
-from pipeline.settings import ClusterSettings
+from pipeline.io.publication.units import finished_units, units_of
+from pipeline.retrieval import backends
+from pipeline.retrieval.backends import describe_backend
+from pipeline.retrieval.backends.native.library import Kernels
+from pipeline.settings import ClusterSettings, SearchSettings
 from pipeline.stages.candidates import CandidateSink
 from pipeline.stages.embed import embed_corpus
 from pipeline.stages.encode import encode_queries, encode_sequences
@@ -58,12 +61,8 @@ def test_exact_search_equals_brute_force_in_float64(world: World, expected: pa.T
 
 
 @pytest.mark.parametrize("num_shards", [1, 2, 7])
-@pytest.mark.parametrize("tiles", [("4", "7"), ("256", "1024")])
-def test_exact_lists_do_not_depend_on_shards_or_tiles(world, expected, num_shards, tiles):
-    other = world.with_settings(
-        f"corpus.num_shards={num_shards}", f"search.query_tile={tiles[0]}", f"search.item_tile={tiles[1]}"
-    )
-    assert retrieve(other).equals(expected)
+def test_exact_lists_do_not_depend_on_shards(world, expected, num_shards):
+    assert retrieve(world.with_settings(f"corpus.num_shards={num_shards}")).equals(expected)
 
 
 @pytest.mark.parametrize("stages_per_wave", [1, 2, 3])
@@ -114,6 +113,26 @@ def test_an_interrupted_search_takes_up_what_was_set_aside(tmp_path: Path, expec
     assert [units for _, units in runner.ran] == [[1], [0, 1, 2]]
     assert read_table(world, "candidates").equals(expected)
     assert not world.storage.list(scratch)
+
+
+def test_a_unit_names_every_backend_that_searched_for_it_also_before_an_interruption(tmp_path: Path, monkeypatch):
+    world = make_world(tmp_path, overrides=["output.num_buckets=1"])
+    runner = RecordingRunner(world.settings, shards_at_once=1)
+    embed_corpus(runner, world.night, world.settings)
+
+    class FailingSink(CandidateSink):
+        def write(self, unit, batch, result):
+            raise OSError("the store is gone")
+
+    arguments = (runner, world.night, world.settings, [0], TonightsUsers(None, 1))
+    monkeypatch.setattr(backends, "native_kernels", lambda: Kernels(None, reason="no kernels: no C++ compiler"))
+    with pytest.raises(OSError, match="the store is gone"):
+        search_units(*arguments, FailingSink, f"{world.night.run.prefix}/_wave")
+    monkeypatch.undo()
+    search_units(*arguments, CandidateSink, f"{world.night.run.prefix}/_wave")
+    (sidecar,) = finished_units(world.storage, world.night.run, 1).values()
+    after = str(describe_backend(SearchSettings(), "cpu"))
+    assert set(sidecar.backends) == {"torch (no kernels: no C++ compiler)", after}
 
 
 def lost(storage, claims):
@@ -215,6 +234,26 @@ def test_every_user_is_accounted_for(tmp_path: Path):
     assert lists["user_id"] == ["greedy"] + ["often"] * 9 + ["plain"] * 9
     assert lists["item_id"][0] == "i000011"
     assert not {"i000003", "i000005"} & set(lists["item_id"][1:10])
+
+
+def test_a_list_comes_with_its_certificate(tmp_path: Path):
+    """Exact search proves all; an approximate one may prove some, and the gap it names is kept."""
+    world = make_world(tmp_path, num_users=40, num_items=150)
+    exact = retrieve(world).to_pylist()
+    users = read_table(world, "users").to_pylist()
+    assert all(user["is_proven"] and user["max_gap"] == 0 for user in users)
+    unknown = world.with_settings("search.method=topk_avg", "search.num_preselected=20")
+    retrieve(unknown)
+    assert {(u["is_proven"], u["max_gap"]) for u in read_table(unknown, "users").to_pylist()} == {(False, None)}
+    bounded = world.with_settings("search.method=topk_per_embd", "search.num_per_embd=10")
+    lists = retrieve(bounded).to_pylist()
+    certificates = {user["user_id"]: user for user in read_table(bounded, "users").to_pylist()}
+    assert all(user["max_gap"] is not None for user in certificates.values())
+    for mine, true in zip(lists, exact, strict=True):
+        user = certificates[mine["user_id"]]
+        assert (mine["user_id"], mine["rank"]) == (true["user_id"], true["rank"])
+        assert mine["score"] + user["max_gap"] >= true["score"]
+        assert not user["is_proven"] or mine["item_id"] == true["item_id"]
 
 
 def test_nested_lists_hold_the_same_as_long_ones(world, expected):

@@ -56,7 +56,7 @@ def test_nobody_judges_a_fit_that_has_seen_him(tmp_path):
     world = make_world(tmp_path, num_users=60)
     for unit in range(3):
         bucket = read_bucket(world.storage, world.night.histories, unit)
-        fitted, judging = fitted_users(bucket, 0), judging_users(bucket, 0)
+        fitted, judging = fitted_users(bucket), judging_users(bucket)
         assert not np.intersect1d(fitted, judging).size
         assert len(fitted) + len(judging) == bucket.num_users
         assert len(fitted) >= 0.8 * bucket.num_users

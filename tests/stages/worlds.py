@@ -50,7 +50,7 @@ SMALL = {
         },
     },
     "corpus": {"num_shards": 3},
-    "search": {"k": 10, "query_tile": 16, "item_tile": 32, "num_preselected": 20},
+    "search": {"k": 10, "num_preselected": 20},
     "output": {"num_buckets": 3},
 }
 

@@ -1,4 +1,4 @@
-"""The other way to place a query in the low-rank table: its exact scores against a few landmark items.
+"""Another way from a query to its vector for the low-rank table: exact scores against a few landmark items.
 
 Legend: B queries, S landmark items, R rank.
 """
@@ -14,7 +14,7 @@ from pipeline.retrieval.low_rank import LowRank
 
 @dataclass(frozen=True)
 class LandmarkMap:
-    """A query's vector is the one that fits its exact scores against the landmarks best."""
+    """The map from a query to the vector that fits its exact scores against the landmarks best."""
 
     mol: MixtureOfLogits
     landmarks: ItemSide
@@ -36,7 +36,7 @@ def fit_landmarks(
     mean_weight: float,
     ridge: float = 0.01,
 ) -> LandmarkMap:
-    """Least squares on the landmarks, for the table of `low_rank`, which was fitted on `sample`."""
+    """Fit by least squares on the landmarks, for the table of `low_rank`, which was fitted on `sample`."""
     vectors_SR = low_rank.place(mol(low_rank.anchors, landmarks))
     # The direction of the mean in the rotated table: what all queries of the sample add up to.
     mean_S = mol(sample, landmarks).mean(dim=0)

@@ -26,6 +26,9 @@ class Backend:
     reason: str = ""
     origin: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})" if self.reason else self.name
+
 
 def describe_backend(settings: SearchSettings, device_type: str) -> Backend:
     """What searches a shard on this machine's `cpu` or `cuda` device."""
@@ -65,4 +68,4 @@ def open_index(mol: MixtureOfLogits, shard: Shard, settings: SearchSettings) -> 
 
         return TritonIndex(mol, shard, low_rank_bits=8 if settings.table_dtype == "int8" else 16)
     library = native_kernels().library if backend.name.startswith("native") else None
-    return NativeIndex(library, mol, shard, settings) if library else TorchIndex(mol, shard, settings)
+    return NativeIndex(library, mol, shard, settings) if library else TorchIndex(mol, shard)

@@ -185,7 +185,7 @@ SIZES = [(1, 1, 1, 1), (3, 2, 8, 12), (8, 8, 32, 128), (8, 4, 64, 128), (4, 4, 2
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_scores_of_pairs_are_those_of_the_model(name, sizes):
     mol, queries, shard = mol_world(1, sizes, num_items=131)
-    oracle, index = TorchIndex(mol, shard, SearchSettings()), index_for(name, mol, shard)
+    oracle, index = TorchIndex(mol, shard), index_for(name, mol, shard)
     at = torch.randint(-1, 131, (7, 100), generator=torch.Generator().manual_seed(0))
     exact = oracle.rescore(queries, at)
     assert torch.equal(index.rescore(queries, at), exact)  # to the last bit of the rounded float64 score
@@ -200,7 +200,7 @@ def test_scores_of_pairs_are_those_of_the_model(name, sizes):
 def test_gates_far_beyond_what_exp_can_take_do_not_overflow():
     mol, queries, shard = mol_world(0, (3, 2, 8, 12), num_items=60, sharpness=30.0)
     at = torch.arange(60).expand(7, -1).contiguous()
-    exact = TorchIndex(mol, shard, SearchSettings()).rescore(queries, at)
+    exact = TorchIndex(mol, shard).rescore(queries, at)
     for name in USABLE:
         index = index_for(name, mol, shard)
         assert torch.equal(index.rescore(queries, at), exact)
@@ -218,7 +218,7 @@ def test_a_scan_finds_all_that_reach_the_floor(name, seed, sizes, num_items, num
     rng = np.random.default_rng(seed)
     mask = random_mask(rng, 7, num_items, excluded)
     at = torch.arange(num_items).expand(7, -1).contiguous()
-    exact = TorchIndex(mol, shard, SearchSettings()).rescore(queries, at)
+    exact = TorchIndex(mol, shard).rescore(queries, at)
     floors = {"none": torch.full((7,), -torch.inf), "middle": exact.median(dim=1).values, "high": exact.amax(dim=1)}
     index = index_for(name, mol, shard)
     found, bounds = index.scan(queries, num_kept, mask, floors[floor], budget)

@@ -350,7 +350,7 @@ def test_a_search_finds_what_the_plain_one_does(device, method):
     world = make_world(num_queries=4, num_items=150)
     (shard,) = world.shards(1)
     config = SearchSettings(k=10, method=method, num_preselected=150, num_per_embd=150)
-    plain = search_shard(TorchIndex(world.mol, shard, config), world.queries, world.rules, config)
+    plain = search_shard(TorchIndex(world.mol, shard), world.queries, world.rules, config)
     queries = QuerySide(world.queries.components_BQD.to(device), world.queries.gate_BP.to(device))
     index = TritonIndex(world.mol.to(device), shard.to(device))
     found = search_shard(index, queries, world.rules, config)

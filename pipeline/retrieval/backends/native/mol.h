@@ -2,7 +2,7 @@
 //
 // Lanes are candidates: nothing is ever summed across lanes, and a pair's score does not depend on its neighbours.
 // Pairs of components are numbered p = j·Q + i here, with Q rounded up to an even number, so that the two values of a
-// bfloat16 group come from neighbouring rows of one product. What the rounding adds has weight zero.
+// bfloat16 group come from neighbouring rows of one product. The pairs that this adds have weight zero.
 #pragma once
 
 #include <vector>
@@ -12,7 +12,7 @@
 
 namespace nr {
 
-// What of a model the pair network needs; arrays come from Python in the layout said beside them.
+// The part of a model that the pair network needs. Python lays the arrays out (layout.py).
 struct Model {
   int query_components, item_components, width, hidden;  // Q (even), X, D (even), H (a multiple of ROWS)
   const float* in_weight;    // (H, P)
@@ -129,7 +129,7 @@ class PairNetwork {
     keep(hidden_groups_.data(), (int64_t)model_.hidden / K::PER_GROUP * BLOCK, row, active, ROWS_AT_ONCE<K>);
   }
 
-  // What the softmax over pairs sees.
+  // The gates before the softmax over pairs, and the largest gate of each item.
   template <class Sums>
   void keep_gates(int row, const Sums& sums, V* largest) {
     const Group* gates = item_groups_.data() + (int64_t)model_.item_components * model_.width / K::PER_GROUP * BLOCK;
@@ -152,7 +152,7 @@ class PairNetwork {
     }
   }
 
-  // The mean of the logits by the softmax of the gates.
+  // Scores: the mean of the logits, weighted by the softmax of the gates.
   void mix(const V* largest, float* scores) const {
     V weights[PARTS_HERE] = {}, totals[PARTS_HERE] = {};
     for (int pair = 0; pair < pairs_; pair++) {

@@ -151,7 +151,8 @@ NR_INLINE inline void copy(const Sums<K>& from, Sums<K>& to) {
   });
 }
 
-// For a `done` that needs many registers itself: inlined together, the sums would be spilled in the inner loop.
+// The same in a function of its own, for a `done` that needs many registers itself: inlined together, the compiler would
+// move the sums to memory in the inner loop.
 template <class K>
 __attribute__((noinline)) void accumulate_apart(const typename K::Group* rows, int row_stride,
                                                 const typename K::Group* b, int64_t block_stride, int num_groups,

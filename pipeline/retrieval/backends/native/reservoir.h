@@ -35,7 +35,7 @@ struct Best {
 
 class Reservoir {
  public:
-  // What is at most `floor` is never kept. Room for `room` times what is kept, and one block.
+  // Forgets all items. Scores of at most `floor` will not be kept. There is room for `room` × num_kept items and a block.
   void reset(int num_kept, int room, float floor, Excluded excluded) {
     kept_ = num_kept;
     capacity_ = num_kept * room + 64;
@@ -65,7 +65,7 @@ class Reservoir {
     if (size_ > capacity_ - LANES<VF>) settle();
   }
 
-  // Raises the threshold now, if there is enough.
+  // Raises the threshold to the worst of the best num_kept, when there are as many.
   void settle() {
     drop_excluded();
     if (size_ > kept_) cut();
@@ -76,7 +76,7 @@ class Reservoir {
     return size_ >= kept_;
   }
 
-  // The least of what is kept; -inf while there is not enough.
+  // The least of the best num_kept scores; -inf while there are fewer.
   float worst() {
     if (!is_full()) return -INFINITY;
     cut();

@@ -10,11 +10,11 @@
 
 namespace nr {
 
-constexpr int ROOM = 3;               // of a reservoir, as a multiple of what is kept
-constexpr int QUERY_TILE = 256;       // at most; a thread's queries and reservoirs
-constexpr int CHUNK_BYTES = 24 << 10;  // of items: most of the first-level cache
-constexpr int SAMPLE_STEP = 32;       // one group of COLUMNS items in so many is sampled
-constexpr int SAMPLED_ITEMS = 4;      // at least, for each that the threshold leaves above it
+constexpr int ROOM = 3;                // a reservoir holds up to ROOM × num_kept items
+constexpr int QUERY_TILE = 256;        // the most queries that a thread works on at once
+constexpr int CHUNK_BYTES = 24 << 10;  // of items that a tile of queries meets: most of the first-level cache
+constexpr int SAMPLE_STEP = 32;        // every 32nd group of COLUMNS items is sampled
+constexpr int SAMPLED_ITEMS = 4;       // the least number of sampled items per item above the first threshold
 
 // Items in blocks of sixteen columns, padded with blocks of zeros to whole groups of BLOCKS.
 inline int64_t num_blocks(int64_t num_items) { return (num_items + COLUMNS - 1) / COLUMNS * BLOCKS; }
@@ -50,7 +50,7 @@ struct Stage1 {
 
   void tile(int64_t low, int64_t high, std::vector<Reservoir>& reservoirs, std::vector<Sum>& thresholds) const {
     const int n = (int)(high - low), padded = (n + ROWS - 1) / ROWS * ROWS;
-    std::vector<float> floors(padded, INFINITY);  // of a query that is not searched for
+    std::vector<float> floors(padded, INFINITY);  // INFINITY: the query is done, or is padding
     std::fill(floors.begin(), floors.begin() + n, lowest());
     if (const int num_sampled = above_threshold()) {
       pass(low, floors, num_sampled, SAMPLE_STEP, reservoirs, thresholds);
@@ -77,15 +77,15 @@ struct Stage1 {
   const Group* block(int64_t b) const { return reinterpret_cast<const Group*>(table.groups) + b * block_size(); }
   const Group* query(int64_t q) const { return queries + q * table.num_groups; }
 
-  // How many sampled items are to be above the first threshold; 0 where sampling saves nothing. The chance that as many
-  // of the best are sampled (a Poisson variable) is 1 to 3 in 10,000.
+  // The number of sampled items that the first threshold leaves above it; 0 where sampling saves nothing. A threshold is
+  // too high when at least as many of the best num_kept are sampled (a Poisson variable): 1 to 3 times in 10,000.
   int above_threshold() const {
     const double expected = (double)best.num_kept / SAMPLE_STEP;
     const int above = (int)std::ceil(expected + 3.5 * std::sqrt(expected) + 2);
     return expected >= 1 && table.num_items >= (int64_t)above * SAMPLED_ITEMS * SAMPLE_STEP ? above : 0;
   }
 
-  // The queries meet one group of COLUMNS items in `step`.
+  // The queries meet every `step`-th group of COLUMNS items.
   void pass(int64_t low, const std::vector<float>& floors, int num_wanted, int step, std::vector<Reservoir>& reservoirs,
             std::vector<Sum>& thresholds) const {
     const int padded = (int)floors.size();
@@ -114,7 +114,7 @@ struct Stage1 {
   static VF as_float(VF values) { return values; }
   static VF as_float(VI values) { return __builtin_convertvector(values, VF); }
 
-  // ROWS queries meet the groups of items from block `first` on, one in so many.
+  // ROWS queries meet the groups of items that begin at blocks `first`, `first` + `stride`, …, before `last`.
   void meet(int64_t low, int q, int64_t first, int64_t last, int64_t stride, Reservoir* reservoirs,
             Sum* thresholds) const {
 #ifdef NR_AMX

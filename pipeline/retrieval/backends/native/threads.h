@@ -25,7 +25,7 @@ inline void for_tiles(int64_t num_tiles, int num_threads, Make make) {
   for (auto& thread : threads) thread.join();
 }
 
-// The size of tiles of at most `most`, such that every thread gets as many of them.
+// The size of tiles, at most `most`, for which every thread gets the same number of tiles.
 inline int64_t even_tile(int64_t num, int64_t most, int num_threads) {
   const int64_t rounds = std::max<int64_t>(1, (num + most * num_threads - 1) / (most * num_threads));
   return std::max<int64_t>(1, (num + rounds * num_threads - 1) / (rounds * num_threads));

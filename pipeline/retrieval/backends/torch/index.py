@@ -16,10 +16,12 @@ from pipeline.retrieval.filters import ShardMask
 from pipeline.retrieval.index import FLOAT32_ERROR, Shortlist, Table, hide_missing
 from pipeline.retrieval.shard import Shard
 from pipeline.retrieval.streaming import Best
-from pipeline.settings import SearchSettings, TableDtype
+from pipeline.settings import TableDtype
 
 # Pairs whose items are gathered at once, 2 to 4 KB each.
 PAIRS_PER_STEP = 32_768
+# Queries and items of a scan that are scored at once; no result depends on them.
+QUERY_TILE, ITEM_TILE = 64, 512
 # Queries and items of one matrix product of stage 1.
 STAGE1_QUERIES = 128
 STAGE1_ITEMS = 8_192
@@ -32,11 +34,11 @@ class TorchIndex:
     table_dtypes: tuple[TableDtype, ...] = ("float32",)
     product_error = 1e-6
 
-    def __init__(self, mol: MixtureOfLogits, shard: Shard, settings: SearchSettings) -> None:
+    def __init__(self, mol: MixtureOfLogits, shard: Shard) -> None:
         self.first_row = shard.first_row
         self.num_item_components, self.temperature = mol.settings.num_item_components, mol.temperature
         self._mol, self._mol64 = mol, copy.deepcopy(mol).double()
-        self._shard, self._settings = shard, settings
+        self._shard = shard
 
     def __len__(self) -> int:
         return len(self._shard)
@@ -85,8 +87,7 @@ class TorchIndex:
             return scores_BN
 
         num_scored = min(len(self), max_scored)
-        tiles = self._settings.query_tile, self._settings.item_tile
-        found = _best(tile_of, mask, num_kept, num_scored, *tiles, floor_B.device)
+        found = _best(tile_of, mask, num_kept, num_scored, QUERY_TILE, ITEM_TILE, floor_B.device)
         is_below_BM = found.scores_BM < floor_B[:, None]
         scores_BM = found.scores_BM.masked_fill(is_below_BM, -torch.inf)
         highest = -torch.inf if num_scored == len(self) else 1 / self.temperature

@@ -68,7 +68,7 @@ def allow(mask: ShardMask, device: torch.device) -> Allowed:
 def product_blocks(row_bytes: int, num_bytes: int, num_products: int) -> Blocks:
     """For blocks of `row_bytes`, of values of `num_bytes`, and the largest of `num_products` per pair.
 
-    Chosen so that nothing spills and, up to 128 bytes, two programs fit (tests/studies/gpu_compile.py).
+    Chosen so that nothing spills and, up to 128 bytes, two programs fit (jobs/studies/kernels/gpu_compile.py).
     """
     if num_bytes == 4:
         return Blocks(64, 64, 4, 2)

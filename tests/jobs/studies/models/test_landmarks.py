@@ -1,6 +1,7 @@
 import torch
 
 from jobs.studies.models.landmarks import fit_landmarks
+from jobs.studies.searches import table_of
 from pipeline.retrieval.low_rank_fit import fit_low_rank
 from tests.retrieval.worlds import make_world
 
@@ -19,6 +20,6 @@ def test_exact_scores_against_a_quarter_of_the_items_find_far_more_than_the_mean
         kept_BM = predicted_BN.topk(40, dim=1).indices
         return float((truth_BK[:, :, None] == kept_BM[:, None, :]).any(dim=2).float().mean())
 
-    by_landmarks = landmarks(queries) @ fit.low_rank.place(scores_LN[fit.low_rank.at_A]).T
+    by_landmarks = landmarks(queries) @ table_of(fit.low_rank, scores_LN).T
     by_mean = queries.mean_BD @ world.items.mean_ND.T
     assert recall(by_landmarks) > recall(by_mean) + 0.25

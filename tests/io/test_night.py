@@ -64,9 +64,15 @@ def night_of(settings: Settings, inputs: Inputs = INPUTS) -> Night:
     return name_night(open_storage("memory://names"), settings, inputs)
 
 
+def names_of(night: Night) -> dict[str, str]:
+    """The id of each artifact, and the fingerprint in that of the run."""
+    return {name: getattr(night, name).id for name in ARTIFACTS[:-1]} | {"run": night.run.fp}
+
+
 def renamed(one: Night, other: Night) -> set[str]:
     """The artifacts that have another name in the other night."""
-    return {name for name in ARTIFACTS if getattr(one, name) != getattr(other, name)}
+    before, after = names_of(one), names_of(other)
+    return {name for name in ARTIFACTS if before[name] != after[name]}
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -146,8 +152,7 @@ def test_an_input_renames_all_that_is_made_from_it_wherever_it_lies(change, expe
 
 def test_the_kinds_of_artifacts_never_share_a_name():
     night = night_of(settings_of())
-    ids = [getattr(night, name).id for name in ARTIFACTS[:-1]] + [night.run.fp]
-    assert len(set(ids)) == len(ids)
+    assert len(set(names_of(night).values())) == len(ARTIFACTS)
     assert astuple(night.run) == ("candidates", DS, night.run.fp)
 
 

@@ -306,11 +306,30 @@ def test_a_query_that_is_not_finite_is_named_and_not_searched(world):
     assert len(batch.searched) == len(batch.excluded) == len(batch.queries.gate_BP) < bucket.num_users
 
 
+@pytest.mark.parametrize("part", ["components_BQD", "gate_BP"])
+def test_one_number_that_is_not_finite_is_enough(world, monkeypatch, part):
+    @torch.inference_mode()
+    def spoilt(*arguments):
+        queries = encode_sequences(*arguments)
+        getattr(queries, part)[1].view(-1)[-1] = torch.inf
+        return queries
+
+    monkeypatch.setattr("pipeline.stages.encode.encode_sequences", spoilt)
+    batch = encode_queries(
+        model_of(world), read_bucket(world.storage, world.night.histories, 0), TonightsUsers(None, 3), 0
+    )
+    assert [place for place, why in enumerate(batch.reasons.to_pylist()) if why] == [1]
+    assert batch.searched.tolist() == [0, *range(2, len(batch.reasons))]
+
+
 def test_histories_of_another_catalogue_are_refused(world):
     model = model_of(world)
     model.num_items = 50
     bucket = read_bucket(world.storage, world.night.histories, 0)
     with pytest.raises(MismatchError, match="the model knows 50 items"):
+        encode_queries(model, bucket, TonightsUsers(None, 3), 0)
+    model.num_items = int(bucket.item_rows.max())
+    with pytest.raises(MismatchError, match="train on these histories"):
         encode_queries(model, bucket, TonightsUsers(None, 3), 0)
 
 

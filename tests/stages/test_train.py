@@ -23,6 +23,7 @@ from pipeline.schema import items as items_schema
 from pipeline.settings import Settings
 from pipeline.stages import local_training, train, training_data
 from pipeline.stages.local import LocalRunner
+from pipeline.stages.local_training import saved_states
 from tests.model.planted import NUM_ITEMS, SMALL_MODEL, histories
 from tests.stages.worlds import night_of, write_histories
 
@@ -81,6 +82,18 @@ def test_ranks_read_disjoint_buckets_that_make_up_the_whole(tmp_path, monkeypatc
     assert all(torch.equal(part.item_counts_N, whole.item_counts_N) for part in parts)
 
 
+class OneOfThree(Ranks):
+    """Rank 1; the two others have counted seven and nine."""
+
+    def sum_(self, values: torch.Tensor) -> torch.Tensor:
+        return values + torch.tensor([7, 0, 9])
+
+
+def test_every_rank_learns_the_count_of_each():
+    assert training_data.counts_by_rank(5, OneOfThree(1, 3), torch.device("cpu")) == [7, 5, 9]
+    assert training_data.counts_by_rank(5, Ranks(), torch.device("cpu")) == [5]
+
+
 def test_a_log_without_sequences_is_refused(tmp_path):
     night, settings = prepared(tmp_path, rows=[np.array([1, 2, 3]), np.array([4])])
     with pytest.raises(InputError, match="no user has two events"):
@@ -110,9 +123,12 @@ def test_a_local_training_that_was_killed_goes_on_to_the_same_weights(tmp_path, 
     monkeypatch.setattr(local_training, "progress_line", line)
     with pytest.raises(KeyboardInterrupt):
         train.train_checkpoint(LocalRunner(settings), night, settings)
+    assert list(saved_states(night).done()) == [1, 2]
     monkeypatch.setattr(local_training, "keep_best", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train.train_checkpoint(LocalRunner(settings), night, settings)
+    assert list(saved_states(night).done()) == [2, 3], "the newest, and one in case that is damaged"
+    assert len(night.storage.list("training/")) == 2 * 3, "and nothing of the first"
     monkeypatch.setattr(local_training, "keep_best", real_keep)
     train.train_checkpoint(LocalRunner(settings), night, settings)
     assert epochs == [1, 2, 3, 3]
@@ -148,7 +164,7 @@ def test_two_processes_may_train_the_same_model_and_leave_it_once(tmp_path, monk
 
 def test_a_state_that_is_removed_while_it_is_fetched_is_worth_a_retry_and_a_damaged_one_is_not(tmp_path, monkeypatch):
     night, settings = prepared(tmp_path, ["train.num_workers=1"])
-    monkeypatch.setattr(train, "keep_best", interrupted)
+    monkeypatch.setattr(local_training, "keep_best", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train.train_checkpoint(LocalRunner(settings), night, settings)
 
@@ -161,9 +177,23 @@ def test_a_state_that_is_removed_while_it_is_fetched_is_worth_a_retry_and_a_dama
             spoil(storage, f"{prefix}/{entry.key}")
             return read_file(storage, prefix, entry, remedy)
 
-        monkeypatch.setattr(train, "read_file", spoilt)
+        monkeypatch.setattr(local_training, "read_file", spoilt)
         with pytest.raises(kind, match=says):
             train.train_checkpoint(LocalRunner(settings), night, settings)
+
+
+def test_a_state_whose_file_is_lost_is_passed_over_for_the_one_before(tmp_path, monkeypatch):
+    night, settings = prepared(tmp_path, ["train.num_workers=1"])
+    monkeypatch.setattr(local_training, "keep_best", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_checkpoint(LocalRunner(settings), night, settings)
+    states = saved_states(night)
+    night.storage.delete(f"{states.prefix}/{states.read(3).files[0].key}")
+    lines: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        local_training.train_locally(night, settings, lines.append)
+    assert [line.partition(" of")[0] for line in lines] == ["epoch 3"]
+    assert list(states.done()) == [2, 3]
 
 
 def interrupted(*_: object) -> None:
@@ -177,7 +207,8 @@ def flip_a_bit(storage: Storage, key: str) -> None:
     storage.create(key, bytes(data))
 
 
-def test_several_workers_are_refused_by_the_local_runner(tmp_path):
-    night, settings = prepared(tmp_path)
-    with pytest.raises(InputError, match=r"set train\.num_workers 1"):
+@pytest.mark.parametrize("overrides", [[], ["train.num_workers=1", "train.use_gpu=true"]])
+def test_several_workers_or_a_gpu_are_refused_by_the_local_runner(tmp_path, overrides):
+    night, settings = prepared(tmp_path, overrides)
+    with pytest.raises(InputError, match=r"set train\.num_workers 1, use_gpu false"):
         train.train_checkpoint(LocalRunner(settings), night, settings)

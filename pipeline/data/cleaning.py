@@ -26,7 +26,7 @@ from pipeline.data.sources import SourceSpec
 
 HOUR_US = 3_600_000_000
 
-# Reasons to set a row aside; each begins with the column type_numbers fault. A row gets the first reason that holds.
+# Reasons to set a row aside; each begins with the column at fault. A row gets the first reason that holds.
 REASONS = (
     "user_id_null",
     "user_id_unreadable",
@@ -133,16 +133,14 @@ def _weigh(raw: pa.Table, spec: SourceSpec) -> tuple[pa.Array, npt.NDArray[np.fl
     constant = pa.array([spec.event_type]).take(pa.array(np.zeros(raw.num_rows, dtype=np.int64)))
     types = pc.fill_null(_texts(raw, "event_type", constant), spec.event_type)
     names = list(spec.event_weights)
-    type_numbers = (
-        pc.index_in(types, value_set=pa.array(names, TEXT)).fill_null(len(names)).to_numpy(zero_copy_only=False)
-    )
-    weights = np.array([*spec.event_weights.values(), spec.default_weight], dtype=np.float32)[type_numbers]
+    codes = pc.index_in(types, value_set=pa.array(names, TEXT)).fill_null(len(names)).to_numpy(zero_copy_only=False)
+    weights = np.array([*spec.event_weights.values(), spec.default_weight], dtype=np.float32)[codes]
     if spec.value_is_weight and "event_value" in raw.column_names:
         values = cast_exactly(decode_text(raw["event_value"].combine_chunks())[0], pa.float64())
         factor = values.fill_null(1.0).to_numpy(zero_copy_only=False)
         weights = weights * np.where(np.isfinite(factor), np.clip(factor, 0.0, 1e6), 1.0).astype(np.float32)
     # a row without a type is not unknown: it counts with the default weight
-    is_unknown = (type_numbers == len(names)) & bool(names) & mask_of(pc.not_equal(types, spec.event_type))
+    is_unknown = (codes == len(names)) & bool(names) & mask_of(pc.not_equal(types, spec.event_type))
     return types, weights.astype(np.float32), is_unknown
 
 

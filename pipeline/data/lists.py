@@ -29,7 +29,7 @@ class Lists:
 
     @staticmethod
     def empty(num_owners: int) -> "Lists":
-        """Lists without a value for each owner."""
+        """Make an empty list for each owner."""
         return Lists(np.zeros(num_owners + 1, np.int64), np.empty(0, np.int32))
 
     @staticmethod

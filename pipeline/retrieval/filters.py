@@ -62,9 +62,7 @@ class Rules:
         (group,) = np.unique(self.eligibility.group_of_B)
         is_eligible_N = self.eligibility.is_eligible_GN[group]
         if len(is_eligible_N) < end:
-            raise ValueError(
-                f"the eligibility mask covers {len(is_eligible_N)} items, but the shard ends at item {end}"
-            )
+            raise ValueError(f"eligibility covers {len(is_eligible_N)} items, but the shard ends at item {end}")
         return ShardMask(num_items, excluded, is_eligible_N[first_row:end])
 
 

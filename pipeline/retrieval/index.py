@@ -30,7 +30,7 @@ class Shortlist:
     at_BM: Tensor  # int64, numbers within the shard, NO_ITEM where there is no candidate
 
     def squeeze(self, num_kept: int) -> "Shortlist":
-        """Keep the `num_kept` best by score; of equal scores any."""
+        """Keep the `num_kept` best by score, any of equal scores."""
         if num_kept >= self.scores_BM.shape[1]:
             return self
         scores_BM, best_BM = self.scores_BM.topk(num_kept, dim=1)

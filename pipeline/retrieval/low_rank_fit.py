@@ -35,7 +35,7 @@ ANCHOR_RIDGE = 1e-3  # as a share of an anchor's mean square
 # A fit is judged by how many of a query's NUM_WANTED best items are among the first WITHIN · NUM_WANTED by prediction.
 NUM_WANTED = 100
 WITHIN = (2, 5, 10)
-RANK_RECALL = 0.99  # that each rank must reach; the candidates that it needs for this are part of its cost
+RANK_RECALL = 0.99  # the recall that each rank must reach; the candidates needed for it count as its cost
 
 
 def fit_low_rank(

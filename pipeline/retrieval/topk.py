@@ -34,13 +34,13 @@ class TopK:
 
     @property
     def is_proven_B(self) -> Tensor:
-        """Whether each list is proven to be that of exact search."""
+        """Whether each list is proven to be the list of exact search."""
         return (self.bounds_B < self.scores_BK[:, -1]) | (self.bounds_B == -torch.inf)
 
     @property
     def gaps_B(self) -> Tensor:
-        """The most that the i-th true score can exceed the i-th score of the list, for every i: 0 where the list is
-        proven, +inf where nothing is known."""
+        """The largest possible excess, for any i, of the i-th true score over the i-th score of the list: 0 where the
+        list is proven, +inf where nothing is known."""
         exact_B = self.bounds_B.double() - self.scores_BK[:, -1].double()
         rounded_B = exact_B.float()
         is_short_B = rounded_B.double() < exact_B  # rounded down

@@ -35,7 +35,7 @@ LEAST_LARGEST = 1e-30  # replaces a largest number of 0 in a division
 
 
 class NativeIndex:
-    """A `ShardIndex`, where the operations are documented, on the C++ kernels.
+    """Implements `ShardIndex`, which documents the operations, on the C++ kernels.
 
     Holds the shard's rows once, in two planes of 16 bits, and one packed table per stage 1.
     """

@@ -29,7 +29,7 @@ class Layout:
         self.is_pair_P = (i < queries).float()
         self.pair_of_P = torch.where(
             i < queries, i * items + j, 0
-        )  # the model's number of a pair; 0, unused, where it has none
+        )  # the model's pair number; 0, unused, for an added pair
         num_pairs, hidden = len(i), mol.cross_hidden.out_features
         weights = [mol.cross_hidden.weight, mol.cross_hidden.bias, mol.cross_out.weight, mol.cross_out.bias]
         in_HP, in_H, out_PH, out_P = (weight.detach().float().cpu() for weight in weights)

@@ -93,7 +93,7 @@ def find_library(name: str) -> Kernels:
 
 
 def load_library(path: Path) -> ctypes.CDLL | None:
-    """Load a library; None when Linux does not lend it AMX's tiles, so that its first tile would end the process.
+    """Load a library; None when Linux does not lend AMX's tiles to this process, so that its first tile would end it.
 
     Raises OSError when the file cannot be loaded.
     """

@@ -28,7 +28,7 @@ STAGE1_ITEMS = 8_192
 
 
 class TorchIndex:
-    """A `ShardIndex`, where the operations are documented, in plain PyTorch."""
+    """Implements `ShardIndex`, which documents the operations, in plain PyTorch."""
 
     scan_skips = False
     table_dtypes: tuple[TableDtype, ...] = ("float32",)

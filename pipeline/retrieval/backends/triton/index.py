@@ -26,7 +26,7 @@ SCAN_ITEMS = 16_384  # items that stay in a large GPU's cache while all queries 
 
 
 class TritonIndex:
-    """A `ShardIndex`, where the operations are documented, on the Triton kernels.
+    """Implements `ShardIndex`, which documents the operations, on the Triton kernels.
 
     A float32 score costs about three times a bfloat16 score, but leaves only a few candidates in doubt, and each
     candidate in doubt costs a float64 score.

@@ -1,4 +1,4 @@
-"""Triton kernel of stage 2: Mixture-of-Logits scores of candidates, one kernel from gathered rows to the score.
+"""Triton kernel of stage 2: Mixture-of-Logits scores of candidates, from gathered rows to the score in one kernel.
 
 M candidates, Q/X query/item components, D width, H gate width, P = Q·X pairs of components. Q, X, D and H are padded to
 powers of two (QP, XP, …) and pair (i, j) has number j·QP + i: the item's component is the slow index here, so that the

@@ -85,7 +85,7 @@ def _sampled_floor(queries_BQD: Tensor, items_NXD: Tensor, mask: ShardMask, num_
         return everything_B, max(1, num_eligible)
     sample_SD = items_NXD[sampled, 0]
     num_wanted_B = num_kept + torch.from_numpy(mask.excluded.lengths)
-    # A higher rank would overflow a list; a query with that many exclusions may be lucky, or is swept.
+    # A higher rank would overflow a list; a query with that many exclusions is swept unless it is lucky.
     rank_B = _rank(num_wanted_B).clamp_max(capacity // SAMPLE_STEP * 5 // 8).to(items_NXD.device)
     maxima_BM = bin_maxima(queries_BQD[:, 0], sample_SD, BINS_PER_RANK * int(rank_B.max()))
     largest_BM = maxima_BM.topk(min(int(rank_B.max()), maxima_BM.shape[1]), dim=1).values

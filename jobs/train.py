@@ -12,12 +12,14 @@ if TYPE_CHECKING:
 def run(settings: "Settings", night: "Night") -> Outcome:
     from pipeline.io.artifacts import read_manifest
     from pipeline.io.checkpoint import read_metrics
-    from pipeline.stages.train import train_checkpoint
+    from pipeline.stages.train import remove_states, train_checkpoint
 
     status = EXISTS
     if read_manifest(night.storage, night.checkpoint.prefix) is None:
         train_checkpoint(open_runner(settings), night, settings)
         status = MADE
+    else:
+        remove_states(night)  # what a crash at the very end has left
     metrics = read_metrics(night.storage, night.checkpoint)
     return {
         "status": status,

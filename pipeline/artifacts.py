@@ -1,4 +1,4 @@
-"""What one job leaves for the next: artifacts, and the manifests that make them exist."""
+"""Artifacts, which one job leaves for the next, and the manifests that make them exist."""
 
 from dataclasses import dataclass
 from datetime import date
@@ -10,7 +10,7 @@ from pipeline.config import Config
 
 FORMAT = 2  # of manifests and commits
 
-Count = Annotated[int, Field(strict=False)]  # manifests of format 1 have counts as 12.0
+Count = Annotated[int, Field(strict=False)]  # format 1 wrote a count as 12.0
 
 
 class FileEntry(Config):
@@ -23,13 +23,13 @@ class FileEntry(Config):
 
 
 class Manifest(Config):
-    """Says what an artifact consists of. It is written last: its existence makes the artifact exist."""
+    """The list of an artifact's files, written last: the artifact exists when its manifest does."""
 
     format: int = FORMAT
     kind: str
     id: str
     lineage: dict[str, str]  # ids of the artifacts and inputs it was made from
-    settings: dict[str, Any]  # resolved configuration of the part
+    settings: dict[str, Any]  # the part of the configuration that shaped the artifact
     files: tuple[FileEntry, ...] = Field(strict=False)
     counts: dict[str, Count] = Field(default_factory=dict)
     measures: dict[str, float] = Field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What lies behind an exception: our own error, or a package that is not installed."""
+"""Find the cause behind an exception: one of our own errors, or a package that is not installed."""
 
 from collections.abc import Iterator
 
@@ -7,8 +7,8 @@ from pipeline.errors import InputError, NightrailsError
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and everything behind it, nearest first: causes, contexts that were not hidden, and what Ray keeps in
-    `cause` (a task) and `worker_failures` (training)."""
+    """Yield the error and all errors behind it, nearest first: causes, contexts that are not suppressed, and the errors
+    that Ray keeps in the attributes `cause` (of a task) and `worker_failures` (of training, by worker)."""
     seen: list[BaseException] = []
     queue: list[BaseException | None] = [error]
     while queue:
@@ -26,14 +26,14 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 def own_error(error: BaseException) -> NightrailsError | None:
     """The nearest of our own errors behind `error`, or None.
 
-    Ray's RayTaskError(InputError) is an InputError too, but its text is a traceback: only a class of errors.py counts.
+    Only classes of errors.py count: Ray's RayTaskError(InputError) is an InputError too, but its text is a traceback.
     """
-    ours = (
+    own_errors = (
         cause
         for cause in causes(error)
         if isinstance(cause, NightrailsError) and type(cause).__module__ == errors.__name__
     )
-    return next(ours, None)
+    return next(own_errors, None)
 
 
 def library_of(error: BaseException) -> str:
@@ -42,7 +42,7 @@ def library_of(error: BaseException) -> str:
 
 
 def missing_package(name: str, python: str, host: str) -> InputError:
-    """What to say when a Python lacks a package that we need."""
+    """Build the error for a Python (`python` is its path) that lacks a package that we need."""
     return InputError(
         f"{python} on {host} has no package {name!r}: install nightrails into the Python of every node "
         "(`pip install --constraint constraints.txt .` in its folder), or use the image of infra/Dockerfile"

@@ -41,7 +41,8 @@ exit codes:
 
 Outcome = dict[str, Any]
 
-MADE, EXISTS, SKIPPED = "made", "exists", "skipped"  # `status` of a job's last line; those of publish, and:
+# Values of `status` in a job's last line; the first two of the second row are those of publish.
+MADE, EXISTS, SKIPPED = "made", "exists", "skipped"
 PUBLISHED, ALREADY_PUBLISHED, FAILED = "published", "already published", "failed"
 log = logging.getLogger("nightrails")
 
@@ -49,8 +50,8 @@ log = logging.getLogger("nightrails")
 def command(description: str, run: Callable[["Settings", date | None], Outcome]) -> None:
     """Parse the flags, run the job and exit. Only the last line goes to standard output: one JSON object.
 
-    `run` gets the validated settings and `--ds` (None: the newest day in the log) and imports what is heavy itself,
-    so that `--help` and a misspelt key are answered at once. It has until `cluster.deadline_minutes`.
+    `run` gets the validated settings and `--ds` (None: the newest day in the log), and `cluster.deadline_minutes` to
+    finish. It imports torch and Ray itself, so that `--help` and a misspelt key are answered at once.
     """
     arguments = _parser(description).parse_args()
     with _stdout_for_the_last_line_only() as last_line:
@@ -74,7 +75,7 @@ def command(description: str, run: Callable[["Settings", date | None], Outcome])
 
 
 def on_night(run: Callable[["Settings", "Night"], Outcome]) -> Callable[["Settings", date | None], Outcome]:
-    """A job that works on one night, as `command` wants it: the inputs are listed and everything is named once."""
+    """Make a job that works on one night fit `command`: list the inputs and name every artifact once, then run it."""
 
     def opened(settings: "Settings", ds: date | None) -> Outcome:
         from pipeline.io.night import open_night
@@ -85,9 +86,9 @@ def on_night(run: Callable[["Settings", "Night"], Outcome]) -> Callable[["Settin
 
 
 def open_runner(settings: "Settings") -> "Runner":
-    """What executes the stages: this process (`cluster.mode: local`), else the Ray cluster, joined or started.
+    """Open what executes the stages: this process (`cluster.mode: local`) or a Ray cluster, joined or started.
 
-    Safe to call again. Raises InputError when the root cannot be seen from every node, InfrastructureError when no
+    May be called again. Raises InputError when the root cannot be seen from every node, InfrastructureError when no
     cluster answers.
     """
     if settings.cluster.mode == "local":
@@ -100,24 +101,25 @@ def open_runner(settings: "Settings") -> "Runner":
 
 
 def _missing_here(error: BaseException) -> InputError | None:
-    """What to say when this Python lacks a package; None when it lacks none, or a module of our own is missing."""
+    """Build the error for a package that this Python lacks; None for another error or a missing module of our own."""
     name = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
-    if not name or "." in name or name in OUR_OWN:  # with a dot: a part of a package that is there
+    if not name or "." in name or name in OUR_OWN:  # with a dot: a module of an installed package
         return None
     return missing_package(name, sys.executable, socket.gethostname())
 
 
 def _failure(error: BaseException) -> tuple[Outcome, int]:
-    ours: BaseException = own_error(error) or _missing_here(error) or error
-    if not isinstance(ours, NightrailsError) and _a_retry_may_help(ours):
-        ours = InfrastructureError(f"{type(ours).__name__}: {ours}")
-    if isinstance(ours, NightrailsError):
-        code, message = ours.exit_code, str(ours)
-    elif isinstance(ours, KeyboardInterrupt):
+    """Print the error for a person; returns the outcome for the last line, and the exit code."""
+    cause: BaseException = own_error(error) or _missing_here(error) or error
+    if not isinstance(cause, NightrailsError) and _a_retry_may_help(cause):
+        cause = InfrastructureError(f"{type(cause).__name__}: {cause}")
+    if isinstance(cause, NightrailsError):
+        code, message = cause.exit_code, str(cause)
+    elif isinstance(cause, KeyboardInterrupt):
         code, message = 30, "interrupted; run the same command again to resume"
     else:
         traceback.print_exception(error)
-        code, message = 1, f"this is a fault of nightrails, please report it: {type(ours).__name__}: {ours}"
+        code, message = 1, f"this is a fault of nightrails, please report it: {type(cause).__name__}: {cause}"
     print(f"error: {message}", file=sys.stderr)  # noqa: T201
     return {"status": FAILED, "exit_code": code, "error": message}, code
 
@@ -127,7 +129,7 @@ def _a_retry_may_help(error: BaseException) -> bool:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A wrong flag is bad input like any other: exit code 20 and one JSON line, not argparse's 2."""
+    """Parser that treats a wrong flag like any bad input: exit code 20 (argparse has 2) and one JSON line."""
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
@@ -152,7 +154,7 @@ def _parser(description: str) -> _Parser:
 
 
 def _config_path(given: Path | None) -> Path:
-    """Without --config: conf/nightly.yaml beside the jobs, wherever the caller stands."""
+    """The file of --config; without it conf/nightly.yaml, in the working directory or else beside our code."""
     if given is not None:
         return given
     return DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else Path(__file__).parents[1] / DEFAULT_CONFIG
@@ -160,18 +162,18 @@ def _config_path(given: Path | None) -> Path:
 
 @contextmanager
 def _stdout_for_the_last_line_only() -> Iterator[Callable[[str], None]]:
-    """Send everything that this process and its children print to standard error, but for what is yielded."""
+    """Send the output of this process and its children to standard error; yield a function for standard output."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    standard_output = os.dup(1)
     os.dup2(2, 1)
 
     def write(line: str) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         with suppress(BrokenPipeError):  # nobody reads it; the exit code still counts
-            os.write(kept, line.encode() + b"\n")
+            os.write(standard_output, line.encode() + b"\n")
 
     try:
         yield write
     finally:
-        os.close(kept)
+        os.close(standard_output)

@@ -1,14 +1,13 @@
-"""Strict configuration: YAML and `--set a.b=c` into frozen pydantic models, all faults in one message."""
+"""Strict configuration: turn YAML and `--set a.b=c` into frozen pydantic models; one error lists all faults."""
 
 import difflib
 import hashlib
 import json
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -21,7 +20,7 @@ DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 class Config(BaseModel):
-    """A part of the configuration: frozen, strictly typed, an unknown key is refused."""
+    """A part of the configuration: frozen, strictly typed, without unknown keys."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -30,7 +29,7 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only. No aliases, which can blow up a small file, and no key twice, of which one would be lost."""
+    """Reads plain values. Refuses aliases, which can blow up a small file, and a key that is given twice."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -48,7 +47,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1 takes 1e-3 for a word; everybody else takes it for a number.
+# PyYAML follows YAML 1.1, which reads 1e-3 as text; people mean the number.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
@@ -68,13 +67,13 @@ def _parse_yaml(text: str) -> Any:
 def load_config(model: type[ConfigT], path: Path, overrides: Iterable[str] = ()) -> ConfigT:
     """Read a YAML file, apply `a.b=value` overrides, and validate.
 
-    Raises InputError that lists every fault with its key and, for a misspelt one, the nearest known key.
+    Raises InputError that lists every fault with its key and, for a misspelt key, the nearest known key.
     """
     return validate(model, apply_overrides(read_yaml(path), overrides), origin=str(path))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping at the top of a YAML file; an empty file is an empty mapping."""
+    """Read the mapping at the top of a YAML file; an empty file gives an empty mapping. Raises InputError."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -82,7 +81,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text ({error})") from None
     if len(text) > MAX_CONFIG_BYTES:
-        raise InputError(f"{path}: {len(text)} bytes is no configuration; at most {MAX_CONFIG_BYTES} are read")
+        raise InputError(f"{path}: {len(text)} characters is no configuration; at most {MAX_CONFIG_BYTES} are read")
     try:
         loaded = _parse_yaml(text)
     except InputError as error:
@@ -95,7 +94,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """A copy of `values` with each `a.b=value` set; the value is read as YAML."""
+    """Copy `values` and set each `a.b=value` in the copy; the value is read as YAML. Raises InputError."""
     changed: dict[str, Any] = _copy(values)
     for override in overrides:
         dotted, equals, text = override.partition("=")
@@ -106,50 +105,57 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
             value = _parse_yaml(text)
         except InputError as error:
             raise InputError(f"--set {override!r}: the value is {error}") from None
-        place = changed
+        section = changed
         for key in keys[:-1]:
-            place = place.setdefault(key, {})
-            if not isinstance(place, dict):
+            section = section.setdefault(key, {})
+            if not isinstance(section, dict):
                 raise InputError(f"--set {override!r}: {key!r} holds a value, not a section")
-        place[keys[-1]] = value
+        section[keys[-1]] = value
     return changed
 
 
 def validate(model: type[ConfigT], values: Mapping[str, Any], origin: str) -> ConfigT:
-    """Build `model` from plain values, or raise one InputError that names every fault.
+    """Build `model` from plain values. Raises one InputError that begins with `origin` and lists every fault."""
+    try:
+        return model.model_validate(_copy(values))
+    except ValidationError:
+        faults = _find_faults(model, _copy(values))
+    lines = [f"  {key}: {fault}" if key else f"  {fault}" for key, fault in faults]
+    count = f"{len(lines)} fault{'s' if len(lines) > 1 else ''}"
+    raise InputError("\n".join([f"{origin}: {count} in the configuration", *lines]))
 
-    A rule over several keys can only be checked once each key is sound, so faulty keys are set back to their
-    defaults and the rest is checked again until nothing new comes up.
+
+def _find_faults(model: type[BaseModel], values: dict[str, Any]) -> list[tuple[str, str]]:
+    """List the faults in order of key: the key `a.b` ("" for a rule over several keys), and what is wrong with it.
+
+    pydantic checks a rule over several keys only when each of them is sound. So the faulty keys are removed from
+    `values`, which sets them to their defaults, and the rest is checked again until no new fault comes up.
     """
-    faults: dict[str, str] = {}
-    remaining = _copy(values)
+    messages: dict[str, str] = {}
     while True:
         try:
-            config = model.model_validate(remaining)
+            model.model_validate(values)
+            break
         except ValidationError as failure:
             errors = failure.errors(include_url=False)
-            new = {_key(error): _describe(model, error) for error in errors if _key(error) not in faults}
-            faults |= new
-            dropped = [_drop(remaining, error["loc"]) for error in errors]
-            if not new or not any(dropped):
-                break
-        else:
-            if not faults:
-                return config
+        new = {_key(error): _describe(model, error) for error in errors if _key(error) not in messages}
+        messages |= new
+        removed = [_drop(values, error["loc"]) for error in errors]
+        if not new or not any(removed):
             break
-    lines = "\n".join(f"  {key}: {text}" if key else f"  {text}" for key, text in sorted(faults.items()))
-    raise InputError(f"{origin}: {len(faults)} fault{'s' if len(faults) > 1 else ''} in the configuration\n{lines}")
+    # A validator that finds several faults raises one ValueError with a line for each.
+    return [(key, line) for key, message in sorted(messages.items()) for line in message.splitlines()]
 
 
 def fingerprint(*parts: object) -> str:
-    """16 hex digits that stand for the parts: Config models, or anything JSON can hold."""
+    """Hash the parts, Config models or anything that JSON can hold, into 16 hex digits."""
     plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
     canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def parse_day(text: str, name: str) -> date:
-    """A real calendar day, written YYYY-MM-DD. Raises InputError that begins with `name`."""
+    """Read a calendar day, written YYYY-MM-DD. Raises InputError that begins with `name`, the flag or argument."""
     try:
         if DAY.fullmatch(text):
             return date.fromisoformat(text)
@@ -159,65 +165,69 @@ def parse_day(text: str, name: str) -> date:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or the known words when none is near."""
+    """The end of an error message: `; did you mean 'x'?`, or all known words when none of them is near."""
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
 
 
 def _describe(model: type[BaseModel], error: ErrorDetails) -> str:
-    parts = [str(part) for part in error["loc"]]
+    """Say in one line what is wrong with the key of this error; the key itself is not repeated."""
+    path = [str(part) for part in error["loc"]]
     if error["type"] == "extra_forbidden":
-        parent = _model_at(model, parts[:-1])
-        return "unknown key" + (nearest(parts[-1], parent.model_fields) if parent else "")
+        section = next(_models_in(_type_at(model, path[:-1])), None)
+        return "unknown key" + (nearest(path[-1], section.model_fields) if section else "")
     if error["type"] == "missing":
         return "this key is required"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return message
     given = json.dumps(error["input"], default=str, ensure_ascii=False)
-    hint = nearest(str(error["input"]), _choices(error)) if error["type"] == "literal_error" else ""
+    hint = nearest(str(error["input"]), _choices_in(_type_at(model, path))) if error["type"] == "literal_error" else ""
     return f"{message[0].lower()}{message[1:]}, not {given[:80]}{hint}"
-
-
-def _choices(error: ErrorDetails) -> list[str]:
-    expected = str(error.get("ctx", {}).get("expected", ""))
-    return [word.strip(" '\"") for word in expected.replace(" or ", ",").split(",") if word.strip()]
 
 
 def _key(error: ErrorDetails) -> str:
     return ".".join(str(part) for part in error["loc"])
 
 
-def _model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
+def _type_at(model: type[BaseModel], path: Sequence[str]) -> Any:
+    """The declared type of the field at `path`; None when there is no such field."""
+    declared: Any = model
     for name in path:
-        field = model.model_fields.get(name)
-        found = _models_in(field.annotation) if field else []
-        if not found:
-            return None
-        model = found[0]
-    return model
+        section = next(_models_in(declared), None)
+        if section is not None:  # else `name` is a position in a list or a key of a dict
+            declared = section.model_fields[name].annotation if name in section.model_fields else None
+    return declared
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if get_origin(annotation) in (Union, UnionType, dict, tuple, list):
-        return [model for part in get_args(annotation) for model in _models_in(part)]
-    return []
+def _parts_of(declared: Any) -> Iterator[Any]:
+    """The type and all types inside it: `tuple[Literal["a"], ...] | None` contains a Literal."""
+    yield declared
+    for part in get_args(declared):
+        yield from _parts_of(part)
+
+
+def _models_in(declared: Any) -> Iterator[type[BaseModel]]:
+    return (part for part in _parts_of(declared) if isinstance(part, type) and issubclass(part, BaseModel))
+
+
+def _choices_in(declared: Any) -> list[str]:
+    literals = (part for part in _parts_of(declared) if get_origin(part) is Literal)
+    return [str(choice) for literal in literals for choice in get_args(literal)]
 
 
 def _drop(values: dict[str, Any], location: tuple[int | str, ...]) -> bool:
-    """Remove the deepest given key on the way to `location`, so that its default is tried instead."""
-    place: Any = values
+    """Remove the key at `location`, or the list or value that holds it; False when nothing was given there."""
+    section: Any = values
     for depth, part in enumerate(location):
-        if not isinstance(place, dict) or part not in place:
+        if not isinstance(section, dict) or part not in section:
             return False
-        inner = place[part]
+        inner = section[part]
         if depth == len(location) - 1 or not isinstance(inner, dict):
-            del place[part]
+            del section[part]
             return True
-        place = inner
+        section = inner
     return False
 
 

@@ -1,4 +1,4 @@
-"""The time that a job has."""
+"""A time limit for a job."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from pipeline.errors import InfrastructureError
 
-# A job past its deadline is interrupted; when that does not end it, its process is ended this many seconds later.
+# A job past its deadline is interrupted. A job that has not ended this many seconds later is killed.
 GRACE_SECONDS = 120.0
 INTERRUPT_AGAIN_SECONDS = 30.0
 
@@ -20,23 +20,23 @@ log = logging.getLogger("nightrails")
 
 @contextmanager
 def deadline(minutes: float, grace: float = GRACE_SECONDS) -> Iterator[None]:
-    """Raise InfrastructureError when the block takes longer; what is done stays done. For the main thread only.
+    """Raise InfrastructureError when the block takes longer than `minutes`. For the main thread only.
 
-    Some hangs of a cluster can only be seen from outside. The thread is interrupted as by Ctrl-C, which Ray answers
-    by cleaning up, and again in case the first was swallowed; a process that is stuck beyond that exits with 30.
+    A cluster can hang where only another thread can see it. That thread interrupts the block as Ctrl-C does, so that
+    Ray cleans up, and again when the block swallowed the interrupt. `grace` seconds later it ends the process with 30.
     """
-    over, expired, turn = threading.Event(), threading.Event(), threading.Lock()
+    finished, expired, lock = threading.Event(), threading.Event(), threading.Lock()
     message = f"not finished within the deadline of {minutes:g} minutes (cluster.deadline_minutes); a rerun resumes"
     watched = threading.get_ident()
-    arguments = (watched, minutes * 60, grace, over, expired, turn, message)
+    arguments = (watched, minutes * 60, grace, finished, expired, lock, message)
     with _interruptible():
         threading.Thread(target=_watch, args=arguments, daemon=True).start()
         try:
             try:
                 yield
             finally:
-                with turn:  # no interrupt is under way, and none follows
-                    over.set()
+                with lock:  # no interrupt is under way, and none follows
+                    finished.set()
         except KeyboardInterrupt:
             if not expired.is_set():
                 raise
@@ -51,22 +51,23 @@ def _watch(
     watched: int,
     seconds: float,
     grace: float,
-    over: threading.Event,
+    finished: threading.Event,
     expired: threading.Event,
-    turn: threading.Lock,
+    lock: threading.Lock,
     message: str,
 ) -> None:
-    if over.wait(seconds):
+    """Interrupt the thread `watched` after `seconds` until `finished` is set; `grace` seconds later end the process."""
+    if finished.wait(seconds):
         return
     log.error("%s", message)
     end = time.monotonic() + grace
     while (left := end - time.monotonic()) > 0:
-        with turn:
-            if over.is_set():
+        with lock:
+            if finished.is_set():
                 return
             expired.set()
             signal.pthread_kill(watched, signal.SIGINT)  # also ends a wait on a lock
-        if over.wait(min(left, INTERRUPT_AGAIN_SECONDS)):
+        if finished.wait(min(left, INTERRUPT_AGAIN_SECONDS)):
             return
     print(f"error: {message}", file=sys.stderr, flush=True)  # noqa: T201
     os._exit(InfrastructureError.exit_code)
@@ -74,7 +75,7 @@ def _watch(
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGINT raises KeyboardInterrupt: in a shell's background job it comes switched off."""
+    """Let SIGINT raise KeyboardInterrupt; a shell starts background jobs with SIGINT ignored."""
     previous = signal.getsignal(signal.SIGINT)
     if previous not in (signal.SIG_IGN, signal.SIG_DFL, None):
         yield

@@ -1,4 +1,4 @@
-"""What can go wrong, in the words of the exit codes that a scheduler branches on."""
+"""Our errors: one class for each exit code that a scheduler acts on."""
 
 
 class NightrailsError(Exception):
@@ -8,7 +8,7 @@ class NightrailsError(Exception):
 
 
 class InputError(NightrailsError, ValueError):
-    """What a person gave us (configuration, log, catalogue, credentials) is wrong; a retry cannot help."""
+    """An input (configuration, log, catalogue, credentials) is wrong; a retry cannot help."""
 
     exit_code = 20
 
@@ -18,7 +18,7 @@ class MismatchError(InputError):
 
 
 class GateError(NightrailsError):
-    """A quality gate said no; what was published before stays."""
+    """A quality gate said no; the table that was published before stays."""
 
     exit_code = 10
 

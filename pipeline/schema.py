@@ -1,4 +1,4 @@
-"""Arrow schema of each table that crosses our border. Ids keep the type of the log: string or int64."""
+"""Arrow schema of each table that we read or write. Ids keep the type they have in the log: string or int64."""
 
 from typing import TypeAlias
 
@@ -42,7 +42,7 @@ def histories(user_type: pa.DataType) -> Schema:
 def items(item_type: pa.DataType, attributes: tuple[pa.Field, ...] = ()) -> Schema:
     """The item index: row i of the table is item row i, in ascending order of `item_id`.
 
-    Counts are of clean events: `num_events` all, `num_train_events` and `num_validation_events` by split.
+    The counts are of clean events: `num_events` of all, the two others of the training and the validation part.
     """
     return pa.schema(
         [
@@ -56,7 +56,7 @@ def items(item_type: pa.DataType, attributes: tuple[pa.Field, ...] = ()) -> Sche
 
 
 def candidates(user_type: pa.DataType, item_type: pa.DataType) -> Schema:
-    """What is published, `layout: long`: ordered by user, then rank; score descending, ties by item id."""
+    """The published table, `layout: long`: one row per user and rank, in this order; equal scores go by item id."""
     return pa.schema(
         [
             pa.field("user_id", user_type, nullable=False),
@@ -69,7 +69,7 @@ def candidates(user_type: pa.DataType, item_type: pa.DataType) -> Schema:
 
 
 def nested_candidates(user_type: pa.DataType, item_type: pa.DataType) -> Schema:
-    """What is published, `layout: nested`: one row per user, the lists in order of rank."""
+    """The published table, `layout: nested`: one row per user, with lists in order of rank."""
     return pa.schema(
         [
             pa.field("user_id", user_type, nullable=False),

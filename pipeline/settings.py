@@ -24,10 +24,10 @@ SIMULATED = "simulated"
 
 
 def default_root() -> str:
-    """`$NIGHTRAILS_ROOT`, else `nightrails-data` in the working directory.
+    """The root when none is configured: `$NIGHTRAILS_ROOT`, else `nightrails-data` in the working directory.
 
-    Inside a package that Ray unpacked for a submitted job the working directory is Ray's temporary folder, where a
-    table would be lost with the session: there the home directory takes its place.
+    A job that was submitted to Ray works in a temporary folder, which Ray removes with its session: it takes
+    `nightrails-data` in the home directory instead.
     """
     given = os.environ.get("NIGHTRAILS_ROOT")
     if given:
@@ -37,12 +37,12 @@ def default_root() -> str:
     return str((Path.home() if unpacked_by_ray else here) / "nightrails-data")
 
 
-def absolute(place: str) -> str:
-    """A folder by its full path, for workers that stand elsewhere; a URI as it is."""
-    return place if "://" in place else str(Path(place).expanduser().absolute())
+def absolute(location: str) -> str:
+    """Make a path absolute, because workers have another working directory; leave a URI as it is."""
+    return location if "://" in location else str(Path(location).expanduser().absolute())
 
 
-Place = Annotated[str, Field(min_length=1), AfterValidator(absolute)]  # a folder, a file or a URI
+Location = Annotated[str, Field(min_length=1), AfterValidator(absolute)]  # a folder, a file or a URI
 
 
 class SimulateSettings(Config):
@@ -53,23 +53,23 @@ class SimulateSettings(Config):
     num_events: PositiveInt = 120_000
     num_days: PositiveInt = 30
     last_day: date = Field(default=date(2026, 11, 20), strict=False)
-    num_tastes: PositiveInt = 24  # hidden clusters that users drift between and items belong to
+    num_tastes: PositiveInt = 24  # hidden clusters: an item belongs to one, a user drifts between several
     repeated_share: Share = 0.01  # events delivered twice
     late_share: Share = 0.01  # events that arrive one to three partitions after their day
-    orphan_share: Share = 0.002  # events on items that the catalogue lacks
+    orphan_share: Share = 0.002  # events on items that are not in the catalogue
     bot_share: Share = 0.002  # users that click thousands of random items
     cold_share: Share = 0.05  # users and items that appear in the last days only
     seed: Count = 0
 
 
 class LogSettings(Config):
-    """Where the interactions are and which column map of `conf/sources/` reads them."""
+    """Where the log is, and the column map of `conf/sources/` that reads it."""
 
-    uri: Place | None = None  # only a simulated log has a place of its own
+    uri: Location | None = None  # None for the simulated log, which lies below the root
     source: str = SIMULATED
 
     @model_validator(mode="after")
-    def _has_a_place(self) -> Self:
+    def _has_a_location(self) -> Self:
         if (self.uri is None) != (self.source == SIMULATED):
             raise ValueError(f"give log.uri with every log.source but {SIMULATED!r}, and only then")
         return self
@@ -78,7 +78,7 @@ class LogSettings(Config):
 class SnapshotSettings(Config):
     """An optional Parquet table: the catalogue (`items`) or the users to serve tonight (`queries`)."""
 
-    uri: Place | None = None  # without it: the ids found in the log
+    uri: Location | None = None  # None: the ids in the log
 
 
 class SplitSettings(Config):
@@ -93,9 +93,9 @@ class PrepareSettings(Config):
     """Cleaning of the log (`jobs/prepare.py`)."""
 
     lookback_days: PositiveInt = 3_650
-    max_user_events_per_day: PositiveInt = 2_000  # a user above it on any day is taken for a bot and left out
-    max_bad_share: Share = 0.01  # of all rows; above it the log is refused
-    max_orphan_share: Share = 0.05  # of events, on items that the catalogue lacks; above it the log is refused
+    max_user_events_per_day: PositiveInt = 2_000  # a user with more on any day is taken for a bot and left out
+    max_bad_share: Share = 0.01  # unreadable rows, of all rows; above it the log is refused
+    max_orphan_share: Share = 0.05  # of events, on items that are not in the catalogue; above it the log is refused
     rows_per_task: PositiveInt = 1_000_000  # bounds the memory of one task
 
 
@@ -163,26 +163,25 @@ class TrainSettings(Config):
 
 
 class LowRankSettings(Config):
-    """The table of TopKLowRank, fitted on exact scores of tonight's users. Built when the search uses it."""
+    """The table of TopKLowRank, fitted to exact scores of tonight's users. It is made only if the search uses it."""
 
-    # Numbers per item; of several, the one with the cheapest search on held-out users.
+    # Numbers per item. Of several ranks, the one with the cheapest search for held-out users is kept.
     ranks: tuple[Rank, ...] = Field(default=(32, 64, 128, 256), strict=False, min_length=1)
-    num_queries: PositiveInt = 2_048  # users on whom the fit is made; all items are scored against some of them
-    num_items: PositiveInt = 32_768  # items on which the fit is made
+    num_queries: PositiveInt = 2_048  # users for the fit; all items are scored against some of them
+    num_items: PositiveInt = 32_768  # items for the fit
 
 
 class CorpusSettings(Config):
-    """Item shards. Their number is logical: an approximate result depends on it, the machines do not."""
+    """Item shards. An approximate result depends on their number, so it is set here and never by the machines."""
 
     num_shards: PositiveInt = 4
     low_rank: LowRankSettings = LowRankSettings()
 
 
-# README, "How it works", says what each does; "tuned" measures and chooses tonight.
+# README, "How it is searched", explains each; "tuned" measures them and chooses one tonight.
 SearchMethod = Literal["tuned", "exact", "exact_two_stage", "topk_avg", "topk_per_embd", "comb_topk", "topk_low_rank"]
 
-
-# Of the tables of stage 1, widest first.
+# Number types of the tables of stage 1, widest first.
 TableDtype = Literal["float32", "bfloat16", "int8"]
 
 
@@ -200,11 +199,12 @@ class SearchSettings(Config):
     method: SearchMethod = "exact"
     num_preselected: PositiveInt = 1_000  # K' of TopKAvg and TopKLowRank, K_avg of CombTopK; per shard
     num_per_embd: PositiveInt = 100  # K' of TopKPerEmbd and CombTopK, per pair of components and shard
-    # auto: the native kernels on CPUs that they were built for, else PyTorch. The same lists come from any.
+    # auto: the native kernels on CPUs that they support, else PyTorch. An exact method gives the same lists on all.
     backend: Literal["auto", "torch", "native", "triton"] = "auto"
-    # So the native and Triton kernels keep the tables of stage 1; scores are exact with any. `tuned` tries less.
+    # Number type of the tables of stage 1 in the native and Triton kernels. The published scores are exact with any
+    # type; `tuned` also tries narrower ones.
     table_dtype: TableDtype = "bfloat16"
-    target_recall: Share = 0.99  # of `tuned`, against exact search
+    target_recall: Share = 0.99  # recall that `tuned` must reach, against exact search
     tuning: TuningSettings = TuningSettings()
     max_escalated: Count = 0  # items per query and shard scored beyond the candidates to prove a list exact
 
@@ -223,9 +223,9 @@ class SearchSettings(Config):
 
 
 class ClusterSettings(Config):
-    """Where and how the stages run. None of it changes the result."""
+    """Where and how the stages run. No key here changes the result."""
 
-    # local: everything in this process, without Ray; for small logs, debugging and tests.
+    # local: everything runs in this process, without Ray; for small logs, debugging and tests.
     mode: Literal["ray", "local"] = "ray"
     replicas: PositiveInt = 1  # actors per shard
     cpus_per_actor: PositiveFloat = 0.25
@@ -233,7 +233,7 @@ class ClusterSettings(Config):
     threads_per_actor: PositiveInt = 1
     max_stages_per_wave: PositiveInt = 64
     deadline_minutes: PositiveInt = 720
-    no_progress_minutes: PositiveInt = 5  # a search in which no unit moves for so long has failed
+    no_progress_minutes: PositiveInt = 5  # a search fails when no unit moves for this long
 
 
 class OutputSettings(Config):
@@ -245,7 +245,7 @@ class OutputSettings(Config):
 
 
 class EvaluateSettings(Config):
-    """Held-out metrics and the audit of the approximation."""
+    """Held-out metrics, and the recall check of an approximate search."""
 
     cutoffs: tuple[PositiveInt, ...] = Field(default=(10, 50, 100), strict=False, min_length=1)
     max_queries: PositiveInt = 20_000  # a seeded sample of the users that have held-out events
@@ -254,16 +254,18 @@ class EvaluateSettings(Config):
 
 
 class GateSettings(Config):
-    """What a run must reach to be published; a run below it exits with 10 and yesterday's table stays."""
+    """The least that a run must reach to be published; below it the job exits with 10 and yesterday's table stays."""
 
     min_overlap: Share = 0.95  # mean overlap@k of the approximate lists with exact search
-    min_lift_over_popularity: Annotated[float, Field(ge=0.0)] = 0.0  # of HR at the first cutoff; 1 = as good
+    min_lift_over_popularity: Annotated[float, Field(ge=0.0)] = (
+        0.0  # hit rate at the first cutoff, divided by popularity's
+    )
 
 
 class Settings(Config):
     """The whole configuration of a night."""
 
-    root: Place = Field(default_factory=default_root, validate_default=True)
+    root: Location = Field(default_factory=default_root, validate_default=True)
     root_is_shared: bool = False  # a local root that every node of the cluster mounts
     name: str = "candidates"
     log: LogSettings = LogSettings()
@@ -287,7 +289,7 @@ class Settings(Config):
         return self.search.method in ("topk_low_rank", "tuned")
 
     def with_search(self, changes: Mapping[str, object]) -> "Settings":
-        """The same settings with some keys of `search` changed."""
+        """Copy the settings with some keys of `search` changed."""
         return self.model_copy(update={"search": self.search.model_copy(update=dict(changes))})
 
     @field_validator("name")
@@ -311,11 +313,11 @@ class Settings(Config):
                 f"({self.simulate.num_days}) to train on"
             )
         if faults:
-            raise ValueError("\n  ".join(faults))
+            raise ValueError("\n".join(faults))
         return self
 
     def faults_with(self, num_items: int, known_from: str) -> list[str]:
-        """What cannot be asked of a corpus of so many items; `known_from` says who counted them."""
+        """List the settings that do not fit a corpus of `num_items` items; `known_from` says who counted the items."""
         faults = []
         if self.train.num_negatives >= num_items:
             faults.append(

@@ -23,11 +23,11 @@ from pipeline.model.training import EpochReport, TrainingState
 from pipeline.settings import ModelSettings, Settings
 
 REMEDY = "remove the model and train again"
-TENSORS, HISTORY = "state.safetensors", "history.json"  # of an unfinished training run
+TENSORS, HISTORY = "state.safetensors", "history.json"  # files of an unfinished training run
 
 
 class ModelConfig(Config):
-    """All that is needed to build the model whose weights lie beside it."""
+    """The settings that build the model; the weights are in a file beside this one."""
 
     model: ModelSettings
     num_items: int
@@ -36,7 +36,7 @@ class ModelConfig(Config):
 def write_checkpoint(night: Night, model: RetrievalModel, settings: Settings, metrics: TrainingMetrics) -> Manifest:
     """Write weights, configuration and metrics, then the manifest that makes the artifact exist.
 
-    Returns the manifest that stands, the first of several attempts.
+    Returns the manifest of the first attempt, which stands.
     """
     config = ModelConfig(model=model.settings, num_items=model.num_items)
     weights = save_tensors({name: weight.contiguous().cpu() for name, weight in model.state_dict().items()})
@@ -57,7 +57,7 @@ def write_checkpoint(night: Night, model: RetrievalModel, settings: Settings, me
 
 
 def load_model(storage: Storage, checkpoint: Artifact) -> RetrievalModel:
-    """The model in evaluation mode, on the CPU. Raises InputError when it is missing or damaged."""
+    """Load the model in evaluation mode, on the CPU. Raises InputError when it is missing or damaged."""
     manifest = require_manifest(storage, checkpoint, "train")
     try:
         config = ModelConfig.model_validate_json(_read(storage, checkpoint, manifest, "config"))
@@ -65,12 +65,14 @@ def load_model(storage: Storage, checkpoint: Artifact) -> RetrievalModel:
         model.load_state_dict(load_tensors(_read(storage, checkpoint, manifest, "model")))
     except (ValidationError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{storage.uri}/{checkpoint.prefix}: not a model of ours ({reason}); {REMEDY}") from None
+        raise InputError(
+            f"{storage.uri}/{checkpoint.prefix}: no model can be built from these files ({reason}); {REMEDY}"
+        ) from None
     return model.eval().requires_grad_(False)
 
 
 def read_metrics(storage: Storage, checkpoint: Artifact) -> TrainingMetrics:
-    """What training measured: the history by epoch and the figures of the chosen one."""
+    """Read the metrics of training, of every epoch and of the chosen one. Raises InputError for damaged files."""
     manifest = require_manifest(storage, checkpoint, "train")
     origin = f"{storage.uri}/{checkpoint.key(_entry(manifest, 'metrics').key)}"
     return parse(TrainingMetrics, _read(storage, checkpoint, manifest, "metrics"), origin, REMEDY)
@@ -85,7 +87,7 @@ def _entry(manifest: Manifest, name: str) -> FileEntry:
 
 
 def save_state(folder: Path, state: TrainingState) -> None:
-    """Write all that `load_state` needs; the folder exists."""
+    """Write the state of a training run into an existing folder, for `load_state`."""
     tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
     tensors |= {f"best.{name}": value for name, value in state.best_weights.items()}
     for index, moments in state.optimiser.state_dict()["state"].items():
@@ -95,7 +97,7 @@ def save_state(folder: Path, state: TrainingState) -> None:
 
 
 def load_state(folder: Path, state: TrainingState) -> None:
-    """Make a new state (same settings, same number of items) what `save_state` wrote."""
+    """Fill a new state, made with the same settings and number of items, from the files of `save_state`."""
     tensors = load_tensors((folder / TENSORS).read_bytes())
     state.model.load_state_dict(_below(tensors, "model."))
     device = next(state.model.parameters()).device
@@ -109,12 +111,12 @@ def load_state(folder: Path, state: TrainingState) -> None:
 
 
 def read_history(folder: Path) -> list[EpochReport]:
-    """The epochs that the saved run has finished."""
+    """Read the reports of the epochs that the saved run has finished."""
     return [EpochReport(**report) for report in json.loads((folder / HISTORY).read_text())]
 
 
 def read_best_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights of the saved run's best epoch, on the CPU."""
+    """Read the weights of the saved run's best epoch by parameter name, on the CPU."""
     return _below(load_tensors((folder / TENSORS).read_bytes()), "best.")
 
 

@@ -1,4 +1,4 @@
-"""The Evaluation artifact, and what lies in it while it is made: the sample of users, and claims by unit."""
+"""The Evaluation artifact, and the claims that it is made from: the sample of users, and results by unit."""
 
 from pydantic import Field
 
@@ -15,18 +15,18 @@ REMEDY = "run jobs/evaluate.py again"
 
 
 class Sample(Config):
-    """Which users are asked: those whose sampling key is at most a threshold, so that each unit knows its own."""
+    """The users to evaluate: all whose sampling key is at most a threshold, so that each unit can select its own."""
 
     query_threshold: int
     checked_threshold: int
-    units: list[int]  # with at least one user to ask
+    units: list[int]  # with at least one user of the sample
     checked_units: list[int]  # in which lists are compared with exact search
-    num_evaluable: int  # users with a visible event and a target, of whom these are a sample
-    num_without_history: int  # users with a target whom nobody can rank for: no event before the test
+    num_evaluable: int  # users with an event before the test and a target: the sample is drawn from them
+    num_without_history: int  # users with a target but without an event before the test: no list can be made for them
 
 
 class Exposure(Config):
-    """In how many of a unit's lists each of these items is."""
+    """The number of a unit's lists that hold each of some items, in the model's lists and in popularity's."""
 
     item_rows: list[int]
     model: list[int]
@@ -34,14 +34,14 @@ class Exposure(Config):
 
 
 class UnitScores(Config):
-    """What a unit adds to the metrics."""
+    """The share of one unit in the metrics."""
 
     queries: int
     num_proven: int  # lists that are certainly those of exact search
     model: dict[str, MeanSum]
     popularity: dict[str, MeanSum]
     exposure: Exposure
-    checked: list[list[int]] = Field(default_factory=list)  # item rows of the lists to compare, by user
+    checked: list[list[int]] = Field(default_factory=list)  # item rows of each list to compare with exact search
 
 
 class UnitOverlap(Config):
@@ -51,22 +51,22 @@ class UnitOverlap(Config):
 
 
 def sample_claims(night: Night) -> Claims[Sample]:
-    """The one sample of the night is part 0."""
+    """The claim of the night's sample: part 0 is the only one."""
     return Claims(night.storage, night.evaluation.prefix, "sample", Sample, no_files)
 
 
 def score_claims(night: Night) -> Claims[UnitScores]:
-    """The scores by unit."""
+    """The claims of the scores: part n is unit n."""
     return Claims(night.storage, night.evaluation.prefix, "unit", UnitScores, no_files)
 
 
 def overlap_claims(night: Night) -> Claims[UnitOverlap]:
-    """The recall checks by unit."""
+    """The claims of the recall checks: part n is unit n."""
     return Claims(night.storage, night.evaluation.prefix, "recall-check", UnitOverlap, no_files)
 
 
 def write_metrics(night: Night, settings: Settings, metrics: Metrics) -> Metrics:
-    """Write the metrics, then the manifest; returns the metrics that stand, the first of several attempts."""
+    """Write the metrics, then the manifest. Returns the metrics of the first attempt, which stand."""
     data = metrics.model_dump_json(indent=1).encode()
     manifest = seal(
         night.storage,
@@ -81,7 +81,7 @@ def write_metrics(night: Night, settings: Settings, metrics: Metrics) -> Metrics
 
 
 def read_metrics(storage: Storage, evaluation: Artifact) -> Metrics | None:
-    """The metrics, or None when the evaluation is not finished. Raises InputError when they are damaged."""
+    """Read the metrics; None when the evaluation is not finished. Raises InputError when they are damaged."""
     manifest = read_manifest(storage, evaluation.prefix)
     return None if manifest is None else _read(storage, evaluation, manifest)
 

@@ -1,12 +1,10 @@
 """The Histories artifact: one Parquet file per user bucket, and the item index."""
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.artifacts import Artifact, FileEntry
+from pipeline.data.columns import numpy_of
 from pipeline.data.histories import Bucket
 from pipeline.data.lists import Int64, offsets_of
 from pipeline.errors import InputError
@@ -25,28 +23,28 @@ def bucket_name(bucket: int) -> str:
 
 
 def read_bucket(storage: Storage, histories: Artifact, bucket: int) -> Bucket:
-    """The histories of one user bucket. Raises InputError when they were not prepared."""
+    """Read the histories of one user bucket. Raises InputError when they are not prepared yet."""
     return bucket_from_table(_read(storage, histories.key(bucket_name(bucket))))
 
 
 def write_bucket(storage: Storage, histories: Artifact, index: int, bucket: Bucket) -> FileEntry:
-    """Write the bucket; writing the same one again is fine."""
+    """Write bucket number `index`; writing the same bucket again is fine."""
     data = write_parquet_bytes(bucket_to_table(bucket), footer(histories))
     return write_named_file(storage, histories.prefix, bucket_name(index), data, bucket.num_users)
 
 
 def read_items(storage: Storage, histories: Artifact) -> pa.Table:
-    """The item index (`schema.items`): row i is item row i, in ascending order of `item_id`."""
+    """Read the item index (`schema.items`): row i is item row i, in ascending order of `item_id`."""
     return _read(storage, histories.key(ITEMS))
 
 
 def footer(histories: Artifact) -> dict[str, str]:
-    """What every file of the artifact says about itself."""
+    """The Parquet footer of every file of the artifact."""
     return {"histories_id": histories.id, "schema_version": str(SCHEMA_VERSION)}
 
 
 def bucket_to_table(bucket: Bucket) -> pa.Table:
-    """One row per user (`schema.histories`)."""
+    """Make a table with one row per user (`schema.histories`)."""
     schema = histories_schema(bucket.user_ids.type)
     offsets = pa.array(bucket.offsets.astype(np.int32))
     columns = [
@@ -66,22 +64,17 @@ def bucket_to_table(bucket: Bucket) -> pa.Table:
 
 
 def bucket_from_table(table: pa.Table) -> Bucket:
-    """The inverse of `bucket_to_table`."""
-    lengths: Int64 = _numpy(table["item_rows"].combine_chunks().value_lengths()).astype(np.int64)
+    """Make a bucket from a table: the inverse of `bucket_to_table`."""
+    lengths: Int64 = numpy_of(table["item_rows"].combine_chunks().value_lengths()).astype(np.int64)
     return Bucket(
         user_ids=table["user_id"].combine_chunks(),
         offsets=offsets_of(lengths),
-        item_rows=_numpy(table["item_rows"].combine_chunks().flatten()),
-        event_ts=_numpy(table["event_ts"].combine_chunks().flatten()),
-        weights=_numpy(table["weights"].combine_chunks().flatten()),
-        num_train=_numpy(table["num_train"].combine_chunks()),
-        num_validation=_numpy(table["num_validation"].combine_chunks()),
+        item_rows=numpy_of(table["item_rows"].combine_chunks().flatten()),
+        event_ts=numpy_of(table["event_ts"].combine_chunks().flatten()),
+        weights=numpy_of(table["weights"].combine_chunks().flatten()),
+        num_train=numpy_of(table["num_train"]),
+        num_validation=numpy_of(table["num_validation"]),
     )
-
-
-def _numpy(array: pa.Array) -> npt.NDArray[Any]:
-    values: npt.NDArray[Any] = array.to_numpy(zero_copy_only=False)
-    return values
 
 
 def _read(storage: Storage, key: str) -> pa.Table:

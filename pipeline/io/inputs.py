@@ -1,6 +1,6 @@
-"""Tonight's inputs: which files count, listed once into a frozen value, and the one way to open them.
+"""Tonight's input files: listed once into a frozen value, and opened in one way.
 
-A file that is not what was listed any more (replaced, grown, removed) ends the run with its name: a retry lists again.
+A file that was replaced, grew or was removed after it was listed ends the run with its name; a retry lists again.
 """
 
 import fnmatch
@@ -34,21 +34,21 @@ PARQUET_SUFFIXES = {".parquet", ".pq", ".parq"}
 class Files:
     """Some files of one store, in order of key, as they were listed."""
 
-    uri: str  # of the store that the keys are relative to
+    uri: str  # of the store; keys are relative to it
     files: tuple[ObjectInfo, ...]
-    is_immutable: bool = False  # made by us and never overwritten: no need to look whether they changed
+    is_immutable: bool = False  # written by us and never overwritten: only the size is checked
 
     def origin(self, file: ObjectInfo) -> str:
-        """How errors name a file."""
+        """The URI of a file, for error messages."""
         return f"{self.uri}/{file.key}"
 
     def identity(self) -> list[list[str | int]]:
-        """What a fingerprint covers: the same files at another place are the same input."""
+        """Key, size and etag of each file, for a fingerprint: the same files below another URI are the same input."""
         return [[file.key, file.size, file.etag] for file in self.files]
 
     @contextmanager
     def open(self, file: ObjectInfo) -> Iterator[pa.NativeFile]:
-        """The file for reading. Raises InfrastructureError when it is not the listed one, before or after the block."""
+        """Open the file for reading. Raises InfrastructureError when it changes between its listing and the end."""
         storage = open_storage(self.uri)
         self._check_unchanged(storage.head(file.key), file)
         try:
@@ -63,16 +63,16 @@ class Files:
                 raise
         self._check_unchanged(storage.head(file.key), file)
 
-    def _check_unchanged(self, now: ObjectInfo | None, listed: ObjectInfo) -> None:
-        if now is None:
+    def _check_unchanged(self, current: ObjectInfo | None, listed: ObjectInfo) -> None:
+        if current is None:
             raise self._changed(listed, "removed")
-        if now.size != listed.size or (now.etag != listed.etag and not self.is_immutable):
+        if current.size != listed.size or (current.etag != listed.etag and not self.is_immutable):
             raise self._changed(listed, "changed")
 
     def _changed(self, file: ObjectInfo, how: str) -> InfrastructureError:
         return InfrastructureError(
-            f"{self.origin(file)}: {how} since tonight's inputs were listed, so nothing is made of it; "
-            "run again when the input is complete: a new run lists its inputs anew"
+            f"{self.origin(file)}: {how} since tonight's inputs were listed, so it is not used; "
+            "run again when the input is complete: each run lists its inputs anew"
         )
 
 
@@ -82,10 +82,10 @@ class Log(Files):
 
     source: SourceSpec = field(default_factory=SourceSpec)
     source_file: str = ""
-    is_partitioned: bool = False  # in ds= partitions
+    is_partitioned: bool = False  # its files are in ds= partitions
 
     def until(self, ds: date) -> "Log":
-        """The log up to the partition of `ds`, where it has partitions. Raises InputError without that partition."""
+        """Cut a partitioned log after the partition of `ds`. Raises InputError when there is no partition `ds`."""
         if not self.is_partitioned:
             return self
         days = [day for file in self.files if (day := day_of(file.key)) is not None]
@@ -99,7 +99,7 @@ class Log(Files):
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that the night of `ds` reads. Without `items` the catalogue is that of the log, without `queries`
+    """All files that the night of `ds` reads. Without `items` the catalogue is the items of the log; without `queries`
     every user with a history is served."""
 
     ds: date
@@ -108,7 +108,7 @@ class Inputs:
     queries: Files | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What ids are made from, by name."""
+        """The part of each input in the artifacts' ids, by the name of the input."""
         return {
             "day": self.ds.isoformat(),
             "log": [self.log.identity(), self.log.source.model_dump(mode="json")],
@@ -118,19 +118,19 @@ class Inputs:
 
 
 def source_path(name: str) -> Path:
-    """Where the column map lies: below the working directory, else beside our own code."""
+    """Find the column map `name`: below the working directory, else beside our code. Raises InputError."""
     folders = [folder for folder in (SOURCES, Path(__file__).parents[2] / SOURCES) if folder.is_dir()]
-    wanted = "default" if name == SIMULATED else name  # the simulator writes our own schema
+    stem = "default" if name == SIMULATED else name  # the simulator writes our own schema
     known = {path.stem: path for folder in reversed(folders) for path in folder.glob("*.yaml")}
-    if wanted not in known:
+    if stem not in known:
         raise InputError(f"log.source {name!r}: there is no {SOURCES}/{name}.yaml{nearest(name, known)}")
-    return known[wanted]
+    return known[stem]
 
 
 def list_log(settings: Settings) -> Log:
     """List the whole log.
 
-    Raises InputError for a log that is not there or empty, a file of zero bytes, or files beside partitions.
+    Raises InputError for a log that is missing or empty, a file of zero bytes, or a file outside the partitions.
     """
     path = source_path(settings.log.source)
     source = load_config(SourceSpec, path)
@@ -138,12 +138,12 @@ def list_log(settings: Settings) -> Log:
         listed = _simulated(settings, "log/")
     else:
         listed = _listing(settings.log.uri, "log.uri")
-        if not f"/{settings.log.uri}".endswith(f"/{listed.files[0].key}"):  # a folder, and not the very file
-            wanted = tuple(file for file in listed.files if fnmatch.fnmatch(Path(file.key).name, source.files))
-            listed = replace(listed, files=wanted)
+        if not f"/{settings.log.uri}".endswith(f"/{listed.files[0].key}"):  # a folder, not the file itself
+            matching = tuple(file for file in listed.files if fnmatch.fnmatch(Path(file.key).name, source.files))
+            listed = replace(listed, files=matching)
     if not listed.files:
-        named = settings.log.uri or listed.uri
-        raise InputError(f"log.uri {named}: the log is empty: no file there matches {source.files!r} ({path})")
+        uri = settings.log.uri or listed.uri
+        raise InputError(f"log.uri {uri}: the log is empty: no file there matches {source.files!r} ({path})")
     _check_sizes(listed)
     days = [_partition_day(listed.uri, file.key) for file in listed.files]
     if any(days) and not all(days):
@@ -155,24 +155,24 @@ def list_log(settings: Settings) -> Log:
 
 
 def list_items(settings: Settings, ds: date) -> Files | None:
-    """The catalogue, or None when there is none. A simulated log brings its own."""
+    """List the catalogue; None when there is none. A simulated log has its own. Raises InputError as `list_log`."""
     if settings.items.uri is None and settings.log.source == SIMULATED:
         return _simulated(settings, "items.parquet")
     return _snapshot(settings.items.uri, "items.uri", ds)
 
 
 def list_queries(settings: Settings, ds: date) -> Files | None:
-    """The table of the users to serve tonight, or None: everybody with a history."""
+    """List the table of the users to serve tonight; None: everybody with a history. Raises InputError as `list_log`."""
     return _snapshot(settings.queries.uri, "queries.uri", ds)
 
 
 def day_of(key: str) -> date | None:
-    """The day in the `ds=` part of a key, or None."""
+    """The day in the `ds=` part of a key; None without such a part. Raises InputError when it is not a day."""
     return _partition_day("", key)
 
 
 def read_user_ids(queries: Files) -> pa.Array:
-    """The distinct `user_id`s of the table, as string or int64, ascending. Raises InputError for a null one."""
+    """Read the distinct `user_id`s, string or int64, ascending. Raises InputError for null ids and for other types."""
     parts = []
     for file in queries.files:
         origin = queries.origin(file)
@@ -207,7 +207,7 @@ def _snapshot(uri: str | None, name: str, ds: date) -> Files | None:
         raise InputError(f"{name} {uri}: no Parquet file there")
     _check_sizes(listed)
     days = {day for file in files if (day := _partition_day(listed.uri, file.key)) is not None}
-    if days:  # a daily snapshot: the newest that was known on the day
+    if days:  # a daily snapshot: the newest that is not after the day to serve
         usable = [day for day in days if day <= ds]
         if not usable:
             raise InputError(f"{name} {uri}: its oldest partition is ds={min(days)}, after the day to serve ({ds})")
@@ -216,7 +216,7 @@ def _snapshot(uri: str | None, name: str, ds: date) -> Files | None:
 
 
 def _simulated(settings: Settings, prefix: str) -> Files:
-    """Files of the simulated log. Their SHA-256 stands for the etag, so that every store gives the same ids."""
+    """List files of the simulated log, with their SHA-256 as etag, so that every store gives the same ids."""
     folder = simulated_prefix(settings.simulate)
     storage = open_storage(settings.root)
     manifest = read_manifest(storage, folder)
@@ -227,7 +227,7 @@ def _simulated(settings: Settings, prefix: str) -> Files:
 
 
 def _listing(uri: str, name: str) -> Files:
-    """The objects below `uri`, a folder or one file, without hidden and `_` ones."""
+    """List the objects below `uri`, a folder or one file, without names that begin with `_` or a dot."""
     folder, file_name = _split_file(uri)
     if file_name:
         storage = open_storage(folder)
@@ -242,7 +242,7 @@ def _listing(uri: str, name: str) -> Files:
 
 
 def _split_file(uri: str) -> tuple[str, str]:
-    """The folder and the name of what may be a file; an empty name when it cannot be one."""
+    """Split a URI into a folder and the name of a file; the name is empty when the URI cannot be a file."""
     if "://" not in uri:
         path = Path(uri).absolute()
         return str(path.parent), path.name if path.is_file() else ""

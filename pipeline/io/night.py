@@ -1,4 +1,4 @@
-"""The night, named once: its day, its inputs, and the id of everything it makes, before anything is computed."""
+"""The night: its day, its inputs and the id of every artifact, all fixed before anything is computed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from pipeline.settings import Settings
 
 @dataclass(frozen=True)
 class Night:
-    """Handed down to everything that works on one night; small, and free of data."""
+    """The store, inputs and artifacts of one night, for every function that works on it. Small: it holds no data."""
 
     storage: Storage
     inputs: Inputs
@@ -34,10 +34,10 @@ class Night:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the id of an artifact covers: its version, the ids in `made_from`, and some of the settings.
+    """The ingredients of an artifact's id: a version, the ids in `made_from`, and some of the settings.
 
     Raise `version` by hand when the same inputs would give other content. Settings that cannot change the content
-    (threads, tiles, places) stay out, so that a night with others of them takes up what is done.
+    (threads, tiles, locations) stay out, so that a night that changes them finds its finished work.
     """
 
     version: int
@@ -83,7 +83,7 @@ def _of_run(settings: Settings) -> dict[str, Any]:
     return {"output": settings.output.model_dump(mode="json"), "name": settings.name}
 
 
-# In the order of the night. `day`, `log`, `items` and `queries` are the inputs.
+# In the order of the night. `day`, `log`, `items` and `queries` are inputs, the other names are artifacts.
 RECIPES = {
     "histories": Recipe(2, ("day", "log", "items"), _of_histories),
     "model": Recipe(2, ("histories",), _of_checkpoint),
@@ -95,9 +95,9 @@ RECIPES = {
 
 
 def open_night(settings: Settings, ds: date | None = None) -> Night:
-    """List the inputs and name everything; `ds` None is the newest day in the log.
+    """List the inputs and name every artifact; without `ds` the night is that of the newest day in the log.
 
-    Reads listings only, except for a log without `ds=` partitions when its newest day has to be found.
+    Reads listings only, except to find the newest day of a log without `ds=` partitions.
     Raises InputError for inputs that are missing or empty.
     """
     log = list_log(settings)
@@ -107,7 +107,7 @@ def open_night(settings: Settings, ds: date | None = None) -> Night:
 
 
 def name_night(storage: Storage, settings: Settings, inputs: Inputs) -> Night:
-    """The night of these inputs: every id follows from the inputs and from the settings that shape its artifact."""
+    """Compute the id of every artifact from the inputs and from the settings that shape the artifact."""
     ids: dict[str, object] = dict(inputs.identity())
     for kind, recipe in RECIPES.items():
         made_from = [ids[name] for name in recipe.made_from]

@@ -1,4 +1,4 @@
-"""Parquet in and out: written with page checksums, read with verification, never a pickled column."""
+"""Write Parquet with page checksums; read it with verification, and never a pickled column."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,24 +12,24 @@ EXTENSION_KEY = b"ARROW:extension:name"
 
 
 def write_parquet_bytes(table: pa.Table, metadata: Mapping[str, str] | None = None) -> bytes:
-    """The table as one Parquet file; `metadata` goes into its footer."""
+    """Write the table as one Parquet file; `metadata` goes into its footer."""
     sink = pa.BufferOutputStream()
     pq.write_table(
         table.replace_schema_metadata(dict(metadata or {})),
         sink,
         compression="zstd",
         compression_level=1,
-        write_page_checksum=True,  # without it nine of ten flipped bits are read as good data
+        write_page_checksum=True,  # without them nine of ten flipped bits are read as good data
     )
     data: bytes = sink.getvalue().to_pybytes()
     return data
 
 
 def read_parquet_bytes(data: bytes | pa.NativeFile, origin: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table, or its `columns` in that order. `origin` names the file in errors.
+    """Read a table, or only `columns` in the given order. `origin` names the file in errors.
 
-    Raises InputError when the file is damaged, lacks a column, or has a column of an extension type (those can hold
-    pickled code); InfrastructureError when the store fails while it is read.
+    Raises InputError when the file is damaged, lacks a column, or has a column of an extension type (which can hold
+    pickled code); InfrastructureError when the store fails while the file is read.
     """
     source = pa.BufferReader(data) if isinstance(data, bytes) else data
     with arrow_errors_named(origin), pq.ParquetFile(source, page_checksum_verification=True) as file:
@@ -40,7 +40,7 @@ def read_parquet_bytes(data: bytes | pa.NativeFile, origin: str, columns: Sequen
 
 @contextmanager
 def arrow_errors_named(origin: str) -> Iterator[None]:
-    """Turn what Arrow says about a file into our errors: the file is damaged, or the store failed."""
+    """Turn Arrow's errors into InputError (the file is damaged) or InfrastructureError (the store failed)."""
     try:
         yield
     except NightrailsError:
@@ -55,7 +55,7 @@ def arrow_errors_named(origin: str) -> Iterator[None]:
 
 
 def check_no_extension_types(schema: pa.Schema, origin: str) -> None:
-    """Raise InputError that names the first column, at any depth, whose type Arrow would hand to foreign code."""
+    """Raise InputError that names a column, at any depth, with an extension type, which can carry code."""
     for field in _fields(schema):
         if isinstance(field.type, pa.BaseExtensionType) or EXTENSION_KEY in (field.metadata or {}):
             raise InputError(
@@ -72,7 +72,7 @@ def _check_schema(schema: pa.Schema, origin: str, columns: Sequence[str] | None)
 
 
 def _fields(schema: pa.Schema) -> Iterator[pa.Field]:
-    """Every field of the schema, nested ones too."""
+    """Yield every field of the schema, nested fields too."""
     waiting = list(schema)
     while waiting:
         field = waiting.pop()

@@ -1,4 +1,4 @@
-"""Reading the files of a log: their columns, checked before anything runs, and their rows, some at a time."""
+"""Read the files of a log: check all their columns first, then read rows, a bounded number at a time."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,32 +27,32 @@ from pipeline.io.inputs import Log, day_of
 from pipeline.io.parquet import arrow_errors_named, check_no_extension_types
 from pipeline.io.storage.base import ObjectInfo
 
-READERS = 16  # footers are small: reading them is waiting
+READERS = 16  # threads: reading small footers is mostly waiting
 BATCH_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
 class FileColumns:
-    """What the head of one file says: the Arrow types of our columns, other columns, and rows by row group."""
+    """The columns of one file, from its header or footer."""
 
-    types: dict[str, pa.DataType]
-    extra: tuple[str, ...]
-    group_rows: tuple[int, ...] = ()  # Parquet only
+    types: dict[str, pa.DataType]  # Arrow types by our column names
+    extra: tuple[str, ...]  # the file's names of columns that nobody reads
+    group_rows: tuple[int, ...] = ()  # number of rows by row group, Parquet only
 
 
 @dataclass(frozen=True)
 class LogColumns:
-    """What all files of a log agree on."""
+    """The columns of a log, which are the same in all its files."""
 
     user_type: pa.DataType
     item_type: pa.DataType
-    names: tuple[str, ...]  # ours, that the log has
-    extra: tuple[str, ...]  # the log's, that nobody reads
-    group_rows: tuple[tuple[int, ...], ...]  # by file
+    names: tuple[str, ...]  # our names of the columns that the log has
+    extra: tuple[str, ...]  # the log's names of columns that nobody reads
+    group_rows: tuple[tuple[int, ...], ...]  # number of rows by file and row group
 
 
 def newest_day(log: Log) -> date:
-    """The newest `ds=` partition, else the day (UTC) of the newest sane `event_ts` in the log."""
+    """Find the newest `ds=` partition, else the day (UTC) of the newest sane `event_ts`. Raises InputError."""
     if log.is_partitioned:
         return max(day for file in log.files if (day := day_of(file.key)) is not None)
     check_columns(log)
@@ -74,19 +74,19 @@ def newest_day(log: Log) -> date:
 
 
 def check_columns(log: Log) -> LogColumns:
-    """Look at the head of every file. Raises InputError that names the file and the column: a column that is
-    missing, has a type that cannot be read, or another type than in the first file."""
+    """Read the header or footer of every file. Raises InputError that names the file and the column when a column is
+    missing, has a type that cannot be read, or has another type than in the first file."""
     with ThreadPoolExecutor(READERS) as pool:
         heads = list(pool.map(lambda file: _head(log, file), log.files))
     first = heads[0]
     for file, head in zip(log.files, heads, strict=True):
         for name in first.types.keys() | head.types.keys():
-            theirs, ours = head.types.get(name), first.types.get(name)
-            if theirs != ours:
+            file_type, first_type = head.types.get(name), first.types.get(name)
+            if file_type != first_type:
                 column = log.source.columns.named[name]
                 raise InputError(
-                    f"{log.origin(file)}: column {column!r} is {theirs or 'missing'}, but {ours or 'missing'} in "
-                    f"{log.files[0].key}; write all files of the log with the same types"
+                    f"{log.origin(file)}: column {column!r} is {file_type or 'missing'}, but "
+                    f"{first_type or 'missing'} in {log.files[0].key}; write all files of the log with the same types"
                 )
     extra = sorted({name for head in heads for name in head.extra})
     return LogColumns(
@@ -101,18 +101,18 @@ def check_columns(log: Log) -> LogColumns:
 def read_rows(
     log: Log, file: ObjectInfo, row_groups: tuple[int, ...] | None, names: tuple[str, ...]
 ) -> Iterator[RawRows]:
-    """The rows of a file (or of some row groups of it) in order, a bounded number at a time."""
-    theirs = {log.source.columns.named[name]: name for name in names}
+    """Yield the columns `names` of a file, or of some row groups of it, a bounded number of rows at a time."""
+    our_names = {log.source.columns.named[name]: name for name in names}
     with arrow_errors_named(log.origin(file)), log.open(file) as source:
         if log.source.format == "csv":
-            yield from text_rows(source, log, file, theirs)
+            yield from text_rows(source, log, file, our_names)
             return
         with pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False, buffer_size=1 << 20) as parquet:
             for batch in parquet.iter_batches(
-                BATCH_ROWS, row_groups=row_groups, columns=list(theirs), use_threads=False
+                BATCH_ROWS, row_groups=row_groups, columns=list(our_names), use_threads=False
             ):
                 table = pa.Table.from_batches([batch])
-                yield RawRows(table.rename_columns([theirs[name] for name in table.column_names]), (), 0)
+                yield RawRows(table.rename_columns([our_names[name] for name in table.column_names]), (), 0)
 
 
 def _head(log: Log, file: ObjectInfo) -> FileColumns:
@@ -125,32 +125,34 @@ def _head(log: Log, file: ObjectInfo) -> FileColumns:
             schema, footer = parquet.schema_arrow, parquet.metadata
             group_rows = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
         check_no_extension_types(schema, origin)
-        types = {column.name: column.type for column in schema}
+        types = {field.name: field.type for field in schema}
     named = log.source.columns.named
-    found = {ours: types[theirs] for ours, theirs in named.items() if theirs in types}
-    for ours, theirs in named.items():
-        if ours not in found and ours not in log.source.optional_columns:
+    our_types = {name: types[column] for name, column in named.items() if column in types}
+    for name, column in named.items():
+        if name not in our_types and name not in log.source.optional_columns:
             raise InputError(
-                f"{origin}: no column {theirs!r}, which {log.source_file} takes as {ours}; "
-                f"the file has {', '.join(types)}{_did_you_mean(theirs, types)}"
+                f"{origin}: no column {column!r}, which {log.source_file} takes as {name}; "
+                f"the file has {', '.join(types)}{_did_you_mean(column, types)}"
             )
     try:
-        return FileColumns(_settled(found, log.source), tuple(sorted(types.keys() - named.values())), group_rows)
+        return FileColumns(
+            _types_to_agree(our_types, log.source), tuple(sorted(types.keys() - named.values())), group_rows
+        )
     except InputError as error:
         raise InputError(f"{origin}: {error}") from None
 
 
-def _settled(found: dict[str, pa.DataType], source: SourceSpec) -> dict[str, pa.DataType]:
-    """The types that matter: of ids what they become, of times the Arrow type, of others one that stands for any."""
+def _types_to_agree(types: dict[str, pa.DataType], source: SourceSpec) -> dict[str, pa.DataType]:
+    """Column types that must agree between files: ids as they are read, times as stored, null for all others."""
     named = source.columns.named
-    settled = {name: pa.null() for name in found}
-    settled["user_id"] = id_type(found["user_id"], source.user_id_type, named["user_id"])
-    settled["item_id"] = id_type(found["item_id"], source.item_id_type, named["item_id"])
-    check_time_type(found["event_ts"], source, named["event_ts"])
-    settled["event_ts"] = found["event_ts"]
-    return settled
+    agreed = {name: pa.null() for name in types}
+    agreed["user_id"] = id_type(types["user_id"], source.user_id_type, named["user_id"])
+    agreed["item_id"] = id_type(types["item_id"], source.item_id_type, named["item_id"])
+    check_time_type(types["event_ts"], source, named["event_ts"])
+    agreed["event_ts"] = types["event_ts"]
+    return agreed
 
 
-def _did_you_mean(wanted: str, known: dict[str, pa.DataType]) -> str:
-    hint = nearest(wanted, known)
+def _did_you_mean(column: str, known: dict[str, pa.DataType]) -> str:
+    hint = nearest(column, known)
     return hint if "did you mean" in hint else ""

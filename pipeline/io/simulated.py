@@ -1,4 +1,4 @@
-"""Writing the simulated log: one partition at a time, the catalogue, and the manifest last."""
+"""Write the simulated log: the catalogue, one partition after the other, and the manifest last."""
 
 import logging
 
@@ -15,7 +15,7 @@ FOOTER = {"schema_version": str(SCHEMA_VERSION)}
 
 
 def write_simulated_log(storage: Storage, settings: SimulateSettings) -> tuple[Manifest, bool]:
-    """The simulated log's manifest, and whether the log was already there. The same settings give the same bytes."""
+    """Write the log; returns its manifest, and whether it existed before. The same settings give the same bytes."""
     prefix = simulated_prefix(settings)
     existing = read_manifest(storage, prefix)
     if existing is not None:

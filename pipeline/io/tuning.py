@@ -1,4 +1,4 @@
-"""The choice of a search, as an artifact: made once a night, so that a rerun searches in the same way."""
+"""The Tuning artifact: the search is chosen once a night, so that a rerun searches in the same way."""
 
 from dataclasses import asdict
 from typing import Any
@@ -10,11 +10,11 @@ from pipeline.io.night import Night
 from pipeline.retrieval.tuning import Tuning
 from pipeline.settings import SearchMethod, Settings, TableDtype
 
-CHOSEN = {"method", "num_preselected", "num_per_embd", "table_dtype"}
+CHOSEN = {"method", "num_preselected", "num_per_embd", "table_dtype"}  # keys of `search`
 
 
 class TuningRecord(Config):
-    """What was chosen, why, and all that was tried."""
+    """The chosen search, the reason, and all trials (`measured`)."""
 
     corpus: str
     method: SearchMethod
@@ -27,12 +27,12 @@ class TuningRecord(Config):
 
 
 def tuning_claims(night: Night) -> Claims[TuningRecord]:
-    """The one choice of the night is part 0."""
+    """The claim of the night's choice: part 0 is the only one."""
     return Claims(night.storage, night.tuning.prefix, "tuning", TuningRecord, no_files)
 
 
 def write_tuning(night: Night, tuning: Tuning) -> TuningRecord:
-    """Keep the choice; that of an earlier attempt stands and is returned."""
+    """Write the choice. Returns the choice of the first attempt, which stands."""
     record = TuningRecord(
         corpus=night.corpus.id,
         method=tuning.chosen.method,
@@ -47,14 +47,14 @@ def write_tuning(night: Night, tuning: Tuning) -> TuningRecord:
 
 
 def read_tuning(night: Night) -> TuningRecord | None:
-    """The choice, or None when none was made yet."""
+    """Read the choice; None when the search is not chosen yet."""
     return tuning_claims(night).read(0)
 
 
 def as_chosen(night: Night, settings: Settings) -> Settings:
-    """The settings with the search that was chosen tonight, where `search.method` is `tuned`; else as they are.
+    """Put the search that was chosen tonight in place of `search.method: tuned`; other settings stay as they are.
 
-    Raises InputError when nothing was chosen yet.
+    Raises InputError when the search is not chosen yet.
     """
     if settings.search.method != "tuned":
         return settings

@@ -1,4 +1,4 @@
-"""The gates: what the evaluation must have measured before a run may be published."""
+"""The gates: figures of the evaluation that a run must reach to be published."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from pipeline.settings import GateSettings
 
 @dataclass(frozen=True)
 class Verdict:
-    """One gate: what was measured beside what the configuration asks for."""
+    """The result of one gate: the measured figure beside the required one."""
 
     gate: str
     measured: float
@@ -21,14 +21,14 @@ class Verdict:
         return self.measured >= self.required
 
     def plain(self) -> dict[str, Any]:
-        """For the manifest."""
+        """Make a dict for the manifest."""
         return asdict(self) | {"passed": self.passed}
 
 
 def check_gates(metrics: Metrics | None, gates: GateSettings) -> list[Verdict]:
-    """Hold the metrics of tonight's evaluation against the gates that are set.
+    """Compare the metrics of tonight's evaluation with the gates; a gate of 0 is not set. Returns one verdict per gate.
 
-    A gate of 0 is open. Raises GateError when one is not reached, or is set and nothing was measured.
+    Raises GateError when a gate is not reached, or when gates are set and there are no metrics.
     """
     required = {"overlap": gates.min_overlap, "lift_over_popularity": gates.min_lift_over_popularity}
     if metrics is None:
@@ -44,14 +44,14 @@ def check_gates(metrics: Metrics | None, gates: GateSettings) -> list[Verdict]:
     if failed:
         faults = "; ".join(f"{v.gate} is {v.measured:.4f}, at least {v.required:.4f} is required" for v in failed)
         raise GateError(
-            f"not published, the table of before stays: {faults}. See what changed since the last night, or lower "
+            f"not published, the last published table stays: {faults}. See what changed since the last night, or lower "
             f"gates.min_{failed[0].gate} if this is the quality you want"
         )
     return verdicts
 
 
 def _lift(metrics: Metrics) -> float:
-    """Hit rate at the first cutoff, as a multiple of popularity's."""
+    """Hit rate at the smallest cutoff, divided by popularity's."""
     name = f"hr@{min(metrics.cutoffs)}"
     model, popularity = metrics.model[name].mean, metrics.popularity[name].mean
     if popularity == 0.0:

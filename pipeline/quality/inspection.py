@@ -25,12 +25,12 @@ from pipeline.schema import SCHEMA_VERSION
 from pipeline.settings import Settings
 from pipeline.stages.queries import TonightsUsers
 
-UNITS_AT_A_TIME = 2  # each holds a bucket's tables in memory
+UNITS_AT_A_TIME = 2  # a unit in work holds a bucket's tables in memory
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """A run's files and audits, in order of unit, its schemas by table, and the number of units by backend."""
+    """The result of an inspection: files and audits in order of unit, schemas by table, number of units by backend."""
 
     files: tuple[RunFile, ...]
     audits: tuple[UnitAudit, ...]
@@ -39,7 +39,7 @@ class Inspection:
 
 
 def inspect_run(night: Night, settings: Settings, sidecars: Mapping[int, Sidecar]) -> Inspection:
-    """Re-hash and audit every file that the sidecars name.
+    """Read every file that the sidecars (by unit) name, check its hash and audit its rows.
 
     Raises InputError for a damaged file and InvalidRunError for the first unit that breaks a promise.
     """
@@ -91,7 +91,7 @@ def describe_run(
     verdicts: Sequence[Verdict],
     tuning: TuningRecord | None = None,
 ) -> RunManifest:
-    """The manifest of a run that passed; `tuning` says how its search was chosen, if it was."""
+    """Build the manifest of a run that passed; `tuning` is given when its search was chosen by measuring."""
     counts: Counter[str] = Counter()
     for audit in inspection.audits:
         counts.update({"candidates": audit.num_rows, "users": audit.num_users, **audit.statuses})
@@ -120,14 +120,14 @@ def describe_run(
 
 
 def _read_table(storage: Storage, run: CandidateRun, file: FileEntry) -> pa.Table:
-    """A file of the run, whose footer must say that it is of this run."""
+    """Read a file of the run. Raises InvalidRunError when its footer names another run, or when rows are missing."""
     origin = f"{storage.uri}/{run.table_prefix}/{file.key}"
     table = read_parquet_bytes(read_file(storage, run.table_prefix, file, "remove it and run jobs/retrieve.py"), origin)
     footer = table.schema.metadata or {}
-    says = {name: footer.get(name.encode(), b"").decode() for name in ("run_id", "schema_version")}
-    if says != {"run_id": run.run_id, "schema_version": str(SCHEMA_VERSION)}:
+    provenance = {name: footer.get(name.encode(), b"").decode() for name in ("run_id", "schema_version")}
+    if provenance != {"run_id": run.run_id, "schema_version": str(SCHEMA_VERSION)}:
         raise InvalidRunError(
-            f"{origin}: its footer says {says}, so it is not of {run.run_id}; remove it and run again"
+            f"{origin}: its footer says {provenance}, so it is not of {run.run_id}; remove it and run again"
         )
     if table.num_rows != file.rows:
         raise InvalidRunError(f"{origin}: {table.num_rows} rows, but {file.rows} were written; remove it")

@@ -1,4 +1,4 @@
-"""The promises of a published table, each a check over whole columns that names the rows that break it.
+"""The promises of a published table. The check of a promise runs over whole columns and names the rows that break it.
 
 R rows (one per user and item). Pure: no files.
 """
@@ -6,13 +6,14 @@ R rows (one per user and item). Pure: no files.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.data.columns import mask_of, numpy_of
 from pipeline.data.histories import Bucket
 from pipeline.data.lists import Int32
 from pipeline.errors import InvalidRunError
@@ -28,7 +29,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Expected:
-    """What the tables of one unit are held against."""
+    """The facts that the tables of one unit must agree with."""
 
     requested: pa.Array  # the users that must be accounted for
     histories: Bucket
@@ -43,7 +44,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Violation:
-    """A promise that was broken, how often, and the first places."""
+    """A broken promise: the number of rows that break it, and the first of them in words."""
 
     promise: str
     count: int
@@ -55,7 +56,7 @@ class Violation:
 
 @dataclass(frozen=True)
 class Rows:
-    """The lists in long form."""
+    """The published lists, one entry per user and item, in the order of the table."""
 
     user_ids: pa.Array
     ranks: Ints
@@ -67,103 +68,102 @@ class Rows:
         user_ids, ranks, item_ids, scores = (
             table[name].combine_chunks() for name in ("user_id", "rank", "item_id", "score")
         )
-        return Rows(user_ids, ranks.to_numpy(zero_copy_only=False).astype(np.int64), item_ids, _numpy(scores))
+        return Rows(user_ids, numpy_of(ranks).astype(np.int64), item_ids, numpy_of(scores))
 
     def name(self, row: int) -> str:
         return f"user {self.user_ids[row]}, rank {self.ranks[row]}, item {self.item_ids[row]}"
 
 
 def flatten(table: pa.Table) -> Rows:
-    """A nested table as rows; its ranks are the places in the lists, whose lengths must agree (schema_faults)."""
+    """Turn a nested table into rows. A rank is a position in the lists, whose lengths must agree (`schema_faults`)."""
     lists = table["item_ids"].combine_chunks()
-    lengths = _numpy(lists.value_lengths()).astype(np.int64)
+    lengths = numpy_of(lists.value_lengths()).astype(np.int64)
     starts = np.cumsum(lengths) - lengths
     ranks = np.arange(1, lengths.sum() + 1) - np.repeat(starts, lengths)
     user_ids = table["user_id"].combine_chunks().take(pa.array(np.repeat(np.arange(len(lengths)), lengths)))
-    return Rows(user_ids, ranks, lists.flatten(), _numpy(table["scores"].combine_chunks().flatten()))
+    return Rows(user_ids, ranks, lists.flatten(), numpy_of(table["scores"].combine_chunks().flatten()))
 
 
 @dataclass(frozen=True)
-class Place:
-    """Each row's user as a place in the accounting and item as a row of the index (-1: in neither), and where the
-    run of rows of one user begins."""
+class Matches:
+    """The rows matched with the accounting and the item index; row numbers, -1 where nothing matches."""
 
-    user_R: Ints
-    item_R: Ints
-    is_start_R: Bools
+    user_R: Ints  # row of the accounting
+    item_R: Ints  # row of the item index
+    is_first_R: Bools  # whether the user differs from the row before
     num_users: int
     num_items: int
 
     @staticmethod
-    def of(rows: Rows, user_ids: pa.ChunkedArray, item_ids: pa.Array) -> "Place":
+    def of(rows: Rows, user_ids: pa.ChunkedArray, item_ids: pa.Array) -> "Matches":
         user_R = _index(rows.user_ids, user_ids)
-        is_start_R = np.ones(len(user_R), dtype=np.bool_)
-        is_start_R[1:] = user_R[1:] != user_R[:-1]
-        return Place(user_R, _index(rows.item_ids, item_ids), is_start_R, len(user_ids), len(item_ids))
+        is_first_R = np.ones(len(user_R), dtype=np.bool_)
+        is_first_R[1:] = user_R[1:] != user_R[:-1]
+        return Matches(user_R, _index(rows.item_ids, item_ids), is_first_R, len(user_ids), len(item_ids))
 
     @property
     def keys_R(self) -> Ints:
         return self.keys_of(self.user_R, self.item_R)
 
     def keys_of(self, users: Ints, items: Ints | Int32) -> Ints:
-        """One number per pair of user and item."""
+        """Give each pair of user and item a number of its own."""
         return (users + 1) * (self.num_items + 1) + items + 1
 
 
-def list_faults(rows: Rows, place: Place) -> Iterator[Violation]:
-    """Ranks, scores, order, uniqueness, ids that are known."""
-    starts = np.flatnonzero(place.is_start_R)
-    expected_rank = np.arange(len(place.user_R)) - np.repeat(starts, np.diff([*starts, len(place.user_R)])) + 1
-    again = np.zeros(len(place.user_R), dtype=np.bool_)
-    again[starts] = _is_repeated(place.user_R[starts])
-    falls, tied = np.zeros_like(again), np.zeros_like(again)
-    inside = ~place.is_start_R[1:]
-    falls[1:] = inside & ~(rows.scores[1:] <= rows.scores[:-1])
-    tied[1:] = inside & (rows.scores[1:] == rows.scores[:-1]) & (place.item_R[1:] < place.item_R[:-1])
-    yield from _rows_where(place.user_R < 0, "the user is in the accounting", rows.name)
-    yield from _rows_where(place.item_R < 0, "the item is in the item index", rows.name)
-    yield from _rows_where(again, "the rows of a user are together", rows.name)
+def list_faults(rows: Rows, matches: Matches) -> Iterator[Violation]:
+    """Check the ranks, scores and order of each list, and that its user and items are known and not repeated."""
+    starts = np.flatnonzero(matches.is_first_R)
+    expected_rank = np.arange(len(matches.user_R)) - np.repeat(starts, np.diff([*starts, len(matches.user_R)])) + 1
+    resumes = np.zeros(len(matches.user_R), dtype=np.bool_)
+    resumes[starts] = _is_repeated(matches.user_R[starts])
+    rises, tied_wrongly = np.zeros_like(resumes), np.zeros_like(resumes)
+    follows = ~matches.is_first_R[1:]
+    rises[1:] = follows & ~(rows.scores[1:] <= rows.scores[:-1])
+    tied_wrongly[1:] = follows & (rows.scores[1:] == rows.scores[:-1]) & (matches.item_R[1:] < matches.item_R[:-1])
+    yield from _rows_where(matches.user_R < 0, "the user is in the accounting", rows.name)
+    yield from _rows_where(matches.item_R < 0, "the item is in the item index", rows.name)
+    yield from _rows_where(resumes, "the rows of a user are together", rows.name)
     yield from _rows_where(rows.ranks != expected_rank, "ranks go 1, 2, 3, … without gaps", rows.name)
     yield from _rows_where(~np.isfinite(rows.scores), "scores are finite", rows.name)
-    yield from _rows_where(falls, "scores do not rise within a list", rows.name)
-    yield from _rows_where(tied, "equal scores are in ascending order of item id", rows.name)
-    keys = place.keys_R
+    yield from _rows_where(rises, "scores do not rise within a list", rows.name)
+    yield from _rows_where(tied_wrongly, "equal scores are in ascending order of item id", rows.name)
+    keys = matches.keys_R
     if len(keys) and (np.diff(np.sort(keys)) == 0).any():
-        is_known = (place.user_R >= 0) & (place.item_R >= 0)
+        is_known = (matches.user_R >= 0) & (matches.item_R >= 0)
         yield from _rows_where(_is_repeated(keys) & is_known, "an item is once in a list", rows.name)
 
 
-def history_faults(rows: Rows, place: Place, user_ids: pa.ChunkedArray, expected: Expected) -> Iterator[Violation]:
-    """No item of a user's whole history."""
+def history_faults(rows: Rows, matches: Matches, user_ids: pa.ChunkedArray, expected: Expected) -> Iterator[Violation]:
+    """Check that no list holds an item of its user's whole history."""
     histories = expected.histories
     user_of_event = np.repeat(_index(histories.user_ids, user_ids), np.diff(histories.offsets))
-    seen = np.sort(place.keys_of(user_of_event, histories.item_rows)[user_of_event >= 0])
-    is_seen_R = _is_in_sorted(place.keys_R, seen) & (place.user_R >= 0)
+    seen = np.sort(matches.keys_of(user_of_event, histories.item_rows)[user_of_event >= 0])
+    is_seen_R = _is_in_sorted(matches.keys_R, seen) & (matches.user_R >= 0)
     yield from _rows_where(is_seen_R, "the item is not in the user's history", rows.name)
 
 
-def accounting_faults(user_table: pa.Table, place: Place, expected: Expected) -> Iterator[Violation]:
-    """One row per requested user, with a status and a number that agree with the list."""
+def accounting_faults(user_table: pa.Table, matches: Matches, expected: Expected) -> Iterator[Violation]:
+    """Check that each requested user has one row, whose status and numbers agree with the user's list."""
     user_ids, status = user_table["user_id"].combine_chunks(), user_table["status"].combine_chunks()
-    claimed = _numpy(user_table["num_returned"].combine_chunks()).astype(np.int64)
-    has_reason = _numpy(pc.greater(pc.utf8_length(user_table["reason"].combine_chunks()), 0))
-    returned = np.bincount(place.user_R[place.user_R >= 0], minlength=place.num_users)
+    claimed = numpy_of(user_table["num_returned"]).astype(np.int64)
+    has_reason = mask_of(pc.greater(pc.utf8_length(user_table["reason"].combine_chunks()), 0))
+    returned = np.bincount(matches.user_R[matches.user_R >= 0], minlength=matches.num_users)
 
     def name(row: int) -> str:
         return f"user {user_ids[row]}, status {status[row]}, num_returned {claimed[row]}, rows {returned[row]}"
 
     def is_one_of(*statuses: str) -> Bools:
-        return _numpy(pc.is_in(status, pa.array(statuses, pa.string()))).astype(np.bool_)
+        return mask_of(pc.is_in(status, pa.array(statuses, pa.string())))
 
     missing = expected.requested.filter(pa.array(_index(expected.requested, user_ids) < 0))
     if len(missing):
         yield Violation("every requested user is accounted for", len(missing), _first(missing))
     yield from _rows_where(_index(user_ids, expected.requested) < 0, "only requested users are accounted for", name)
-    again = _is_repeated(_index(user_ids, pc.unique(user_ids)))
-    yield from _rows_where(again, "a user has one accounting row", name)
+    is_second_row = _is_repeated(_index(user_ids, pc.unique(user_ids)))
+    yield from _rows_where(is_second_row, "a user has one accounting row", name)
     yield from _rows_where(~is_one_of(*USER_STATUSES), f"the status is one of {', '.join(USER_STATUSES)}", name)
-    # A user that is accounted for twice has been reported; both rows would differ from the list's length.
-    yield from _rows_where((returned != claimed) & ~again, "num_returned is the length of the list", name)
+    # Second rows are reported above; they would break this promise too.
+    yield from _rows_where((returned != claimed) & ~is_second_row, "num_returned is the length of the list", name)
     yield from _rows_where(claimed > expected.k, f"a list has at most {expected.k} items", name)
     yield from _rows_where(is_one_of("ok") & (claimed != expected.k), f"ok means exactly {expected.k} items", name)
     yield from _rows_where(is_one_of("short") & (claimed >= expected.k), f"short means under {expected.k}", name)
@@ -171,22 +171,22 @@ def accounting_faults(user_table: pa.Table, place: Place, expected: Expected) ->
     yield from _rows_where(is_one_of(*MUST_GIVE_A_REASON) & ~has_reason, "a short or missing list has a reason", name)
     yield from certificate_faults(user_table, is_one_of(*MUST_BE_EMPTY), name)
     for column in ("num_seen_filtered", "num_rule_filtered"):
-        negative = _numpy(user_table[column].combine_chunks()) < 0
+        negative = numpy_of(user_table[column]) < 0
         yield from _rows_where(negative, f"{column} is not negative", name)
 
 
 def certificate_faults(user_table: pa.Table, has_no_list: Bools, name: Callable[[int], str]) -> Iterator[Violation]:
     """A gap is a size; it is 0 where the list is proven, and unknown where there is no list."""
-    is_proven = _numpy(user_table["is_proven"].combine_chunks()).astype(np.bool_)
+    is_proven = mask_of(user_table["is_proven"])
     max_gap = user_table["max_gap"].combine_chunks()
-    is_known, gap = _numpy(pc.is_valid(max_gap)).astype(np.bool_), _numpy(max_gap.fill_null(0.0))
+    is_known, gap = mask_of(pc.is_valid(max_gap)), numpy_of(max_gap.fill_null(0.0))
     yield from _rows_where(~np.isfinite(gap) | (gap < 0), "max_gap is finite and not negative", name)
     yield from _rows_where(is_proven & (~is_known | (gap != 0)), "a proven list has a max_gap of 0", name)
     yield from _rows_where(has_no_list & (is_proven | is_known), "skipped and error prove nothing", name)
 
 
 def provenance_faults(candidate_table: pa.Table, user_table: pa.Table, expected: Expected) -> Iterator[Violation]:
-    """Every row says of which night, run and model it is."""
+    """Check that every row names its night, run and model."""
     of_run = {"ds": pa.scalar(expected.ds, pa.date32()), "run_id": pa.scalar(expected.run_id)}
     of_list = of_run | {
         "surface": pa.scalar(expected.surface),
@@ -194,13 +194,14 @@ def provenance_faults(candidate_table: pa.Table, user_table: pa.Table, expected:
     }
     for table, columns in ((candidate_table, of_list), (user_table, of_run)):
         for column, value in columns.items():
-            wrong = _numpy(pc.not_equal(table[column].combine_chunks(), value)).astype(np.bool_)
+            wrong = mask_of(pc.not_equal(table[column].combine_chunks(), value))
             yield from _cells_where(wrong, f"{column} is {value}", table, column)
-    unnamed = _numpy(pc.equal(pc.utf8_length(candidate_table["source"].combine_chunks()), 0)).astype(np.bool_)
+    unnamed = mask_of(pc.equal(pc.utf8_length(candidate_table["source"].combine_chunks()), 0))
     yield from _cells_where(unnamed, "source is named", candidate_table, "source")
 
 
 def schema_faults(candidate_table: pa.Table, user_table: pa.Table, expected: Expected) -> Iterator[Violation]:
+    """Check the columns and their types, that nothing is null, and that both nested lists of a user are as long."""
     user_type, item_type = expected.requested.type, expected.item_ids.type
     of_lists = (nested_candidates if expected.layout == "nested" else candidates)(user_type, item_type)
     for name, table, schema in (("candidates", candidate_table, of_lists), ("users", user_table, users(user_type))):
@@ -216,14 +217,14 @@ def schema_faults(candidate_table: pa.Table, user_table: pa.Table, expected: Exp
             if nulls and not schema.field(column).nullable:
                 yield Violation(f"{name}.{column} has no nulls", nulls, ())
     if expected.layout == "nested" and candidate_table.schema.equals(of_lists):
-        lengths = [_numpy(candidate_table[name].combine_chunks().value_lengths()) for name in ("item_ids", "scores")]
+        lengths = [numpy_of(candidate_table[name].combine_chunks().value_lengths()) for name in ("item_ids", "scores")]
         yield from _cells_where(lengths[0] != lengths[1], "item_ids and scores are as long", candidate_table, "user_id")
 
 
 def _rows_where(wrong: Bools, promise: str, name: Callable[[int], str]) -> Iterator[Violation]:
-    found = np.flatnonzero(wrong)
-    if len(found):
-        yield Violation(promise, len(found), tuple(name(int(row)) for row in found[:MAX_EXAMPLES]))
+    rows = np.flatnonzero(wrong)
+    if len(rows):
+        yield Violation(promise, len(rows), tuple(name(int(row)) for row in rows[:MAX_EXAMPLES]))
 
 
 def _cells_where(wrong: Bools, promise: str, table: pa.Table, column: str) -> Iterator[Violation]:
@@ -231,22 +232,21 @@ def _cells_where(wrong: Bools, promise: str, table: pa.Table, column: str) -> It
 
 
 def _index(values: pa.Array, known: pa.Array | pa.ChunkedArray) -> Ints:
-    """The place of each value among the known ones, -1 where it is not."""
-    if isinstance(known, pa.ChunkedArray):
-        known = known.combine_chunks()
-    return _numpy(pc.fill_null(pc.index_in(values, known), -1)).astype(np.int64)
+    """The position of each value in `known`, -1 for an unknown value."""
+    value_set = known.combine_chunks() if isinstance(known, pa.ChunkedArray) else known
+    return numpy_of(pc.fill_null(pc.index_in(values, value_set), -1)).astype(np.int64)
 
 
 def _is_in_sorted(values: Ints, ascending: Ints) -> Bools:
-    """Whether each value is among the ascending ones: far faster than np.isin on keys that come by user."""
+    """Whether each value is in `ascending`. Far faster than np.isin, because the values come user by user."""
     if not len(ascending):
         return np.zeros(len(values), dtype=np.bool_)
-    at = np.searchsorted(ascending, values)
-    return np.asarray(ascending[np.minimum(at, len(ascending) - 1)] == values)
+    positions = np.searchsorted(ascending, values)
+    return np.asarray(ascending[np.minimum(positions, len(ascending) - 1)] == values)
 
 
 def _is_repeated(values: Ints) -> Bools:
-    """True for every value that was there before."""
+    """Whether each value occurs earlier in the array."""
     repeated = np.ones(len(values), dtype=np.bool_)
     repeated[np.unique(values, return_index=True)[1]] = False
     return repeated
@@ -256,14 +256,9 @@ def _first(values: pa.Array) -> tuple[str, ...]:
     return tuple(f"user {value}" for value in values[:MAX_EXAMPLES])
 
 
-def _numpy(array: pa.Array) -> npt.NDArray[Any]:
-    values: npt.NDArray[Any] = array.to_numpy(zero_copy_only=False)
-    return values
-
-
 @dataclass(frozen=True)
 class UnitAudit:
-    """The outcome for one unit; `num_rows` counts user-item pairs in either layout."""
+    """The audit of one unit; `num_rows` counts user-item pairs in either layout."""
 
     num_rows: int
     num_users: int
@@ -274,14 +269,14 @@ class UnitAudit:
 def audit_unit(candidate_table: pa.Table, user_table: pa.Table, expected: Expected) -> UnitAudit:
     """Check every row of a unit against every promise."""
     wrong = [*schema_faults(candidate_table, user_table, expected)]
-    if wrong:  # nothing else can be asked of other columns
+    if wrong:  # the other checks need the columns of the schema
         return UnitAudit(candidate_table.num_rows, user_table.num_rows, {}, tuple(wrong))
     rows = flatten(candidate_table) if expected.layout == "nested" else Rows.of(candidate_table)
-    place = Place.of(rows, user_table["user_id"], expected.item_ids)
+    matches = Matches.of(rows, user_table["user_id"], expected.item_ids)
     violations = [
-        *list_faults(rows, place),
-        *history_faults(rows, place, user_table["user_id"], expected),
-        *accounting_faults(user_table, place, expected),
+        *list_faults(rows, matches),
+        *history_faults(rows, matches, user_table["user_id"], expected),
+        *accounting_faults(user_table, matches, expected),
         *provenance_faults(candidate_table, user_table, expected),
     ]
     statuses = {entry["values"]: entry["counts"] for entry in pc.value_counts(user_table["status"]).to_pylist()}
@@ -289,7 +284,7 @@ def audit_unit(candidate_table: pa.Table, user_table: pa.Table, expected: Expect
 
 
 def require_sound(audit: UnitAudit, origin: str) -> None:
-    """Raise InvalidRunError that names the unit and the first places where it breaks a promise."""
+    """Raise InvalidRunError with every broken promise and its first rows; `origin` names the unit's files."""
     if audit.violations:
         lines = "\n".join(f"  {violation}" for violation in audit.violations)
         raise InvalidRunError(

@@ -1,4 +1,4 @@
-"""A night in words: its metrics as a table, three of its users, and how to read what was published. Text only."""
+"""A night as text: its metrics as a table, three of its users, and how to read the published table."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ Row = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that a user did."""
+    """One event of a user's history."""
 
     day: str
     item: str  # as `item_name` writes it
@@ -18,7 +18,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """One published row."""
+    """One published row of a user's list."""
 
     item: str
     score: float
@@ -26,7 +26,7 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class UserStory:
-    """What one user did, and what tonight's table holds for them."""
+    """One user: the last events, and the first items of the list that was published tonight."""
 
     user_id: str
     status: str
@@ -38,14 +38,14 @@ class UserStory:
 
 
 def item_name(item_id: object, attributes: Mapping[str, object]) -> str:
-    """`Nordic Noir 3 (Crime)` where the catalogue has a title, else the id."""
+    """Name an item for people: `Nordic Noir 3 (Crime)` where the catalogue has a title, else the id."""
     title, category = attributes.get("title"), attributes.get("category")
     name = str(title or item_id)
     return f"{name} ({category})" if category else name
 
 
 def metrics_table(metrics: Metrics) -> str:
-    """The metrics as aligned lines."""
+    """Write the metrics as aligned lines."""
     rows: list[Row] = [("", "model", "95 %", "popularity", "model / popularity")]
     for name, value in metrics.model.items():
         floor = metrics.popularity[name].mean
@@ -67,10 +67,10 @@ def metrics_table(metrics: Metrics) -> str:
 
 
 def choose_users(num_events: Mapping[str, int], status: Mapping[str, str]) -> list[str]:
-    """Up to three users to tell about: one with a rich history and a full list, one with a light one, and one without
-    a full list if there is any, else one between. The same users whenever the same night is told.
+    """Choose up to three users to describe: with a long history, with a short one, and without a full list (when all
+    lists are full, with a middling history). The same night always gives the same users.
 
-    Rich and light are the ninth and the first tenth: the very longest history is seldom a person's.
+    Long and short mean longer than nine tenths and one tenth of the histories: the very longest is seldom a person's.
     """
     served = sorted((user for user in status if status[user] == "ok"), key=lambda user: (num_events.get(user, 0), user))
     others = sorted(user for user in status if status[user] != "ok")
@@ -80,12 +80,12 @@ def choose_users(num_events: Mapping[str, int], status: Mapping[str, str]) -> li
 
 
 def three_users(stories: Sequence[UserStory]) -> str:
-    """What a few users did and what they get, as a person would tell it."""
+    """Describe a few users: what they did last, and what they get."""
     return "\n\n".join(_story(story) for story in stories)
 
 
 def how_to_read(root: str, name: str) -> str:
-    """One line each for the readers that people use; the file list comes from the last commit, never from a glob."""
+    """Show a line of code for each usual reader; the last commit lists the files, never a glob."""
     files = f"latest_files({root!r}, {name!r})"
     lines = [
         ("", "from pipeline.io.publication.reader import latest_files"),

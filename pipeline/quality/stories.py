@@ -1,4 +1,4 @@
-"""Reads what `report.three_users` tells: a few users of one unit, their histories and their rows of the run."""
+"""Reads the users that `report.three_users` describes: their histories, and their rows of the run."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.artifacts import FileEntry
+from pipeline.data.columns import mask_of
 from pipeline.data.histories import Bucket
 from pipeline.io.artifacts import read_file
 from pipeline.io.histories import read_bucket, read_items
@@ -20,11 +21,11 @@ from pipeline.quality.report import Event, Suggestion, UserStory, choose_users, 
 
 NUM_LAST_EVENTS = 3
 NUM_BEST = 5
-TOLD = ("title", "category")
+SHOWN = ("title", "category")  # attributes of items
 
 
 def read_stories(night: Night) -> list[UserStory]:
-    """Up to three users of one unit: one in which somebody got no full list, where there is such a unit."""
+    """Read up to three users of one unit, if possible of a unit in which a user got no full list."""
     storage = night.storage
     sidecars = units_of(storage, night.run).done()
     if not sidecars:
@@ -33,8 +34,8 @@ def read_stories(night: Night) -> list[UserStory]:
     candidates, users = (_read(night, file) for file in sidecars[unit].files)
     bucket = read_bucket(storage, night.histories, unit)
     items = read_items(storage, night.histories)
-    places = {user: place for place, user in enumerate(bucket.user_ids.to_pylist())}
-    lengths = dict(zip(places, np.diff(bucket.offsets).tolist(), strict=True))
+    rows_of_bucket = {user: row for row, user in enumerate(bucket.user_ids.to_pylist())}
+    lengths = dict(zip(rows_of_bucket, np.diff(bucket.offsets).tolist(), strict=True))
     accounts = {account["user_id"]: account for account in users.to_pylist()}
     chosen = choose_users(lengths, {user: account["status"] for user, account in accounts.items()})
     rows = flatten(candidates) if "item_ids" in candidates.column_names else Rows.of(candidates)
@@ -44,7 +45,7 @@ def read_stories(night: Night) -> list[UserStory]:
             status=accounts[user]["status"],
             reason=accounts[user]["reason"],
             num_events=lengths.get(user, 0),
-            last_events=_last_events(bucket, places.get(user), items),
+            last_events=_last_events(bucket, rows_of_bucket.get(user), items),
             num_returned=accounts[user]["num_returned"],
             best=_best(rows, user, items),
         )
@@ -52,27 +53,31 @@ def read_stories(night: Night) -> list[UserStory]:
     ]
 
 
-def _last_events(bucket: Bucket, place: int | None, items: pa.Table) -> tuple[Event, ...]:
-    if place is None:
+def _last_events(bucket: Bucket, user_row: int | None, items: pa.Table) -> tuple[Event, ...]:
+    """The last events of the user in this row of the bucket; none for a user without a history."""
+    if user_row is None:
         return ()
-    first, end = int(bucket.offsets[place]), int(bucket.offsets[place + 1])
-    told = slice(max(first, end - NUM_LAST_EVENTS), end)
-    days = [datetime.fromtimestamp(ts / 1e6, UTC).date().isoformat() for ts in bucket.event_ts[told].tolist()]
-    return tuple(Event(*pair) for pair in zip(days, _names(items, pa.array(bucket.item_rows[told])), strict=True))
+    first, end = int(bucket.offsets[user_row]), int(bucket.offsets[user_row + 1])
+    last = slice(max(first, end - NUM_LAST_EVENTS), end)
+    days = [datetime.fromtimestamp(ts / 1e6, UTC).date().isoformat() for ts in bucket.event_ts[last].tolist()]
+    return tuple(Event(*pair) for pair in zip(days, _names(items, pa.array(bucket.item_rows[last])), strict=True))
 
 
 def _best(rows: Rows, user: object, items: pa.Table) -> tuple[Suggestion, ...]:
-    of_user = pc.equal(rows.user_ids, pa.scalar(user, rows.user_ids.type)).to_numpy(zero_copy_only=False)
-    at = np.flatnonzero(of_user & (rows.ranks <= NUM_BEST))
-    at = at[np.argsort(rows.ranks[at])]
-    found = pc.index_in(rows.item_ids.take(pa.array(at)), items["item_id"].combine_chunks())
-    return tuple(Suggestion(*pair) for pair in zip(_names(items, found), rows.scores[at].tolist(), strict=True))
+    """The first rows of a user's list, in order of rank."""
+    is_of_user = mask_of(pc.equal(rows.user_ids, pa.scalar(user, rows.user_ids.type)))
+    chosen = np.flatnonzero(is_of_user & (rows.ranks <= NUM_BEST))
+    by_rank = chosen[np.argsort(rows.ranks[chosen])]
+    item_rows = pc.index_in(rows.item_ids.take(pa.array(by_rank)), items["item_id"].combine_chunks())
+    return tuple(
+        Suggestion(*pair) for pair in zip(_names(items, item_rows), rows.scores[by_rank].tolist(), strict=True)
+    )
 
 
-def _names(items: pa.Table, at: pa.Array) -> list[str]:
-    told = [name for name in ("item_id", *TOLD) if name in items.column_names]
-    found: list[Mapping[str, Any]] = items.select(told).take(at).to_pylist()
-    return [item_name(item["item_id"], item) for item in found]
+def _names(items: pa.Table, item_rows: pa.Array) -> list[str]:
+    columns = [name for name in ("item_id", *SHOWN) if name in items.column_names]
+    shown: list[Mapping[str, Any]] = items.select(columns).take(item_rows).to_pylist()
+    return [item_name(item["item_id"], item) for item in shown]
 
 
 def _read(night: Night, file: FileEntry) -> pa.Table:

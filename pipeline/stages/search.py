@@ -19,6 +19,7 @@ from pipeline.io.corpus import open_corpus, read_low_rank, read_shard, shard_ent
 from pipeline.io.histories import read_bucket
 from pipeline.io.night import Night
 from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
+from pipeline.io.storage.base import Storage
 from pipeline.retrieval.backends import describe_backend, open_index
 from pipeline.retrieval.filters import Rules
 from pipeline.retrieval.search import search_shard
@@ -91,8 +92,7 @@ def search_units(runner: Runner, search: Search, units: Sequence[int], sink: Sin
             _run_wave(runner, search, entries, wave, missing, keeper)
         writer = Stage(Writer, {"night": night, "settings": settings, "sink": sink}, Actors.ONE)
         _run_wave(runner, search, entries, last, units, writer)
-    for info in night.storage.list(f"{search.scratch}/"):
-        night.storage.delete(info.key)
+    remove_running(night.storage, search.scratch)
 
 
 def plan_waves(num_shards: int, per_wave: int) -> tuple[Wave, ...]:
@@ -193,6 +193,7 @@ def read_running(claims: Claims[FileEntry], unit: int, num_queries: int) -> tupl
     try:
         data = read_file(storage, claims.prefix, entry, AGAIN)
     except InputError as error:
+        storage.delete(claims.key(unit))
         raise InfrastructureError(str(error)) from None
     table = read_parquet_bytes(data, f"{storage.uri}/{claims.prefix}/{entry.key}")
     running = topk_from_columns(table)
@@ -202,6 +203,12 @@ def read_running(claims: Claims[FileEntry], unit: int, num_queries: int) -> tupl
             f"{storage.uri}/{claims.key(unit)}: holds {len(running)} queries instead of {num_queries}; run again"
         )
     return running, backends_in(table.schema)
+
+
+def remove_running(storage: Storage, scratch: str) -> None:
+    """Remove all that was set aside between waves."""
+    for info in storage.list(f"{scratch}/"):
+        storage.delete(info.key)
 
 
 def check_k(settings: Settings, corpus: Manifest) -> None:

@@ -49,11 +49,11 @@ def train_rank(
     device: torch.device,
     state_folder: Path | None,
     report: Callable[[TrainingState, float], None],
-) -> None:
+) -> float:
     """Train as one of the ranks, from the state in `state_folder`, or from the start without one.
 
-    `report` is called after each epoch with the state and the hit rate of popularity on the validation users.
-    Raises InputError when no user has two events.
+    Returns the hit rate of popularity on the validation users. `report` is called with the state and this hit rate
+    after each epoch. Raises InputError when no user has two events.
     """
     torch.set_num_threads(settings.train.threads_per_worker)
     data = read_training_data(night, settings, ranks, device)
@@ -64,6 +64,7 @@ def train_rank(
         load_state(state_folder, state)
     popularity = popular_hit_rate(data, ranks, device)
     fit(state, data, settings.train, ranks, lambda state: report(state, popularity))
+    return popularity
 
 
 def keep_best(night: Night, settings: Settings, state_folder: Path, popularity: float) -> Manifest:
@@ -75,6 +76,12 @@ def keep_best(night: Night, settings: Settings, state_folder: Path, popularity: 
     model = RetrievalModel(settings.model, len(read_items(night.storage, night.histories)))
     model.load_state_dict(read_best_weights(state_folder))
     return write_checkpoint(night, model, settings, training_metrics(history, popularity))
+
+
+def remove_states(night: Night) -> None:
+    """Remove the states of an unfinished training of tonight's model, in this process or on Ray."""
+    for info in night.storage.list(f"training/{night.checkpoint.id}"):
+        night.storage.delete(info.key)
 
 
 def progress_line(report: EpochReport, popularity: float, max_epochs: int) -> str:

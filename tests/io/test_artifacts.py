@@ -4,6 +4,7 @@ import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime, timedelta
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.artifacts import Artifact, FileEntry, Manifest
 from pipeline.config import Config
-from pipeline.errors import InfrastructureError, InputError
+from pipeline.errors import ConflictError, InfrastructureError, InputError
 from pipeline.io.artifacts import (
     Claims,
     file_entry,
@@ -22,6 +23,7 @@ from pipeline.io.artifacts import (
     seal,
     versions,
     write_file,
+    write_named_file,
 )
 from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import Storage
@@ -114,16 +116,69 @@ def test_a_claim_that_cannot_be_read_is_made_again(data: bytes) -> None:
     assert claims_in(storage).done() == {0: record}
 
 
-@pytest.mark.parametrize("damage", ["gone", "shorter"])
-def test_a_claim_whose_file_is_lost_is_made_again(damage: str) -> None:
+@pytest.mark.parametrize("left", [None, b"", b"dat", b"data longer"])
+@pytest.mark.parametrize("again", [b"data", b"other"])
+def test_a_claim_whose_file_is_lost_is_made_again(left: bytes | None, again: bytes) -> None:
+    """By another attempt with other bytes, or by one with the same, whose file has the very name of the damaged one."""
     storage = fresh()
     first = do_part(storage, 0, b"data")
     storage.delete(f"work/{first.files[0].key}")
-    if damage == "shorter":
-        storage.create(f"work/{first.files[0].key}", b"dat")
+    if left is not None:
+        storage.create(f"work/{first.files[0].key}", left)
     assert claims_in(storage).missing([0]) == [0]
-    second = do_part(storage, 0, b"other")
+    second = do_part(storage, 0, again)
     assert claims_in(storage).done() == {0: second}
+    assert read_file(storage, "work", second.files[0], "") == again
+
+
+def test_bytes_that_rotted_under_a_name_with_their_hash_are_written_again(storage: Storage) -> None:
+    entry = write_file(storage, "work", "a.bin", b"data", rows=1)
+    storage.delete(f"work/{entry.key}")
+    storage.create(f"work/{entry.key}", b"dat\0")
+    assert write_file(storage, "work", "a.bin", b"data", rows=1) == entry
+    assert read_file(storage, "work", entry, "") == b"data"
+
+
+def test_a_file_whose_name_is_given_is_never_replaced(storage: Storage) -> None:
+    entry = write_named_file(storage, "work", "items.parquet", b"first", rows=2)
+    assert entry == write_named_file(storage, "work", "items.parquet", b"first", rows=2)
+    assert (entry.key, entry.bytes, entry.rows) == ("items.parquet", 5, 2)
+    with pytest.raises(ConflictError, match=r"work/items\.parquet: another process wrote other bytes here"):
+        write_named_file(storage, "work", "items.parquet", b"other", rows=2)
+    assert storage.read("work/items.parquet") == b"first"
+
+
+@pytest.mark.parametrize("part", [0, 7, 99_999, 100_000, 12_345_678])
+def test_parts_of_any_number_are_found_again(part: int) -> None:
+    storage = fresh()
+    record = do_part(storage, part, b"data")
+    assert claims_in(storage).done() == {part: record}
+    assert claims_in(storage).read(part) == record
+
+
+@pytest.mark.parametrize("name", ["unit-00000.json.bak", "unit-0.json", "unit--0001.json", "unit-0000x.json", "unit-"])
+def test_what_is_named_like_a_claim_and_is_none_is_left_alone(name: str) -> None:
+    storage = fresh()
+    do_part(storage, 3, b"data")
+    storage.create(f"work/{name}", storage.read("work/unit-00003.json"))
+    storage.create("work/deeper/work/unit-00009.json", storage.read("work/unit-00003.json"))
+    assert list(claims_in(storage).done()) == [3]
+
+
+def test_the_files_of_a_claim_may_lie_above_it(storage: Storage) -> None:
+    claims = Claims(storage, "table/run", "unit", Record, lambda record: record.files, root="table")
+    entry = write_file(storage, "table", "run/a.bin", b"abc", rows=1)
+    record = claims.claim(0, Record(files=(entry,)))
+    assert (claims.read(0), claims.done()) == (record, {0: record})
+    storage.delete(f"table/{entry.key}")
+    assert (claims.read(0), claims.done()) == (None, {})
+
+
+def test_a_claim_without_files_is_all_there_is_to_keep(storage: Storage) -> None:
+    claims = Claims(storage, "work", "sample", Record, no_files)
+    first = claims.claim(0, Record(files=(), words="one"))
+    assert claims.claim(0, Record(files=(), words="two")) == first == claims.require(0, "")
+    assert (claims.missing([2, 0, 1]), claims.missing([])) == ([2, 1], [])
 
 
 def test_claims_of_another_kind_or_place_are_not_ours() -> None:
@@ -176,6 +231,29 @@ def test_an_artifact_exists_when_its_manifest_does(storage: Storage) -> None:
     made = seal_files(storage, b"a", b"b")
     assert read_manifest(storage, CORPUS.prefix) == require_manifest(storage, CORPUS, "embed_items") == made
     assert [info.key for info in storage.list()] == [CORPUS.key("manifest.json")]
+
+
+def test_a_manifest_says_all_that_it_was_given(storage: Storage) -> None:
+    seal_files(storage, b"a", b"bc")
+    manifest = require_manifest(storage, CORPUS, "embed_items")
+    assert (manifest.format, manifest.kind, manifest.id) == (2, "corpus", CORPUS.id)
+    assert manifest.lineage == {"model": "fedcba9876543210"}
+    assert manifest.settings == {"num_shards": 4, "nested": {"x": [1, 2.5, None]}}
+    assert [(entry.key, entry.bytes, entry.rows) for entry in manifest.files] == [
+        ("shard-00000", 1, 10),
+        ("shard-00001", 2, 10),
+    ]
+    assert (manifest.counts, manifest.measures) == ({"items": 20}, {"bytes_per_item": 1.5})
+    assert manifest.versions == versions()
+    assert datetime.fromisoformat(manifest.created_at).utcoffset() == timedelta(0)
+
+
+def test_counts_of_the_first_format_are_read_as_whole_numbers() -> None:
+    storage = fresh()
+    data = json.loads(seal_files(storage).model_dump_json()) | {"format": 1, "counts": {"items": 12.0}}
+    storage.delete(CORPUS.key("manifest.json"))
+    storage.create(CORPUS.key("manifest.json"), json.dumps(data).encode())
+    assert require_manifest(storage, CORPUS, "embed_items").counts == {"items": 12}
 
 
 def test_of_two_manifests_the_first_stands_and_is_returned() -> None:

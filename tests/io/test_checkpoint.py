@@ -5,7 +5,7 @@ import torch
 
 from pipeline.artifacts import Manifest
 from pipeline.errors import InputError
-from pipeline.io.artifacts import read_manifest
+from pipeline.io.artifacts import read_manifest, write_file
 from pipeline.io.checkpoint import (
     load_model,
     load_state,
@@ -112,6 +112,36 @@ def test_no_file_is_a_pickle(night):
             json.loads(data)
         else:
             json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])  # the header of a safetensors file
+
+
+def test_the_best_epoch_of_a_saved_run_need_not_be_its_last(tmp_path):
+    settings = TrainSettings(max_epochs=1, batch_size=32, num_negatives=16)
+    state = start(settings)
+    state.best_weights = {name: value + 1 for name, value in state.model.state_dict().items()}
+    save_state(tmp_path, state)
+    resumed = start(settings.model_copy(update={"seed": 5}))
+    load_state(tmp_path, resumed)
+    for weights in (resumed.best_weights, read_best_weights(tmp_path)):
+        assert weights.keys() == state.best_weights.keys()
+        assert all(torch.equal(weights[name], value) for name, value in state.best_weights.items())
+    assert all(torch.equal(value, state.model.state_dict()[name]) for name, value in resumed.model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["model", "config", "metrics"])
+def test_a_file_of_another_content_is_no_model_of_ours(night, name):
+    """Whole, as its manifest says, and still not what this version writes."""
+    write(night, make_model())
+    manifest = read_manifest(night.storage, night.checkpoint.prefix)
+    strange = write_file(night.storage, night.checkpoint.prefix, f"{name}.json", b'{"strange": 1}', 1)
+    files = [strange if entry.key.startswith(f"{name}-") else entry for entry in manifest.files]
+    night.storage.delete(night.checkpoint.key("manifest.json"))
+    changed = manifest.model_copy(update={"files": tuple(files)})
+    night.storage.create(night.checkpoint.key("manifest.json"), changed.model_dump_json().encode())
+    read, says = (
+        (read_metrics, "not written by this version") if name == "metrics" else (load_model, "not a model of ours")
+    )
+    with pytest.raises(InputError, match=rf"{says}.*; remove the model and train again"):
+        read(night.storage, night.checkpoint)
 
 
 def test_a_saved_training_run_goes_on_as_if_it_had_never_stopped(tmp_path):

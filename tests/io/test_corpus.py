@@ -1,13 +1,26 @@
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import save
 
 from pipeline.artifacts import Artifact, FileEntry
 from pipeline.errors import InputError
-from pipeline.io.corpus import open_corpus, read_shard, seal_corpus, shard_claims, write_shard
+from pipeline.io.artifacts import write_file
+from pipeline.io.corpus import (
+    NAMES,
+    open_corpus,
+    read_low_rank,
+    read_shard,
+    seal_corpus,
+    shard_claims,
+    shard_entries,
+    write_low_rank,
+    write_shard,
+)
 from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import Storage
-from pipeline.model.mol import ItemSide
+from pipeline.model.mol import ItemSide, QuerySide
+from pipeline.retrieval.low_rank import DistilledMap, Fit, LowRank, RankTrial
 from pipeline.retrieval.shard import Shard, make_shard
 from pipeline.settings import Settings
 from tests.stages.worlds import SMALL, night_of
@@ -49,7 +62,7 @@ def test_an_item_that_is_not_finite_is_named_and_nothing_is_written(storage, nam
     shard = a_shard()
     tensor = shard.items.components_NXD if name == "components" else shard.items.gate_NP
     tensor[3].view(-1)[1] = value
-    with pytest.raises(InputError, match=r"item 'i3': its vectors are not finite"):
+    with pytest.raises(InputError, match=r"item 'i3': NaN or infinity in its vectors \(1 of \d+ items"):
         write_shard(storage, CORPUS, 0, shard, IDS)
     assert not storage.list()
 
@@ -91,6 +104,78 @@ def test_a_shard_with_another_number_of_rows_is_refused(storage):
     wrong = FileEntry(key=entry.key, bytes=entry.bytes, rows=6, sha256=entry.sha256)
     with pytest.raises(InputError, match="5 items, but the manifest says 6"):
         read_shard(storage, CORPUS, wrong)
+
+
+def test_shards_without_items_and_the_low_rank_table_are_not_searched(storage):
+    settings = Settings.model_validate({**SMALL, "root": storage.uri})
+    night = night_of(settings)
+    write_low_rank(storage, night.corpus, a_fit())
+    shards = {0: a_shard(2), 1: a_shard(0), 2: a_shard(3)}
+    entries = {n: write_shard(storage, night.corpus, n, shard, IDS[: len(shard)]) for n, shard in shards.items()}
+    manifest = seal_corpus(night, settings, entries)
+    assert [entry.key.partition("-")[0] for entry in manifest.files] == ["shard"] * 3 + ["low"]
+    assert shard_entries(manifest) == (entries[0], entries[2])
+    assert (manifest.counts["num_items"], manifest.counts["num_shards"]) == (5, 3)
+
+
+def a_fit(ridge: float = 0.25) -> Fit:
+    """Three anchors, rank 2; every number is another one."""
+    numbers = iter(torch.arange(1.0, 200.0).split(24))
+    anchors = QuerySide(next(numbers).reshape(3, 2, 4), next(numbers)[:18].reshape(3, 6))
+    low_rank = LowRank(anchors, torch.tensor([4, 0, 9]), next(numbers)[:6].reshape(3, 2), next(numbers)[:2])
+    query_map = DistilledMap(next(numbers)[:5], next(numbers)[:10].reshape(5, 2))
+    trials = (RankTrial(2, 30.0, 0.9, 1000.0), RankTrial(4, 20.5, 0.95, 1500.0))
+    return Fit(low_rank, query_map, ridge, 0.5, 2.0, trials)
+
+
+def same(one: Fit, other: Fit) -> bool:
+    tensors, plain = [], []
+    for fit in (one, other):
+        table, query_map = fit.low_rank, fit.query_map
+        anchors = (table.anchors.components_BQD, table.anchors.gate_BP)
+        tensors.append((*anchors, table.at_A, table.basis_AR, table.centre_R, query_map.centre_Z, query_map.weights_ZR))
+        plain.append((fit.ridge, fit.mean_weight, fit.top_weight, fit.trials))
+    return plain[0] == plain[1] and all(torch.equal(a, b) for a, b in zip(*tensors, strict=True))
+
+
+def test_a_fit_comes_back_as_it_was_written_and_the_first_one_stands(storage):
+    assert read_low_rank(storage, CORPUS) is None
+    write_low_rank(storage, CORPUS, a_fit())
+    write_low_rank(storage, CORPUS, a_fit(ridge=9.0))
+    found = read_low_rank(storage, CORPUS)
+    assert same(found, a_fit())
+    assert not same(found, a_fit(ridge=9.0))
+    assert all(isinstance(trial.rank, int) for trial in found.trials)
+
+
+def test_a_damaged_fit_is_refused_and_a_lost_one_is_to_do(storage):
+    write_low_rank(storage, CORPUS, a_fit())
+    (key,) = [info.key for info in storage.list(CORPUS.prefix) if info.key.endswith(".safetensors")]
+    data = bytearray(storage.read(key))
+    data[-1] ^= 1
+    storage.delete(key)
+    storage.create(key, bytes(data))
+    with pytest.raises(InputError, match="SHA-256 is not the one that was written; remove the corpus and embed again"):
+        read_low_rank(storage, CORPUS)
+    storage.delete(key)
+    assert read_low_rank(storage, CORPUS) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"no tensors", r"not a file of ours \("),
+        (save({"components": torch.zeros(1)}), r"not a shard of ours \('gate'\)"),
+        (save({name: torch.zeros(1) for name in NAMES}), r"not a shard of ours \('first_row'\)"),
+    ],
+    ids=["text", "one tensor", "no first row"],
+)
+def test_a_file_that_is_no_shard_is_named_with_the_remedy(storage, data, says):
+    entry = write_file(storage, CORPUS.prefix, "shard-00000.safetensors", data, rows=1)
+    with pytest.raises(
+        InputError, match=rf"{CORPUS.prefix}/shard-00000-.*: {says}.*; remove the corpus and embed again"
+    ):
+        read_shard(storage, CORPUS, entry)
 
 
 def test_the_manifest_makes_the_corpus_exist(storage):

@@ -1,6 +1,7 @@
 """Listing and reading logs: what counts, in which order, and one clear sentence for what cannot be read."""
 
 import gzip
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -253,8 +254,15 @@ def test_the_newest_snapshot_of_the_catalogue_counts(tmp_path):
         write(tmp_path / "items" / f"ds={day}" / "a.parquet", items)
     settings = settings_for(tmp_path, tmp_path, items={"uri": str(tmp_path / "items")})
     assert [file.key for file in list_items(settings, DS).files] == ["ds=2026-11-19/a.parquet"]
+    assert [file.key for file in list_items(settings, date(2026, 11, 18)).files] == ["ds=2026-11-18/a.parquet"]
     with pytest.raises(InputError, match="oldest partition is ds=2026-11-18, after the day to serve"):
         list_items(settings, date(2026, 11, 1))
+
+
+def test_what_others_have_hidden_is_no_part_of_a_log(tmp_path):
+    for name in ("a", ".half", "_old", "_temporary/0/part", "ds=1/.spark/part"):
+        write(tmp_path / "lake" / f"{name}.parquet", events())
+    assert [file.key for file in list_log(settings_for(tmp_path, tmp_path / "lake")).files] == ["a.parquet"]
 
 
 def lake_of(tmp_path: Path) -> tuple[Path, Log]:
@@ -285,6 +293,25 @@ def test_a_file_that_changed_since_it_was_listed_ends_the_run_with_its_name(tmp_
         ):
             read_first(log)
         path.write_bytes(data)
+
+
+def test_nothing_is_made_of_a_file_that_is_known_to_be_another(tmp_path):
+    path, log = lake_of(tmp_path)
+    path.write_bytes(b"something else")
+    entered = False
+    with pytest.raises(InfrastructureError, match="changed since"), log.open(log.files[0]):
+        entered = True
+    assert not entered
+
+
+def test_a_file_of_ours_is_known_by_its_size_alone(tmp_path):
+    """Its listed etag is a hash, which no store gives: the store's own differs from store to store."""
+    path, log = lake_of(tmp_path)
+    ours = Files(log.uri, (replace(log.files[0], etag="a hash"),), is_immutable=True)
+    assert read_first(ours) == path.read_bytes()
+    path.write_bytes(b"cut")
+    with pytest.raises(InfrastructureError, match="changed since"):
+        read_first(ours)
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_taken_for_damaged(tmp_path):

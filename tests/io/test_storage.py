@@ -233,6 +233,14 @@ class TestLocalFolder:
             storage.create("a", b"12345")
         assert list(tmp_path.iterdir()) == []
 
+    def test_a_full_disk_on_which_the_root_could_not_be_made_is_told_the_same_way(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        storage = open_storage(str(tmp_path / "not" / "yet"))
+        monkeypatch.setattr(Path, "mkdir", failing_with(errno.ENOSPC))
+        with pytest.raises(InfrastructureError, match=r"No space left.* 5 bytes were to be written, \d+ are free"):
+            storage.create("a", b"12345")
+
     @pytest.mark.parametrize(
         ("code", "error", "says"),
         [

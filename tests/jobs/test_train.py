@@ -11,8 +11,10 @@ from tests.stages.test_train import prepared
 
 
 def test_a_trained_model_is_reported_and_not_trained_again(tmp_path):
-    """No runner is opened, because the artifact exists."""
+    """No runner is opened, because the artifact exists. The states that a crash at the very end left are removed."""
     night, settings = prepared(tmp_path)
+    for kept in (f"{night.checkpoint.id}-local/epoch-00001.json", f"{night.checkpoint.id}/checkpoint_1/state", "other"):
+        night.storage.create(f"training/{kept}", b"{}")
     torch.manual_seed(0)
     model = RetrievalModel(SMALL_MODEL, NUM_ITEMS)
     metrics = training_metrics([report(1, 0.3), report(2, 0.4)], popularity_hit_rate=0.1)
@@ -29,3 +31,4 @@ def test_a_trained_model_is_reported_and_not_trained_again(tmp_path):
         "seconds": 4.0,
         "popularity_hit_rate": 0.1,
     }
+    assert [info.key for info in night.storage.list("training/")] == ["training/other"]

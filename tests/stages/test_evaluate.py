@@ -10,22 +10,25 @@ import pytest
 import torch
 
 from pipeline.data.histories import Bucket
-from pipeline.errors import InputError
+from pipeline.errors import InputError, MismatchError
 from pipeline.evaluation.metrics import overlap_at_k
 from pipeline.evaluation.results import Metrics
+from pipeline.evaluation.targets import evaluable_users, sampling_keys
 from pipeline.io.evaluation import Sample, overlap_claims, read_metrics, sample_claims, score_claims
 from pipeline.io.histories import ITEMS, read_bucket
 from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
 from pipeline.retrieval.filters import Eligibility, Rules
 from pipeline.retrieval.search import search_shard
+from pipeline.retrieval.topk import TopK
 from pipeline.stages import heldout
 from pipeline.stages import search as stages
 from pipeline.stages.embed import embed_corpus
-from pipeline.stages.encode import encode_sequences
-from pipeline.stages.evaluate import evaluate
+from pipeline.stages.encode import encode_queries, encode_sequences
+from pipeline.stages.evaluate import draw_sample, evaluate
 from pipeline.stages.local import LocalRunner
+from pipeline.stages.query_batch import QueryBatch
 from pipeline.stages.runner import Runner
-from pipeline.stages.sample import NUM_VERIFIED, make_sample
+from pipeline.stages.sample import NUM_VERIFIED, draw_unit, make_sample
 from tests.stages.worlds import RecordingRunner, World, make_world, model_of, write_histories
 
 CUTOFFS = (3, 10)
@@ -40,9 +43,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         np.add.at(counts, bucket.cut("before_test").values, 1)
     key = made.night.histories.key(ITEMS)
     items = read_parquet_bytes(made.storage.read(key), key)
-    column = items.column_names.index("num_train_events")
+    for name, part in (("num_train_events", counts - counts // 3), ("num_validation_events", counts // 3)):
+        at = items.column_names.index(name)
+        items = items.set_column(at, items.field(at), pa.array(part))
     made.storage.delete(key)
-    made.storage.create(key, write_parquet_bytes(items.set_column(column, items.field(column), pa.array(counts))))
+    made.storage.create(key, write_parquet_bytes(items))
     embed_corpus(LocalRunner(made.settings), made.night, made.settings)
     return made
 
@@ -118,8 +123,10 @@ def test_metrics_equal_those_worked_out_user_by_user(world):
         expected = slow_metrics([(user[0], user[column]) for user in users])
         estimates = getattr(metrics, name)
         assert {key: value.mean for key, value in estimates.items()} == pytest.approx(expected)
-        shown = {row for user in users for row in user[column]}
-        assert getattr(metrics.coverage, name) == pytest.approx(len(shown) / 120)
+        shown = np.bincount([row for user in users for row in user[column]], minlength=120)
+        assert getattr(metrics.coverage, name) == pytest.approx((shown > 0).mean())
+        differences = np.abs(shown[:, None] - shown[None, :]).mean()  # Gini's own definition
+        assert getattr(metrics.gini, name) == pytest.approx(differences / (2 * shown.mean()))
         assert all(value.low <= value.mean <= value.high for value in estimates.values())
     assert metrics.gini.popularity > metrics.gini.model > 0
     assert metrics.proven == 1
@@ -138,6 +145,9 @@ def test_users_without_an_event_before_the_test_are_counted_apart(world):
 def test_exact_search_is_verified_against_brute_force(world):
     overlap = run(world).overlap
     assert (overlap.mean, overlap.queries, overlap.k) == (1.0, NUM_VERIFIED, 10)
+    assert (
+        list(overlap_claims(world.night).done()) == sample_of(world).checked_units
+    )  # one, and no other is read for it
     assert overlap.against == "brute force in float64"
 
 
@@ -218,6 +228,17 @@ def test_a_lost_recall_check_is_done_again_by_itself(world):
     assert [units for _, units in runner.ran] == [[unit]]
 
 
+def test_a_lost_verification_of_an_exact_search_is_done_again(world):
+    verified = other(world, "evaluate.seed=15")
+    whole = run(verified)
+    (unit,) = sample_of(verified).checked_units
+    for lost in (overlap_claims(verified.night).key(unit), verified.night.evaluation.key("manifest.json")):
+        world.storage.delete(lost)
+    runner = RecordingRunner(verified.settings)
+    assert without_seconds(run(verified, runner)) == without_seconds(whole)
+    assert [units for _, units in runner.ran] == [[unit]]
+
+
 def test_a_finished_evaluation_is_read_back_as_it_was_returned(world):
     metrics = run(world)
     assert read_metrics(world.storage, world.night.evaluation) == metrics
@@ -242,6 +263,82 @@ def test_nobody_to_ask_is_an_error_that_says_what_to_do(world):
     world.storage.create(night.histories.key(ITEMS), world.storage.read(world.night.histories.key(ITEMS)))
     with pytest.raises(InputError, match=r"nobody has a test event .*\(1 users .* split\.test_days"):
         evaluate(LocalRunner(empty.settings), night, empty.settings)
+
+
+class WithoutTasks(LocalRunner):
+    def run_tasks(self, label, function, arguments):
+        raise AssertionError(f"{label}: nothing is to do")
+
+
+def test_a_sample_that_was_drawn_stands(world):
+    drawn = other(world, "evaluate.seed=16")
+    run(drawn)
+    sample = sample_of(drawn)
+    assert draw_sample(WithoutTasks(drawn.settings), drawn.night, drawn.settings) == sample
+
+
+@pytest.mark.parametrize("most", [1, 4, 1_000])
+def test_a_unit_draws_the_smallest_keys_of_those_who_can_be_asked(world, most):
+    for unit, bucket in enumerate(buckets(world)):
+        at, without = evaluable_users(bucket)
+        keys = sorted(sampling_keys(bucket.user_keys[at], 3).tolist())
+        draw = draw_unit(world.night, unit, 3, most)
+        assert draw.keys.tolist() == keys[:most]
+        assert (draw.unit, draw.num_evaluable, draw.num_without_history) == (unit, len(at), without)
+
+
+def test_nobody_is_checked_who_is_not_asked(world):
+    keys = {0: np.array([5, 6], dtype=np.uint64), 1: np.array([7], dtype=np.uint64)}
+    coarse = ["search.method=topk_avg", "search.num_preselected=10", "evaluate.max_queries=2"]
+    sample = make_sample(keys, other(world, *coarse, "evaluate.num_checked=3").settings, 3, 0)
+    assert (sample.query_threshold, sample.checked_threshold, sample.checked_units) == (6, 6, [0])
+    sample = make_sample(keys, other(world, *coarse, "evaluate.num_checked=1").settings, 3, 0)
+    assert (sample.query_threshold, sample.checked_threshold, sample.checked_units) == (6, 5, [0])
+
+
+def asked(world: World, unit: int) -> tuple[QueryBatch, TopK]:
+    """A unit's queries, but for the first user, whose query is not finite; and their lists."""
+    bucket = read_bucket(world.storage, world.night.histories, unit)
+    users = heldout.HeldOutUsers(sample_of(world), world.settings.evaluate.seed)
+    batch = encode_queries(model_of(world), bucket, users, unit)
+    reasons = pa.array(["the query is not a finite number", *[""] * (len(batch.user_ids) - 1)])
+    rest = np.arange(1, len(batch.user_ids))
+    lists = {user: ranked for _, ranked, _, user in lists_of(world)}
+    rows_BK = torch.tensor([lists[user] for user in batch.user_ids.to_pylist()[1:]])
+    spoilt = QueryBatch(batch.user_ids, reasons, batch.queries.take(torch.from_numpy(rest)), batch.excluded.take(rest))
+    return spoilt, TopK(torch.zeros(rows_BK.shape), rows_BK, torch.zeros(len(rows_BK)))
+
+
+def test_a_user_whose_query_could_not_be_made_is_a_miss_and_shifts_nobody(world):
+    coarse = other(world, "search.method=topk_avg", "search.num_preselected=120", "evaluate.seed=17")
+    whole = run(coarse)
+    scores, overlaps = score_claims(coarse.night), overlap_claims(coarse.night)
+    unit = sample_of(coarse).units[0]
+    before = scores.require(unit, "")
+    batch, result = asked(coarse, unit)
+    for claims in (scores, overlaps):
+        coarse.storage.delete(claims.key(unit))
+    heldout.EvaluationSink(coarse.night, coarse.settings).write(unit, batch, result)
+    after = scores.require(unit, "")
+    assert after.queries == before.queries == len(batch.user_ids)
+    assert after.checked == [[-1] * 10, *before.checked[1:]]
+    assert after.popularity == before.popularity
+    heldout.RecallCheckSink(coarse.night, coarse.settings).write(unit, batch, result)
+    assert overlaps.require(unit, "").overlap.count == len(batch.user_ids)
+    assert whole.overlap.mean == 1.0
+    assert overlaps.require(unit, "").overlap.total == pytest.approx(len(batch.user_ids) - 1, abs=1)
+
+
+def test_lists_that_were_kept_for_other_users_are_not_compared(world):
+    coarse = other(world, "search.method=topk_avg", "search.num_preselected=120", "evaluate.seed=18")
+    run(coarse)
+    unit = sample_of(coarse).units[0]
+    batch, result = asked(coarse, unit)
+    scores = score_claims(coarse.night).require(unit, "")
+    coarse.storage.delete(score_claims(coarse.night).key(unit))
+    score_claims(coarse.night).claim(unit, scores.model_copy(update={"checked": scores.checked[1:]}))
+    with pytest.raises(MismatchError, match=rf"unit {unit}: .* lists were kept .*evaluations/.* to evaluate again"):
+        heldout.RecallCheckSink(coarse.night, coarse.settings).write(unit, batch, result)
 
 
 def test_a_sample_of_equal_keys_is_not_cut_short(world):

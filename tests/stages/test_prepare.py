@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.artifacts import FileEntry, Manifest
+from pipeline.data.cleaning import MALFORMED
 from pipeline.data.histories import Bucket, user_bucket
 from pipeline.data.simulation.log import simulate_days
 from pipeline.distributed.runner import RayRunner
@@ -26,6 +27,7 @@ from pipeline.stages.local import LocalRunner
 from pipeline.stages.prepare import tasks
 from pipeline.stages.prepare.job import Piece, cut_pieces
 from pipeline.stages.prepare.passes import open_job, prepare
+from pipeline.stages.prepare.segments import read_segment, remove_scratch, write_segments
 from pipeline.stages.runner import Runner
 from tests.io.inputs_on_disk import NOON, events, settings_for, write
 
@@ -171,18 +173,8 @@ def test_a_manifest_names_the_files_and_nothing_else_is_left(tmp_path):
 def test_a_run_that_died_goes_on_where_it_was(tmp_path, monkeypatch, dies_after):
     whole = simulated(tmp_path / "whole", prepare={"rows_per_task": 800})
     settings = simulated(tmp_path / "died", prepare={"rows_per_task": 800})
-    done: list[str] = []
-
-    class Dies(LocalRunner):
-        def run_tasks(self, label, function, arguments):
-            for values in arguments:
-                if len(done) == dies_after:
-                    raise InfrastructureError("power cut")
-                done.append(label)
-                yield function(*values)
-
     with pytest.raises(InfrastructureError, match="power cut"):
-        run(settings, runner=Dies(settings))
+        run(settings, runner=Dies(settings, dies_after))
     read, cleaned = [], []
     monkeypatch.setattr(tasks, "read_rows", counted(tasks.read_rows, read))
     monkeypatch.setattr(tasks, "clean_bucket", counted(tasks.clean_bucket, cleaned))
@@ -193,6 +185,78 @@ def test_a_run_that_died_goes_on_where_it_was(tmp_path, monkeypatch, dies_after)
     if dies_after >= num_tasks:
         assert not read
     assert [f.sha256 for f in resumed] == [f.sha256 for f in run(whole)[1].files]
+
+
+class Dies(LocalRunner):
+    """Dies before its task number `after`."""
+
+    def __init__(self, settings: Settings, after: int) -> None:
+        super().__init__(settings)
+        self._left = after
+
+    def run_tasks(self, label, function, arguments):
+        for given in arguments:
+            if not self._left:
+                raise InfrastructureError("power cut")
+            self._left -= 1
+            yield function(*given)
+
+
+def test_a_run_that_died_may_go_on_with_tasks_of_another_size(tmp_path):
+    """The log is cut elsewhere then, and what was set aside before is of no use."""
+    whole = run(simulated(tmp_path / "whole"))[1].files
+    settings = simulated(tmp_path / "died", prepare={"rows_per_task": 1_500})
+    with pytest.raises(InfrastructureError, match="power cut"):
+        run(settings, runner=Dies(settings, 1))
+    assert run(simulated(tmp_path / "died", prepare={"rows_per_task": 400}))[1].files == whole
+
+
+def test_a_segment_that_rotted_is_named(tmp_path):
+    storage = open_storage(str(tmp_path))
+    first, second = write_segments(storage, "x/rows.arrows", [events(2), events(3)])
+    assert [read_segment(storage, segment).num_rows for segment in (first, second)] == [2, 3]
+    data = bytearray(storage.read("x/rows.arrows"))
+    data[second.offset + second.length // 2] ^= 1
+    storage.delete("x/rows.arrows")
+    storage.create("x/rows.arrows", bytes(data))
+    assert read_segment(storage, first).equals(events(2))
+    with pytest.raises(InfrastructureError, match=r"x/rows\.arrows: damaged in the store"):
+        read_segment(storage, second)
+
+
+class Overtaken(LocalRunner):
+    """Before task `number` of the pass `label`, another process that was first with the same histories removes what it
+    has no use for any more."""
+
+    def __init__(self, settings: Settings, label: str, number: int) -> None:
+        super().__init__(settings)
+        self._moment, self._night = (label, number), open_night(settings)
+
+    def run_tasks(self, label, function, arguments):
+        for number, given in enumerate(arguments):
+            if (label, number) == self._moment:
+                remove_scratch(self._night.storage, self._night.histories)
+            yield function(*given)
+
+
+@pytest.mark.parametrize(
+    ("label", "number"), [("reading the log", 1), ("writing histories", 0), ("writing histories", 1)]
+)
+def test_a_run_whose_scratch_another_process_has_removed_is_worth_a_retry(tmp_path, label, number):
+    whole = run(simulated(tmp_path / "whole", prepare={"rows_per_task": 800}))[1].files
+    settings = simulated(tmp_path / "overtaken", prepare={"rows_per_task": 800})
+    with pytest.raises(InfrastructureError, match="removed before it was read; run again"):
+        run(settings, runner=Overtaken(settings, label, number))
+    assert run(settings)[1].files == whole
+
+
+def test_so_it_is_for_a_bucket_that_nobody_is_in(tmp_path):
+    users = pa.array([f"u{number}" for number in range(9)])
+    in_others = users.filter(pa.array(user_bucket(users, 8) > 0))
+    write(tmp_path / "lake" / "ds=2026-11-20" / "a.parquet", events(len(in_others), user_id=in_others))
+    settings = settings_for(tmp_path, tmp_path / "lake", output={"num_buckets": 8})
+    with pytest.raises(InfrastructureError, match=r"item-ids\.parquet: removed before it was read; run again"):
+        run(settings, runner=Overtaken(settings, "writing histories", 0))
 
 
 def counted(function: Callable, calls: list) -> Callable:
@@ -249,6 +313,60 @@ def test_too_many_bad_rows_are_refused_with_an_example(tmp_path, monkeypatch, co
         run(settings_for(tmp_path, tmp_path / "lake", "strict"))
     assert f"lake/a.parquet, {says}" in str(error.value)
     assert "prepare.max_bad_share is 0.01" in str(error.value)
+
+
+def test_rows_are_numbered_through_a_file_whatever_is_read_at_once(tmp_path, monkeypatch):
+    users = pa.array([None if i in (2, 7, 19) else f"u{i}" for i in range(20)])
+    write(tmp_path / "lake" / "a.parquet", events(20, user_id=users), row_group_size=11)
+    settings = settings_for(tmp_path, tmp_path / "lake", prepare={"max_bad_share": 1.0})
+    monkeypatch.setattr("pipeline.io.rows.BATCH_ROWS", 3)
+    run(settings)
+    night = open_night(settings)
+    quarantine = pq.read_table(pa.BufferReader(night.storage.read(night.histories.key("quarantine.parquet"))))
+    assert sorted(quarantine["row"].to_pylist()) == [2, 7, 19]
+
+
+def test_all_malformed_lines_are_counted_and_some_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.io.delimited.MAX_MALFORMED", 2)
+    good = [f"{i},{i % 3},4.0,{int(NOON.timestamp()) + i}" for i in range(5)]
+    (tmp_path / "ratings.csv").write_text("\n".join(["userId,movieId,rating,timestamp", *good, *["1,2"] * 7]))
+    settings = settings_for(tmp_path, tmp_path / "ratings.csv", "movielens_20m", prepare={"max_bad_share": 1.0})
+    run(settings)
+    found = validation_of(settings)
+    assert (found["rows_read"], found["quarantined"]) == (12, {MALFORMED: 7})
+
+
+def test_an_event_is_late_when_it_happened_before_the_day_of_its_partition(tmp_path):
+    midnight = NOON.replace(hour=0)
+    times = [midnight, midnight - timedelta(microseconds=1), midnight - timedelta(days=3), NOON]
+    write(
+        tmp_path / "lake" / "ds=2026-11-20" / "a.parquet",
+        events(4, event_ts=pa.array(times, pa.timestamp("us", tz="UTC"))),
+    )
+    settings = settings_for(tmp_path, tmp_path / "lake")
+    run(settings)
+    assert validation_of(settings)["late_rows"] == 2
+
+
+def test_without_a_catalogue_the_items_are_those_of_the_log_in_order(tmp_path):
+    for number, items in enumerate((["i9", "i2"], ["i5", "i9"], ["i1", "i1"])):
+        write(tmp_path / "lake" / f"{number}.parquet", events(2, item_id=pa.array(items)))
+    settings = settings_for(tmp_path, tmp_path / "lake", prepare={"rows_per_task": 2})
+    run(settings)
+    night = open_night(settings)
+    items = read_items(night.storage, night.histories)
+    assert items["item_id"].to_pylist() == ["i1", "i2", "i5", "i9"]
+    assert items["num_events"].to_pylist() == [2, 1, 1, 2]
+
+
+def test_a_share_of_bad_rows_or_orphans_that_is_just_allowed_is_taken(tmp_path):
+    users = pa.array([None, *(f"u{i}" for i in range(39))])
+    write(tmp_path / "bad" / "a.parquet", events(40, user_id=users))
+    run(settings_for(tmp_path, tmp_path / "bad", prepare={"max_bad_share": 1 / 40}))
+    write(tmp_path / "lake" / "a.parquet", events(40))
+    write(tmp_path / "items.parquet", pa.table({"item_id": ["i0", "j1"]}))
+    items = {"uri": str(tmp_path / "items.parquet")}
+    run(settings_for(tmp_path, tmp_path / "lake", items=items, prepare={"max_orphan_share": 0.5}))
 
 
 def test_milliseconds_declared_as_seconds_are_recognised(tmp_path):

@@ -137,24 +137,43 @@ def test_a_unit_names_every_backend_that_searched_for_it_also_before_an_interrup
     assert set(sidecar.backends) == {"torch (no kernels: no C++ compiler)", after}
 
 
-def test_a_running_top_k_of_other_queries_is_refused(tmp_path: Path):
+def lost(storage, claims):
+    storage.delete(claims.key(1))
+
+
+def damaged(storage, claims):
+    key = f"{claims.prefix}/{claims.read(1).key}"
+    data = bytearray(storage.read(key))
+    data[len(data) // 2] ^= 1
+    storage.delete(key)
+    storage.create(key, bytes(data))
+
+
+def of_other_queries(storage, claims):
+    storage.delete(claims.key(1))
+    storage.create(claims.key(1), storage.read(claims.key(0)))
+
+
+@pytest.mark.parametrize("spoil", [lost, damaged, of_other_queries])
+def test_a_running_top_k_that_cannot_be_used_is_made_again_by_the_next_run(tmp_path: Path, expected, spoil):
     world = make_world(tmp_path, overrides=["output.num_buckets=3"])
     runner = RecordingRunner(world.settings, shards_at_once=1)
     embed_corpus(runner, world.night, world.settings)
 
-    class Stopped(CandidateSink):
+    class Spoils(CandidateSink):
+        """Unit 0 is written; then what was set aside for unit 1 is spoilt."""
+
         def write(self, unit, batch, result):
-            raise OSError("stopped")
+            spoil(world.storage, search.running_claims(2))
+            super().write(unit, batch, result)
 
     search = search_of(world)
-    with pytest.raises(OSError, match="stopped"):
-        search_units(runner, search, range(3), Stopped)
-    claims = search.running_claims(2)
-    world.storage.delete(claims.key(1))
-    world.storage.create(claims.key(1), world.storage.read(claims.key(0)))
-    with pytest.raises(InfrastructureError, match="run again"):
-        search_units(runner, search, range(3), CandidateSink)
-    search_units(runner, search, range(3), CandidateSink)  # the wrong one is gone
+    with pytest.raises(InfrastructureError, match=r"[Rr]un again"):
+        search_units(runner, search, range(3), Spoils)
+    runner.ran.clear()
+    search_units(runner, search, range(3), CandidateSink)
+    assert [units for _, units in runner.ran] == [[1], [0, 1, 2]]
+    assert read_table(world, "candidates").equals(expected)
 
 
 def test_waves_are_even():
@@ -164,7 +183,9 @@ def test_waves_are_even():
     assert plan_waves(5, 2) == (Wave(0, 1), Wave(1, 3), Wave(3, 5))
 
 
-def test_k_larger_than_the_corpus_is_refused(tmp_path: Path):
+def test_k_is_at_most_the_number_of_items(tmp_path: Path):
+    whole = make_world(tmp_path / "whole", num_users=2, num_items=10, overrides=["corpus.num_shards=1"])
+    assert 0 < retrieve(whole).num_rows < 20  # what they have seen is left out
     with pytest.raises(InputError, match=r"search\.k is 10, but the corpus has 4 items"):
         retrieve(make_world(tmp_path, num_users=2, num_items=4))
 
@@ -285,11 +306,30 @@ def test_a_query_that_is_not_finite_is_named_and_not_searched(world):
     assert len(batch.searched) == len(batch.excluded) == len(batch.queries.gate_BP) < bucket.num_users
 
 
+@pytest.mark.parametrize("part", ["components_BQD", "gate_BP"])
+def test_one_number_that_is_not_finite_is_enough(world, monkeypatch, part):
+    @torch.inference_mode()
+    def spoilt(*arguments):
+        queries = encode_sequences(*arguments)
+        getattr(queries, part)[1].view(-1)[-1] = torch.inf
+        return queries
+
+    monkeypatch.setattr("pipeline.stages.encode.encode_sequences", spoilt)
+    batch = encode_queries(
+        model_of(world), read_bucket(world.storage, world.night.histories, 0), TonightsUsers(None, 3), 0
+    )
+    assert [place for place, why in enumerate(batch.reasons.to_pylist()) if why] == [1]
+    assert batch.searched.tolist() == [0, *range(2, len(batch.reasons))]
+
+
 def test_histories_of_another_catalogue_are_refused(world):
     model = model_of(world)
     model.num_items = 50
     bucket = read_bucket(world.storage, world.night.histories, 0)
     with pytest.raises(MismatchError, match="the model knows 50 items"):
+        encode_queries(model, bucket, TonightsUsers(None, 3), 0)
+    model.num_items = int(bucket.item_rows.max())
+    with pytest.raises(MismatchError, match="train on these histories"):
         encode_queries(model, bucket, TonightsUsers(None, 3), 0)
 
 

@@ -1,5 +1,6 @@
 """Training: the data of each rank, and a training in this process that is killed and resumes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,20 @@ import pytest
 import torch
 
 from pipeline.config import apply_overrides
-from pipeline.errors import InputError
-from pipeline.io.artifacts import seal
+from pipeline.errors import InfrastructureError, InputError
+from pipeline.io.artifacts import read_file, seal
 from pipeline.io.checkpoint import load_model, read_metrics
 from pipeline.io.histories import ITEMS
 from pipeline.io.night import Night
 from pipeline.io.parquet import write_parquet_bytes
-from pipeline.io.storage.base import put
+from pipeline.io.storage.base import Storage, put
+from pipeline.io.storage.local import LocalStorage
 from pipeline.model.training import Ranks
 from pipeline.schema import items as items_schema
 from pipeline.settings import Settings
 from pipeline.stages import local_training, train, training_data
 from pipeline.stages.local import LocalRunner
+from pipeline.stages.local_training import saved_states
 from tests.model.planted import NUM_ITEMS, SMALL_MODEL, histories
 from tests.stages.worlds import night_of, write_histories
 
@@ -79,6 +82,18 @@ def test_ranks_read_disjoint_buckets_that_make_up_the_whole(tmp_path, monkeypatc
     assert all(torch.equal(part.item_counts_N, whole.item_counts_N) for part in parts)
 
 
+class OneOfThree(Ranks):
+    """Rank 1; the two others have counted seven and nine."""
+
+    def sum_(self, values: torch.Tensor) -> torch.Tensor:
+        return values + torch.tensor([7, 0, 9])
+
+
+def test_every_rank_learns_the_count_of_each():
+    assert training_data.counts_by_rank(5, OneOfThree(1, 3), torch.device("cpu")) == [7, 5, 9]
+    assert training_data.counts_by_rank(5, Ranks(), torch.device("cpu")) == [5]
+
+
 def test_a_log_without_sequences_is_refused(tmp_path):
     night, settings = prepared(tmp_path, rows=[np.array([1, 2, 3]), np.array([4])])
     with pytest.raises(InputError, match="no user has two events"):
@@ -105,15 +120,15 @@ def test_a_local_training_that_was_killed_goes_on_to_the_same_weights(tmp_path, 
             raise KeyboardInterrupt
         return real_line(report, popularity, max_epochs)
 
-    def dies(*arguments):
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(local_training, "progress_line", line)
     with pytest.raises(KeyboardInterrupt):
         train.train_checkpoint(LocalRunner(settings), night, settings)
-    monkeypatch.setattr(local_training, "keep_best", dies)
+    assert list(saved_states(night).done()) == [1, 2]
+    monkeypatch.setattr(local_training, "keep_best", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train.train_checkpoint(LocalRunner(settings), night, settings)
+    assert list(saved_states(night).done()) == [2, 3], "the newest, and one in case that is damaged"
+    assert len(night.storage.list("training/")) == 2 * 3, "and nothing of the first"
     monkeypatch.setattr(local_training, "keep_best", real_keep)
     train.train_checkpoint(LocalRunner(settings), night, settings)
     assert epochs == [1, 2, 3, 3]
@@ -124,7 +139,76 @@ def test_a_local_training_that_was_killed_goes_on_to_the_same_weights(tmp_path, 
     assert not night.storage.list("training/")
 
 
-def test_several_workers_are_refused_by_the_local_runner(tmp_path):
-    night, settings = prepared(tmp_path)
-    with pytest.raises(InputError, match=r"set train\.num_workers 1"):
+class OvertakenStorage(LocalStorage):
+    """Another process finishes the same training, and removes its states, right after epoch `epoch` was claimed."""
+
+    epoch = 0
+
+    def create(self, key: str, data: bytes) -> bool:
+        created = super().create(key, data)
+        if key.endswith(f"epoch-{self.epoch:05d}.json"):
+            for info in self.list("training/"):
+                self.delete(info.key)
+        return created
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_two_processes_may_train_the_same_model_and_leave_it_once(tmp_path, monkeypatch, epoch):
+    night, settings = prepared(tmp_path, ["train.num_workers=1"])
+    storage = OvertakenStorage(tmp_path)
+    monkeypatch.setattr(storage, "epoch", epoch)
+    train.train_checkpoint(LocalRunner(settings), replace(night, storage=storage), settings)
+    assert [report.epoch for report in read_metrics(night.storage, night.checkpoint).history] == [1, 2, 3]
+    assert not night.storage.list("training/")
+
+
+def test_a_state_that_is_removed_while_it_is_fetched_is_worth_a_retry_and_a_damaged_one_is_not(tmp_path, monkeypatch):
+    night, settings = prepared(tmp_path, ["train.num_workers=1"])
+    monkeypatch.setattr(local_training, "keep_best", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_checkpoint(LocalRunner(settings), night, settings)
+
+    for spoil, kind, says in (
+        (flip_a_bit, InputError, "damaged.*remove it to train from the start"),
+        (LocalStorage.delete, InfrastructureError, "gone or damaged; does another process train the same model"),
+    ):
+
+        def spoilt(storage, prefix, entry, remedy, spoil=spoil):
+            spoil(storage, f"{prefix}/{entry.key}")
+            return read_file(storage, prefix, entry, remedy)
+
+        monkeypatch.setattr(local_training, "read_file", spoilt)
+        with pytest.raises(kind, match=says):
+            train.train_checkpoint(LocalRunner(settings), night, settings)
+
+
+def test_a_state_whose_file_is_lost_is_passed_over_for_the_one_before(tmp_path, monkeypatch):
+    night, settings = prepared(tmp_path, ["train.num_workers=1"])
+    monkeypatch.setattr(local_training, "keep_best", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_checkpoint(LocalRunner(settings), night, settings)
+    states = saved_states(night)
+    night.storage.delete(f"{states.prefix}/{states.read(3).files[0].key}")
+    lines: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        local_training.train_locally(night, settings, lines.append)
+    assert [line.partition(" of")[0] for line in lines] == ["epoch 3"]
+    assert list(states.done()) == [2, 3]
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def flip_a_bit(storage: Storage, key: str) -> None:
+    data = bytearray(storage.read(key))
+    data[len(data) // 2] ^= 1
+    storage.delete(key)
+    storage.create(key, bytes(data))
+
+
+@pytest.mark.parametrize("overrides", [[], ["train.num_workers=1", "train.use_gpu=true"]])
+def test_several_workers_or_a_gpu_are_refused_by_the_local_runner(tmp_path, overrides):
+    night, settings = prepared(tmp_path, overrides)
+    with pytest.raises(InputError, match=r"set train\.num_workers 1, use_gpu false"):
         train.train_checkpoint(LocalRunner(settings), night, settings)

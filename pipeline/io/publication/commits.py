@@ -1,6 +1,6 @@
-"""Publication: a manifest says what a run consists of, and a numbered commit makes it the table of its day.
+"""Publication: a manifest lists the files of a run, and a numbered commit makes the run the table of its day.
 
-A commit is one create-if-absent of the next number; whoever is second loses. Nothing else decides what readers see.
+A commit is one create-if-absent of the next number; the second writer loses. Readers see only the last commit.
 """
 
 import getpass
@@ -34,12 +34,12 @@ class RunFile(FileEntry):
 
     table: Literal["candidates", "users"]
     unit: int
-    min_user_id: str | int | None  # None when it has no rows
+    min_user_id: str | int | None  # None when the file has no rows
     max_user_id: str | int | None
 
 
 class RunManifest(Config):
-    """What a run consists of. It says nothing of when it was made: the same run has the same manifest."""
+    """The files and figures of a run. It holds no time, so that the same run has the same manifest."""
 
     format: int = FORMAT
     table: str
@@ -74,19 +74,19 @@ class Commit(Config):
     created_at: str
 
     def offers(self, run: CandidateRun) -> bool:
-        """Whether readers see this run through it."""
+        """Whether readers who follow this commit see the run."""
         return self.fp == run.fp and self.kind != "retract"
 
 
 def table_prefix(table: str) -> str:
-    """Where a table lies below the root. Raises InputError for what is no table's name."""
+    """The key prefix of a table. Raises InputError when `table` cannot be the name of a table."""
     if not TABLE_NAME.fullmatch(table):
-        raise InputError(f"{table!r} is no name of a table: lower-case letters, digits, - and _, at most 63")
+        raise InputError(f"{table!r} is no name of a table: use lower-case letters, digits, - and _, at most 63")
     return f"candidates/{table}"
 
 
 def published(storage: Storage, table: str, ds: date | None = None) -> Commit | None:
-    """The last commit of a day, or of the newest day that has one; None when nothing was published."""
+    """Read the last commit of a day, or of the newest day with a commit; None when there is no commit."""
     day = f"ds={ds.isoformat()}/" if ds else ""
     listed = storage.list(f"{table_prefix(table)}/_commits/{day}")
     keys = [info.key for info in listed if COMMIT.fullmatch(info.key)]
@@ -94,17 +94,17 @@ def published(storage: Storage, table: str, ds: date | None = None) -> Commit | 
 
 
 def commit_key(table: str, ds: date, seq: int) -> str:
-    """Where a commit lies."""
+    """The key of a commit."""
     return f"{table_prefix(table)}/_commits/ds={ds.isoformat()}/{seq:012d}.json"
 
 
 def read_commit(storage: Storage, key: str) -> Commit:
-    """The commit at a key that was listed."""
+    """Read the commit at a key from a listing. Raises InputError when it is damaged."""
     return parse(Commit, storage.read(key), f"{storage.uri}/{key}", REMEDY)
 
 
 def write_run_manifest(storage: Storage, run: CandidateRun, manifest: RunManifest) -> tuple[str, str]:
-    """Write the manifest under its own hash; its key relative to the table's root, and the hash."""
+    """Write the manifest under its own hash. Returns its key, relative to the table's root, and the hash."""
     data = manifest.model_dump_json(indent=1).encode()
     sha256 = hashlib.sha256(data).hexdigest()
     key = f"_manifests/ds={run.ds.isoformat()}/{sha256}.json"
@@ -113,21 +113,21 @@ def write_run_manifest(storage: Storage, run: CandidateRun, manifest: RunManifes
 
 
 def read_run_manifest(storage: Storage, table: str, commit: Commit) -> RunManifest:
-    """The manifest that a commit names. Raises InputError when it is gone or is not what was committed."""
-    place = f"{storage.uri}/{table_prefix(table)}/{commit.manifest}"
+    """Read the manifest that a commit names. Raises InputError when it is gone, MismatchError when it was changed."""
+    origin = f"{storage.uri}/{table_prefix(table)}/{commit.manifest}"
     try:
         data = storage.read(f"{table_prefix(table)}/{commit.manifest}")
     except ObjectNotFoundError:
         raise InputError(
-            f"{place}: commit {commit.seq} of ds={commit.ds} names this manifest, but it is gone"
+            f"{origin}: commit {commit.seq} of ds={commit.ds} names this manifest, but it is gone"
         ) from None
     if hashlib.sha256(data).hexdigest() != commit.manifest_sha256:
-        raise MismatchError(f"{place}: changed since commit {commit.seq} of ds={commit.ds} named it; restore it")
-    return parse(RunManifest, data, place, REMEDY)
+        raise MismatchError(f"{origin}: changed since commit {commit.seq} of ds={commit.ds} named it; restore it")
+    return parse(RunManifest, data, origin, REMEDY)
 
 
 def propose(run: CandidateRun, head: Commit | None, manifest_key: str, manifest_sha256: str) -> Commit:
-    """The commit that would follow `head`."""
+    """Build the commit of a run that would follow `head`, the last commit of the day."""
     parent = head.seq if head else 0
     return Commit(
         seq=parent + 1,
@@ -144,7 +144,7 @@ def propose(run: CandidateRun, head: Commit | None, manifest_key: str, manifest_
 
 
 def commit(storage: Storage, run: CandidateRun, proposal: Commit) -> Commit:
-    """Publish: the commit that now offers this run, which is the proposal or another process's of the same run.
+    """Publish the run. Returns the commit that offers it: the proposal, or another process's commit of the same run.
 
     Raises ConflictError when another run was published since the proposal's parent was read.
     """
@@ -164,7 +164,7 @@ def commit(storage: Storage, run: CandidateRun, proposal: Commit) -> Commit:
 
 
 def refresh_latest(storage: Storage, table: str) -> None:
-    """Let `latest.json`, for people, name the newest day's commit. Readers never use it, so a failure is only told."""
+    """Copy the newest day's commit to `latest.json`, for people. Readers never use it, so a failure is only logged."""
     try:
         head = published(storage, table)
         if head is None:
@@ -183,7 +183,7 @@ def refresh_latest(storage: Storage, table: str) -> None:
 
 
 def describe_schema(schema: pa.Schema) -> dict[str, Any]:
-    """The columns in plain words, and a hash of them."""
+    """Describe the columns (name, type, nullable) as plain values, with a hash."""
     columns = [{"name": field.name, "type": str(field.type), "nullable": field.nullable} for field in schema]
     return {"columns": columns, "sha256": hashlib.sha256(repr(columns).encode()).hexdigest()}
 

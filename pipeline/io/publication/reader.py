@@ -1,4 +1,4 @@
-"""The public reader: a published table, by what its last commit names."""
+"""The public reader: reads the files that the last commit of a table names."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,10 +21,10 @@ FILE_READERS = 4
 def latest_files(
     root: str, name: str, ds: date | str | None = None, table: Literal["candidates", "users"] = "candidates"
 ) -> list[str]:
-    """Paths or URIs of the files that make up a published table, for any reader of Parquet.
+    """List the paths or URIs of a published table's files, for any reader of Parquet.
 
-    `ds` None is the newest published day. Each file was found with its size. Raises InputError when nothing is
-    published or a file is gone.
+    Without `ds`, take the newest published day. Raises InputError when nothing is published, or when a file is gone or
+    has another size than was published.
     """
     storage, files = _published_files(root, name, ds, table)
     return [f"{storage.uri}/{table_prefix(name)}/{file.key}" for file in files]
@@ -37,9 +37,10 @@ def read_latest(
     table: Literal["candidates", "users"] = "candidates",
     columns: Sequence[str] | None = None,
 ) -> pa.Table:
-    """A published table, every file checked against the hash that was published.
+    """Read a published table; every file is checked against the hash that was published.
 
-    `table="users"` is the accounting. `ds` None is the newest published day. Raises InputError.
+    `table="users"` is the accounting. Without `ds`, take the newest published day. Raises InputError when nothing is
+    published, or when a file is gone or damaged.
     """
     storage, files = _published_files(root, name, ds, table)
     with ThreadPoolExecutor(FILE_READERS) as pool:
@@ -57,15 +58,15 @@ def _published_files(root: str, name: str, ds: date | str | None, table: str) ->
     storage = open_storage(root)
     day = parse_day(ds, "ds") if isinstance(ds, str) else ds
     commit = published(storage, name, day)
-    place = f"{storage.uri}/{table_prefix(name)}" + (f" ds={day}" if day else "")
+    origin = f"{storage.uri}/{table_prefix(name)}" + (f" ds={day}" if day else "")
     if commit is None or commit.kind == "retract":
-        raise InputError(f"{place}: nothing is published there" + (", it was retracted" if commit else ""))
+        raise InputError(f"{origin}: nothing is published there" + (", it was retracted" if commit else ""))
     files = [file for file in read_run_manifest(storage, name, commit).files if file.table == table]
     folder = f"{table_prefix(name)}/ds={commit.ds.isoformat()}/"
     sizes = {info.key: info.size for info in storage.list(f"{folder}{commit.run_id}/")}
     for file in files:
-        found = sizes.get(f"{table_prefix(name)}/{file.key}")
-        if found != file.bytes:
-            state = "is gone" if found is None else f"has {found} bytes"
-            raise InputError(f"{place}: {file.key} {state}; commit {commit.seq} published it with {file.bytes} bytes")
+        size = sizes.get(f"{table_prefix(name)}/{file.key}")
+        if size != file.bytes:
+            state = "is gone" if size is None else f"has {size} bytes"
+            raise InputError(f"{origin}: {file.key} {state}; commit {commit.seq} published it with {file.bytes} bytes")
     return storage, files

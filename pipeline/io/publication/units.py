@@ -1,4 +1,4 @@
-"""The units of a candidate run: two tables each, made durable by a sidecar that is written after them."""
+"""The units of a candidate run. A unit has two tables and a sidecar, which is written last and makes it done."""
 
 import pyarrow as pa
 
@@ -12,7 +12,7 @@ from pipeline.schema import SCHEMA_VERSION
 
 
 class Sidecar(Config):
-    """What a finished unit consists of; the files' keys are relative to the table's root (`run.table_prefix`)."""
+    """The files and counts of a finished unit; keys are relative to the table's root (`run.table_prefix`)."""
 
     candidates: FileEntry
     users: FileEntry
@@ -26,7 +26,7 @@ class Sidecar(Config):
 
 
 def units_of(storage: Storage, run: CandidateRun) -> Claims[Sidecar]:
-    """The units of a run that are done."""
+    """The claims of a run's units: part n is unit n."""
     return Claims(storage, run.prefix, "unit", Sidecar, lambda sidecar: sidecar.files, root=run.table_prefix)
 
 
@@ -40,7 +40,7 @@ def write_unit(
     statuses: dict[str, int],
     backends: tuple[str, ...] = (),
 ) -> Sidecar:
-    """Write a unit's tables, then its sidecar; returns the sidecar that stands, the first of several attempts."""
+    """Write a unit's tables, then its sidecar. Returns the sidecar of the first attempt, which stands."""
     sidecar = Sidecar(
         candidates=_write_table(storage, run, f"candidates-{unit:05d}", candidates),
         users=_write_table(storage, run, f"users-{unit:05d}", users),
@@ -52,7 +52,7 @@ def write_unit(
 
 
 def finished_units(storage: Storage, run: CandidateRun, num_units: int) -> dict[int, Sidecar]:
-    """The sidecar of every unit. Raises InputError when some are missing."""
+    """Read the sidecar of every unit, by unit. Raises InputError when units are missing."""
     done = units_of(storage, run).done()
     missing = [unit for unit in range(num_units) if unit not in done]
     if missing:

@@ -10,7 +10,7 @@ from pipeline.io.storage.memory import MemoryStorage
 
 
 def open_storage(uri: str) -> Storage:
-    """`s3://bucket/prefix`, `memory://name`, or a local folder (`file:///path` or a plain path)."""
+    """Open `s3://bucket/prefix`, `memory://name` or a local folder (`file:///path` or a path). Raises InputError."""
     from pipeline.io.storage.local import LocalStorage
 
     scheme, separator, rest = uri.partition("://")

@@ -22,7 +22,7 @@ class ObjectNotFoundError(KeyError):
 
 @dataclass(frozen=True, order=True)
 class ObjectInfo:
-    """What a listing tells of one object; `etag` changes when the content does."""
+    """One object of a listing: key, size in bytes, and an etag that changes when the content does."""
 
     key: str
     size: int
@@ -32,28 +32,28 @@ class ObjectInfo:
 class Storage(ABC):
     """Objects by key below one root URI. Nothing is ever overwritten or renamed.
 
-    Keys are relative and '/'-separated. A storage can be pickled: what arrives is its URI, opened again there.
-    Raises InputError for what a person must mend (key, bucket, credentials, permission) and InfrastructureError for
-    what a retry can (network, server, full disk).
+    Keys are relative and '/'-separated. A storage is pickled as its URI, which the other process opens again.
+    Methods raise InputError for a fault that a person must mend (key, bucket, credentials, permission) and
+    InfrastructureError for a fault that a retry can mend (network, server, full disk).
     """
 
     uri: str
 
     @abstractmethod
     def read(self, key: str) -> bytes:
-        """The whole object. Raises ObjectNotFoundError."""
+        """Read the whole object. Raises ObjectNotFoundError."""
 
     @abstractmethod
     def head(self, key: str) -> ObjectInfo | None:
-        """The object's size and etag, or None when it does not exist."""
+        """Read the object's size and etag; None when it does not exist."""
 
     @abstractmethod
     def create(self, key: str, data: bytes) -> bool:
-        """Write the object if no object has this key, atomically. False when one had it: nothing was written."""
+        """Write the object atomically if the key is free. Returns False, and writes nothing, when the key is taken."""
 
     @abstractmethod
     def list(self, prefix: str = "") -> list[ObjectInfo]:
-        """All objects whose key starts with `prefix`, in order of key."""
+        """List all objects whose key starts with `prefix`, in order of key."""
 
     @abstractmethod
     def delete(self, key: str) -> None:
@@ -61,56 +61,58 @@ class Storage(ABC):
 
     @abstractmethod
     def open(self, key: str) -> pa.NativeFile:
-        """The object for random access (Parquet). Raises ObjectNotFoundError."""
+        """Open the object for random access (Parquet). Raises ObjectNotFoundError."""
 
     def arrow_path(self, key: str) -> tuple[fs.FileSystem, str]:
-        """A filesystem and a path for `key`, for a library that writes through pyarrow by itself (Ray Train)."""
-        raise InputError(f"{self.uri}: this store lives in one process, and Ray's workers are others")
+        """The filesystem and path of `key`, for a library that writes through pyarrow itself (Ray Train)."""
+        raise InputError(
+            f"{self.uri}: this store lives in one process, which Ray's workers cannot reach; use a folder or s3://bucket/prefix"
+        )
 
     def __reduce__(self) -> tuple[Callable[[str], "Storage"], tuple[str]]:
         return type(self), (self.uri,)
 
 
 def put(storage: Storage, key: str, data: bytes) -> None:
-    """Write an object whose content its key determines: writing the same bytes again is fine.
+    """Write an object whose key determines its content; writing the same bytes again is fine.
 
     Raises ConflictError when the key already holds other bytes.
     """
     if storage.create(key, data):
         return
-    found = storage.head(key)
-    if found is None or found.size != len(data) or storage.read(key) != data:
+    existing = storage.head(key)
+    if existing is None or existing.size != len(data) or storage.read(key) != data:
         raise ConflictError(f"{storage.uri}/{key}: another process wrote other bytes here; run again to use them")
 
 
-_honest: set[str] = set()
+_checked: set[str] = set()  # URIs
 
 
 def check_store(storage: Storage) -> None:
-    """Refuse a store that would let two writers publish the same commit. Asked once per process and store.
+    """Raise InputError for a store that lets two writers publish the same commit; probe each store once per process.
 
-    Some S3 servers accept `If-None-Match` and ignore it. One small object stays behind, so no right to delete is
-    needed. Raises InputError.
+    Some S3 servers accept `If-None-Match` and ignore it. The probe leaves one small object behind, so that it needs no
+    right to delete.
     """
-    if storage.uri in _honest:
+    if storage.uri in _checked:
         return
     storage.create(PROBE_KEY, b"first")
     try:
         before = storage.read(PROBE_KEY)
         created = storage.create(PROBE_KEY, uuid.uuid4().bytes)
-        kept = not created and storage.read(PROBE_KEY) == before
+        is_kept = not created and storage.read(PROBE_KEY) == before
     except ObjectNotFoundError:
-        kept = False
-    if not kept:
+        is_kept = False
+    if not is_kept:
         raise InputError(
             f"{storage.uri}: this store does not refuse to overwrite an object that exists (create-if-absent, "
             "If-None-Match: *), so two runs could publish over each other; use a store with conditional writes"
         )
-    _honest.add(storage.uri)
+    _checked.add(storage.uri)
 
 
 def check_key(key: str) -> str:
-    """The key itself when every store can hold it safely, else InputError."""
+    """Return the key if every store can hold it. Raises InputError otherwise."""
     segments = key.split("/")
     fault = next((fault for segment in segments if (fault := _fault(segment))), None)
     if len(key.encode("utf-8", "surrogatepass")) > MAX_KEY_BYTES:
@@ -121,7 +123,7 @@ def check_key(key: str) -> str:
 
 
 def check_prefix(prefix: str) -> str:
-    """The prefix itself when it starts some key, else InputError; its last segment may be cut anywhere."""
+    """Return the prefix if a key can start with it; it may end within a name. Raises InputError otherwise."""
     folder, _, start = prefix.rpartition("/")
     if prefix.startswith("/") or "\0" in start:
         raise InputError(f"{prefix!r} starts no key of an object")
@@ -131,8 +133,9 @@ def check_prefix(prefix: str) -> str:
 
 
 def _fault(segment: str) -> str | None:
+    """Say why a name between two slashes cannot be part of a key; None when it can."""
     if segment in ("", ".", ".."):
-        return f"the segment {segment!r} leads elsewhere"
+        return f"the segment {segment!r} leads to another folder"
     if segment.startswith(TEMPORARY):
         return f"names that start with {TEMPORARY!r} are kept for half-written files"
     if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in segment):

@@ -8,6 +8,7 @@ import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,9 +19,9 @@ from pipeline.io.storage.base import TEMPORARY, ObjectInfo, ObjectNotFoundError,
 
 
 class LocalStorage(Storage):
-    """A folder. An object is written beside its place, synced, and linked into it: a name that is taken stays.
+    """A folder. An object is written to a temporary file, synced, and hard-linked to its name, if the name is free.
 
-    Symbolic links below the root are never followed: what they lead to may be changed by others, or lie outside.
+    Symbolic links below the root are never followed: others may change their targets, or the targets lie outside.
     """
 
     def __init__(self, root: Path | str) -> None:
@@ -53,7 +54,7 @@ class LocalStorage(Storage):
         return created
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
-        found: dict[str, os.stat_result] = {}
+        stats: dict[str, os.stat_result] = {}
         waiting = [check_prefix(prefix).rpartition("/")[0]]
         while waiting:
             folder = waiting.pop()
@@ -68,8 +69,8 @@ class LocalStorage(Storage):
                         waiting.append(key)
                     else:
                         with suppress(FileNotFoundError):  # deleted since the folder was read
-                            found[key] = entry.stat()
-        return [info for key in sorted(found) if (info := _local_info(key, found[key]))]
+                            stats[key] = entry.stat()
+        return [info for key in sorted(stats) if (info := _local_info(key, stats[key]))]
 
     def delete(self, key: str) -> None:
         with suppress(ObjectNotFoundError), self._explained(key):
@@ -92,7 +93,7 @@ class LocalStorage(Storage):
         return path
 
     def _check_link(self, key: str) -> None:
-        """A link to something below the root is skipped (its target is listed by its own name); others are refused."""
+        """Raise InputError for a link out of the root. The target of any other link is listed under its own name."""
         if not Path(os.path.realpath(self.root / key)).is_relative_to(os.path.realpath(self.root)):
             raise InputError(
                 f"{self.uri}/{key}: this symbolic link leads out of {self.uri}, and none is followed; "
@@ -101,40 +102,41 @@ class LocalStorage(Storage):
 
     @contextmanager
     def _explained(self, key: str, num_bytes: int | None = None) -> Iterator[None]:
-        """Turn what the operating system says about this key into our errors."""
-        place = f"{self.uri}/{key}"
+        """Turn the operating system's errors about a key into ours; `num_bytes` is set for a write, None for a read."""
+        origin = f"{self.uri}/{key}"
         try:
             yield
         except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError):
             if num_bytes is not None:
-                raise InputError(f"{place}: a file is where a folder must be, or the reverse; remove it") from None
+                raise InputError(f"{origin}: a file is where a folder must be, or the reverse; remove it") from None
             raise ObjectNotFoundError(key) from None
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise InputError(
-                    f"{place}: {os.strerror(error.errno)} for user {os.getuid()}; give this user the right, "
+                    f"{origin}: {os.strerror(error.errno)} for user {os.getuid()}; give this user the right, "
                     "or choose another root"
                 ) from error
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                nearest = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
                 raise InfrastructureError(
-                    f"{place}: {os.strerror(error.errno)}: {num_bytes or 0} bytes were to be written, "
-                    f"{shutil.disk_usage(self.root).free} are free; make room and run again"
+                    f"{origin}: {os.strerror(error.errno)}: {num_bytes or 0} bytes were to be written, "
+                    f"{shutil.disk_usage(nearest).free} are free; make room and run again"
                 ) from error
-            raise InfrastructureError(f"{place}: {error.strerror or error}") from error
+            raise InfrastructureError(f"{origin}: {error.strerror or error}") from error
 
 
-def _local_info(key: str, found: os.stat_result) -> ObjectInfo | None:
-    if not stat.S_ISREG(found.st_mode):
+def _local_info(key: str, stats: os.stat_result) -> ObjectInfo | None:
+    if not stat.S_ISREG(stats.st_mode):
         return None
-    etag = hashlib.sha256(f"{found.st_size}-{found.st_mtime_ns}".encode()).hexdigest()[:32]
-    return ObjectInfo(key, found.st_size, etag)
+    etag = hashlib.sha256(f"{stats.st_size}-{stats.st_mtime_ns}".encode()).hexdigest()[:32]
+    return ObjectInfo(key, stats.st_size, etag)
 
 
 def _link(temporary: Path, path: Path) -> bool:
     try:
         os.link(temporary, path)
     except FileExistsError:
-        # A network file system may answer so when our own link was made and its answer was lost.
+        # A network file system may say so of our own link, when its first answer was lost.
         with suppress(FileNotFoundError):
             return path.samefile(temporary)
         return False
@@ -150,10 +152,7 @@ def _link(temporary: Path, path: Path) -> bool:
 
 def _make_folder(folder: Path) -> None:
     """Make the folder and its parents, and make their names durable."""
-    missing = []
-    while not folder.is_dir():
-        missing.append(folder)
-        folder = folder.parent
+    missing = list(takewhile(lambda parent: not parent.is_dir(), (folder, *folder.parents)))
     for new in reversed(missing):
         new.mkdir(exist_ok=True)
         _sync_folder(new.parent)

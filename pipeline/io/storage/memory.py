@@ -1,4 +1,4 @@
-"""Objects in this process, for tests."""
+"""A store in the memory of this process, for tests."""
 
 import hashlib
 import threading
@@ -9,7 +9,7 @@ from pipeline.io.storage.base import ObjectInfo, ObjectNotFoundError, Storage, c
 
 
 class MemoryStorage(Storage):
-    """Objects of this process by name: every `memory://name` opened in it is the same store."""
+    """Objects of this process: every storage opened as the same `memory://name` shares them."""
 
     _stores: dict[str, dict[str, bytes]] = {}  # noqa: RUF012 - shared on purpose
     _lock = threading.Lock()

@@ -28,14 +28,14 @@ from pipeline.errors import InfrastructureError, InputError, NightrailsError
 from pipeline.io.storage.base import ObjectInfo, ObjectNotFoundError, Storage, check_key, check_prefix
 
 BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-ATTEMPTS = 10  # a store that throttles stays busy for longer than the three of the defaults
+ATTEMPTS = 10  # the SDK's default of 3 is too few for a store that throttles
 CREATE_ATTEMPTS = 6
 CONNECT_SECONDS = 10
-REQUEST_SECONDS = 60  # pyarrow's own 3 s break under load
-LONGEST_PAUSE = 20.0
+REQUEST_SECONDS = 60  # pyarrow's default of 3 s is too short under load
+LONGEST_PAUSE = 20.0  # seconds
 
 NOT_ALLOWED = {"403", "401", "AccessDenied", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
-# botocore's errors that mean "look at your environment", by name: they have no common base.
+# Names of botocore's errors that mean "look at your environment"; they have no common base class.
 UNCONFIGURED = re.compile(
     r"Credential|Profile|Token|SSO|Login|Config|Region|MissingDependency|ParamValidation|InvalidEndp"
 )
@@ -45,8 +45,8 @@ log = logging.getLogger("nightrails")
 
 @dataclass(frozen=True)
 class _Clients:
-    """`patient` retries; `single` sends a request once, as a conditional write must be: a retry of one that was
-    applied, but whose answer was lost, would say that somebody else was first."""
+    """The clients of one process. `patient` retries. `single` sends a request once, for conditional writes: if a write
+    was applied but its answer was lost, a retry would report that somebody else was first."""
 
     pid: int
     patient: Any
@@ -73,7 +73,7 @@ class S3Storage(Storage):
                 try:
                     data: bytes = body.read()
                     return data
-                except BotoCoreError:  # cut off half-way: the SDK retries requests, not bodies
+                except BotoCoreError:  # the body was cut off: the SDK retries requests, not bodies
                     if attempt == attempts:
                         raise
             _pause(attempt)
@@ -82,13 +82,13 @@ class S3Storage(Storage):
     def head(self, key: str) -> ObjectInfo | None:
         try:
             with self._explained(key, "s3:GetObject"):
-                found = self._open_clients().patient.head_object(Bucket=self.bucket, Key=self._full(key))
+                answer = self._open_clients().patient.head_object(Bucket=self.bucket, Key=self._full(key))
         except ObjectNotFoundError:
             return None
-        return ObjectInfo(key, found["ContentLength"], found["ETag"].strip('"'))
+        return ObjectInfo(key, answer["ContentLength"], answer["ETag"].strip('"'))
 
     def create(self, key: str, data: bytes) -> bool:
-        """As Storage.create. When an answer is lost, what lies at the key says whether our write was applied."""
+        """As Storage.create. When the answer is lost, read the key to learn whether our write was applied."""
         unknown: Exception | None = None
         for attempt in range(1, CREATE_ATTEMPTS + 1):
             try:
@@ -115,13 +115,13 @@ class S3Storage(Storage):
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         with self._explained(prefix, "s3:ListBucket"):
             pages = self._open_clients().patient.get_paginator("list_objects_v2")
-            found = [
+            objects = [
                 ObjectInfo(item["Key"].removeprefix(self.prefix), item["Size"], item["ETag"].strip('"'))
                 for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + check_prefix(prefix))
                 for item in page.get("Contents", ())
                 if not item["Key"].endswith("/")  # consoles make such objects to show a folder
             ]
-        return sorted(found)
+        return sorted(objects)
 
     def delete(self, key: str) -> None:
         with self._explained(key, "s3:DeleteObject"):
@@ -160,33 +160,38 @@ class S3Storage(Storage):
             raise self._explain(error, key, action) from error
 
     def _explain(self, error: Exception, key: str, action: str) -> Exception:
-        """Our error for what boto3 or pyarrow said about a request."""
-        place = f"{self.uri}/{key}".rstrip("/")
+        """Build our error for a request that failed in boto3 or pyarrow."""
+        origin = f"{self.uri}/{key}".rstrip("/")
         code, status = _code(error), _status(error)
-        said = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         if code == "NoSuchBucket":
             return InputError(
-                f"{place}: there is no bucket {self.bucket!r} at {self._endpoint()}; create it, or correct the URI"
+                f"{origin}: there is no bucket {self.bucket!r} at {self._endpoint()}; create it, or correct the URI"
             )
         if status == 404 or isinstance(error, FileNotFoundError):
             return ObjectNotFoundError(key)
-        if code in NOT_ALLOWED or status in (401, 403) or isinstance(error, PermissionError) or "ACCESS_DENIED" in said:
+        if (
+            code in NOT_ALLOWED
+            or status in (401, 403)
+            or isinstance(error, PermissionError)
+            or "ACCESS_DENIED" in reason
+        ):
             return InputError(
-                f"{place}: the store refused ({said}). The credentials came from the standard AWS chain (AWS_* "
+                f"{origin}: the store refused ({reason}). The credentials came from the standard AWS chain (AWS_* "
                 f"variables, profile or role): check that they are right and not expired, and that they allow {action} "
                 f"on bucket {self.bucket!r}"
             )
         if status == 501:
-            return InputError(f"{place}: the store has no conditional writes ({said}); use one that has")
+            return InputError(f"{origin}: the store has no conditional writes ({reason}); use one that has")
         if UNCONFIGURED.search(type(error).__name__) or type(error) is ValueError:
             return InputError(
-                f"{place}: {said}. Endpoint, region and credentials come from the standard AWS chain: set "
+                f"{origin}: {reason}. Endpoint, region and credentials come from the standard AWS chain: set "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or a role, and AWS_ENDPOINT_URL if it is not "
                 "Amazon's"
             )
         if status in range(300, 429) and status not in (408, 409):
-            return InputError(f"{place}: the store refused ({said})")
-        return InfrastructureError(f"{place}: the store at {self._endpoint()} failed: {said}")
+            return InputError(f"{origin}: the store refused ({reason})")
+        return InfrastructureError(f"{origin}: the store at {self._endpoint()} failed: {reason}")
 
     def _endpoint(self) -> str:
         return self._clients.patient.meta.endpoint_url if self._clients else "its endpoint"
@@ -212,7 +217,7 @@ def _make_clients() -> _Clients:
 
 @functools.cache
 def _descriptions() -> Any:
-    """botocore's description of S3 and its endpoints: reading it is most of the time that a client takes to make."""
+    """botocore's description of S3 and its endpoints, read once: reading it takes most of the time to make a client."""
     return botocore.loaders.create_loader()
 
 
@@ -226,7 +231,7 @@ def _client_config(attempts: int) -> ClientConfig:
 
 
 def _attempts() -> int:
-    """AWS_MAX_ATTEMPTS, as every AWS client reads it, else ours."""
+    """The number of attempts: AWS_MAX_ATTEMPTS, as for every AWS client, else ATTEMPTS."""
     return int(os.environ.get("AWS_MAX_ATTEMPTS", ATTEMPTS))
 
 
@@ -235,7 +240,7 @@ def _pause(attempt: int) -> None:
 
 
 def _status(error: Exception) -> int:
-    """The HTTP status behind an error; 0 when there was no answer."""
+    """The HTTP status of an error; 0 when there was no answer."""
     if not isinstance(error, ClientError):
         return 0
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
@@ -246,7 +251,7 @@ def _code(error: Exception) -> str:
 
 
 def _is_unknown(error: Exception) -> bool:
-    """Whether a write that ended so may have been applied, or may work when it is sent again."""
+    """Whether a write that ended with this error may have been applied, or may work when it is sent again."""
     if isinstance(error, ClientError):
         status = _status(error)
         return (status >= 500 and status != 501) or status in (408, 409, 429)

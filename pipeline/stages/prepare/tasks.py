@@ -19,11 +19,13 @@ from pipeline.data.columns import DAY_US, EPOCH
 from pipeline.data.histories import user_bucket
 from pipeline.data.lists import Int64
 from pipeline.data.splitting import clean_bucket, item_counts
+from pipeline.errors import InfrastructureError
 from pipeline.io.histories import read_bucket, write_bucket
 from pipeline.io.inputs import day_of
 from pipeline.io.parquet import read_parquet_bytes
 from pipeline.io.rows import read_rows
 from pipeline.io.storage import open_storage
+from pipeline.io.storage.base import ObjectNotFoundError
 from pipeline.stages.prepare.job import Job, Piece, event_table
 from pipeline.stages.prepare.report import MAX_REJECTED
 from pipeline.stages.prepare.segments import (
@@ -179,5 +181,9 @@ def _num_late(events: pa.Table, key: str) -> int:
 @functools.lru_cache(maxsize=1)
 def _item_ids(root: str, key: str) -> pa.Array:
     """All item ids in ascending order, cached because a worker process needs them again for its next bucket."""
-    with open_storage(root).open(key) as file:
-        return read_parquet_bytes(file, f"{root}/{key}")["item_id"].combine_chunks()
+    try:
+        source = open_storage(root).open(key)
+    except ObjectNotFoundError:
+        raise InfrastructureError(f"{root}/{key}: removed before it was read; run again") from None
+    with source:
+        return read_parquet_bytes(source, f"{root}/{key}")["item_id"].combine_chunks()

@@ -1,0 +1,123 @@
+"""The Evaluation artifact and the choice of a search: kept once, read with their hashes, the first attempt stands."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.evaluation.metrics import MeanSum
+from pipeline.io.artifacts import require_manifest
+from pipeline.io.evaluation import (
+    Exposure,
+    Sample,
+    UnitOverlap,
+    UnitScores,
+    overlap_claims,
+    read_metrics,
+    sample_claims,
+    score_claims,
+    write_metrics,
+)
+from pipeline.io.night import Night
+from pipeline.io.tuning import as_chosen, read_tuning, write_tuning
+from pipeline.retrieval.tuning import Trial, Tuning
+from pipeline.settings import Settings
+from tests.quality.test_gates import metrics
+from tests.stages.worlds import SMALL, night_of
+
+SAMPLE = Sample(
+    query_threshold=2**64 - 1,
+    checked_threshold=2**63,
+    units=[0, 2],
+    checked_units=[2],
+    num_evaluable=9,
+    num_without_history=1,
+)
+SCORES = UnitScores(
+    queries=2,
+    model={"hr@3": MeanSum(2, 1.0, 1.0)},
+    popularity={"hr@3": MeanSum(2)},
+    exposure=Exposure(item_rows=[4, 7], model=[2, 0], popularity=[1, 2]),
+    checked=[[4, -1]],
+)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings.model_validate({**SMALL, "root": str(tmp_path), "search": {"k": 10, "method": "tuned"}})
+
+
+@pytest.fixture
+def night(settings: Settings) -> Night:
+    return night_of(settings)
+
+
+def test_an_evaluation_that_is_not_finished_has_no_metrics(night):
+    assert read_metrics(night.storage, night.evaluation) is None
+
+
+def test_of_two_evaluations_the_first_stands_and_is_returned(night, settings):
+    first, second = metrics(0.3, 0.1, 0.97), metrics(0.2, 0.1, 0.9)
+    assert write_metrics(night, settings, first) == first
+    assert write_metrics(night, settings, second) == first == read_metrics(night.storage, night.evaluation)
+    manifest = require_manifest(night.storage, night.evaluation, "evaluate")
+    assert manifest.lineage == {
+        "corpus": night.corpus.id,
+        "checkpoint": night.checkpoint.id,
+        "histories": night.histories.id,
+    }
+    assert manifest.counts == {"queries": first.queries}
+    assert manifest.settings.keys() == {"search", "evaluate"}
+
+
+@pytest.mark.parametrize(("damage", "says"), [(None, "gone since"), (b"{}", "damaged, its SHA-256")])
+def test_figures_that_a_gate_reads_are_never_damaged_ones(night, settings, damage, says):
+    write_metrics(night, settings, metrics(0.3, 0.1, 0.97))
+    (key,) = [info.key for info in night.storage.list(night.evaluation.key("metrics-"))]
+    night.storage.delete(key)
+    if damage is not None:
+        night.storage.create(key, damage)
+    with pytest.raises(InputError, match=rf"{says}.*; run jobs/evaluate\.py again"):
+        read_metrics(night.storage, night.evaluation)
+
+
+def test_what_lies_in_an_evaluation_while_it_is_made_does_not_mix(night):
+    """The names of one kind of claim are no names of another, though all lie in one folder."""
+    kept = {sample_claims: SAMPLE, score_claims: SCORES, overlap_claims: UnitOverlap(overlap=MeanSum(2, 1.5, 1.25))}
+    for claims, record in kept.items():
+        for part in (0, 2):
+            assert claims(night).claim(part, record) == record
+    for claims, record in kept.items():
+        assert claims(night).done() == {0: record, 2: record}
+
+
+def chosen(num_preselected: int) -> Tuning:
+    trial = Trial(
+        method="topk_per_embd",
+        num_preselected=num_preselected,
+        num_per_embd=77,
+        table_dtype="int8",
+        recall=1.0,
+        recall_low=0.995,
+        milliseconds_per_query=0.5,
+    )
+    return Tuning(trial, 0.99, 10, 64, 120, 2.0, (trial,))
+
+
+def test_a_choice_is_made_once_and_all_of_it_is_used(night, settings):
+    assert read_tuning(night) is None
+    with pytest.raises(InputError, match=r"nothing was chosen yet; run jobs/tune\.py first"):
+        as_chosen(night, settings)
+    write_tuning(night, chosen(60))
+    first = read_tuning(night)
+    assert write_tuning(night, chosen(70)) == first == read_tuning(night)
+    assert (first.corpus, first.reason) == (night.corpus.id, chosen(60).reason)
+    search = as_chosen(night, settings).search
+    assert (search.method, search.num_preselected) == ("topk_per_embd", 60)
+    assert (search.num_per_embd, search.table_dtype, search.k) == (77, "int8", 10)
+
+
+def test_a_method_that_is_named_needs_no_choice(night, settings):
+    write_tuning(night, chosen(60))
+    named = settings.with_search({"method": "exact"})
+    assert as_chosen(night, named) is named

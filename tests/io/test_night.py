@@ -1,0 +1,194 @@
+"""What the name of each artifact covers: all keys of the configuration and all inputs that shape it, and no other."""
+
+from collections.abc import Iterator
+from dataclasses import astuple, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipeline.config import apply_overrides
+from pipeline.data.sources import SourceSpec
+from pipeline.errors import InputError
+from pipeline.io.inputs import Files, Inputs, Log, list_queries, read_user_ids
+from pipeline.io.night import Night, name_night, open_night
+from pipeline.io.storage import open_storage
+from pipeline.io.storage.base import ObjectInfo
+from pipeline.settings import Settings
+from tests.io.inputs_on_disk import events, settings_for, write
+
+DS = date(2026, 11, 20)
+ARTIFACTS = ("histories", "checkpoint", "corpus", "tuning", "evaluation", "run")
+NOTHING, FROM_SEARCH, FROM_CORPUS, FROM_MODEL, EVERYTHING = (set(ARTIFACTS[first:]) for first in (6, 3, 2, 1, 0))
+INPUTS = Inputs(DS, Log("place", (ObjectInfo("ds=2026-11-20/a", 7, "e1"), ObjectInfo("ds=2026-11-20/b", 8, "e2"))))
+GIVEN = {"log": {"uri": "/log", "source": "default"}}
+# Which names the keys of a section are in; the keys that are in others, or in none, by themselves.
+SECTIONS = {
+    "prepare": EVERYTHING,
+    "split": EVERYTHING,
+    "model": FROM_MODEL,
+    "train": FROM_MODEL,
+    "corpus": FROM_CORPUS,
+    "search": FROM_SEARCH,
+    "evaluate": {"evaluation"},
+    "output": {"run"},
+    "name": {"run"},
+}
+KEYS = {
+    "prepare.rows_per_task": NOTHING,
+    "output.num_buckets": EVERYTHING,
+    **dict.fromkeys(("train.threads_per_worker", "train.use_gpu", "train.max_failures"), NOTHING),
+    **dict.fromkeys(("search.query_tile", "search.item_tile", "search.target_recall"), NOTHING),
+}
+# With an exact search there is no low-rank table, and nothing is chosen.
+PREFIXES = {"corpus.low_rank": NOTHING, "search.tuning": NOTHING}
+OTHER_WORDS = {
+    "split.method": "leave_one_out",
+    "mol.query_activation": "geglu",
+    "train.precision": "bfloat16",
+    "search.method": "exact_two_stage",
+    "search.backend": "torch",
+    "search.table_dtype": "int8",
+    "output.layout": "nested",
+    "cluster.mode": "local",
+}
+
+
+def settings_of(*overrides: str) -> Settings:
+    return Settings.model_validate(apply_overrides(GIVEN, overrides))
+
+
+def night_of(settings: Settings, inputs: Inputs = INPUTS) -> Night:
+    return name_night(open_storage("memory://names"), settings, inputs)
+
+
+def names_of(night: Night) -> dict[str, str]:
+    """The id of each artifact, and the fingerprint in that of the run."""
+    return {name: getattr(night, name).id for name in ARTIFACTS[:-1]} | {"run": night.run.fp}
+
+
+def renamed(one: Night, other: Night) -> set[str]:
+    """The artifacts that have another name in the other night."""
+    before, after = names_of(one), names_of(other)
+    return {name for name in ARTIFACTS if before[name] != after[name]}
+
+
+def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def another(key: str, value: Any) -> Any:
+    """Another value that the key may have."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 2
+    if isinstance(value, float):
+        return value / 2 or 0.25
+    if isinstance(value, list):
+        return value[:-1]
+    return next((word for name, word in OTHER_WORDS.items() if key.endswith(name)), f"{value}x")
+
+
+LEAVES = [
+    (key, value)
+    for key, value in leaves(settings_of().model_dump(mode="json"))
+    if not key.startswith(("log.", "simulate.")) and value is not None and key not in ("model.encoder", "root")
+]
+
+
+@pytest.mark.parametrize(("key", "value"), LEAVES, ids=[key for key, _ in LEAVES])
+def test_a_key_renames_what_it_shapes_and_what_is_made_from_that_and_nothing_else(key, value):
+    by_prefix = next((names for prefix, names in PREFIXES.items() if key.startswith(prefix)), None)
+    expected = KEYS.get(key, SECTIONS.get(key.partition(".")[0], NOTHING) if by_prefix is None else by_prefix)
+    changed = settings_of(f"{key}={another(key, value)}")
+    assert changed != settings_of()
+    assert renamed(night_of(settings_of()), night_of(changed)) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("search.num_preselected=999", NOTHING),  # what is chosen tonight is no setting
+        ("search.num_per_embd=99", NOTHING),
+        ("search.target_recall=0.5", FROM_SEARCH),
+        ("search.tuning.seed=1", FROM_SEARCH),
+        ("corpus.low_rank.seed=1", FROM_CORPUS),
+        ("search.backend=torch", FROM_CORPUS),  # the low-rank table is made of its quick scores
+    ],
+)
+def test_a_tuned_search_is_named_by_how_it_is_chosen(key, expected):
+    tuned = "search.method=tuned"
+    assert renamed(night_of(settings_of(tuned)), night_of(settings_of(tuned, key))) == expected
+
+
+def changed_file(**change: Any) -> Log:
+    return replace(INPUTS.log, files=(INPUTS.log.files[0], replace(INPUTS.log.files[1], **change)))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"ds": date(2026, 11, 19)}, EVERYTHING),
+        ({"log": changed_file(etag="e3")}, EVERYTHING),
+        ({"log": changed_file(size=9)}, EVERYTHING),
+        ({"log": changed_file(key="ds=2026-11-20/c")}, EVERYTHING),
+        ({"log": replace(INPUTS.log, files=INPUTS.log.files[:1])}, EVERYTHING),
+        ({"log": replace(INPUTS.log, source=SourceSpec(time_unit="ms"))}, EVERYTHING),
+        ({"log": replace(INPUTS.log, uri="elsewhere", source_file="moved.yaml")}, NOTHING),
+        ({"items": Files("place", (ObjectInfo("items", 1, "e"),))}, EVERYTHING),
+        ({"queries": Files("place", (ObjectInfo("users", 1, "e"),))}, {"run"}),
+    ],
+)
+def test_an_input_renames_all_that_is_made_from_it_wherever_it_lies(change, expected):
+    assert renamed(night_of(settings_of()), night_of(settings_of(), replace(INPUTS, **change))) == expected
+
+
+def test_the_kinds_of_artifacts_never_share_a_name():
+    night = night_of(settings_of())
+    assert len(set(names_of(night).values())) == len(ARTIFACTS)
+    assert astuple(night.run) == ("candidates", DS, night.run.fp)
+
+
+def test_partitions_after_the_day_are_no_part_of_its_night(tmp_path: Path) -> None:
+    for day in ("2026-11-18", "2026-11-19"):
+        write(tmp_path / "lake" / f"ds={day}" / "a.parquet", events())
+    settings = settings_for(tmp_path, tmp_path / "lake")
+    before = open_night(settings, date(2026, 11, 19))
+    write(tmp_path / "lake" / "ds=2026-11-20" / "a.parquet", events())
+    assert open_night(settings, date(2026, 11, 19)).run == before.run
+    assert open_night(settings).ds == DS
+    assert renamed(before, open_night(settings)) == EVERYTHING
+
+
+def users_in(tmp_path: Path, *files: pa.Array) -> Files:
+    for number, ids in enumerate(files):
+        write(tmp_path / "users" / f"{number}.parquet", pa.table({"user_id": ids}))
+    listed = list_queries(settings_for(tmp_path, tmp_path, queries={"uri": str(tmp_path / "users")}), DS)
+    assert listed is not None
+    return listed
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ([pa.array(["b", "a"]), pa.array(["c", "b"]).dictionary_encode()], pa.array(["a", "b", "c"])),
+        ([pa.array(["b", "a"], pa.large_string())], pa.array(["a", "b"])),
+        ([pa.array([3, 1], pa.int16()), pa.array([2**40])], pa.array([1, 3, 2**40])),
+        ([pa.array([], pa.string()), pa.array(["a"])], pa.array(["a"])),
+        ([pa.array([], pa.int64())], pa.array([], pa.int64())),
+    ],
+)
+def test_the_users_of_all_files_are_asked_once_in_order(tmp_path, files, expected):
+    assert read_user_ids(users_in(tmp_path, *files)).equals(expected)
+
+
+def test_users_with_two_kinds_of_ids_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a string in some files and an integer in others; use one type"):
+        read_user_ids(users_in(tmp_path, pa.array(["a"]), pa.array([1])))

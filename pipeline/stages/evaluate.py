@@ -30,7 +30,7 @@ def evaluate(runner: Runner, night: Night, settings: Settings) -> Metrics:
     num_items = open_corpus(night.storage, night.corpus).counts["num_items"]
     sample = draw_sample(runner, night, settings)
     missing = score_claims(night).missing(sample.units)
-    if settings.search.is_exact:  # verified as its lists are made
+    if settings.search.is_exact:  # EvaluationSink also checks the lists of an exact search
         missing = sorted({*missing, *overlap_claims(night).missing(sample.checked_units)})
     users = HeldOutUsers(sample, settings.evaluate.seed)
     search = Search(night, settings, users, night.evaluation.key("_wave"))

@@ -16,7 +16,7 @@ def run(settings: "Settings", night: "Night") -> Outcome:
 
     metrics, status = read_metrics(night.storage, night.evaluation), EXISTS
     if metrics is None:
-        from pipeline.stages.evaluate import evaluate  # brings torch, which reading does not need
+        from pipeline.stages.evaluate import evaluate  # imports torch, which reading the metrics does not need
 
         metrics, status = evaluate(open_runner(settings), night, as_chosen(night, settings)), MADE
     log.info("evaluation %s\n%s", night.evaluation.id, metrics_table(metrics))

@@ -1,8 +1,8 @@
 """The nightly job: from tonight's log to the published table of candidates.
 
-Runs the other jobs in order. Each leaves an artifact named by a fingerprint of what it was made from and is skipped
-when that artifact exists, so the same command resumes after a crash and does nothing when all is published.
-Without any argument it serves a simulated log.
+Runs the other jobs in order and skips a job whose artifact exists. An artifact is named by a fingerprint of its inputs
+and settings, so the same command resumes after a crash, and does nothing when the night is published. Without any
+argument the job uses a simulated log.
 """
 
 import time
@@ -35,9 +35,9 @@ def run_night(settings: "Settings", night: "Night") -> Outcome:
     from pipeline.quality.report import how_to_read, three_users
     from pipeline.quality.stories import read_stories
 
-    check_store(night.storage)  # a store that cannot publish is better known before the work than after it
+    check_store(night.storage)  # refuse a store that cannot publish before hours of work
     log.info("%s for ds=%s: %s", settings.name, night.ds, night.run.run_id)
-    open_runner(settings)  # a cluster that does not answer, likewise
+    open_runner(settings)  # likewise a cluster that does not answer
     seconds: dict[str, float] = {}
     outcome: Outcome = {}
     for step in (prepare, train, embed_items, tune, retrieve, evaluate, publish):
@@ -47,9 +47,9 @@ def run_night(settings: "Settings", night: "Night") -> Outcome:
         outcome = step.run(settings, night)
         seconds[name] = round(time.monotonic() - started, 1)
         log.info("   %s: %s in %.1f s", name, outcome["status"], seconds[name])
-    log.info("three of its users\n\n%s\n", three_users(read_stories(night)))
-    how = how_to_read(night.storage.uri, settings.name)
-    log.info("the table of ds=%s lies in %s\n%s", night.ds, outcome["uri"], how)
+    log.info("three of its users:\n\n%s\n", three_users(read_stories(night)))
+    instructions = how_to_read(night.storage.uri, settings.name)
+    log.info("the table of ds=%s is in %s\n%s", night.ds, outcome["uri"], instructions)
     return outcome | {"steps": seconds}
 
 

@@ -1,7 +1,7 @@
 """Check, clean, order and split tonight's log, and write histories by user bucket.
 
-Leaves <root>/histories/<id>/: one Parquet file per user bucket, items.parquet, quarantine.parquet (bad rows with the
-reason), validation.json (where every row of the log went) and manifest.json.
+Writes <root>/histories/<id>/: one Parquet file per user bucket, items.parquet, quarantine.parquet (bad rows with the
+reason), validation.json (numbers of rows kept, repeated and rejected) and manifest.json.
 """
 
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ def run(settings: "Settings", night: "Night") -> Outcome:
         job = open_job(night, settings)  # a log that cannot be read is refused before any cluster is started
         manifest, status = prepare(open_runner(settings), job), MADE
     else:
-        remove_scratch(night.storage, night.histories)  # what a crash at the very end has left
+        remove_scratch(night.storage, night.histories)  # left by a crash right after the manifest
     faults = settings.faults_with(manifest.counts["items"], night.histories.key(ITEMS))
     if faults:  # before hours of training
         raise InputError("; ".join(faults))

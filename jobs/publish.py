@@ -37,19 +37,19 @@ def run(settings: "Settings", night: "Night") -> Outcome:
 
 
 def already_published(night: "Night") -> Outcome | None:
-    """What to answer when readers already see this very run, else None."""
+    """The job's outcome when this run is already published, else None."""
     from pipeline.io.publication.commits import published, read_run_manifest, refresh_latest
 
     head = published(night.storage, night.run.table, night.ds)
     if head is None or not head.offers(night.run):
         return None
-    refresh_latest(night.storage, night.run.table)  # a run that died right after its commit left the old one
+    refresh_latest(night.storage, night.run.table)  # still the old one after a crash right after the commit
     manifest = read_run_manifest(night.storage, night.run.table, head)
     return outcome_of(ALREADY_PUBLISHED, night, head, manifest)
 
 
 def outcome_of(status: str, night: "Night", standing: "Commit", manifest: "RunManifest") -> Outcome:
-    """The last line of the job."""
+    """The job's outcome, printed as its last line."""
     return {
         "status": status,
         "run_id": standing.run_id,
@@ -64,7 +64,7 @@ def outcome_of(status: str, night: "Night", standing: "Commit", manifest: "RunMa
 
 
 def fallbacks(backends: dict[str, int]) -> list[str]:
-    """A sentence for each backend that was not the one to expect, as its reason says."""
+    """A warning for each fallback: a backend whose name ends with the reason in parentheses."""
     return [f"{count} units were searched with {name}" for name, count in backends.items() if name.endswith(")")]
 
 

@@ -14,14 +14,14 @@ def run(settings: "Settings", night: "Night") -> Outcome:
     from pipeline.io.tuning import as_chosen
     from pipeline.stages.candidates import CandidateSink
     from pipeline.stages.queries import TonightsUsers
-    from pipeline.stages.search import remove_running, search_units
+    from pipeline.stages.search import Search, remove_running, search_units
 
     num_units = settings.output.num_buckets
     missing, scratch = units_of(night.storage, night.run).missing(range(num_units)), f"{night.run.prefix}/_wave"
     if missing:
         users = TonightsUsers(night.inputs.queries, num_units)
-        chosen = as_chosen(night, settings)
-        search_units(open_runner(settings), night, chosen, missing, users, CandidateSink, scratch)
+        search = Search(night, as_chosen(night, settings), users, scratch)
+        search_units(open_runner(settings), search, missing, CandidateSink)
     else:
         remove_running(night.storage, scratch)  # what a crash at the very end has left
     return {

@@ -1,4 +1,4 @@
-"""Simulate an interaction log and its catalogue below the root, for trying everything else out.
+"""Simulate an interaction log and its catalogue below the root, to try the other jobs on.
 
 Users and items have hidden tastes that drift; there are repeated, late and unknown events, bots, and cold users and
 items. The same `simulate` settings give the same bytes.
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def run(settings: "Settings", ds: date | None) -> Outcome:
-    """Write the log that `settings.simulate` describes; `ds` only serves the jobs that read it."""
+    """Write the log that `settings.simulate` describes. `ds` is not used: the log has all days."""
     from pipeline.data.simulation.log import simulated_prefix
     from pipeline.io.simulated import write_simulated_log
     from pipeline.io.storage import open_storage

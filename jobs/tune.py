@@ -1,4 +1,4 @@
-"""Choose how to search tonight's corpus: the cheapest way that reaches search.target_recall, measured on a sample."""
+"""Choose tonight's search: the cheapest method that reaches search.target_recall, measured on a sample of users."""
 
 from typing import TYPE_CHECKING
 

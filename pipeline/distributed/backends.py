@@ -1,4 +1,4 @@
-"""The backends that the cluster's nodes search with: asked once, said in the log, refused when they cannot be had."""
+"""The search backends of the cluster's nodes: asked once, logged, and refused where the one asked for is missing."""
 
 import logging
 from collections import defaultdict
@@ -29,9 +29,9 @@ class SearchNode:
 
 
 def check_backends(cluster: Cluster, settings: Settings) -> None:
-    """Say once in the log what the nodes search with.
+    """Log the backend of every node, once per process.
 
-    Raises InputError when `search.backend` cannot be had on one of them, InfrastructureError when one does not answer.
+    Raises InputError when a node does not have `search.backend`, InfrastructureError when a node does not answer.
     """
     device_type = "cuda" if settings.cluster.gpus_per_actor else "cpu"
     nodes = () if cluster.is_local else search_nodes(settings.cluster)
@@ -39,7 +39,7 @@ def check_backends(cluster: Cluster, settings: Settings) -> None:
 
 
 def search_nodes(settings: ClusterSettings) -> tuple[SearchNode, ...]:
-    """The alive nodes that have the CPUs and GPUs of one shard searcher."""
+    """The alive nodes with enough CPUs and GPUs for one shard searcher."""
     needed = {"CPU": settings.cpus_per_actor, "GPU": settings.gpus_per_actor}
     return tuple(
         SearchNode(node["NodeManagerHostname"], node["NodeID"])
@@ -51,30 +51,32 @@ def search_nodes(settings: ClusterSettings) -> tuple[SearchNode, ...]:
 def probe_backends(
     nodes: Sequence[SearchNode], search: SearchSettings, device_type: str
 ) -> Mapping[SearchNode, Backend]:
-    """Ask each node with a task that runs there. Raises InfrastructureError when a node does not answer."""
+    """Ask each node for its backend, with a task on that node. Raises InfrastructureError when one does not answer."""
     probe = ray.remote(num_cpus=0)(describe_backend)
-    asked = {node: NodeAffinitySchedulingStrategy(node.node_id, soft=False) for node in nodes}
-    answers = [probe.options(scheduling_strategy=there).remote(search, device_type) for there in asked.values()]
+    strategies = [NodeAffinitySchedulingStrategy(node.node_id, soft=False) for node in nodes]
+    answers = [probe.options(scheduling_strategy=strategy).remote(search, device_type) for strategy in strategies]
     try:
         return dict(zip(nodes, ray.get(answers, timeout=PROBE_SECONDS), strict=True))
     except RayError as error:
-        raise InfrastructureError(f"a node did not say what it searches with: {error}") from error
+        raise InfrastructureError(f"a node did not name its search backend: {error}") from error
 
 
 @cache
 def _check(nodes: tuple[SearchNode, ...], search: SearchSettings, device_type: str) -> None:
-    """The nodes of a cluster, or (none are given) this machine, which is the whole of a local one."""
-    this_machine = SearchNode("this machine", "")
-    here = {} if nodes else {this_machine: describe_backend(search, device_type)}
+    """Check the backends of the nodes, or of this machine if there are none: then the cluster is local."""
+    if nodes:
+        backends = probe_backends(nodes, search, device_type)
+    else:
+        backends = {SearchNode("this machine", ""): describe_backend(search, device_type)}
     hosts_by_backend: dict[Backend, list[str]] = defaultdict(list)
-    for node, backend in (here or probe_backends(nodes, search, device_type)).items():
+    for node, backend in backends.items():
         require_backend(backend, search, f" on {node.host}")
         hosts_by_backend[backend].append(node.host)
     for backend, hosts in hosts_by_backend.items():
-        _say(backend, hosts)
+        _log_backend(backend, hosts)
 
 
-def _say(backend: Backend, hosts: Sequence[str]) -> None:
+def _log_backend(backend: Backend, hosts: Sequence[str]) -> None:
     count = "1 node searches" if len(hosts) == 1 else f"{len(hosts)} nodes search"
     if backend.reason:
         names = ", ".join(sorted(set(hosts)))

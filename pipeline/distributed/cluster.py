@@ -1,4 +1,4 @@
-"""The Ray cluster a job runs on: joining or starting it, what it offers, and how long it may take."""
+"""The Ray cluster of a job: joining or starting it, its resources, and whether the actors of a step fit on it."""
 
 import logging
 import os
@@ -14,9 +14,9 @@ from pipeline.distributed.restart_notice import swallow_restart_notice
 from pipeline.errors import InfrastructureError, InputError
 from pipeline.settings import Settings
 
-# Actors of one stage that may die in a row while they load, each being replaced by a fresh process.
+# Actors of one stage that may die in a row while they load; Ray replaces each by a new process.
 MAX_DEATHS_WHILE_LOADING = 2
-# What these say is raised as well, or we asked for it.
+# The least level that these loggers of Ray may log: their messages also arrive as exceptions.
 QUIET = {
     "exceptions": logging.CRITICAL,
     "_internal.execution.streaming_executor_state": logging.CRITICAL,
@@ -29,7 +29,7 @@ log = logging.getLogger("nightrails")
 
 @dataclass(frozen=True)
 class Node:
-    """What one alive node offers."""
+    """The CPUs and GPUs of one alive node."""
 
     cpus: float
     gpus: float = 0.0
@@ -58,33 +58,33 @@ class Cluster:
 
 @dataclass(frozen=True)
 class ActorNeed:
-    """So many actors, each of which must find its CPUs and GPUs on one node."""
+    """The resources of a step's actors of one kind; an actor needs all its CPUs and GPUs on the same node."""
 
     name: str
     count: int
-    cpus: float
-    gpus: float = 0.0
+    cpus: float  # per actor
+    gpus: float = 0.0  # per actor
 
 
 def connect(settings: Settings) -> Cluster:
-    """Join the cluster this job was submitted to (`RAY_ADDRESS`), else start a local one; safe to call again.
+    """Join the cluster at `RAY_ADDRESS`, else start a local one. Calling it again is fine.
 
-    Raises InputError when the root cannot be seen from every node or the address or token is wrong by itself,
+    Raises InputError when some node cannot see the root, or the address or the token is malformed;
     InfrastructureError when no cluster answers.
     """
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS") or "local"
         try:
-            # "local" always starts a new instance, whatever cluster the machine's last `ray start` has left behind.
+            # "local" always starts a new instance, even on a machine where `ray start` has started a cluster.
             ray.init(
                 address=address,
                 logging_level=logging.ERROR,
-                # The workers' output is Ray's own chatter, a line a second from Ray Train alone; their errors arrive
-                # as exceptions, and what a person should read comes through pipeline/distributed/messages.py.
+                # Most of the workers' output is Ray's (Ray Train prints a line a second). Errors arrive as exceptions,
+                # and lines for people come through pipeline/distributed/messages.py.
                 log_to_driver=False,
                 include_dashboard=False if address == "local" else None,
             )
-        except (AuthenticationError, ValueError) as error:  # no token; an address that is none
+        except (AuthenticationError, ValueError) as error:  # no token; a malformed address
             raise InputError(f"RAY_ADDRESS {address!r}: {error}") from error
         except (ConnectionError, RuntimeError) as error:
             raise InfrastructureError(
@@ -100,17 +100,17 @@ def connect(settings: Settings) -> Cluster:
 
 
 def describe() -> Cluster:
-    """The cluster this process is connected to, as it is now."""
+    """The nodes that are alive now in the cluster of this process."""
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     nodes = tuple(Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive)
     return Cluster(nodes, is_local=os.environ.get("RAY_ADDRESS") in (None, "", "local"))
 
 
 def check_root(settings: Settings, cluster: Cluster) -> None:
-    """Refuse a root that the workers cannot share."""
+    """Raise InputError when the workers cannot share the root."""
     scheme, separator, _ = settings.root.partition("://")
     if separator and scheme == "memory":
-        raise InputError("root: memory:// lives in one process, and Ray's workers are others; give a folder or s3://…")
+        raise InputError("root: memory:// lives in one process, but Ray has many; give a folder or s3://bucket/prefix")
     is_folder = not separator or scheme == "file"
     if is_folder and len(cluster.nodes) > 1 and not settings.root_is_shared:
         raise InputError(
@@ -120,27 +120,27 @@ def check_root(settings: Settings, cluster: Cluster) -> None:
 
 
 def preflight(cluster: Cluster, needs: Sequence[ActorNeed]) -> None:
-    """Refuse what does not fit: Ray would wait for ever for the missing part, holding the rest.
+    """Refuse actors that do not fit on the cluster: Ray would hold the ones that fit and wait forever for the others.
 
-    Raises InputError on a local cluster, which cannot grow, else InfrastructureError: a node may still join.
+    Raises InputError on a local cluster, which cannot grow, else InfrastructureError, because a node may join later.
     """
-    missing = what_is_missing(cluster.nodes, needs)
+    missing = shortage(cluster.nodes, needs)
     if missing:
-        way_out = "add a node of this kind, or lower the cluster.* settings"
         error = InputError if cluster.is_local else InfrastructureError
-        raise error(f"{cluster}: no place for {missing}; {way_out}")
+        remedy = "add a node of this kind, or lower the cluster.* settings"
+        raise error(f"{cluster}: no place for {missing}; {remedy}")
 
 
-def what_is_missing(nodes: Sequence[Node], needs: Sequence[ActorNeed]) -> str:
-    """Place all actors, those with GPUs first; "" when they fit, else the first kind that does not, in words."""
+def shortage(nodes: Sequence[Node], needs: Sequence[ActorNeed]) -> str:
+    """Describe the first kind of actor that does not fit beside the others; "" when all actors fit."""
     free = [[node.cpus, node.gpus] for node in nodes]
     for need in sorted(needs, key=lambda n: (-n.gpus, -n.cpus)):
         placed = 0
-        # CPU-only actors leave nodes with GPUs to those who need them, as far as they can.
-        for place in sorted(free, key=lambda f: f[1]):
-            while placed < need.count and _holds(place, need):
-                place[0] -= need.cpus
-                place[1] -= need.gpus
+        # Actors without GPUs go to the nodes with the fewest GPUs first.
+        for node in sorted(free, key=lambda f: f[1]):
+            while placed < need.count and _has_room(node, need):
+                node[0] -= need.cpus
+                node[1] -= need.gpus
                 placed += 1
         if placed < need.count:
             gpus = f" and {need.gpus:g} GPUs" if need.gpus else ""
@@ -148,19 +148,20 @@ def what_is_missing(nodes: Sequence[Node], needs: Sequence[ActorNeed]) -> str:
     return ""
 
 
-def _holds(place: list[float], need: ActorNeed) -> bool:
-    rounding = 1e-6  # fractions of a CPU are added and subtracted
-    return place[0] + rounding >= need.cpus and place[1] + rounding >= need.gpus
+def _has_room(free: list[float], need: ActorNeed) -> bool:
+    """Compare the free CPUs and GPUs of a node with those of one actor."""
+    rounding = 1e-6  # of adding and subtracting fractions of a CPU
+    return free[0] + rounding >= need.cpus and free[1] + rounding >= need.gpus
 
 
 def _set_data_defaults(settings: Settings) -> None:
-    """Ray Data as every job wants it; a dataset takes these when it is created."""
+    """Set the options of Ray Data for all datasets that this process creates from now on."""
     context = DataContext.get_current()
     context.execution_no_progress_timeout_s = settings.cluster.no_progress_minutes * 60
     context.max_consecutive_actor_init_deaths = MAX_DEATHS_WHILE_LOADING
     context.enable_progress_bars = False  # the jobs log their own progress, in units
     context.print_on_execution_start = False
-    context.raise_original_map_exception = True  # else our own errors come back as text
+    context.raise_original_map_exception = True  # otherwise our own errors come back as text
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     for name, level in QUIET.items():
         logging.getLogger(f"ray.data.{name}").setLevel(level)

@@ -1,4 +1,4 @@
-"""The one place that reads Ray's errors: ours behind them, else what a scheduler should do."""
+"""The translation of Ray's errors into ours, by which a scheduler decides; no other file reads Ray's errors."""
 
 import builtins
 import re
@@ -12,10 +12,10 @@ from pipeline import errors
 from pipeline.causes import causes, library_of, missing_package, own_error
 from pipeline.errors import InfrastructureError, InputError, NightrailsError
 
-# Ray Data may append advice on its own retries to whatever was raised.
+# Ray Data may append advice about its retries to the message of an error.
 ADVICE_OF_RAY = "\nFailed to apply UDF transform"
 RAISED = re.compile(rf"^(?:[\w.]+\.)?(\w+): (.*?)(?=\n\n|{ADVICE_OF_RAY}|\Z)", re.MULTILINE | re.DOTALL)
-# A name with a dot is a part of a package that is there, which is our fault and not the installation's.
+# Without a dot in the name: a missing part of an installed package is a fault of our code, not of the installation.
 MISSING_MODULE = re.compile(
     r"^(?:ModuleNotFoundError|[\w.]*RaySystemError: System error): No module named '([^'.]+)'", re.MULTILINE
 )
@@ -26,7 +26,7 @@ OUR_OWN = ("pipeline", "jobs")
 
 @contextmanager
 def ray_errors_translated() -> Iterator[None]:
-    """Raise the translation of whatever Ray raises in the block."""
+    """Raise `translated(error)` instead of an error of the block."""
     try:
         yield
     except Exception as error:
@@ -37,25 +37,26 @@ def ray_errors_translated() -> Iterator[None]:
 
 
 def translated(error: Exception) -> Exception:
-    """Our own error where one lies behind Ray's, the stage's own where it failed by itself, else InfrastructureError.
+    """Our own error if it caused Ray's, else the stage's own exception, else InfrastructureError.
 
-    A plain task keeps the exception in `cause`, training in `worker_failures`; Ray Data and dying actors keep only the
-    text of the remote traceback, and an exception is read back from that.
+    An error that Ray did not raise is returned as it is. The cause of Ray's error is an attribute in a plain task
+    (`cause`) and in training (`worker_failures`). Ray Data and dying actors keep only the text of the remote traceback,
+    from which the exception is read back.
     """
     ours = own_error(error)
     if ours is not None:
-        said, advice, _ = str(ours).partition(ADVICE_OF_RAY)
-        return type(ours)(said) if advice else ours
-    known = list(causes(error))
-    texts = [str(cause) for cause in known if library_of(cause) == "ray"]
+        message, advice, _ = str(ours).partition(ADVICE_OF_RAY)
+        return type(ours)(message) if advice else ours
+    chain = list(causes(error))
+    texts = [str(cause) for cause in chain if library_of(cause) == "ray"]
     read_back = [raised for text in texts if (raised := _from_traceback(text)) is not None]
     for raised in sorted(read_back, key=lambda raised: not isinstance(raised, NightrailsError)):
         return raised
-    for cause in known:
+    for cause in chain:
         if isinstance(cause, ExecutionTimeoutError):
             return InfrastructureError(
-                "no unit moved for cluster.no_progress_minutes; is a node missing? If a unit takes longer than that, "
-                f"raise output.num_buckets or the limit. {str(cause).splitlines()[0]}"
+                "no unit finished a stage for cluster.no_progress_minutes; is a node missing? If a unit takes longer, "
+                f"raise output.num_buckets or cluster.no_progress_minutes. {str(cause).splitlines()[0]}"
             )
         if isinstance(cause, RayTaskError) and isinstance(cause.cause, Exception):
             return cause.cause
@@ -65,7 +66,10 @@ def translated(error: Exception) -> Exception:
 
 
 def _from_traceback(text: str) -> Exception | None:
-    """The outermost of our own exceptions in a printed traceback, else the innermost if Python has it built in."""
+    """Our own outermost exception in a printed traceback; else a missing package; else the innermost exception.
+
+    None when the innermost exception is not one of Python's built-in exceptions.
+    """
     raised = RAISED.findall(text)
     for name, message in reversed(raised):
         kind = getattr(errors, name, None)
@@ -81,7 +85,7 @@ def _from_traceback(text: str) -> Exception | None:
 
 
 def _missing_on_a_node(text: str) -> InputError | None:
-    """What to say when, by a traceback of Ray, the Python of a worker lacks a package (our own may be that one)."""
+    """The error for a package that the Python of a worker lacks, ours included; None for another traceback."""
     module = MISSING_MODULE.search(text)
     if module is None:
         return None

@@ -1,4 +1,4 @@
-"""Lines that workers want a person to see. Of their output as it is, most is Ray's own and says nothing to anybody."""
+"""Log lines from workers to the job's log. The workers' output itself is not shown: most of it is Ray's own."""
 
 import logging
 import threading
@@ -9,13 +9,13 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_BETWEEN_FETCHES = 1.0
 
 log = logging.getLogger("nightrails")
 
 
 class Messages:
-    """Keeps what workers say until the driver fetches it."""
+    """An actor that keeps the lines of the workers until the driver fetches them."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
@@ -30,26 +30,26 @@ class Messages:
 
 @contextmanager
 def messages_logged() -> Iterator[ActorHandle[Messages]]:
-    """Yields an actor to whose `say` workers send lines; the driver logs them as they come."""
+    """Yield a `Messages` actor; a thread of the driver logs the lines that workers send to its `say`."""
     messages: Any = ray.remote(Messages).options(num_cpus=0).remote()
-    over = threading.Event()
-    thread = threading.Thread(target=_log_all, args=(messages, over), daemon=True)
+    is_over = threading.Event()
+    thread = threading.Thread(target=_log_all, args=(messages, is_over), daemon=True)
     thread.start()
     try:
         yield messages
     finally:
-        over.set()
+        is_over.set()
         thread.join(timeout=10)
         ray.kill(messages)
 
 
-def _log_all(messages: ActorHandle[Messages], over: threading.Event) -> None:
+def _log_all(messages: ActorHandle[Messages], is_over: threading.Event) -> None:
     is_last = False
     while not is_last:
-        is_last = over.wait(SECONDS_BETWEEN_LOOKS)
+        is_last = is_over.wait(SECONDS_BETWEEN_FETCHES)
         try:
             lines: list[str] = ray.get(messages.fetch.remote(), timeout=5)
             for line in lines:
                 log.info("   %s", line)
-        except ray.exceptions.RayError:  # the cluster is going; whoever needs it will say so
+        except ray.exceptions.RayError:  # the cluster is going away, and the training itself will fail with that error
             return

@@ -1,9 +1,9 @@
-"""A line of Ray's that reads like a failure and is none, kept away from those who read a job's log.
+"""Hiding a notice of Ray that reads like a failure but is none.
 
-Ray Data hands its actors their work as object references. Ray's C++ core then logs, as an error and once per process,
-that such an actor cannot be restarted if those objects get lost. They cannot: Ray Data holds the references for as
-long as the actors live, and the objects lie on the driver's own node. Ray 2.60 offers no other way to hand them over
-(`max_restarts=0` would silence it, and end the night with the first lost actor), and no logger to switch off.
+Ray Data passes object references to the constructors of its actors. Ray's C++ core then logs an error, once per
+process: the actor could not be restarted if these objects were lost. They cannot be lost: Ray Data holds the references
+as long as the actors live, and the objects are on the driver's node. Ray 2.60 has no logger to switch off, and
+`max_restarts=0` would avoid the notice but end the night with the first dead actor.
 """
 
 import os
@@ -23,7 +23,7 @@ class _Nobody:
 
 
 def swallow_restart_notice() -> None:
-    """Have Ray print its notice now, where nobody reads it: it does not print it a second time."""
+    """Make Ray print its notice now, into a temporary file: it prints the notice once per process."""
     with _standard_error_without(NOTICE):
         actor: Any = ray.remote(_Nobody).options(num_cpus=0, max_restarts=1).remote(ray.put(None))
     ray.kill(actor)
@@ -31,17 +31,17 @@ def swallow_restart_notice() -> None:
 
 @contextmanager
 def _standard_error_without(words: bytes) -> Iterator[None]:
-    """Hold back all that is written to the file descriptor, by whatever language, then pass on the other lines."""
+    """Hold back standard error (the file descriptor, so that C++ is held too); then print the lines without `words`."""
     sys.stderr.flush()
-    kept = os.dup(2)
+    stderr = os.dup(2)
     with tempfile.TemporaryFile() as held_back:
         os.dup2(held_back.fileno(), 2)
         try:
             yield
         finally:
             sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(stderr, 2)
+            os.close(stderr)
             held_back.seek(0)
             for line in held_back:
                 if words not in line:

@@ -1,4 +1,4 @@
-"""Ray tasks, a bounded number at a time."""
+"""Tasks on Ray, a limited number at a time."""
 
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
@@ -11,14 +11,14 @@ from pipeline.stages.progress import SECONDS_BETWEEN_LINES, Progress
 
 T = TypeVar("T")
 
-MAX_RETRIES = 3  # of a task whose worker died, or whose store failed
+MAX_RETRIES = 3  # of a task after its worker process died or the store or network failed
 
 
 def run_tasks(label: str, function: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> Generator[T, None, None]:
-    """Results of `function(*arguments[i])` as tasks of one CPU finish, in any order.
+    """Yield `function(*arguments[i])` for every i, as the tasks finish; each task has one CPU.
 
-    At most as many run as the cluster has CPUs, and no more are submitted than can run, so that memory is bounded by
-    a few tasks. Our own errors come out as they are; what still runs is cancelled then.
+    Only as many tasks as the cluster has CPUs are submitted at once, which bounds the memory of their results. Raises
+    our own error as the task raised it. At an error, or when the generator is closed, running tasks are cancelled.
     """
     remote: Any = ray.remote(function)
     task = remote.options(num_cpus=1, max_retries=MAX_RETRIES, retry_exceptions=[InfrastructureError, OSError])

@@ -1,7 +1,7 @@
-"""Training on Ray Train: every worker is one rank, and all sum their gradients.
+"""Training on Ray Train: each worker is one rank, and the ranks sum their gradients.
 
-The run is named by the checkpoint's id. Ray Train starts the workers again when one dies, and the same name finds the
-last checkpoint again when the whole job does.
+When a worker dies, Ray Train restarts all workers from the last saved state. When the job dies, its next run finds the
+state by the name of the Ray Train run, which is the checkpoint's id.
 """
 
 import tempfile
@@ -25,11 +25,15 @@ from pipeline.model.training import Ranks, TrainingState
 from pipeline.settings import Settings
 from pipeline.stages.train import STATES_KEPT, keep_best, progress_line, train_rank
 
-MAX_FAILURES = 3  # of workers, before the training fails; it goes on from its last epoch each time
+MAX_FAILURES = 3  # of workers; the training resumes from its last epoch each time, then fails
 
 
 def train(cluster: Cluster, night: Night, settings: Settings) -> None:
-    """Train tonight's model on the cluster and leave it as the Checkpoint artifact."""
+    """Train tonight's model on the cluster and leave it as the Checkpoint artifact.
+
+    Raises InputError or InfrastructureError when the workers do not fit, our own error as a worker raised it, and
+    InfrastructureError when workers died more than MAX_FAILURES times.
+    """
     preflight(cluster, [ActorNeed("training worker", settings.train.num_workers, *_resources(settings))])
     with messages_logged() as messages, ray_errors_translated():
         result = _run(night, settings, messages)
@@ -42,7 +46,7 @@ def train(cluster: Cluster, night: Night, settings: Settings) -> None:
 
 
 def _resources(settings: Settings) -> tuple[float, float]:
-    """CPUs and GPUs of a worker."""
+    """The CPUs and GPUs of one worker."""
     return float(settings.train.threads_per_worker), 1.0 if settings.train.use_gpu else 0.0
 
 
@@ -70,7 +74,7 @@ def _run(night: Night, settings: Settings, messages: ActorHandle[Messages]) -> r
 
 
 def _train_worker(config: dict[str, Any]) -> None:
-    """What every worker runs, from the last checkpoint if there is one."""
+    """Train as the rank of this worker, from the last saved state if there is one."""
     night: Night = config["night"]
     settings: Settings = config["settings"]
     context = ray.train.get_context()

@@ -134,8 +134,8 @@ def _check_finite(tensors: Mapping[str, torch.Tensor], item_ids: pa.Array) -> No
     if not is_finite_N.all():
         bad = (~is_finite_N).nonzero()[:, 0]
         raise InputError(
-            f"item {item_ids[int(bad[0])].as_py()!r}: NaN or infinity in its vectors ({len(bad)} of "
-            f"{len(is_finite_N)} items of the shard); the model has diverged: train again with a lower train.learning_rate"
+            f"item {item_ids[int(bad[0])].as_py()!r}: NaN or infinity in its vectors ({len(bad)} of {len(is_finite_N)} "
+            "items of the shard); the model has diverged: train again with a lower train.learning_rate"
         )
 
 

@@ -177,9 +177,9 @@ def accounting_faults(user_table: pa.Table, matches: Matches, expected: Expected
 
 def certificate_faults(user_table: pa.Table, has_no_list: Bools, name: Callable[[int], str]) -> Iterator[Violation]:
     """A gap is a size; it is 0 where the list is proven, and unknown where there is no list."""
-    is_proven = _numpy(user_table["is_proven"].combine_chunks()).astype(np.bool_)
+    is_proven = mask_of(user_table["is_proven"])
     max_gap = user_table["max_gap"].combine_chunks()
-    is_known, gap = _numpy(pc.is_valid(max_gap)).astype(np.bool_), _numpy(max_gap.fill_null(0.0))
+    is_known, gap = mask_of(pc.is_valid(max_gap)), numpy_of(max_gap.fill_null(0.0))
     yield from _rows_where(~np.isfinite(gap) | (gap < 0), "max_gap is finite and not negative", name)
     yield from _rows_where(is_proven & (~is_known | (gap != 0)), "a proven list has a max_gap of 0", name)
     yield from _rows_where(has_no_list & (is_proven | is_known), "skipped and error prove nothing", name)

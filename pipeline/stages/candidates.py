@@ -1,4 +1,4 @@
-"""From item rows to the published tables: candidates and the accounting of users. R requested users, B queries."""
+"""The published tables of a unit: candidates and the accounting of users. R requested users, B queries, K items."""
 
 from dataclasses import dataclass
 
@@ -23,11 +23,11 @@ SOURCE = "mol"
 
 @dataclass(frozen=True)
 class Results:
-    """The lists of a unit, one after the other: query b has `num_returned[b]` items."""
+    """The lists of a unit, one after the other."""
 
-    num_returned: npt.NDArray[np.int64]  # (B,)
-    item_ids: pa.Array
-    scores: npt.NDArray[np.float32]
+    num_returned: npt.NDArray[np.int64]  # (B,): the length of each list
+    item_ids: pa.Array  # (sum of num_returned,)
+    scores: npt.NDArray[np.float32]  # (sum of num_returned,)
 
 
 class CandidateSink:
@@ -49,10 +49,10 @@ class CandidateSink:
 
 @dataclass(frozen=True)
 class Certificates:
-    """What is known of each list beside that of exact search (`schema.users`); (B,)."""
+    """How far each list can be from the list of exact search (`schema.users`)."""
 
-    is_proven: npt.NDArray[np.bool_]
-    max_gap: npt.NDArray[np.float32]  # +inf where nothing is known
+    is_proven: npt.NDArray[np.bool_]  # (B,)
+    max_gap: npt.NDArray[np.float32]  # (B,); +inf without a bound
 
     @staticmethod
     def of(result: TopK) -> "Certificates":
@@ -60,7 +60,7 @@ class Certificates:
 
 
 def to_results(result: TopK, item_ids: pa.Array) -> Results:
-    """Drop the padding and turn item rows into ids."""
+    """Drop the padding of the lists and turn item rows into item ids."""
     is_item_BK = (result.rows_BK != NO_ITEM).numpy()
     rows = result.rows_BK.numpy()[is_item_BK]
     num_returned = is_item_BK.sum(axis=1).astype(np.int64)
@@ -68,13 +68,13 @@ def to_results(result: TopK, item_ids: pa.Array) -> Results:
 
 
 def long_table(batch: QueryBatch, results: Results, night: Night, settings: Settings) -> pa.Table:
-    """One row per user and item (`schema.candidates`)."""
+    """The candidates with one row per user and item (`schema.candidates`)."""
     num_rows = len(results.scores)
     starts = np.cumsum(results.num_returned) - results.num_returned
     ranks = np.arange(1, num_rows + 1) - np.repeat(starts, results.num_returned)
-    of_query = pa.array(np.repeat(np.arange(len(results.num_returned)), results.num_returned))
+    queries = pa.array(np.repeat(np.arange(len(results.num_returned)), results.num_returned))
     columns = [
-        batch.searched_user_ids.take(of_query),
+        batch.searched_user_ids.take(queries),
         pa.array(ranks.astype(np.int32)),
         results.item_ids,
         pa.array(results.scores),
@@ -84,21 +84,24 @@ def long_table(batch: QueryBatch, results: Results, night: Night, settings: Sett
 
 
 def nested_table(batch: QueryBatch, results: Results, night: Night, settings: Settings) -> pa.Table:
-    """One row per user with at least one item (`schema.nested_candidates`)."""
+    """The candidates with one row of lists per user; users without an item have no row (`schema.nested_candidates`)."""
     schema = nested_schema(batch.user_ids.type, results.item_ids.type)
-    served = results.num_returned > 0
-    offsets = pa.array(np.concatenate([[0], np.cumsum(results.num_returned[served])]).astype(np.int32))
+    has_items = results.num_returned > 0
+    offsets = pa.array(np.concatenate([[0], np.cumsum(results.num_returned[has_items])]).astype(np.int32))
     columns = [
-        batch.searched_user_ids.filter(pa.array(served)),
+        batch.searched_user_ids.filter(pa.array(has_items)),
         pa.ListArray.from_arrays(offsets, results.item_ids, type=schema.field("item_ids").type),
         pa.ListArray.from_arrays(offsets, pa.array(results.scores), type=schema.field("scores").type),
-        *_provenance(night, settings, int(served.sum())),
+        *_provenance(night, settings, int(has_items.sum())),
     ]
     return pa.Table.from_arrays(columns, schema=schema)
 
 
 def users_table(batch: QueryBatch, results: Results, certificates: Certificates, night: Night, k: int) -> pa.Table:
-    """One row per requested user (`schema.users`): ok with k items, short with fewer, skipped or error without."""
+    """The accounting: one row per requested user (`schema.users`).
+
+    Status: ok (k items), short (fewer unseen items than k), skipped (no history) or error (no finite query).
+    """
     num_users, searched = len(batch.user_ids), batch.searched
     num_returned, num_seen = np.zeros(num_users, dtype=np.int32), np.zeros(num_users, dtype=np.int32)
     num_returned[searched] = results.num_returned
@@ -107,7 +110,9 @@ def users_table(batch: QueryBatch, results: Results, certificates: Certificates,
     is_proven[searched], max_gap[searched] = certificates.is_proven, certificates.max_gap
     is_searched = pc.equal(batch.reasons, SEARCHED)
     is_short = pc.and_(is_searched, pc.less(pa.array(num_returned), k))
-    left = pc.binary_join_element_wise("only", pa.array(num_returned).cast(pa.string()), "unseen items are left", " ")
+    shortage = pc.binary_join_element_wise(
+        "only", pa.array(num_returned).cast(pa.string()), "unseen items are left", " "
+    )
     status = pc.case_when(
         pc.make_struct(is_short, is_searched, pc.equal(batch.reasons, NO_HISTORY)), "short", "ok", "skipped", "error"
     )
@@ -117,7 +122,7 @@ def users_table(batch: QueryBatch, results: Results, certificates: Certificates,
         pa.array(num_returned),
         pa.array(num_seen),
         pa.repeat(pa.scalar(0, pa.int32()), num_users),
-        pc.if_else(is_short, left, batch.reasons),
+        pc.if_else(is_short, shortage, batch.reasons),
         pa.array(is_proven),
         pa.array(max_gap, mask=np.isinf(max_gap)),
         pa.repeat(pa.scalar(night.ds, pa.date32()), num_users),
@@ -127,7 +132,7 @@ def users_table(batch: QueryBatch, results: Results, certificates: Certificates,
 
 
 def _provenance(night: Night, settings: Settings, num_rows: int) -> list[pa.Array]:
-    """source, surface, ds, model_version, run_id."""
+    """The columns source, surface, ds, model_version and run_id."""
     return [
         pa.repeat(SOURCE, num_rows),
         pa.repeat(settings.output.surface, num_rows),

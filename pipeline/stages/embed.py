@@ -1,4 +1,4 @@
-"""Embedding the items into a Corpus: one unit of work per shard."""
+"""Embedding the items into a Corpus; a unit of work is one shard."""
 
 from dataclasses import replace
 from functools import cached_property
@@ -24,24 +24,28 @@ from pipeline.stages.runner import Actors, Payload, Runner, Stage
 
 
 def embed_corpus(runner: Runner, night: Night, settings: Settings) -> Manifest:
-    """Embed the shards that are not there yet, then write the manifest. Raises InputError for an empty catalogue."""
+    """Make the shards that do not exist yet and return the manifest of the Corpus artifact.
+
+    Raises InputError when there is no item, too few users for a low-rank table, or an embedding that is not finite;
+    MismatchError when the model was trained on other items; and the errors of `Runner.run_chain`.
+    """
     existing = read_manifest(night.storage, night.corpus.prefix)
     if existing is not None:
         return existing
     arguments = {"night": night, "settings": settings}
     if settings.has_low_rank and low_rank_claims(night.storage, night.corpus).read(0) is None:
-        fitter = Stage(LowRankFitter, arguments, Actors.ONE, needs_gpu=True)
+        fitter = Stage(LowRankFitter, arguments, Actors.ONE, uses_gpus=True)
         runner.run_chain("fit the low-rank table", [0], [fitter])
     shards = shard_claims(night.storage, night.corpus)
     missing = shards.missing(range(settings.corpus.num_shards))
     if missing:
-        embedder = Stage(ShardEmbedder, arguments, Actors.MANY, needs_gpu=True)
+        embedder = Stage(ShardEmbedder, arguments, Actors.AS_MANY_AS_FIT, uses_gpus=True)
         runner.run_chain("embed shards", missing, [embedder])
     return seal_corpus(night, settings, shards.done())
 
 
 class ShardEmbedder:
-    """Holds the model and makes shards: embeds, checks and writes one per call."""
+    """Holds the model; embeds, checks and writes one shard per call."""
 
     def __init__(self, night: Night, settings: Settings) -> None:
         self._night, self._settings = night, settings
@@ -62,7 +66,7 @@ class ShardEmbedder:
         return read_items(self._night.storage, self._night.histories)["item_id"].combine_chunks()
 
     def __call__(self, unit: int, payload: Payload) -> Payload:
-        """Make shard `unit`; nothing comes in or goes out but files."""
+        """Make shard number `unit`; the payload passes through."""
         low, high = shard_bounds(len(self._item_ids), self._settings.corpus.num_shards)[unit]
         shard = embed_items(self._model, low, high)
         if self._low_rank is not None:
@@ -73,5 +77,5 @@ class ShardEmbedder:
 
 
 def embed_items(model: RetrievalModel, low: int, high: int) -> Shard:
-    """The shard of item rows `low` to `high`."""
+    """The shard of item rows `low` to `high` (exclusive)."""
     return make_shard(low, embed_rows(model, torch.arange(low, high, device=model.device)))

@@ -1,4 +1,4 @@
-"""Encoding the queries of a user bucket."""
+"""Encoding the histories of a user bucket into queries."""
 
 import numpy as np
 import pyarrow as pa
@@ -13,30 +13,31 @@ from pipeline.model.mol import QuerySide
 from pipeline.stages.queries import QuerySource
 from pipeline.stages.query_batch import NO_HISTORY, NOT_FINITE, SEARCHED, QueryBatch
 
-# Sequences are encoded in tiles of this many, the last one padded: a matrix product of another shape may differ in its
-# last bits, and a query must not depend on who else is in the bucket.
+# Sequences per tile; the last tile is padded. Tiles of one shape make a query independent of the other users in its
+# bucket: a matrix product of another shape may differ in its last bits.
 SEQUENCE_TILE = 256
 
 
 def encode_queries(model: RetrievalModel, bucket: Bucket, source: QuerySource, unit: int) -> QueryBatch:
-    """The queries of the users that `source` selects; all that they have seen is excluded.
+    """The queries of the users that `source` selects; the items of the visible history are excluded.
 
-    Users without a visible event, and those whose query is not finite, are named with the reason and not searched.
+    A user without a visible event or with a query that is not finite gets a reason instead of a query. Raises
+    MismatchError when a history has an item that the model does not know.
     """
     requested = source.select(unit, bucket)
     visible = bucket.cut(source.part)
-    has_history = visible.take(requested.at).lengths > 0
-    at = requested.at[has_history]
-    histories = visible.take(at)
+    has_history = visible.take(requested.bucket_rows).lengths > 0
+    searched_rows = requested.bucket_rows[has_history]
+    histories = visible.take(searched_rows)
     if len(histories.values) and int(histories.values.max()) >= model.num_items:
         raise MismatchError(
             f"bucket {unit} has item row {histories.values.max()}, but the model knows {model.num_items} items; "
             "train on these histories"
         )
-    queries = encode_sequences(model, histories, bucket.user_keys[at])
+    queries = encode_sequences(model, histories, bucket.user_keys[searched_rows])
     is_finite = torch.isfinite(queries.components_BQD).flatten(1).all(1) & torch.isfinite(queries.gate_BP).all(1)
     kept = is_finite.nonzero()[:, 0]
-    reasons = np.full(len(requested.at), NO_HISTORY, dtype=object)
+    reasons = np.full(len(requested.bucket_rows), NO_HISTORY, dtype=object)
     reasons[has_history] = np.where(is_finite.numpy(), SEARCHED, NOT_FINITE)
     return QueryBatch(
         requested.user_ids,
@@ -48,7 +49,7 @@ def encode_queries(model: RetrievalModel, bucket: Bucket, source: QuerySource, u
 
 @torch.inference_mode()
 def encode_sequences(model: RetrievalModel, histories: Lists, user_keys: Int64) -> QuerySide:
-    """The query side of each history, computed in tiles of one shape."""
+    """The query side of each history (item rows, oldest first), computed in tiles of one shape."""
     rows_BL, _ = histories.last(model.settings.max_length)
     num_queries = len(rows_BL)
     padding = max(SEQUENCE_TILE, -(-num_queries // SEQUENCE_TILE) * SEQUENCE_TILE) - num_queries

@@ -1,6 +1,6 @@
-"""How good tonight's model and search are, on held-out events: a sample of users goes through the same search.
+"""Evaluating tonight's model and search on held-out events: a sample of users goes through the same search.
 
-Resumes by unit: what a killed evaluation has written is not computed again, and memory is bounded by a unit.
+A killed evaluation resumes with the units that are missing, and memory holds one unit at a time.
 """
 
 import time
@@ -13,19 +13,18 @@ from pipeline.evaluation.results import Comparison, Metrics, Overlap
 from pipeline.io.corpus import open_corpus
 from pipeline.io.evaluation import REMEDY, Sample, overlap_claims, sample_claims, score_claims, write_metrics
 from pipeline.io.night import Night
-from pipeline.settings import Settings
+from pipeline.settings import SearchSettings, Settings
 from pipeline.stages.heldout import CheckedUsers, EvaluationSink, HeldOutUsers, RecallCheckSink
 from pipeline.stages.runner import Runner
 from pipeline.stages.sample import draw_unit, make_sample
-from pipeline.stages.search import search_units
+from pipeline.stages.search import Search, search_units
 
 
 def evaluate(runner: Runner, night: Night, settings: Settings) -> Metrics:
-    """Search for a sample of users with held-out events, compare, and leave the metrics as the Evaluation artifact.
+    """Search for a sample of users with test events and compare; return the metrics of the Evaluation artifact.
 
-    Returns the metrics that stand, the first of several attempts.
-
-    Raises InputError when the corpus was not embedded, or when nobody has an event that can be predicted.
+    Of several attempts the metrics of the first stand. Raises InputError when there is no corpus or no user with a
+    test event to predict, and the errors of `Runner.run_chain`.
     """
     started = time.monotonic()
     num_items = open_corpus(night.storage, night.corpus).counts["num_items"]
@@ -34,41 +33,45 @@ def evaluate(runner: Runner, night: Night, settings: Settings) -> Metrics:
     if settings.search.is_exact:  # verified as its lists are made
         missing = sorted({*missing, *overlap_claims(night).missing(sample.checked_units)})
     users = HeldOutUsers(sample, settings.evaluate.seed)
-    search_units(runner, night, settings, missing, users, EvaluationSink, night.evaluation.key("_wave"))
-    if not settings.search.is_exact:  # the lists of an exact search were verified as they were made
+    search = Search(night, settings, users, night.evaluation.key("_wave"))
+    search_units(runner, search, missing, EvaluationSink)
+    if not settings.search.is_exact:  # EvaluationSink has checked the lists of an exact search
         _check_recall(runner, night, settings, sample)
     seconds = round(time.monotonic() - started, 1)
     return write_metrics(night, settings, collect(night, settings, sample, num_items, seconds))
 
 
 def draw_sample(runner: Runner, night: Night, settings: Settings) -> Sample:
-    """The users to ask, and those of them to check, by the smallest sampling keys of all; drawn once and kept."""
-    known = sample_claims(night).read(0)
-    if known is not None:
-        return known
-    seed, most = settings.evaluate.seed, settings.evaluate.max_queries
-    units = [(night, unit, seed, most) for unit in range(settings.output.num_buckets)]
-    draws = sorted(runner.run_tasks("draw a sample", draw_unit, units), key=lambda draw: draw.unit)
+    """The sample of users, drawn by the smallest sampling keys of all users; the first draw stands.
+
+    Raises InputError when no user has a test event to predict.
+    """
+    existing = sample_claims(night).read(0)
+    if existing is not None:
+        return existing
+    seed, max_keys = settings.evaluate.seed, settings.evaluate.max_queries
+    arguments = [(night, unit, seed, max_keys) for unit in range(settings.output.num_buckets)]
+    draws = sorted(runner.run_tasks("draw a sample", draw_unit, arguments), key=lambda draw: draw.unit)
     num_evaluable, without = sum(draw.num_evaluable for draw in draws), sum(draw.num_without_history for draw in draws)
     if not num_evaluable:
         raise InputError(
-            f"nobody has a test event on an item they had not seen before ({without} users have no earlier event "
-            "at all); hold out more with split.test_days, or give a longer log"
+            f"nobody has a test event on an item that is new to them ({without} users have no earlier event at all); "
+            "hold out more days with split.test_days, or give a longer log"
         )
     sample = make_sample({draw.unit: draw.keys for draw in draws}, settings, num_evaluable, without)
     return sample_claims(night).claim(0, sample)
 
 
 def _check_recall(runner: Runner, night: Night, settings: Settings, sample: Sample) -> None:
-    """Compare the lists of an approximate search with exact search."""
+    """Search exactly for the checked users and compare."""
     missing = overlap_claims(night).missing(sample.checked_units)
-    exact = settings.with_search({"method": "exact"})
     users = CheckedUsers(sample, settings.evaluate.seed)
-    search_units(runner, night, exact, missing, users, RecallCheckSink, night.evaluation.key("_recall-check"))
+    exact = Search(night, settings.with_search({"method": "exact"}), users, night.evaluation.key("_recall-check"))
+    search_units(runner, exact, missing, RecallCheckSink)
 
 
 def collect(night: Night, settings: Settings, sample: Sample, num_items: int, seconds: float) -> Metrics:
-    """Add the units up, in order, to the metrics; `seconds` is what the search took."""
+    """Add up the units, in their order, to the metrics; `seconds` is the duration of the evaluation."""
     search = settings.search
     queries, num_proven, model, popularity = 0, 0, dict[str, MeanSum](), dict[str, MeanSum]()
     exposure = {"model": np.zeros(num_items, dtype=np.int64), "popularity": np.zeros(num_items, dtype=np.int64)}
@@ -79,9 +82,6 @@ def collect(night: Night, settings: Settings, sample: Sample, num_items: int, se
         model, popularity = add_sums([model, scores.model]), add_sums([popularity, scores.popularity])
         exposure["model"][scores.exposure.item_rows] += scores.exposure.model
         exposure["popularity"][scores.exposure.item_rows] += scores.exposure.popularity
-    checks = (overlap_claims(night).require(unit, REMEDY) for unit in sample.checked_units)
-    overlap = sum((check.overlap for check in checks), start=MeanSum())
-    low, high = overlap.normal_interval()
     return Metrics(
         queries=queries,
         without_history=sample.num_without_history,
@@ -91,14 +91,7 @@ def collect(night: Night, settings: Settings, sample: Sample, num_items: int, se
         cutoffs=measured_cutoffs(settings.evaluate.cutoffs, search.k),
         model=summarise(model),
         popularity=summarise(popularity),
-        overlap=Overlap(
-            k=search.k,
-            queries=overlap.count,
-            mean=overlap.mean,
-            low=low,
-            high=high,
-            against="brute force in float64" if search.is_exact else "exact search",
-        ),
+        overlap=_collect_overlap(night, search, sample),
         proven=num_proven / queries,
         coverage=Comparison(**{name: catalogue_coverage(counts) for name, counts in exposure.items()}),
         gini=Comparison(**{name: gini(counts) for name, counts in exposure.items()}),
@@ -106,14 +99,22 @@ def collect(night: Night, settings: Settings, sample: Sample, num_items: int, se
     )
 
 
+def _collect_overlap(night: Night, search: SearchSettings, sample: Sample) -> Overlap:
+    checks = (overlap_claims(night).require(unit, REMEDY) for unit in sample.checked_units)
+    overlap = sum((check.overlap for check in checks), start=MeanSum())
+    low, high = overlap.normal_interval()
+    against = "brute force in float64" if search.is_exact else "exact search"
+    return Overlap(k=search.k, queries=overlap.count, mean=overlap.mean, low=low, high=high, against=against)
+
+
 def describe_protocol(settings: Settings, sample: Sample, num_items: int) -> str:
-    """What was asked and what counts as found, in a sentence."""
+    """The protocol in a sentence: which users, which visible history, which items are to be found."""
     days = settings.split.test_days
     last_days = "the last day" if days == 1 else f"the last {days} days"
     held_out = "their last event" if settings.split.method == "leave_one_out" else f"their events of {last_days}"
-    most, everybody = settings.evaluate.max_queries, sample.num_evaluable
-    asked = f"all {everybody} users" if everybody <= most else f"{most} of {everybody} users"
+    max_queries, num_users = settings.evaluate.max_queries, sample.num_evaluable
+    users = f"all {num_users} users" if num_users <= max_queries else f"{max_queries} of {num_users} users"
     return (
-        f"{asked} with something to find, from their histories before {held_out}; to be found are the items "
+        f"{users} with something to find, from their histories before {held_out}; to be found are the items "
         f"of those events that are not in the history; all {num_items} items are ranked, items of the history excluded"
     )

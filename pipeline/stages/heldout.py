@@ -1,4 +1,4 @@
-"""The parts of an evaluation that run inside a search: who asks, what a unit's lists are worth, the recall check."""
+"""The parts of an evaluation that run inside a search: the users that ask, the metrics of a unit, the recall check."""
 
 from dataclasses import dataclass
 
@@ -36,7 +36,7 @@ from pipeline.stages.query_batch import QueryBatch
 
 @dataclass(frozen=True)
 class HeldOutUsers:
-    """The sampled users with held-out events, each with the history before those."""
+    """The sampled users that have test events; visible is each history before its test events."""
 
     sample: Sample
     seed: int
@@ -48,7 +48,7 @@ class HeldOutUsers:
 
 @dataclass(frozen=True)
 class CheckedUsers:
-    """The few of those users whose lists are compared with exact search."""
+    """The few of the sampled users whose lists are compared with exact search."""
 
     sample: Sample
     seed: int
@@ -62,14 +62,14 @@ class CheckedUsers:
 
 def _users_up_to(bucket: Bucket, threshold: int, seed: int) -> Requested:
     users, _ = evaluable_users(bucket)
-    users = users[sampling_keys(bucket.user_keys[users], seed) <= np.uint64(threshold)]
-    return Requested(bucket.user_ids.take(users), users)
+    sampled = users[sampling_keys(bucket.user_keys[users], seed) <= np.uint64(threshold)]
+    return Requested(bucket.user_ids.take(sampled), sampled)
 
 
 class EvaluationSink:
-    """Compares a unit's lists with what was held out, beside popularity's lists, and keeps the sums.
+    """Compares a unit's lists, and the lists of popularity, with the held-out events and claims the sums.
 
-    The lists of an exact search are also held against brute force for a few users.
+    For a few users it also compares the lists of an exact search with brute force.
     """
 
     def __init__(self, night: Night, settings: Settings) -> None:
@@ -85,19 +85,19 @@ class EvaluationSink:
         search = self._settings.search
         bucket = read_bucket(self._night.storage, self._night.histories, unit)
         requested = self._users.select(unit, bucket)
-        # A user whose query could not be made is asked for all the same, and counts as a miss.
-        ranked_BK = np.full((len(requested.at), search.k), NO_ITEM, dtype=np.int64)
+        # A user without a query (it was not finite) stays in the averages, as a miss.
+        ranked_BK = np.full((len(requested.bucket_rows), search.k), NO_ITEM, dtype=np.int64)
         ranked_BK[batch.searched] = result.rows_BK.numpy()
-        seen = bucket.cut(self._users.part).take(requested.at)
+        seen = bucket.cut(self._users.part).take(requested.bucket_rows)
         popular_BK = rank_by_popularity(self._popularity_N, seen, search.k)
-        targets = held_out_targets(bucket).take(requested.at)
+        targets = held_out_targets(bucket).take(requested.bucket_rows)
         cutoffs = measured_cutoffs(self._settings.evaluate.cutoffs, search.k)
-        is_checked = np.isin(requested.at, self._checked.select(unit, bucket).at)
+        is_checked = np.isin(requested.bucket_rows, self._checked.select(unit, bucket).bucket_rows)
         if search.is_exact and is_checked.any():
-            # Before the scores, so that a unit that is done was verified too.
-            self._verify(unit, batch, ranked_BK, is_checked)
+            # The scores are claimed after the check, so that a unit with scores has been checked too.
+            self._check_exactness(unit, batch, ranked_BK, is_checked)
         scores = UnitScores(
-            queries=len(requested.at),
+            queries=len(requested.bucket_rows),
             num_proven=int(result.is_proven_B.sum()),
             model=ranking_sums(ranked_BK, targets, cutoffs),
             popularity=ranking_sums(popular_BK, targets, cutoffs),
@@ -106,34 +106,35 @@ class EvaluationSink:
         )
         score_claims(self._night).claim(unit, scores)
 
-    def _verify(self, unit: int, batch: QueryBatch, ranked_BK: Int64, is_checked: NDArray[np.bool_]) -> None:
-        """Hold an exact search against brute force: every pair in float64, everything sorted."""
+    def _check_exactness(self, unit: int, batch: QueryBatch, ranked_BK: Int64, is_checked: NDArray[np.bool_]) -> None:
+        """Compare an exact search with brute force, which scores every pair in float64 and sorts them all."""
         storage, corpus = self._night.storage, self._night.corpus
         queries = np.flatnonzero(is_checked[batch.searched])
         shards = (read_shard(storage, corpus, entry) for entry in shard_entries(open_corpus(storage, corpus)))
         mol = load_model(storage, self._night.checkpoint).mol
         k = self._settings.search.k
-        taken = batch.queries.take(torch.from_numpy(queries))
-        _, exact_BK = brute_force(mol, taken, shards, Rules(batch.excluded.take(queries)), k)
+        checked = batch.queries.take(torch.from_numpy(queries))
+        _, exact_BK = brute_force(mol, checked, shards, Rules(batch.excluded.take(queries)), k)
         overlap = MeanSum.of(overlap_at_k(ranked_BK[batch.searched[queries]], exact_BK, k))
         overlap_claims(self._night).claim(unit, UnitOverlap(overlap=overlap))
 
 
 class RecallCheckSink:
-    """Compares the lists of an approximate search with those of exact search for the same users."""
+    """Compares a unit's lists, which exact search made, with the kept lists of the approximate search."""
 
     def __init__(self, night: Night, settings: Settings) -> None:
         self._night, self._k = night, settings.search.k
 
     def write(self, unit: int, batch: QueryBatch, result: TopK) -> None:
+        """Claim the unit's overlap. Raises MismatchError when the kept lists are those of other users."""
         scores = score_claims(self._night).require(unit, REMEDY)
         exact_BK = np.full((len(batch.user_ids), self._k), NO_ITEM, dtype=np.int64)
         exact_BK[batch.searched] = result.rows_BK.numpy()
         if len(scores.checked) != len(exact_BK):
             evaluation = f"{self._night.storage.uri}/{self._night.evaluation.prefix}"
             raise MismatchError(
-                f"unit {unit}: {len(scores.checked)} lists were kept for the recall check, but {len(exact_BK)} users "
-                f"are checked; remove {evaluation} to evaluate again"
+                f"unit {unit}: {len(scores.checked)} lists were kept for the recall check of {len(exact_BK)} users; "
+                f"remove {evaluation} to evaluate again"
             )
         checked_BK = np.array(scores.checked, dtype=np.int64).reshape(exact_BK.shape)
         overlap = MeanSum.of(overlap_at_k(checked_BK, exact_BK, self._k))
@@ -141,11 +142,11 @@ class RecallCheckSink:
 
 
 def expose(model_BK: Rows, popular_BK: Rows) -> Exposure:
-    """In how many lists of either kind each item is; items in none are left out."""
+    """Count for each item the model's lists and popularity's lists that it is in; items in no list are left out."""
     rows = np.union1d(model_BK, popular_BK)
     rows = rows[rows != NO_ITEM]
-    counted = {}
-    for name, ranked_BK in (("model", model_BK), ("popularity", popular_BK)):
-        shown = np.searchsorted(rows, ranked_BK[ranked_BK != NO_ITEM])
-        counted[name] = np.bincount(shown, minlength=len(rows)).tolist()
-    return Exposure(item_rows=rows.tolist(), **counted)
+    model, popularity = (
+        np.bincount(np.searchsorted(rows, ranked_BK[ranked_BK != NO_ITEM]), minlength=len(rows)).tolist()
+        for ranked_BK in (model_BK, popular_BK)
+    )
+    return Exposure(item_rows=rows.tolist(), model=model, popularity=popularity)

@@ -1,5 +1,4 @@
-"""A night in this process, without Ray: what each stage is given and in which order. It is the definition; Ray executes
-the same stages on more machines and leaves the same table, to the bit."""
+"""The runner without a cluster: each task and each unit in turn, in this process. It defines the result of a night."""
 
 import logging
 from collections.abc import Callable, Generator, Sequence
@@ -9,9 +8,9 @@ import torch
 
 from pipeline.io.night import Night
 from pipeline.settings import Settings
+from pipeline.stages.local_training import train_locally
 from pipeline.stages.progress import Progress
 from pipeline.stages.runner import Payload, Stage
-from pipeline.stages.train import train_locally
 
 T = TypeVar("T")
 
@@ -19,7 +18,7 @@ log = logging.getLogger("nightrails")
 
 
 class LocalRunner:
-    """A `Runner` that does one thing after the other. All shards of a search are held in memory at once."""
+    """A `Runner` for small nights: holds all shards of a search in memory at once."""
 
     def __init__(self, settings: Settings) -> None:
         self._threads = settings.cluster.threads_per_actor
@@ -27,14 +26,14 @@ class LocalRunner:
     def run_tasks(
         self, label: str, function: Callable[..., T], arguments: Sequence[tuple[Any, ...]]
     ) -> Generator[T, None, None]:
-        """As Runner.run_tasks, in order."""
+        """Run the tasks in the given order."""
         progress = Progress(label, len(arguments))
         for values in arguments:
             yield function(*values)
             progress.report(1)
 
     def run_chain(self, label: str, units: Sequence[int], stages: Sequence[Stage]) -> None:
-        """As Runner.run_chain, unit by unit."""
+        """Send one unit after the other through all stages."""
         torch.set_num_threads(self._threads)
         functions = [stage.function(**stage.arguments) for stage in stages]
         progress = Progress(label, len(units))
@@ -46,9 +45,9 @@ class LocalRunner:
         progress.finish()
 
     def shards_per_wave(self, num_shards: int) -> int:
-        """As Runner.shards_per_wave: all of them."""
+        """All shards: memory is not checked."""
         return max(1, num_shards)
 
     def train(self, night: Night, settings: Settings) -> None:
-        """As Runner.train, with one rank."""
+        """Train as the only rank."""
         train_locally(night, settings, lambda line: log.info("   %s", line))

@@ -1,4 +1,4 @@
-"""Fitting the low-rank table of a corpus: one unit of work, before the shards are made."""
+"""Fitting the low-rank table of a corpus, as one unit of work before the shards are made."""
 
 import logging
 
@@ -24,20 +24,20 @@ from pipeline.stages.devices import device_for
 from pipeline.stages.encode import encode_sequences
 from pipeline.stages.runner import Payload
 
-SEED = 0  # of the samples of users and items, and of what is drawn in the fit
+SEED = 0  # of the samples of users and items, and of the random draws in the fit
 
 log = logging.getLogger("nightrails")
 
 
 class LowRankFitter:
-    """Scores a sample of tonight's users against a sample of the items and fits the low-rank table on that."""
+    """Scores sampled items for sampled users of tonight, fits the low-rank table to the scores and writes it."""
 
     def __init__(self, night: Night, settings: Settings) -> None:
         self._night, self._settings = night, settings
         self._device = device_for(settings.cluster)
 
     def __call__(self, unit: int, payload: Payload) -> Payload:
-        """Nothing comes in or goes out but the fit's file; the unit is not used."""
+        """Write the fit; the unit is not used and the payload passes through. Raises InputError for too few users."""
         storage = self._night.storage
         settings = self._settings.corpus.low_rank
         model = load_model(storage, self._night.checkpoint)
@@ -48,58 +48,58 @@ class LowRankFitter:
         rows = np.sort(rng.choice(model.num_items, num_items, replace=False))
         items = embed_rows(model, torch.from_numpy(rows).to(self._device))
         index = open_index(model.mol, make_shard(0, items), self._settings.search)
-        scores_LS = score_all(index, queries.to(self._device)).cpu()  # the fit itself is made on the CPU
-        most = min(int(MAX_RANK_SHARE * len(scores_LS)), num_items)
-        if most < 2:
+        scores_LS = score_all(index, queries.to(self._device)).cpu()  # the fit runs on the CPU
+        max_rank = min(int(MAX_RANK_SHARE * len(scores_LS)), num_items)
+        if max_rank < 2:
             raise InputError(f"{len(scores_LS)} users are too few for search.method topk_low_rank; use exact")
-        ranks = sorted({min(rank, most) for rank in settings.ranks})
+        ranks = sorted({min(rank, max_rank) for rank in settings.ranks})
         if ranks[-1] < max(settings.ranks):
-            log.warning("the low-rank table has at most rank %d: there are few users or items", ranks[-1])
+            log.warning("the low-rank table has at most rank %d, because there are few users or items", ranks[-1])
         item_share = num_items / model.num_items
         fit = fit_low_rank(queries, scores_LS, ranks, item_share, pair_multiply_adds(model.mol), SEED)
-        found = ", ".join(f"rank {trial.rank} needs K' {trial.num_needed:.0f}" for trial in fit.trials)
+        trials = ", ".join(f"rank {trial.rank} needs K' {trial.num_needed:.0f}" for trial in fit.trials)
         num_anchors = len(fit.low_rank.at_A)
-        log.info("low-rank table: %s; rank %d is the cheapest, by %d anchors", found, fit.chosen.rank, num_anchors)
+        log.info("low-rank table: %s; rank %d is cheapest, with %d anchors", trials, fit.chosen.rank, num_anchors)
         write_low_rank(storage, self._night.corpus, fit)
         return payload
 
 
-# The users of a bucket by their sampling keys: the lower ones serve the fit, the others judge what came of it.
+# Share of a bucket's users, those with the lowest sampling keys, that the fit may use; the rest judge a search method.
 FITTED_SHARE = 0.8
 
 
 def fitted_users(bucket: Bucket) -> Int64:
-    """Users of a bucket with a history that the fit may use, in random order."""
-    at = _by_key(bucket)
-    return at[: int(np.ceil(FITTED_SHARE * len(at)))]
+    """Bucket rows of the users with a history that the fit may use, in random order."""
+    users = _by_key(bucket)
+    return users[: int(np.ceil(FITTED_SHARE * len(users)))]
 
 
 def judging_users(bucket: Bucket) -> Int64:
-    """Users of a bucket with a history that no fit has used, in random order."""
-    at = _by_key(bucket)
-    return at[int(np.ceil(FITTED_SHARE * len(at))) :]
+    """Bucket rows of the users with a history that the fit does not use, in random order."""
+    users = _by_key(bucket)
+    return users[int(np.ceil(FITTED_SHARE * len(users))) :]
 
 
 def _by_key(bucket: Bucket) -> Int64:
-    at = np.argsort(sampling_keys(bucket.user_keys, SEED), kind="stable")
-    return at[bucket.cut("whole").lengths[at] > 0]
+    users = np.argsort(sampling_keys(bucket.user_keys, SEED), kind="stable")
+    return users[bucket.cut("whole").lengths[users] > 0]
 
 
 def sample_queries(night: Night, settings: Settings, model: RetrievalModel) -> QuerySide:
-    """The queries of up to `corpus.low_rank.num_queries` of tonight's users, as many as there are.
+    """The queries of tonight's users, at most `corpus.low_rank.num_queries`.
 
-    Users are put into buckets by a hash, so the first buckets are a random sample, with tonight's mix of history
-    lengths: what the fit must see (a sample of long histories costs recall on short ones).
+    The users of the first buckets are a random sample, because a hash puts users into buckets. So the fit sees
+    tonight's mix of history lengths: a sample of long histories only would cost recall on short ones.
     """
-    wanted = settings.corpus.low_rank.num_queries
+    num_queries = settings.corpus.low_rank.num_queries
     parts: list[QuerySide] = []
     for unit in range(settings.output.num_buckets):
-        missing = wanted - sum(len(part.gate_BP) for part in parts)
+        missing = num_queries - sum(len(part.gate_BP) for part in parts)
         if missing <= 0:
             break
         bucket = read_bucket(night.storage, night.histories, unit)
-        at = fitted_users(bucket)[:missing]
-        queries = encode_sequences(model, bucket.cut("whole").take(at), bucket.user_keys[at])
+        users = fitted_users(bucket)[:missing]
+        queries = encode_sequences(model, bucket.cut("whole").take(users), bucket.user_keys[users])
         is_finite = queries.components_BQD.isfinite().flatten(1).all(dim=1) & queries.gate_BP.isfinite().all(dim=1)
         parts.append(queries.take(is_finite.nonzero()[:, 0]))
     return QuerySide.cat(parts)

@@ -1,4 +1,4 @@
-"""Who asks tonight, and with which part of a history: the source of the queries of a search."""
+"""The source of a search's queries: which users ask, and which part of their histories is visible."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,26 +17,26 @@ from pipeline.io.inputs import Files, read_user_ids
 
 @dataclass(frozen=True)
 class Requested:
-    """The users of a unit that want a list, ascending by id; `at` is each one's place in the bucket, -1 without."""
+    """The users of a unit that get a list, in ascending order of id."""
 
-    user_ids: pa.Array
-    at: Int64
+    user_ids: pa.Array  # (R,)
+    bucket_rows: Int64  # (R,): the user's row in the bucket, -1 for a user without a history
 
 
 class QuerySource(Protocol):
-    """Chooses users of a bucket; `part` is the cut of their history that is visible (`Bucket.cut`). Small: it is sent
-    to the process that encodes."""
+    """Selects the users of a bucket that ask. It is small, because it is sent to the process that encodes."""
 
     @property
-    def part(self) -> str: ...
+    def part(self) -> str:
+        """The visible part of each history, as `Bucket.cut` names it."""
 
     def select(self, unit: int, bucket: Bucket) -> Requested:
-        """The requested users whose ids fall into user bucket `unit`."""
+        """The users that ask among those of bucket number `unit`."""
 
 
 @dataclass(frozen=True)
 class TonightsUsers:
-    """Everybody with a history, or the users of the queries table, each with the whole history."""
+    """The users of the queries table, or without that table everybody with a history; histories are whole."""
 
     queries: Files | None
     num_buckets: int
@@ -45,14 +45,14 @@ class TonightsUsers:
     def select(self, unit: int, bucket: Bucket) -> Requested:
         if self.queries is None:
             return Requested(bucket.user_ids, np.arange(bucket.num_users))
-        wanted = self._by_unit[unit]
-        if bucket.num_users and wanted.type != bucket.user_ids.type:
+        user_ids = self._by_unit[unit]
+        if bucket.num_users and user_ids.type != bucket.user_ids.type:
             raise InputError(
-                f"queries.uri: user_id is {wanted.type} there, but {bucket.user_ids.type} in the log; "
+                f"queries.uri: user_id is {user_ids.type} there, but {bucket.user_ids.type} in the log; "
                 "write the table with the log's type"
             )
-        rows = pc.fill_null(pc.index_in(wanted, bucket.user_ids), -1)
-        return Requested(wanted, rows.to_numpy(zero_copy_only=False).astype(np.int64))
+        rows = pc.fill_null(pc.index_in(user_ids, bucket.user_ids), -1)
+        return Requested(user_ids, rows.to_numpy(zero_copy_only=False).astype(np.int64))
 
     @cached_property
     def _by_unit(self) -> list[pa.Array]:
@@ -61,7 +61,7 @@ class TonightsUsers:
 
 
 def group_by_bucket(user_ids: pa.Array, num_buckets: int) -> list[pa.Array]:
-    """The ids of each bucket, in the given order."""
+    """The ids of each bucket; within a bucket they keep their order."""
     buckets = user_bucket(user_ids, num_buckets)
     order = np.argsort(buckets, kind="stable")
     bounds = np.searchsorted(buckets[order], np.arange(num_buckets + 1))

@@ -1,4 +1,7 @@
-"""A unit of queries on its way through the shards, and its form between processes. R requested users, B queries."""
+"""The queries of a unit on their way through the shards, and their form between processes.
+
+R requested users, B queries, W numbers per query.
+"""
 
 import json
 from dataclasses import dataclass
@@ -21,31 +24,27 @@ NOT_FINITE = "the query is not a finite number"
 
 @dataclass(frozen=True)
 class QueryBatch:
-    """The requested users of one unit, and the queries of those that can be searched for.
-
-    `reasons` says for each requested user why there is no query, `SEARCHED` where there is one; the B queries are
-    in the order of the users so marked.
-    """
+    """The requested users of one unit, and a query for each user that can be searched for, in the same order."""
 
     user_ids: pa.Array  # (R,) string or int64, ascending
-    reasons: pa.Array  # (R,) string
-    queries: QuerySide
-    excluded: Lists
-    backends: frozenset[str] = frozenset()  # that have searched for these queries so far
+    reasons: pa.Array  # (R,) string: why the user has no query; SEARCHED if there is one
+    queries: QuerySide  # (B,)
+    excluded: Lists  # (B,): item rows
+    backends: frozenset[str] = frozenset()  # names of the backends that have searched for these queries so far
 
     @property
     def searched(self) -> npt.NDArray[np.int64]:
-        """(B,): which of the requested users the queries are of."""
+        """Each query's user, as an index into `user_ids`; (B,)."""
         return np.flatnonzero(pc.equal(self.reasons, SEARCHED).to_numpy(zero_copy_only=False))
 
     @property
     def searched_user_ids(self) -> pa.Array:
-        """(B,): the users that the queries are of."""
+        """Each query's user; (B,)."""
         return self.user_ids.take(pa.array(self.searched))
 
 
-def encode_batch(batch: QueryBatch, found: TopK) -> pa.Buffer:
-    """The batch and its running top-k as two Arrow streams: one row per requested user, one row per query."""
+def encode_batch(batch: QueryBatch, running: TopK) -> pa.Buffer:
+    """The batch and its running top-k as bytes: an Arrow stream of the requested users, then one of the queries."""
     users = pa.record_batch({"user_id": batch.user_ids, "reason": batch.reasons})
     components_BQD = batch.queries.components_BQD
     queries = pa.record_batch(
@@ -53,7 +52,7 @@ def encode_batch(batch: QueryBatch, found: TopK) -> pa.Buffer:
             "components": _to_lists(components_BQD.flatten(1), pa.float32()),
             "gate": _to_lists(batch.queries.gate_BP, pa.float32()),
             "excluded": pa.LargeListArray.from_arrays(batch.excluded.offsets, batch.excluded.values),
-            **topk_columns(found),
+            **topk_columns(running),
         }
     ).replace_schema_metadata({"num_components": str(components_BQD.shape[1]), **backends_metadata(batch.backends)})
     sink = pa.BufferOutputStream()
@@ -87,16 +86,16 @@ def backends_metadata(backends: frozenset[str]) -> dict[str, str]:
 
 
 def backends_in(schema: pa.Schema) -> frozenset[str]:
-    """The inverse of `backends_metadata`; none in what an earlier version has left."""
+    """The inverse of `backends_metadata`; empty for a file of a version that kept no names."""
     return frozenset(json.loads((schema.metadata or {}).get(b"backends", b"[]")))
 
 
-def topk_columns(found: TopK) -> dict[str, pa.Array]:
-    """The running top-k as columns: lists of scores, of rows in 32 bits, and the bounds."""
+def topk_columns(running: TopK) -> dict[str, pa.Array]:
+    """The running top-k as columns: lists of scores, lists of item rows (int32), and bounds."""
     return {
-        "scores": _to_lists(found.scores_BK, pa.float32()),
-        "rows": _to_lists(found.rows_BK.int(), pa.int32()),
-        "bound": pa.array(found.bounds_B.cpu().numpy()),
+        "scores": _to_lists(running.scores_BK, pa.float32()),
+        "rows": _to_lists(running.rows_BK.int(), pa.int32()),
+        "bound": pa.array(running.bounds_B.cpu().numpy()),
     }
 
 
@@ -112,6 +111,6 @@ def _to_lists(values_BW: Tensor, kind: pa.DataType) -> pa.FixedSizeListArray:
 
 
 def _to_tensor(lists: pa.FixedSizeListArray | pa.ChunkedArray) -> Tensor:
-    """(B, W); a copy, because what lies in Ray's object store is read-only."""
+    """The lists as a (B, W) tensor; copied, because the memory of a payload may be read-only."""
     array = lists.combine_chunks() if isinstance(lists, pa.ChunkedArray) else lists
     return torch.from_numpy(array.flatten().to_numpy().copy()).reshape(len(array), array.type.list_size)

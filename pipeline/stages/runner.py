@@ -1,5 +1,7 @@
-"""What the night asks of whoever executes it. `local.LocalRunner` does it in this process and is the definition; Ray
-does the same on a cluster (`pipeline/distributed/runner.py`)."""
+"""The runner of a night: tasks, chains of stages and a training, in this process or on a cluster.
+
+`pipeline/stages/local.py` is the definition; `pipeline/distributed/runner.py` gives the same results on many machines.
+"""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,27 +18,27 @@ T = TypeVar("T")
 
 
 class StageFunction(Protocol):
-    """One unit's payload in, the next one out. It loads what it needs in its constructor, and knows nothing of Ray."""
+    """Turns a unit's payload into the payload for the next stage; loads its model or shard in the constructor."""
 
     def __call__(self, unit: int, payload: Payload) -> Payload: ...
 
 
 class Actors(Enum):
-    """How many processes run a stage at once."""
+    """The number of processes that run one stage at the same time."""
 
     ONE = "one"
     REPLICAS = "replicas"  # cluster.replicas
-    MANY = "many"  # as many as the cluster holds and the units need
+    AS_MANY_AS_FIT = "as many as fit"  # on the cluster, at most one per unit
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One link of a chain: a class, and the values to construct it from. They are small: addresses and settings."""
+    """One link of a chain: a class and its constructor's arguments by name, which are small (URIs, settings)."""
 
     function: Callable[..., StageFunction]
     arguments: Mapping[str, Any]
     actors: Actors = Actors.REPLICAS
-    needs_gpu: bool = False  # cluster.gpus_per_actor, where it is set
+    uses_gpus: bool = False  # each actor gets cluster.gpus_per_actor GPUs, and its node must have the search backend
 
     @property
     def name(self) -> str:
@@ -44,22 +46,31 @@ class Stage:
 
 
 class Runner(Protocol):
-    """Executes tasks, chains of stages and a training."""
+    """Runs tasks, chains of stages and a training. The tests of `tests/stages/test_runner.py` hold for every runner."""
 
     def run_tasks(
         self, label: str, function: Callable[..., T], arguments: Sequence[tuple[Any, ...]]
     ) -> Generator[T, None, None]:
-        """Yield the results of `function(*arguments[i])` in any order. Tasks are independent and can be repeated."""
+        """Yield `function(*arguments[i])` for every i, in any order; closing the generator cancels the tasks left.
+
+        A task may run twice. Raises our own error as the task raised it.
+        """
 
     def run_chain(self, label: str, units: Sequence[int], stages: Sequence[Stage]) -> None:
-        """Send every unit through all stages. Raises our own error when a stage did, InfrastructureError when a unit
-        was lost or doubled."""
+        """Send every unit through all stages in order; the first stage gets an empty payload.
+
+        A unit may pass a stage twice. Raises our own error as the stage raised it, InputError or InfrastructureError
+        when the stages do not fit on the cluster, and InfrastructureError when a unit was lost or came out twice.
+        """
 
     def shards_per_wave(self, num_shards: int) -> int:
-        """How many shard searchers can be held at once, beside what else a search needs; at least one.
+        """The number of shards, from 1 to `num_shards`, that a search can hold at once beside its other stages.
 
-        Raises InputError or InfrastructureError, which name what is missing, when not even one can be held.
+        Raises InputError or InfrastructureError, which say what is missing, when not even one shard fits.
         """
 
     def train(self, night: Night, settings: Settings) -> None:
-        """Train tonight's model and leave it as the Checkpoint artifact."""
+        """Train tonight's model and leave it as the Checkpoint artifact.
+
+        Raises InputError when the settings ask for workers that this runner does not have, or nobody has two events.
+        """

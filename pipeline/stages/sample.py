@@ -1,4 +1,4 @@
-"""Draws the users of an evaluation. Imports no torch: the tasks start in a fraction of the time."""
+"""Drawing the users of an evaluation. No import of torch here, so that the tasks start fast."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,32 +12,35 @@ from pipeline.io.histories import read_bucket
 from pipeline.io.night import Night
 from pipeline.settings import Settings
 
-# Queries by which an exact search is compared with brute force in float64, which scores every pair of the corpus.
+# Users of an exact search whose lists are compared with brute force. Few, because it scores every item in float64.
 NUM_VERIFIED = 5
 
 
 @dataclass(frozen=True)
 class UnitDraw:
-    """What a unit brings to the draw: its smallest sampling keys, ascending, and its counts."""
+    """The contribution of one unit to the draw of the sample."""
 
     unit: int
-    keys: NDArray[np.uint64]
-    num_evaluable: int
-    num_without_history: int
+    keys: NDArray[np.uint64]  # the smallest sampling keys of its evaluable users, ascending
+    num_evaluable: int  # users with a visible event and a test event to predict
+    num_without_history: int  # users with a test event to predict, but no visible event
 
 
 def make_sample(
     keys: Mapping[int, NDArray[np.uint64]], settings: Settings, num_evaluable: int, num_without_history: int
 ) -> Sample:
-    """The sample from each unit's keys, ascending. An approximate search is checked on the smallest of all keys,
-    an exact one on a handful of one unit, so that brute force reads the corpus once."""
+    """Sample the users with the smallest keys; `keys` has the ascending sampling keys of each unit.
+
+    The recall check of an approximate search takes the smallest keys of all units. The check of an exact search takes
+    a few users of one unit, so that brute force reads the corpus once.
+    """
     merged = np.sort(np.concatenate(list(keys.values())))
     query_threshold = int(merged[: settings.evaluate.max_queries][-1])
     units = [unit for unit in sorted(keys) if keys[unit].size and keys[unit][0] <= query_threshold]
     if settings.search.is_exact:
         checked_units = [next(unit for unit in units if keys[unit][0] == merged[0])]
-        mine = keys[checked_units[0]]
-        checked_threshold = int(mine[mine <= query_threshold][:NUM_VERIFIED][-1])
+        unit_keys = keys[checked_units[0]]
+        checked_threshold = int(unit_keys[unit_keys <= query_threshold][:NUM_VERIFIED][-1])
     else:
         checked_threshold = min(query_threshold, int(merged[: settings.evaluate.num_checked][-1]))
         checked_units = [unit for unit in units if keys[unit][0] <= checked_threshold]
@@ -51,9 +54,9 @@ def make_sample(
     )
 
 
-def draw_unit(night: Night, unit: int, seed: int, most: int) -> UnitDraw:
-    """The `most` smallest sampling keys of a unit's evaluable users."""
+def draw_unit(night: Night, unit: int, seed: int, max_keys: int) -> UnitDraw:
+    """The `max_keys` smallest sampling keys of a unit's evaluable users, and its counts."""
     bucket = read_bucket(night.storage, night.histories, unit)
-    at, num_without_history = evaluable_users(bucket)
-    keys = np.sort(sampling_keys(bucket.user_keys[at], seed))[:most]
-    return UnitDraw(unit, keys, len(at), num_without_history)
+    users, num_without_history = evaluable_users(bucket)
+    keys = np.sort(sampling_keys(bucket.user_keys[users], seed))[:max_keys]
+    return UnitDraw(unit, keys, len(users), num_without_history)

@@ -1,7 +1,7 @@
-"""The fan-out of a search over the item shards: a chain of stages, in waves.
+"""The search of all item shards: a chain of stages, in waves.
 
-Stage s of a wave holds one shard; a unit's batch flows through all of them and carries its running top-k. A wave is as
-many stages as can be held at once; between waves the running top-k is set aside in the store.
+A wave is a chain with one stage per shard. A unit's batch of queries passes through all stages, and each improves its
+top-k. A wave holds as many shards as fit at once; between two waves the store keeps each unit's running top-k.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,12 +43,27 @@ AGAIN = "has another process finished this search meanwhile? Run again"
 
 
 class Sink(Protocol):
-    """Makes the result of a unit durable. A unit may be written again, with the same result."""
+    """Writes the result of a unit to the store. A unit may be written twice, with the same result."""
 
     def write(self, unit: int, batch: QueryBatch, result: TopK) -> None: ...
 
 
 SinkMaker = Callable[[Night, Settings], Sink]
+
+
+@dataclass(frozen=True)
+class Search:
+    """The values that every wave of a search needs."""
+
+    night: Night
+    settings: Settings
+    source: QuerySource
+    scratch: str  # prefix of the temporary files between waves; no other search uses it
+
+    def running_claims(self, num_covered: int) -> Claims[FileEntry]:
+        """The units whose top-k over the first `num_covered` shards is in the store."""
+        prefix = f"{self.scratch}/first-{num_covered:05d}-shards"
+        return Claims(self.night.storage, prefix, "unit", FileEntry, lambda entry: (entry,))
 
 
 @dataclass(frozen=True)
@@ -59,85 +74,71 @@ class Wave:
     last: int
 
 
-def search_units(
-    runner: Runner,
-    night: Night,
-    settings: Settings,
-    units: Sequence[int],
-    source: QuerySource,
-    sink: SinkMaker,
-    scratch: str,
-) -> None:
-    """Search for the queries that `source` selects in each unit (a user bucket) and hand the results to the sink.
+def search_units(runner: Runner, search: Search, units: Sequence[int], sink: SinkMaker) -> None:
+    """Search for the queries of each unit (a user bucket) and hand the results to the sink.
 
-    `scratch` is a prefix for what is set aside between waves; it must stand for this search and no other. An
-    interrupted run leaves it behind and resumes from it; it is removed at the end.
+    An interrupted search resumes from its scratch; a finished search removes it. Raises InputError when the corpus does
+    not exist or has fewer than k items, and the errors of `Runner.run_chain`.
     """
+    night, settings = search.night, search.settings
     manifest = open_corpus(night.storage, night.corpus)
     check_k(settings, manifest)
     if units:
         entries = shard_entries(manifest)
         *earlier, last = plan_waves(len(entries), runner.shards_per_wave(len(entries)))
         for wave in earlier:
-            missing = running_claims(night.storage, scratch, wave.last).missing(units)
-            keeper = Stage(RunningKeeper, {"night": night, "scratch": scratch, "num_covered": wave.last}, Actors.ONE)
-            _run_wave(runner, night, settings, entries, wave, missing, source, scratch, keeper)
+            missing = search.running_claims(wave.last).missing(units)
+            keeper = Stage(RunningKeeper, {"search": search, "num_covered": wave.last}, Actors.ONE)
+            _run_wave(runner, search, entries, wave, missing, keeper)
         writer = Stage(Writer, {"night": night, "settings": settings, "sink": sink}, Actors.ONE)
-        _run_wave(runner, night, settings, entries, last, units, source, scratch, writer)
-    remove_running(night.storage, scratch)
+        _run_wave(runner, search, entries, last, units, writer)
+    remove_running(night.storage, search.scratch)
 
 
 def plan_waves(num_shards: int, per_wave: int) -> tuple[Wave, ...]:
-    """All shards, at most `per_wave` in a wave, in waves of nearly the same size."""
+    """Cut the shards into waves of nearly the same size, at most `per_wave` shards each."""
     num_waves = max(1, -(-num_shards // per_wave))
     bounds = [wave * num_shards // num_waves for wave in range(num_waves + 1)]
     return tuple(Wave(first, last) for first, last in pairwise(bounds))
 
 
 def _run_wave(
-    runner: Runner,
-    night: Night,
-    settings: Settings,
-    entries: Sequence[FileEntry],
-    wave: Wave,
-    units: Sequence[int],
-    source: QuerySource,
-    scratch: str,
-    end: Stage,
+    runner: Runner, search: Search, entries: Sequence[FileEntry], wave: Wave, units: Sequence[int], end: Stage
 ) -> None:
-    """Encode the queries, meet the shards of the wave one after the other, and hand over to `end`."""
+    """Send the units through an encoder, the shards of the wave and the stage `end`."""
     if not units:
         return
-    common = {"night": night, "settings": settings}
-    encoder = Stage(QueryEncoder, {**common, "source": source, "scratch": scratch, "num_covered": wave.first})
+    night, settings = search.night, search.settings
+    encoder = Stage(QueryEncoder, {"search": search, "num_covered": wave.first})
     searchers = [
-        Stage(ShardSearcher, {**common, "entry": entry}, needs_gpu=True) for entry in entries[wave.first : wave.last]
+        Stage(ShardSearcher, {"night": night, "settings": settings, "entry": entry}, uses_gpus=True)
+        for entry in entries[wave.first : wave.last]
     ]
     label = f"search shards {wave.first} to {wave.last - 1} of {len(entries)}"
     runner.run_chain(label, units, [encoder, *searchers, end])
 
 
 class QueryEncoder:
-    """Reads a bucket, encodes its queries and starts their running top-k, or takes up the one that was set aside."""
+    """Reads a bucket, encodes its queries and starts their top-k, empty or as the wave before has left it."""
 
-    def __init__(self, night: Night, settings: Settings, source: QuerySource, scratch: str, num_covered: int) -> None:
-        self._night, self._settings, self._source = night, settings, source
-        self._scratch, self._num_covered = scratch, num_covered
-        self._model = load_model(night.storage, night.checkpoint)
+    def __init__(self, search: Search, num_covered: int) -> None:
+        self._search, self._num_covered = search, num_covered
+        self._model = load_model(search.night.storage, search.night.checkpoint)
 
     def __call__(self, unit: int, payload: Payload) -> pa.Buffer:
-        """The unit's queries with a top-k over the first `num_covered` shards; the payload is not used."""
-        bucket = read_bucket(self._night.storage, self._night.histories, unit)
-        batch = encode_queries(self._model, bucket, self._source, unit)
-        running = empty_topk(len(batch.excluded), self._settings.search.k)
+        """Return the unit's queries with a top-k over the first `num_covered` shards; the payload is not used."""
+        search = self._search
+        bucket = read_bucket(search.night.storage, search.night.histories, unit)
+        batch = encode_queries(self._model, bucket, search.source, unit)
+        running = empty_topk(len(batch.excluded), search.settings.search.k)
         if self._num_covered:
-            running, backends = read_running(self._night.storage, self._scratch, self._num_covered, unit, len(running))
+            running, backends = read_running(search.running_claims(self._num_covered), unit, len(running))
             batch = replace(batch, backends=backends)
         return encode_batch(batch, running)
 
 
 class ShardSearcher:
-    """Holds one item shard for the life of the process and improves each query's running top-k."""
+    """Holds one item shard for the life of the process and improves each query's top-k with its items."""
 
     def __init__(self, night: Night, settings: Settings, entry: FileEntry) -> None:
         self._device = device_for(settings.cluster)
@@ -158,10 +159,10 @@ class ShardSearcher:
 
 
 class RunningKeeper:
-    """Ends a wave: sets each unit's running top-k aside for the next one."""
+    """Ends a wave: keeps each unit's running top-k in the store for the next wave."""
 
-    def __init__(self, night: Night, scratch: str, num_covered: int) -> None:
-        self._claims = running_claims(night.storage, scratch, num_covered)
+    def __init__(self, search: Search, num_covered: int) -> None:
+        self._claims = search.running_claims(num_covered)
 
     def __call__(self, unit: int, payload: Payload) -> bytes:
         batch, running = decode_batch(payload)
@@ -182,19 +183,12 @@ class Writer:
         return b""
 
 
-def running_claims(storage: Storage, scratch: str, num_covered: int) -> Claims[FileEntry]:
-    """The units whose top-k over the first `num_covered` shards is set aside."""
-    return Claims(storage, f"{scratch}/first-{num_covered:05d}-shards", "unit", FileEntry, lambda entry: (entry,))
+def read_running(claims: Claims[FileEntry], unit: int, num_queries: int) -> tuple[TopK, frozenset[str]]:
+    """A unit's running top-k, and the names of the backends that have searched for it.
 
-
-def read_running(
-    storage: Storage, scratch: str, num_covered: int, unit: int, num_queries: int
-) -> tuple[TopK, frozenset[str]]:
-    """A running top-k that was set aside, and the backends that have searched for it.
-
-    Raises InfrastructureError when it is gone or not of these queries.
+    Raises InfrastructureError when the file is gone or damaged, or when it has not `num_queries` queries.
     """
-    claims = running_claims(storage, scratch, num_covered)
+    storage = claims.storage
     entry = claims.require(unit, AGAIN)
     try:
         data = read_file(storage, claims.prefix, entry, AGAIN)
@@ -206,7 +200,7 @@ def read_running(
     if len(running) != num_queries:
         storage.delete(claims.key(unit))
         raise InfrastructureError(
-            f"{storage.uri}/{claims.key(unit)}: of {len(running)} queries, not {num_queries}; run again"
+            f"{storage.uri}/{claims.key(unit)}: holds {len(running)} queries instead of {num_queries}; run again"
         )
     return running, backends_in(table.schema)
 
@@ -218,7 +212,7 @@ def remove_running(storage: Storage, scratch: str) -> None:
 
 
 def check_k(settings: Settings, corpus: Manifest) -> None:
-    """Refuse a k that no user could ever get."""
+    """Raise InputError when k is larger than the number of items."""
     num_items = corpus.counts["num_items"]
     if settings.search.k > num_items:
         raise InputError(f"search.k is {settings.search.k}, but the corpus has {num_items} items; lower search.k")

@@ -1,4 +1,4 @@
-"""Choosing tonight's search: one unit of work, on one shard, with a sample of tonight's users."""
+"""Choosing tonight's search method, on one shard, with a sample of tonight's users; all of it is one unit of work."""
 
 from dataclasses import dataclass
 
@@ -28,26 +28,29 @@ from pipeline.stages.runner import Actors, Payload, Runner, Stage
 
 
 def tune_search(runner: Runner, night: Night, settings: Settings) -> TuningRecord:
-    """Measure and choose, or take up what was chosen. Raises InputError when there is no corpus."""
+    """Measure the methods and choose one, unless the choice exists; return the choice.
+
+    Raises InputError when there is no corpus or no user to choose with, and the errors of `Runner.run_chain`.
+    """
     claims = tuning_claims(night)
-    known = claims.read(0)
-    if known is not None:
-        return known
+    existing = claims.read(0)
+    if existing is not None:
+        return existing
     open_corpus(night.storage, night.corpus)
-    tuner = Stage(Tuner, {"night": night, "settings": settings}, Actors.ONE, needs_gpu=True)
+    tuner = Stage(Tuner, {"night": night, "settings": settings}, Actors.ONE, uses_gpus=True)
     runner.run_chain("choose a search", [0], [tuner])
     return claims.require(0, "run jobs/tune.py again")
 
 
 class Tuner:
-    """Holds one shard, drawn by the seed, and tries every algorithm on it."""
+    """Draws one shard at random, tries every search method on it and writes the choice."""
 
     def __init__(self, night: Night, settings: Settings) -> None:
         self._night, self._settings = night, settings
         self._device = device_for(settings.cluster)
 
     def __call__(self, unit: int, payload: Payload) -> Payload:
-        """Nothing comes in or goes out but the choice; the unit is not used."""
+        """Write the choice; the unit is not used and the payload passes through."""
         night, search = self._night, self._settings.search
         storage = night.storage
         entries = shard_entries(open_corpus(storage, night.corpus))
@@ -64,28 +67,32 @@ class Tuner:
 
         fit = read_low_rank(storage, night.corpus)
         query_map = fit.query_map.to(self._device) if fit else None
-        # All of a list's items may be in one shard: items with neighbouring ids are often alike.
-        wanted = search.model_copy(update={"k": min(search.k, entry.rows)})
+        # k is not divided by the number of shards: one shard may hold a whole list, as similar items often have
+        # neighbouring ids.
+        shard_search = search.model_copy(update={"k": min(search.k, entry.rows)})
         rules = Rules(Lists.concat(batch.excluded for batch in batches))
         sample = SampleQueries(queries, rules, query_map)
-        write_tuning(night, tune(open_with, sample, wanted, search.tuning.max_seconds))
+        write_tuning(night, tune(open_with, sample, shard_search, search.tuning.max_seconds))
         return payload
 
 
 @dataclass(frozen=True)
 class JudgingUsers:
-    """Users that no fit has seen, with the whole history: a `QuerySource`."""
+    """A `QuerySource`: up to `num_users` users of a bucket that the low-rank fit does not use, with whole histories."""
 
     num_users: int
     part: str = "whole"
 
     def select(self, unit: int, bucket: Bucket) -> Requested:
-        at = np.sort(judging_users(bucket)[: self.num_users])
-        return Requested(bucket.user_ids.take(pa.array(at)), at)
+        rows = np.sort(judging_users(bucket)[: self.num_users])
+        return Requested(bucket.user_ids.take(pa.array(rows)), rows)
 
 
 def judging_batches(night: Night, settings: Settings) -> list[QueryBatch]:
-    """Batches of tonight's users, up to `search.tuning.num_queries` queries in all, with what they have seen."""
+    """Batches of tonight's users, up to `search.tuning.num_queries` queries in all; items of their history excluded.
+
+    Raises InputError when there is no query.
+    """
     model, missing = load_model(night.storage, night.checkpoint), settings.search.tuning.num_queries
     batches: list[QueryBatch] = []
     for unit in reversed(range(settings.output.num_buckets)):

@@ -29,11 +29,11 @@ def settings(backend: str = "auto") -> Settings:
 
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> dict[SearchNode, Backend]:
-    """What a cluster of two nodes answers; a test changes it."""
-    given = dict.fromkeys(TWO, NATIVE)
+    """The answers of a cluster of two nodes; a test changes them."""
+    backend_of = dict.fromkeys(TWO, NATIVE)
     monkeypatch.setattr(backends, "search_nodes", lambda settings: TWO)
-    monkeypatch.setattr(backends, "probe_backends", lambda nodes, search, device_type: given)
-    return given
+    monkeypatch.setattr(backends, "probe_backends", lambda nodes, search, device_type: backend_of)
+    return backend_of
 
 
 def test_nodes_that_search_alike_get_one_line_and_only_once(answers, caplog):

@@ -1,3 +1,5 @@
+"""The chain on Ray: attempts, accounting, the window, and Ray's notice."""
+
 import os
 import signal
 import subprocess
@@ -23,22 +25,8 @@ from pipeline.settings import Settings
 from pipeline.stages.runner import Stage
 
 
-class Refuses:
-    """A stage that is given what it cannot work with."""
-
-    def __call__(self, unit: int, payload: bytes) -> bytes:
-        raise InputError(f"unit {unit}: column user_id is missing")
-
-
-class CannotStart:
-    """A stage that finds on loading that it never can."""
-
-    def __init__(self) -> None:
-        raise InputError("there is no such model; run jobs/train.py first")
-
-
 class Dies:
-    """A stage whose process ends at unit 1, the first `times` times."""
+    """A stage whose process is killed the first `times` times that it gets unit 1."""
 
     def __init__(self, marks: str, times: int) -> None:
         self._marks, self._times = Path(marks), times
@@ -91,15 +79,15 @@ def test_a_wrong_input_is_not_tried_again():
 
 
 @pytest.mark.parametrize(
-    ("seen", "complaint"),
+    ("finished", "complaint"),
     [({0: 1}, r"lost \[1\]"), ({0: 1, 1: 2}, r"doubled \[1\]"), ({0: 1, 1: 1, 5: 1}, r"unknown \[5\]")],
 )
-def test_units_that_go_missing_or_come_twice_are_noticed(seen, complaint):
+def test_units_that_go_missing_or_come_twice_are_noticed(finished, complaint):
     with pytest.raises(InfrastructureError, match=complaint):
-        check_accounted("search", [0, 1], seen)
+        check_accounted("search", [0, 1], finished)
 
 
-def test_a_window_lets_in_only_so_many_units_and_always_the_first_unfinished_one():
+def test_a_window_admits_the_first_unfinished_unit_and_as_many_units_as_its_size():
     window = Window([10, 20, 30, 40], size=2)
     assert [window.admits(unit) for unit in (10, 20, 30, 40)] == [True, True, False, False]
     window.finish(20)
@@ -114,15 +102,6 @@ def test_a_row_carries_any_payload():
         table = row(7, payload)
         assert table["unit"].to_pylist() == [7]
         assert table["payload"].to_pylist() == [payload]
-
-
-@pytest.mark.ray
-def test_an_error_of_a_stage_comes_back_as_it_was_raised(local_ray, tmp_path):
-    connect(Settings(root=str(tmp_path)))
-    with pytest.raises(InputError, match=r"^unit 0: column user_id is missing$"):
-        run_chain("test", [0], [Pool(Stage(Refuses, {}), num_actors=1, num_cpus=0.25)], threads=1)
-    with pytest.raises(InputError, match=r"^there is no such model; run jobs/train\.py first$"):
-        run_chain("test", [0], [Pool(Stage(CannotStart, {}), num_actors=1, num_cpus=0.25)], threads=1)
 
 
 @pytest.mark.ray
@@ -149,7 +128,7 @@ run_chain("test", [0, 1], [pool], threads=1)
 
 @pytest.mark.ray
 def test_a_chain_that_goes_well_prints_nothing_that_reads_like_a_failure(tmp_path):
-    """In a process of its own, for Ray's core prints this notice once per process."""
+    """In a new process, because Ray's core prints the notice once per process."""
     program = CHAIN_OF_ITS_OWN.format(root=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,4 +1,4 @@
-"""What Ray makes of an error, and what we make of that."""
+"""The translation of the errors that Ray makes of ours."""
 
 import importlib
 import re
@@ -10,7 +10,7 @@ from pipeline.errors import InputError
 
 
 def ray_ways_to_fail():
-    """Ways in which code on a cluster fails; Ray wraps each one differently."""
+    """Pairs (name, call that fails): ways in which code on a cluster fails; Ray wraps each one differently."""
     import ray
     import ray.data
 
@@ -37,15 +37,15 @@ def ray_ways_to_fail():
 @pytest.mark.ray
 def test_our_error_is_read_out_of_whatever_ray_makes_of_it(local_ray):
     for way, fail in ray_ways_to_fail():
-        with pytest.raises(Exception) as caught:  # noqa: PT011  (which one is Ray's affair)
+        with pytest.raises(Exception) as caught:  # noqa: PT011  (Ray chooses the type)
             fail()
-        found = translated(caught.value)
-        assert (type(found), str(found)) == (InputError, "column 'x' is missing:\n  two lines"), way
+        error = translated(caught.value)
+        assert (type(error), str(error)) == (InputError, "column 'x' is missing:\n  two lines"), way
 
 
 @pytest.mark.ray
 def test_a_package_that_a_node_lacks_is_named(local_ray, tmp_path, monkeypatch):
-    """The module is only to be found by this process, like a package that is installed on the driver's node only."""
+    """Only this process can import the module, like a package that is installed on the driver's node only."""
     import ray
     import ray.data
 
@@ -62,12 +62,12 @@ def test_a_package_that_a_node_lacks_is_named(local_ray, tmp_path, monkeypatch):
         ("only_here", lambda: ray.get(ray.remote(stage).remote().__call__.remote(1))),
         ("only_here", lambda: ray.data.range(2).map_batches(stage, compute=pool).materialize()),
     ):
-        with pytest.raises(Exception) as caught:  # noqa: PT011  (which one is Ray's affair)
+        with pytest.raises(Exception) as caught:  # noqa: PT011  (Ray chooses the type)
             fail()
-        found = translated(caught.value)
-        assert type(found) is InputError
-        assert f"has no package '{missing}': install nightrails into the Python of every node" in str(found)
-        assert re.search(r"on node \d+\.\d+\.\d+\.\d+ has", str(found))
+        error = translated(caught.value)
+        assert type(error) is InputError
+        assert f"has no package '{missing}': install nightrails into the Python of every node" in str(error)
+        assert re.search(r"on node \d+\.\d+\.\d+\.\d+ has", str(error))
 
 
 @pytest.mark.ray

@@ -19,7 +19,7 @@ from tests.stages.test_train import prepared
 
 
 def worker_that_dies_once(config: dict[str, Any]) -> None:
-    """The worker as it is, but rank 1 is killed once, in its second epoch; writes down where each worker starts."""
+    """The real worker, but rank 1 is killed once in its second epoch; records [rank, finished epochs] at each start."""
     real_fit, root = stage.fit, Path(config["night"].storage.uri)
 
     def fit(state, data, settings, ranks, on_epoch):
@@ -40,7 +40,7 @@ def worker_that_dies_once(config: dict[str, Any]) -> None:
 
 
 def wait_for_saved_state(folder: Path) -> None:
-    """Ray Train counts a reported checkpoint when it next looks, which is not at once."""
+    """Wait until Ray Train has registered a reported checkpoint, which takes it a moment."""
     for _ in range(600):
         if any("checkpoint_" in path.read_text() for path in folder.glob("*/checkpoint_manager_snapshot.json")):
             return
@@ -52,13 +52,13 @@ real_worker = train._train_worker
 
 
 @pytest.mark.ray
-def test_when_a_worker_is_killed_training_goes_on_from_the_last_epoch(local_ray, tmp_path, monkeypatch):
+def test_when_a_worker_is_killed_training_resumes_from_the_last_epoch(local_ray, tmp_path, monkeypatch):
     night, settings = prepared(tmp_path)
     monkeypatch.setattr(train, "_train_worker", worker_that_dies_once)
     runner = RayRunner(settings)
     stage.train_checkpoint(runner, night, settings)
     starts = sorted(json.loads(line) for line in (tmp_path / "starts").read_text().splitlines())
-    assert starts == [[0, 0], [0, 1], [1, 0], [1, 1]], "both went on after the first epoch"
+    assert starts == [[0, 0], [0, 1], [1, 0], [1, 1]], "both resumed after the first epoch"
     metrics = read_metrics(night.storage, night.checkpoint)
     assert [report.epoch for report in metrics.history] == [1, 2, 3]
     assert metrics.validation_hit_rate > 1.3 * metrics.popularity_hit_rate > 0

@@ -1,4 +1,4 @@
-"""A Ray cluster of one node, started and used by the very shell lines of README.md, and ended by process id.
+"""A Ray cluster of one node, started and used by the shell lines of README.md and ended by process id.
 
 The lines run in a folder of their own below /tmp (Ray's sockets need a short path), which holds a copy of the code and
 a tiny night as conf/nightly.yaml, and which is HOME and Ray's folder for temporary files too.
@@ -42,11 +42,11 @@ class ReadmeCluster:
 
     @property
     def root(self) -> str:
-        """Where a submitted job without a root leaves its artifacts: in the home directory."""
+        """The folder of the artifacts of a submitted job that sets no root: below the home directory."""
         return str(self.folder / "nightrails-data")
 
     def run(self, lines: list[str]) -> Ended:
-        """Run the lines in a fresh shell; the last JSON line among what they print is the job's."""
+        """Run the lines in a fresh shell; the last line of JSON that they print is the job's."""
         done = subprocess.run(
             ["bash", "-euo", "pipefail"],
             input=RAY_WITH_FREE_PORTS.format(ports=" ".join(_free_ports())) + "\n".join(lines) + "\n",
@@ -68,7 +68,7 @@ class ReadmeCluster:
             time.sleep(0.1)
 
     def _environment(self) -> dict[str, str]:
-        """A person's fresh shell: nothing of Ray's but where its temporary files go."""
+        """The environment of a fresh shell; of Ray's variables only the folder of its temporary files."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "NIGHTRAILS_"))}
         return kept | {"HOME": str(self.folder), "RAY_TMPDIR": str(self.folder), "PYTHONPATH": ""}
 
@@ -83,7 +83,7 @@ class ReadmeCluster:
 
 @contextmanager
 def readme_cluster(**keys: Any) -> Iterator[ReadmeCluster]:
-    """A folder to run README.md's lines in, with a tiny night; whatever Ray they start is ended afterwards."""
+    """A folder to run README.md's lines in, with a tiny night; the Ray that they start is ended afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="nr-", dir="/tmp"))
     cluster = ReadmeCluster(folder)
     try:

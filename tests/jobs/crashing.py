@@ -1,4 +1,4 @@
-"""A storage that dies, or lets something else happen, at its n-th operation."""
+"""A storage that dies, or calls a function, at its n-th operation."""
 
 import threading
 from collections.abc import Callable
@@ -12,13 +12,13 @@ T = TypeVar("T")
 
 
 class Crash(Exception):  # noqa: N818 - it stands for a killed process
-    """The process is gone; nothing of ours catches it."""
+    """The process was killed. No code of ours catches this exception."""
 
 
 class CrashingStorage(Storage):
-    """Passes everything on to `inner`, and calls `happen` before or after operation number `at` (the first is 1).
+    """Passes every operation to `inner` and calls `happen` before or after operation number `at` (the first is 1).
 
-    When `happen` raises, every later operation raises too: nothing works in a dead process.
+    When `happen` raises, every later operation raises too, as in a dead process.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Runs jobs as a scheduler does: a process, its exit code, its last line."""
+"""Running jobs as a scheduler does: as a process, with an exit code and a last line of JSON."""
 
 import json
 import os
@@ -33,7 +33,7 @@ TINY = {
 
 @dataclass(frozen=True)
 class Ended:
-    """How a job's process ended."""
+    """The end of a job's process: exit code, last line and output."""
 
     code: int
     last_line: dict[str, Any]

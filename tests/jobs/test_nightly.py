@@ -1,4 +1,4 @@
-"""The nightly job as its users meet it: a process, run by a scheduler, sometimes twice, sometimes after a crash."""
+"""The nightly job as a scheduler runs it: as a process, sometimes twice, sometimes again after a crash."""
 
 import os
 import re
@@ -96,13 +96,13 @@ def test_a_second_run_does_no_work_and_says_so_without_ray_or_torch(published):
 
 
 def rows_of(root: str, name: str = "candidates") -> pl.DataFrame:
-    """The published rows, without what names the run."""
+    """The published rows without the columns that name the run."""
     table = pl.from_arrow(read_latest(root, name))
     return table.select(column for column in table.columns if column not in PROVENANCE).sort("user_id", "rank")
 
 
 def test_layout_of_the_work_does_not_change_the_table(published):
-    """Buckets, tiles, waves and shards of an exact search: other work, the same rows."""
+    """An exact search gives the same rows with other waves and shards."""
     keys = {"corpus.num_shards": 2, "cluster.max_stages_per_wave": 1}
     other = run_job("nightly_candidates", published.root, name="other", **keys)
     assert other.code == 0, other.stderr[-4_000:]
@@ -118,7 +118,7 @@ def test_a_night_in_one_process_gives_the_same_table_and_starts_no_ray(published
 
 
 def test_a_killed_night_resumes_and_yesterdays_table_stays_readable(published):
-    """SIGKILL of the driver in the middle of a night with new settings; the same command then finishes it."""
+    """The driver is killed in the middle of a night with new settings; the same command then finishes the night."""
     keys = {"search.k": 15, "corpus.num_shards": 1}
     killed = subprocess.Popen(
         command_line("nightly_candidates", published.root, **keys),
@@ -148,7 +148,7 @@ def test_a_killed_night_resumes_and_yesterdays_table_stays_readable(published):
 
 @pytest.mark.s3
 def test_the_same_night_on_s3_gives_the_same_table(published, s3_server, monkeypatch):
-    """Nothing of it on the local disk; the simulated inputs have the same names in every store."""
+    """All files are in the store; the simulated inputs have the same names in every store."""
     use_aws_environment(monkeypatch, s3_server.environment)
     root = f"s3://{s3_server.make_bucket()}/nightrails"
     ended = run_job("nightly_candidates", root)
@@ -158,7 +158,7 @@ def test_the_same_night_on_s3_gives_the_same_table(published, s3_server, monkeyp
 
 
 def test_a_night_with_a_catalogue_and_a_list_of_users_serves_those_users_and_accounts_for_strangers(tmp_path):
-    """`items` and `queries`, two keys of README.md's example, the whole way to the published table."""
+    """The keys `items` and `queries` of README.md's example, up to the published table."""
     start = datetime(2026, 11, 11, tzinfo=UTC)
     events = [
         {"user_id": f"u{user}", "item_id": f"i{(user + 3 * step) % 40}", "event_ts": start + timedelta(days=step)}

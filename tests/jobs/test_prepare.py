@@ -1,4 +1,4 @@
-"""Prepare as a scheduler runs it: exit codes, and one clear sentence for bad input."""
+"""Prepare as a scheduler runs it: exit codes, and one clear sentence about bad input."""
 
 from pathlib import Path
 

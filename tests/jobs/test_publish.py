@@ -159,7 +159,7 @@ def test_a_file_of_another_run_is_refused() -> None:
 
 
 def measure(settings: Settings, model: float, popularity: float, overlap: float) -> None:
-    """Leave an evaluation with these hit rates at its first cutoff; at the second, popularity is far ahead."""
+    """Write an evaluation with these hit rates at its first cutoff; at the second, popularity is far ahead."""
     night = compute_night(settings)
     write_metrics(night, settings, metrics_of(model, popularity, overlap))
 
@@ -205,7 +205,7 @@ def test_a_gate_that_is_set_is_not_passed_unmeasured() -> None:
 
 
 def table_of(root: str) -> str:
-    """The run that readers see; every file of it is read and verified."""
+    """The id of the run that readers see; all its files are read and verified."""
     (run_id,) = read_latest(root, "home")["run_id"].unique().to_pylist()
     return str(run_id)
 

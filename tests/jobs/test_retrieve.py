@@ -22,7 +22,7 @@ TWO_WAVES = [*ONE_WAVE, "cluster.max_stages_per_wave=2"]
 
 
 class DyingSearcher(ShardSearcher):
-    """Ends its process, once, in the middle of a unit."""
+    """A searcher that kills its process once, in the middle of a unit."""
 
     def __init__(self, night: Night, settings: Settings, entry: FileEntry) -> None:
         super().__init__(night, settings, entry)
@@ -38,7 +38,7 @@ class DyingSearcher(ShardSearcher):
 
 @pytest.fixture
 def expected(tmp_path: Path):
-    """What a search within one process finds."""
+    """The tables (candidates, users) of a search in one process."""
     world = make_world(tmp_path / "expected", overrides=TWO_WAVES)
     run_search(world, LocalRunner(world.settings))
     return read_table(world, "candidates"), read_table(world, "users")
@@ -83,7 +83,7 @@ def test_a_searcher_killed_in_the_middle_of_a_unit_costs_no_row(local_ray, tmp_p
 
 
 @pytest.mark.ray
-def test_what_does_not_fit_is_refused_before_anything_starts(local_ray, tmp_path):
+def test_actors_that_do_not_fit_are_refused_before_any_starts(local_ray, tmp_path):
     world = make_world(tmp_path, overrides=["cluster.replicas=9"])
     embed_corpus(LocalRunner(world.settings), world.night, world.settings)
     with pytest.raises(InputError, match=r"4 CPUs.*no place for .* lower the cluster"):

@@ -6,7 +6,7 @@ from tests.jobs.nightly import run_job
 
 def files_below(root: Path) -> dict[str, bytes]:
     storage = open_storage(str(root))
-    return {found.key: storage.read(found.key) for found in storage.list() if not found.key.endswith("manifest.json")}
+    return {info.key: storage.read(info.key) for info in storage.list() if not info.key.endswith("manifest.json")}
 
 
 def test_the_log_is_simulated_once_and_the_same_everywhere(tmp_path):

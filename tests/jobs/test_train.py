@@ -10,8 +10,8 @@ from tests.model.planted import NUM_ITEMS, SMALL_MODEL, report
 from tests.stages.test_train import prepared
 
 
-def test_a_trained_model_is_told_and_not_trained_again(tmp_path):
-    """No Ray runs here: the artifact exists. What a crash at the very end has left of its training is removed."""
+def test_a_trained_model_is_reported_and_not_trained_again(tmp_path):
+    """No runner is opened, because the artifact exists. The states that a crash at the very end left are removed."""
     night, settings = prepared(tmp_path)
     for kept in (f"{night.checkpoint.id}-local/epoch-00001.json", f"{night.checkpoint.id}/checkpoint_1/state", "other"):
         night.storage.create(f"training/{kept}", b"{}")

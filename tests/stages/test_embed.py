@@ -1,14 +1,11 @@
 import pytest
 import torch
 
-from pipeline.distributed.cluster import Cluster, Node
-from pipeline.distributed.runner import most_actors
 from pipeline.errors import InputError, MismatchError
 from pipeline.io.corpus import open_corpus, read_low_rank, read_shard, shard_claims, shard_entries
 from pipeline.io.histories import ITEMS, read_items
 from pipeline.io.parquet import write_parquet_bytes
 from pipeline.retrieval import shard
-from pipeline.settings import ClusterSettings
 from pipeline.stages.embed import ShardEmbedder, embed_corpus, embed_items
 from pipeline.stages.local import LocalRunner
 from pipeline.stages.low_rank import sample_queries
@@ -35,18 +32,18 @@ def test_shards_hold_every_item_once_whatever_their_number(world, num_shards):
     assert [part.first_row for part in shards] == [s * 130 // num_shards for s in range(num_shards)]
     whole = embed_items(model_of(world), 0, 130)
     for name in ("components_NXD", "gate_NP"):
-        found = torch.cat([getattr(part.items, name) for part in shards])
-        assert torch.equal(found, getattr(whole.items, name))  # to the last bit
+        joined = torch.cat([getattr(part.items, name) for part in shards])
+        assert torch.equal(joined, getattr(whole.items, name))  # to the last bit
     assert torch.equal(torch.cat([part.mean_ND for part in shards]), whole.mean_ND)
 
 
 def test_items_are_embedded_as_the_model_does(world):
     model = model_of(world)
     expected = model.item_side(torch.arange(40, 73))
-    found = embed_items(model, 40, 73)
-    torch.testing.assert_close(found.items.components_NXD, expected.components_NXD)
-    torch.testing.assert_close(found.items.gate_NP, expected.gate_NP)
-    torch.testing.assert_close(found.mean_ND, expected.mean_ND)
+    embedded = embed_items(model, 40, 73)
+    torch.testing.assert_close(embedded.items.components_NXD, expected.components_NXD)
+    torch.testing.assert_close(embedded.items.gate_NP, expected.gate_NP)
+    torch.testing.assert_close(embedded.mean_ND, expected.mean_ND)
 
 
 def test_a_rerun_embeds_only_what_is_missing(tmp_path):
@@ -89,13 +86,6 @@ def test_a_model_of_another_catalogue_is_refused(tmp_path):
     world.storage.create(world.night.histories.key(ITEMS), write_parquet_bytes(items.slice(1)))
     with pytest.raises(MismatchError, match=r"knows 50 items, but histories .* have 49"):
         ShardEmbedder(world.night, world.settings)
-
-
-def test_embedders_leave_room_and_share_gpus():
-    nodes = Cluster((Node(16.0), Node(16.0, 4.0)), is_local=False)
-    assert most_actors(nodes, ClusterSettings()) == 8
-    assert most_actors(nodes, ClusterSettings(gpus_per_actor=2.0)) == 2
-    assert most_actors(Cluster((Node(2.0),), is_local=True), ClusterSettings()) == 1
 
 
 def test_the_low_rank_table_is_fitted_once_and_holds_every_item(tmp_path):

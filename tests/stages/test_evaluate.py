@@ -1,4 +1,4 @@
-"""An evaluation is worked out again here, user by user, from brute-force scores."""
+"""The evaluation against metrics that the tests compute user by user from brute-force scores."""
 
 import math
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ CUTOFFS = (3, 10)
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Forty users; the most popular items are those that are in most histories."""
+    """Forty users; the popularity of an item is the number of its events before the test events."""
     made = make_world(tmp_path_factory.mktemp("world"), overrides=["evaluate.cutoffs=[10, 3, 99]"])
     counts = np.zeros(120, dtype=np.int64)
     for bucket in buckets(made):
@@ -44,8 +44,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     key = made.night.histories.key(ITEMS)
     items = read_parquet_bytes(made.storage.read(key), key)
     for name, part in (("num_train_events", counts - counts // 3), ("num_validation_events", counts // 3)):
-        at = items.column_names.index(name)
-        items = items.set_column(at, items.field(at), pa.array(part))
+        column = items.column_names.index(name)
+        items = items.set_column(column, items.field(column), pa.array(part))
     made.storage.delete(key)
     made.storage.create(key, write_parquet_bytes(items))
     embed_corpus(LocalRunner(made.settings), made.night, made.settings)
@@ -53,7 +53,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def other(world: World, *overrides: str) -> World:
-    """The same corpus, evaluated in another way."""
+    """The same corpus under changed settings of the evaluation."""
     changed = world.with_settings(*overrides)
     return World(changed.settings, replace(changed.night, corpus=world.night.corpus))
 
@@ -76,7 +76,7 @@ def buckets(world: World) -> Iterator[Bucket]:
 
 
 def lists_of(world: World) -> Iterator[tuple[set[int], list[int], list[int], str]]:
-    """For each user who can be asked: targets, the model's ten and popularity's ten, the slow way, and the id."""
+    """Per evaluable user: targets, the ten items of the model, the ten items of popularity, and the user id."""
     model = model_of(world)
     counts = np.zeros(model.num_items, dtype=np.int64)
     for bucket in buckets(world):
@@ -105,25 +105,25 @@ def slow_metrics(pairs: list[tuple[set[int], list[int]]]) -> dict[str, float]:
     sums: dict[str, list[float]] = {}
     for targets, ranked in pairs:
         for k in CUTOFFS:
-            hits = [place for place, row in enumerate(ranked[:k], start=1) if row in targets]
-            ideal = sum(1 / math.log2(1 + place) for place in range(1, min(k, len(targets)) + 1))
+            hits = [rank for rank, row in enumerate(ranked[:k], start=1) if row in targets]
+            ideal = sum(1 / math.log2(1 + rank) for rank in range(1, min(k, len(targets)) + 1))
             sums.setdefault(f"hr@{k}", []).append(float(bool(hits)))
-            sums.setdefault(f"ndcg@{k}", []).append(sum(1 / math.log2(1 + place) for place in hits) / ideal)
+            sums.setdefault(f"ndcg@{k}", []).append(sum(1 / math.log2(1 + rank) for rank in hits) / ideal)
             sums.setdefault(f"recall@{k}", []).append(len(hits) / len(targets))
-        first = [place for place, row in enumerate(ranked, start=1) if row in targets]
+        first = [rank for rank, row in enumerate(ranked, start=1) if row in targets]
         sums.setdefault("mrr", []).append(1 / first[0] if first else 0.0)
     return {name: sum(values) / len(values) for name, values in sums.items()}
 
 
 def test_metrics_equal_those_worked_out_user_by_user(world):
     metrics = run(world)
-    found = list(lists_of(world))
-    assert metrics.queries == len(found) > 30
-    for name, place in (("model", 1), ("popularity", 2)):
-        expected = slow_metrics([(entry[0], entry[place]) for entry in found])
+    users = list(lists_of(world))
+    assert metrics.queries == len(users) > 30
+    for name, column in (("model", 1), ("popularity", 2)):
+        expected = slow_metrics([(user[0], user[column]) for user in users])
         estimates = getattr(metrics, name)
         assert {key: value.mean for key, value in estimates.items()} == pytest.approx(expected)
-        shown = np.bincount([row for entry in found for row in entry[place]], minlength=120)
+        shown = np.bincount([row for user in users for row in user[column]], minlength=120)
         assert getattr(metrics.coverage, name) == pytest.approx((shown > 0).mean())
         differences = np.abs(shown[:, None] - shown[None, :]).mean()  # Gini's own definition
         assert getattr(metrics.gini, name) == pytest.approx(differences / (2 * shown.mean()))
@@ -131,7 +131,7 @@ def test_metrics_equal_those_worked_out_user_by_user(world):
     assert metrics.gini.popularity > metrics.gini.model > 0
     assert metrics.proven == 1
     assert (metrics.k, metrics.cutoffs, metrics.method) == (10, (3, 10), "exact")
-    assert metrics.protocol.startswith(f"all {len(found)} users with something to find, from their histories before")
+    assert metrics.protocol.startswith(f"all {len(users)} users with something to find, from their histories before")
 
 
 def test_users_without_an_event_before_the_test_are_counted_apart(world):
@@ -198,9 +198,9 @@ def test_a_sample_has_the_asked_size_and_is_the_same_for_any_number_of_buckets(w
     }
     everybody = {}
     for bucket in buckets(few):
-        at, _ = heldout.evaluable_users(bucket)
-        keys = heldout.sampling_keys(bucket.user_keys[at], seed=0)
-        everybody |= dict(zip(bucket.user_ids.take(pa.array(at)).to_pylist(), keys.tolist(), strict=True))
+        rows, _ = heldout.evaluable_users(bucket)
+        keys = heldout.sampling_keys(bucket.user_keys[rows], seed=0)
+        everybody |= dict(zip(bucket.user_ids.take(pa.array(rows)).to_pylist(), keys.tolist(), strict=True))
     assert chosen == set(sorted(everybody, key=everybody.__getitem__)[:9])
 
 

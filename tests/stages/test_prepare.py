@@ -1,8 +1,6 @@
-"""Prepare as a whole. Its tasks run in this process, one after the other, but for the tests that say Ray."""
+"""Prepare as a whole. The tasks run in this process, one after the other; the tests on Ray say so in their names."""
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
@@ -17,7 +15,6 @@ from pipeline.data.cleaning import MALFORMED
 from pipeline.data.histories import Bucket, user_bucket
 from pipeline.data.simulation.log import simulate_days
 from pipeline.distributed.runner import RayRunner
-from pipeline.distributed.tasks import run_tasks
 from pipeline.errors import InfrastructureError, InputError
 from pipeline.io.histories import read_bucket, read_items
 from pipeline.io.inputs import list_log
@@ -27,10 +24,10 @@ from pipeline.io.simulated import write_simulated_log
 from pipeline.io.storage import open_storage
 from pipeline.settings import Settings
 from pipeline.stages.local import LocalRunner
-from pipeline.stages.prepare import tasks as passes
+from pipeline.stages.prepare import tasks
+from pipeline.stages.prepare.job import Piece, cut_pieces
 from pipeline.stages.prepare.passes import open_job, prepare
 from pipeline.stages.prepare.segments import read_segment, remove_scratch, write_segments
-from pipeline.stages.prepare.tasks import Piece, cut_pieces
 from pipeline.stages.runner import Runner
 from tests.io.inputs_on_disk import NOON, events, settings_for, write
 
@@ -38,7 +35,7 @@ TINY = {"num_users": 60, "num_items": 40, "num_events": 3_000, "num_days": 8, "b
 
 
 class Backwards(LocalRunner):
-    """Does tasks in this process, the last one first, because Ray's tasks end in any order."""
+    """A local runner that does the last task first: prepare must not depend on the order."""
 
     def run_tasks(self, label, function, arguments):
         yield from super().run_tasks(label, function, list(reversed(arguments)))
@@ -64,7 +61,7 @@ def validation_of(settings: Settings) -> dict:
 
 
 def by_user(settings: Settings, buckets: list[Bucket]) -> dict:
-    """user -> (item ids, times, number of events for training, and for validation)"""
+    """The history of each user: (item ids, times, number of training events, number of validation events)."""
     night = open_night(settings)
     item_ids = read_items(night.storage, night.histories)["item_id"].to_pylist()
     return {
@@ -80,7 +77,7 @@ def by_user(settings: Settings, buckets: list[Bucket]) -> dict:
 
 
 def oracle(settings: Settings) -> dict:
-    """The simulated log prepared by hand, all of it in memory: repeated, unknown and bots' events out, by user."""
+    """The same as `by_user`, from the whole log in memory, without repeated events, unknown items and bots."""
     frame = pa.concat_tables(table for _, table in simulate_days(settings.simulate)).to_pylist()
     known = {f"i{n:06d}" for n in range(settings.simulate.num_items)}
     seen, histories = set(), {}
@@ -106,29 +103,29 @@ def oracle(settings: Settings) -> dict:
 def test_histories_are_what_the_slow_way_gives(tmp_path):
     settings = simulated(tmp_path)
     buckets, manifest = run(settings)
-    found = by_user(settings, buckets)
-    assert found == oracle(settings)
+    histories = by_user(settings, buckets)
+    assert histories == oracle(settings)
     for number, bucket in enumerate(buckets):
         assert (user_bucket(bucket.user_ids, 8) == number).all()
         assert bucket.user_ids.to_pylist() == sorted(bucket.user_ids.to_pylist())
-    assert manifest.counts["users"] == len(found)
+    assert manifest.counts["users"] == len(histories)
     assert manifest.counts["bot_users"] == 1
 
 
 def test_every_row_of_the_log_is_accounted_for(tmp_path):
     settings = simulated(tmp_path)
     run(settings)
-    found = validation_of(settings)
+    validation = validation_of(settings)
     log_rows = sum(table.num_rows for _, table in simulate_days(settings.simulate))
-    assert found["rows_read"] == sum(found["rows"].values()) == log_rows
-    assert found["rows"]["duplicates"] > 0
-    assert found["rows"]["bot_events"] > 2_000
-    assert found["late_rows"] > 0
-    assert list(found["quarantined"]) == ["item_id_orphan"]
-    assert found["events"] == found["rows"]["kept"]
+    assert validation["rows_read"] == sum(validation["rows"].values()) == log_rows
+    assert validation["rows"]["duplicates"] > 0
+    assert validation["rows"]["bot_events"] > 2_000
+    assert validation["late_rows"] > 0
+    assert list(validation["quarantined"]) == ["item_id_orphan"]
+    assert validation["events"] == validation["rows"]["kept"]
     parts = ("train_events", "validation_events", "test_events")
-    assert found["events"] == sum(found[part] for part in parts)
-    assert all(found[part] > 0 for part in parts)
+    assert validation["events"] == sum(validation[part] for part in parts)
+    assert all(validation[part] > 0 for part in parts)
 
 
 def test_the_item_index_has_the_catalogue_and_the_counts(tmp_path):
@@ -162,7 +159,7 @@ def test_a_manifest_names_the_files_and_nothing_else_is_left(tmp_path):
     _, manifest = run(settings)
     night = open_night(settings)
     named = {f"{night.histories.prefix}/{file.key}" for file in manifest.files}
-    listed = {found.key: found.size for found in night.storage.list(f"{night.histories.prefix}/")}
+    listed = {info.key: info.size for info in night.storage.list(f"{night.histories.prefix}/")}
     assert set(listed) == named | {f"{night.histories.prefix}/manifest.json"}
     assert all(listed[f"{night.histories.prefix}/{file.key}"] == file.bytes for file in manifest.files)
     assert {f"bucket-{b:05d}.parquet" for b in range(8)} | {
@@ -179,13 +176,13 @@ def test_a_run_that_died_goes_on_where_it_was(tmp_path, monkeypatch, dies_after)
     with pytest.raises(InfrastructureError, match="power cut"):
         run(settings, runner=Dies(settings, dies_after))
     read, cleaned = [], []
-    monkeypatch.setattr(passes, "read_rows", counted(passes.read_rows, read))
-    monkeypatch.setattr(passes, "clean_bucket", counted(passes.clean_bucket, cleaned))
+    monkeypatch.setattr(tasks, "read_rows", counted(tasks.read_rows, read))
+    monkeypatch.setattr(tasks, "clean_bucket", counted(tasks.clean_bucket, cleaned))
     resumed = run(settings)[1].files
-    tasks = len(cut_pieces_of(settings))
-    assert len(read) < tasks + dies_after or dies_after == 0
-    assert len(cleaned) == 8 - max(0, dies_after - tasks)
-    if dies_after >= tasks:
+    num_tasks = len(cut_pieces_of(settings))
+    assert len(read) < num_tasks + dies_after or dies_after == 0
+    assert len(cleaned) == 8 - max(0, dies_after - num_tasks)
+    if dies_after >= num_tasks:
         assert not read
     assert [f.sha256 for f in resumed] == [f.sha256 for f in run(whole)[1].files]
 
@@ -248,7 +245,7 @@ class Overtaken(LocalRunner):
 def test_a_run_whose_scratch_another_process_has_removed_is_worth_a_retry(tmp_path, label, number):
     whole = run(simulated(tmp_path / "whole", prepare={"rows_per_task": 800}))[1].files
     settings = simulated(tmp_path / "overtaken", prepare={"rows_per_task": 800})
-    with pytest.raises(InfrastructureError, match="removed while it was needed; run again"):
+    with pytest.raises(InfrastructureError, match="removed before it was read; run again"):
         run(settings, runner=Overtaken(settings, label, number))
     assert run(settings)[1].files == whole
 
@@ -258,14 +255,14 @@ def test_so_it_is_for_a_bucket_that_nobody_is_in(tmp_path):
     in_others = users.filter(pa.array(user_bucket(users, 8) > 0))
     write(tmp_path / "lake" / "ds=2026-11-20" / "a.parquet", events(len(in_others), user_id=in_others))
     settings = settings_for(tmp_path, tmp_path / "lake", output={"num_buckets": 8})
-    with pytest.raises(InfrastructureError, match=r"item-ids\.parquet: removed while it was needed; run again"):
+    with pytest.raises(InfrastructureError, match=r"item-ids\.parquet: removed before it was read; run again"):
         run(settings, runner=Overtaken(settings, "writing histories", 0))
 
 
 def counted(function: Callable, calls: list) -> Callable:
-    def wrapper(*given, **named):
+    def wrapper(*arguments):
         calls.append(function)
-        return function(*given, **named)
+        return function(*arguments)
 
     return wrapper
 
@@ -392,9 +389,8 @@ def test_a_log_of_numbers_keeps_its_type(tmp_path):
     (tmp_path / "ratings.dat").write_text("\n".join(lines))
     settings = settings_for(tmp_path, tmp_path, "movielens_1m", split={"method": "leave_one_out"})
     buckets, manifest = run(settings)
-    found = by_user(settings, buckets)
-    assert found[1][0] == [1, 2, 3, 4, 5]
-    assert found[1][2:] == (3, 1)
+    item_ids, _, num_train, num_validation = by_user(settings, buckets)[1]
+    assert (item_ids, num_train, num_validation) == ([1, 2, 3, 4, 5], 3, 1)
     assert manifest.counts["test_events"] == 29
 
 
@@ -418,7 +414,7 @@ def test_a_log_without_a_usable_row_is_refused(tmp_path):
 def test_on_s3_the_files_are_the_same(tmp_path, s3_uri):
     in_the_store, on_disk = simulated(s3_uri), simulated(tmp_path)
     assert [f.sha256 for f in run(in_the_store)[1].files] == [f.sha256 for f in run(on_disk)[1].files]
-    assert not [found for found in open_storage(s3_uri).list() if "_scratch" in found.key]
+    assert not [info for info in open_storage(s3_uri).list() if "_scratch" in info.key]
 
 
 @pytest.mark.ray
@@ -428,31 +424,3 @@ def test_on_ray_the_files_are_the_same(tmp_path):
     files: tuple[FileEntry, ...] = run(on_ray, runner=RayRunner(on_ray))[1].files
     alone = simulated(tmp_path / "alone")
     assert [f.sha256 for f in files] == [f.sha256 for f in run(alone)[1].files]
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("local_ray")
-def test_on_ray_our_errors_come_out_as_they_are(tmp_path):
-    write(tmp_path / "lake" / "a.parquet", events(40, user_id=pa.array([None] * 40, pa.string())))
-    settings = settings_for(tmp_path, tmp_path / "lake")
-    with pytest.raises(InputError) as error:
-        run(settings, runner=RayRunner(settings))
-    assert type(error.value) is InputError
-    assert "\n" not in str(error.value)
-
-
-def dies_once(marker: str, number: int) -> int:
-    """A task whose worker is killed the first time it runs."""
-    if number == 1 and not Path(marker).exists():
-        Path(marker).touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("local_ray")
-def test_a_task_whose_worker_is_killed_runs_again(tmp_path):
-    marker = tmp_path / "died"
-    results = run_tasks("counting", dies_once, [(str(marker), number) for number in range(6)])
-    assert sorted(results) == [0, 1, 2, 3, 4, 5]
-    assert marker.exists()

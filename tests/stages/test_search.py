@@ -6,21 +6,28 @@ import pytest
 import torch
 
 from pipeline.data.histories import user_bucket
-from pipeline.distributed.cluster import Cluster, Node
-from pipeline.distributed.runner import shards_per_wave
 from pipeline.errors import InfrastructureError, InputError, MismatchError
 from pipeline.io.histories import read_bucket
 from pipeline.io.publication.units import finished_units, units_of
 from pipeline.retrieval import backends
 from pipeline.retrieval.backends import describe_backend
 from pipeline.retrieval.backends.native.library import Kernels
-from pipeline.settings import ClusterSettings, SearchSettings
+from pipeline.settings import SearchSettings
 from pipeline.stages.candidates import CandidateSink
 from pipeline.stages.embed import embed_corpus
 from pipeline.stages.encode import encode_queries, encode_sequences
 from pipeline.stages.queries import TonightsUsers, group_by_bucket
-from pipeline.stages.search import Wave, plan_waves, running_claims, search_units
-from tests.stages.worlds import RecordingRunner, World, make_world, model_of, read_table, retrieve, write_histories
+from pipeline.stages.search import Wave, plan_waves, search_units
+from tests.stages.worlds import (
+    RecordingRunner,
+    World,
+    make_world,
+    model_of,
+    read_table,
+    retrieve,
+    search_of,
+    write_histories,
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +38,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(scope="module")
 def expected(world: World) -> pa.Table:
     return retrieve(world)
-
-
-def local(cpus: float) -> Cluster:
-    return Cluster((Node(cpus),), is_local=True)
 
 
 def test_exact_search_equals_brute_force_in_float64(world: World, expected: pa.Table):
@@ -49,15 +52,15 @@ def test_exact_search_equals_brute_force_in_float64(world: World, expected: pa.T
         scores = mol(
             type(queries)(queries.components_BQD.double(), queries.gate_BP.double()), type(items)(components, gate)
         )
-        for place, user in enumerate(bucket.user_ids.to_pylist()):
-            seen = bucket.item_rows[bucket.offsets[place] : bucket.offsets[place + 1]]
-            scores[place, torch.from_numpy(np.unique(seen)).long()] = -torch.inf
-            rows = sorted(range(model.num_items), key=lambda r: (-float(scores[place, r]), r))[:10]
-            lists += [(user, rank, f"i{row:06d}", float(scores[place, row])) for rank, row in enumerate(rows, 1)]
+        for query, user in enumerate(bucket.user_ids.to_pylist()):
+            seen = bucket.item_rows[bucket.offsets[query] : bucket.offsets[query + 1]]
+            scores[query, torch.from_numpy(np.unique(seen)).long()] = -torch.inf
+            rows = sorted(range(model.num_items), key=lambda r: (-float(scores[query, r]), r))[:10]
+            lists += [(user, rank, f"i{row:06d}", float(scores[query, row])) for rank, row in enumerate(rows, 1)]
     lists.sort()
-    found = expected.to_pydict()
-    assert list(zip(found["user_id"], found["rank"], found["item_id"], strict=True)) == [entry[:3] for entry in lists]
-    np.testing.assert_allclose(found["score"], [entry[3] for entry in lists], rtol=1e-6)
+    table = expected.to_pydict()
+    assert list(zip(table["user_id"], table["rank"], table["item_id"], strict=True)) == [entry[:3] for entry in lists]
+    np.testing.assert_allclose(table["score"], [entry[3] for entry in lists], rtol=1e-6)
 
 
 @pytest.mark.parametrize("num_shards", [1, 2, 7])
@@ -69,8 +72,8 @@ def test_exact_lists_do_not_depend_on_shards(world, expected, num_shards):
 def test_exact_lists_do_not_depend_on_waves(world, expected, stages_per_wave):
     other = world.with_settings("corpus.num_shards=5", f"output.surface=w{stages_per_wave}")
     runner = RecordingRunner(other.settings, shards_at_once=stages_per_wave)
-    found = retrieve(other, runner)
-    assert found.drop_columns("surface").equals(expected.drop_columns("surface"))
+    lists = retrieve(other, runner)
+    assert lists.drop_columns("surface").equals(expected.drop_columns("surface"))
     searches = [stages for stages, _ in runner.ran if stages.startswith("QueryEncoder")]
     assert len(searches) == -(-5 // stages_per_wave)
     assert [s.endswith("+Writer") for s in searches] == [False] * (len(searches) - 1) + [True]
@@ -97,22 +100,21 @@ def test_an_interrupted_search_takes_up_what_was_set_aside(tmp_path: Path, expec
     world = make_world(tmp_path, overrides=["output.num_buckets=3"])
     runner = RecordingRunner(world.settings, shards_at_once=1)
     embed_corpus(runner, world.night, world.settings)
-    scratch = f"{world.night.run.prefix}/_wave"
 
     class FailingSink(CandidateSink):
         def write(self, unit, batch, result):
             raise OSError("the store is gone")
 
-    arguments = (runner, world.night, world.settings, range(3), TonightsUsers(None, 3))
+    search = search_of(world)
     with pytest.raises(OSError, match="the store is gone"):
-        search_units(*arguments, FailingSink, scratch)
-    assert len(world.storage.list(scratch)) == 2 * 3 * 2  # two waves, three units, data and claim
-    world.storage.delete(running_claims(world.storage, scratch, 2).key(1))
+        search_units(runner, search, range(3), FailingSink)
+    assert len(world.storage.list(search.scratch)) == 2 * 3 * 2  # two waves, three units, data and claim
+    world.storage.delete(search.running_claims(2).key(1))
     runner.ran.clear()
-    search_units(*arguments, CandidateSink, scratch)
+    search_units(runner, search, range(3), CandidateSink)
     assert [units for _, units in runner.ran] == [[1], [0, 1, 2]]
     assert read_table(world, "candidates").equals(expected)
-    assert not world.storage.list(scratch)
+    assert not world.storage.list(search.scratch)
 
 
 def test_a_unit_names_every_backend_that_searched_for_it_also_before_an_interruption(tmp_path: Path, monkeypatch):
@@ -124,12 +126,12 @@ def test_a_unit_names_every_backend_that_searched_for_it_also_before_an_interrup
         def write(self, unit, batch, result):
             raise OSError("the store is gone")
 
-    arguments = (runner, world.night, world.settings, [0], TonightsUsers(None, 1))
+    search = search_of(world)
     monkeypatch.setattr(backends, "native_kernels", lambda: Kernels(None, reason="no kernels: no C++ compiler"))
     with pytest.raises(OSError, match="the store is gone"):
-        search_units(*arguments, FailingSink, f"{world.night.run.prefix}/_wave")
+        search_units(runner, search, [0], FailingSink)
     monkeypatch.undo()
-    search_units(*arguments, CandidateSink, f"{world.night.run.prefix}/_wave")
+    search_units(runner, search, [0], CandidateSink)
     (sidecar,) = finished_units(world.storage, world.night.run, 1).values()
     after = str(describe_backend(SearchSettings(), "cpu"))
     assert set(sidecar.backends) == {"torch (no kernels: no C++ compiler)", after}
@@ -157,32 +159,21 @@ def test_a_running_top_k_that_cannot_be_used_is_made_again_by_the_next_run(tmp_p
     world = make_world(tmp_path, overrides=["output.num_buckets=3"])
     runner = RecordingRunner(world.settings, shards_at_once=1)
     embed_corpus(runner, world.night, world.settings)
-    scratch = f"{world.night.run.prefix}/_wave"
 
     class Spoils(CandidateSink):
         """Unit 0 is written; then what was set aside for unit 1 is spoilt."""
 
         def write(self, unit, batch, result):
-            spoil(world.storage, running_claims(world.storage, scratch, 2))
+            spoil(world.storage, search.running_claims(2))
             super().write(unit, batch, result)
 
-    arguments = (runner, world.night, world.settings, range(3), TonightsUsers(None, 3))
+    search = search_of(world)
     with pytest.raises(InfrastructureError, match=r"[Rr]un again"):
-        search_units(*arguments, Spoils, scratch)
+        search_units(runner, search, range(3), Spoils)
     runner.ran.clear()
-    search_units(*arguments, CandidateSink, scratch)
+    search_units(runner, search, range(3), CandidateSink)
     assert [units for _, units in runner.ran] == [[1], [0, 1, 2]]
     assert read_table(world, "candidates").equals(expected)
-
-
-def test_waves_are_as_large_as_the_cluster():
-    settings = ClusterSettings(cpus_per_actor=0.25)
-    # 4 slots of 1 CPU: encoder, writer, a spare, and one searcher.
-    assert shards_per_wave(3, local(1.0), settings) == 1
-    assert shards_per_wave(4, local(2.0), settings) == 4
-    assert shards_per_wave(6, local(2.0), settings) == 5
-    assert shards_per_wave(5, local(64.0), ClusterSettings(cpus_per_actor=0.25, max_stages_per_wave=2)) == 2
-    assert shards_per_wave(3, local(4.0), ClusterSettings(cpus_per_actor=0.5, replicas=2)) == 2
 
 
 def test_waves_are_even():
@@ -190,18 +181,6 @@ def test_waves_are_even():
     assert plan_waves(4, 4) == (Wave(0, 4),)
     assert plan_waves(6, 5) == (Wave(0, 3), Wave(3, 6))
     assert plan_waves(5, 2) == (Wave(0, 1), Wave(1, 3), Wave(3, 5))
-
-
-def test_a_cluster_without_room_for_one_shard_is_refused():
-    with pytest.raises(InputError, match=r"1 of 1 ShardSearchers of 0\.25 CPUs and 1 GPUs each"):
-        shards_per_wave(4, local(8.0), ClusterSettings(gpus_per_actor=1.0))
-    with pytest.raises(InputError, match="no place for"):
-        shards_per_wave(4, local(2.0), ClusterSettings(cpus_per_actor=1.0))
-
-
-def test_gpus_bound_a_wave():
-    two_gpu_nodes = Cluster((Node(8.0), Node(4.0, 2.0), Node(4.0, 2.0)), is_local=False)
-    assert shards_per_wave(10, two_gpu_nodes, ClusterSettings(gpus_per_actor=1.0)) == 4
 
 
 def test_k_is_at_most_the_number_of_items(tmp_path: Path):
@@ -224,8 +203,8 @@ def test_every_user_is_accounted_for(tmp_path: Path):
     write_histories(world.night, 2, histories)
     lists = retrieve(world).to_pydict()
     users = read_table(world, "users").to_pylist()
-    told = {u["user_id"]: (u["status"], u["num_returned"], u["num_seen_filtered"], u["reason"]) for u in users}
-    assert told == {
+    accounts = {u["user_id"]: (u["status"], u["num_returned"], u["num_seen_filtered"], u["reason"]) for u in users}
+    assert accounts == {
         "greedy": ("short", 1, 11, "only 1 unseen items are left"),
         "none left": ("short", 0, 12, "only 0 unseen items are left"),
         "often": ("ok", 9, 2, ""),
@@ -237,7 +216,7 @@ def test_every_user_is_accounted_for(tmp_path: Path):
 
 
 def test_a_list_comes_with_its_certificate(tmp_path: Path):
-    """Exact search proves all; an approximate one may prove some, and the gap it names is kept."""
+    """Exact search proves every list; an approximate search proves some, and no list misses more than its gap."""
     world = make_world(tmp_path, num_users=40, num_items=150)
     exact = retrieve(world).to_pylist()
     users = read_table(world, "users").to_pylist()
@@ -249,11 +228,11 @@ def test_a_list_comes_with_its_certificate(tmp_path: Path):
     lists = retrieve(bounded).to_pylist()
     certificates = {user["user_id"]: user for user in read_table(bounded, "users").to_pylist()}
     assert all(user["max_gap"] is not None for user in certificates.values())
-    for mine, true in zip(lists, exact, strict=True):
-        user = certificates[mine["user_id"]]
-        assert (mine["user_id"], mine["rank"]) == (true["user_id"], true["rank"])
-        assert mine["score"] + user["max_gap"] >= true["score"]
-        assert not user["is_proven"] or mine["item_id"] == true["item_id"]
+    for row, true in zip(lists, exact, strict=True):
+        user = certificates[row["user_id"]]
+        assert (row["user_id"], row["rank"]) == (true["user_id"], true["rank"])
+        assert row["score"] + user["max_gap"] >= true["score"]
+        assert not user["is_proven"] or row["item_id"] == true["item_id"]
 
 
 def test_nested_lists_hold_the_same_as_long_ones(world, expected):
@@ -268,10 +247,10 @@ def test_nested_lists_hold_the_same_as_long_ones(world, expected):
 
 
 def test_a_query_table_chooses_users_and_names_those_without_history(tmp_path: Path):
-    wanted = tmp_path / "queries.parquet"
+    queries = tmp_path / "queries.parquet"
     ids = pa.array(["u00003", "nobody", "u00001", "u00003"]).dictionary_encode()
-    pa.parquet.write_table(pa.table({"user_id": ids, "market": ["de"] * 4}), wanted)
-    world = make_world(tmp_path / "root", overrides=[f"queries.uri={wanted}"])
+    pa.parquet.write_table(pa.table({"user_id": ids, "market": ["de"] * 4}), queries)
+    world = make_world(tmp_path / "root", overrides=[f"queries.uri={queries}"])
     lists = retrieve(world)
     assert set(lists["user_id"].to_pylist()) == {"u00001", "u00003"}
     users = read_table(world, "users").to_pylist()
@@ -291,10 +270,10 @@ def test_a_query_table_chooses_users_and_names_those_without_history(tmp_path: P
     ],
 )
 def test_an_unusable_query_table_is_refused(tmp_path: Path, ids, complaint):
-    wanted = tmp_path / "queries.parquet"
-    pa.parquet.write_table(pa.table({"user_id": ids}), wanted)
+    queries = tmp_path / "queries.parquet"
+    pa.parquet.write_table(pa.table({"user_id": ids}), queries)
     with pytest.raises(InputError, match=complaint):
-        retrieve(make_world(tmp_path / "root", overrides=[f"queries.uri={wanted}"]))
+        retrieve(make_world(tmp_path / "root", overrides=[f"queries.uri={queries}"]))
 
 
 def test_a_sidecar_says_what_its_unit_holds(world):
@@ -310,8 +289,8 @@ def test_a_source_sees_only_its_part_of_a_history(world):
     batch = encode_queries(model_of(world), bucket, TonightsUsers(None, 3, part="before_test"), 0)
     lengths = np.diff(bucket.offsets)
     assert batch.reasons.to_pylist() == ["" if length > 1 else "no history" for length in lengths]
-    for query, place in enumerate(batch.searched):
-        low, high = bucket.offsets[place], bucket.offsets[place + 1] - 1
+    for query, user in enumerate(batch.searched):
+        low, high = bucket.offsets[user], bucket.offsets[user + 1] - 1
         seen = batch.excluded[query]
         assert seen.tolist() == sorted(set(bucket.item_rows[low:high].tolist()))
 
@@ -358,11 +337,11 @@ def test_a_query_does_not_depend_on_who_else_is_encoded(world):
     model = model_of(world)
     bucket = read_bucket(world.storage, world.night.histories, 1)
     together = encode_sequences(model, bucket.cut("whole"), bucket.user_keys)
-    for place in range(bucket.num_users):
-        at = np.array([place])
-        alone = encode_sequences(model, bucket.cut("whole").take(at), bucket.user_keys[at])
-        assert torch.equal(alone.components_BQD[0], together.components_BQD[place])
-        assert torch.equal(alone.gate_BP[0], together.gate_BP[place])
+    for user in range(bucket.num_users):
+        row = np.array([user])
+        alone = encode_sequences(model, bucket.cut("whole").take(row), bucket.user_keys[row])
+        assert torch.equal(alone.components_BQD[0], together.components_BQD[user])
+        assert torch.equal(alone.gate_BP[0], together.gate_BP[user])
 
 
 def test_requested_ids_are_grouped_by_their_bucket():
@@ -380,6 +359,6 @@ def test_low_rank_search_finds_more_than_the_mean_component_at_equal_cost(tmp_pa
         table = retrieve(world.with_settings(f"search.method={method}", "search.num_preselected=40"))
         pairs[method] = set(zip(table["user_id"].to_pylist(), table["item_id"].to_pylist(), strict=True))
     assert len(pairs["exact"]) == 2_000
-    hits = {method: len(found & pairs["exact"]) for method, found in pairs.items()}
+    hits = {method: len(pairs_of_method & pairs["exact"]) for method, pairs_of_method in pairs.items()}
     assert hits["topk_low_rank"] > hits["topk_avg"]
     assert hits["topk_low_rank"] > 1_600, hits

@@ -1,4 +1,4 @@
-"""Training: what each rank reads, and a training in this process that is killed and goes on."""
+"""Training: the data of each rank, and a training in this process that is killed and resumes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from pipeline.io.storage.local import LocalStorage
 from pipeline.model.training import Ranks
 from pipeline.schema import items as items_schema
 from pipeline.settings import Settings
-from pipeline.stages import train
+from pipeline.stages import local_training, train, training_data
 from pipeline.stages.local import LocalRunner
 from tests.model.planted import NUM_ITEMS, SMALL_MODEL, histories
 from tests.stages.worlds import night_of, write_histories
@@ -43,7 +43,7 @@ NUM_USERS = 200
 
 
 def prepared(root: Path | str, overrides: list[str] | None = None, rows: list[np.ndarray] | None = None):
-    """A night with prepared histories, and the settings."""
+    """A night with prepared histories, and its settings."""
     settings = Settings.model_validate(apply_overrides(PLAIN | {"root": str(root)}, overrides or []))
     night = night_of(settings)
     rows = histories(NUM_USERS) if rows is None else rows
@@ -57,14 +57,16 @@ def prepared(root: Path | str, overrides: list[str] | None = None, rows: list[np
 
 
 def read_whole(night: Night, settings: Settings, world_size: int, monkeypatch):
-    """What each of `world_size` ranks reads, in one process; each takes its own count for that of all."""
+    """The data of `world_size` ranks, read in one process: each rank takes its own count as the count of all ranks."""
 
     def gather(count: int, ranks: Ranks, device: torch.device) -> list[int]:
         return [count] * ranks.world_size
 
-    monkeypatch.setattr(train, "counts_by_rank", gather)
+    monkeypatch.setattr(training_data, "counts_by_rank", gather)
     cpu = torch.device("cpu")
-    return [train.read_training_data(night, settings, Ranks(rank, world_size), cpu) for rank in range(world_size)]
+    return [
+        training_data.read_training_data(night, settings, Ranks(rank, world_size), cpu) for rank in range(world_size)
+    ]
 
 
 def test_ranks_read_disjoint_buckets_that_make_up_the_whole(tmp_path, monkeypatch):
@@ -87,14 +89,14 @@ class OneOfThree(Ranks):
 
 
 def test_every_rank_learns_the_count_of_each():
-    assert train.counts_by_rank(5, OneOfThree(1, 3), torch.device("cpu")) == [7, 5, 9]
-    assert train.counts_by_rank(5, Ranks(), torch.device("cpu")) == [5]
+    assert training_data.counts_by_rank(5, OneOfThree(1, 3), torch.device("cpu")) == [7, 5, 9]
+    assert training_data.counts_by_rank(5, Ranks(), torch.device("cpu")) == [5]
 
 
 def test_a_log_without_sequences_is_refused(tmp_path):
     night, settings = prepared(tmp_path, rows=[np.array([1, 2, 3]), np.array([4])])
     with pytest.raises(InputError, match="no user has two events"):
-        train.read_training_data(night, settings, Ranks(), torch.device("cpu"))
+        training_data.read_training_data(night, settings, Ranks(), torch.device("cpu"))
 
 
 def test_training_needs_prepared_histories(tmp_path):
@@ -104,12 +106,12 @@ def test_training_needs_prepared_histories(tmp_path):
 
 
 def test_a_local_training_that_was_killed_goes_on_to_the_same_weights(tmp_path, monkeypatch):
-    """Killed after its second epoch was kept, and once more between the last epoch and the artifact."""
+    """Killed before the state of its third epoch is saved, and again between the last epoch and the artifact."""
     whole, settings = prepared(tmp_path / "whole", ["train.num_workers=1"])
     train.train_checkpoint(LocalRunner(settings), whole, settings)
     night, settings = prepared(tmp_path / "killed", ["train.num_workers=1"])
     epochs: list[int] = []
-    real_line, real_keep = train.progress_line, train.keep_best
+    real_line, real_keep = local_training.progress_line, local_training.keep_best
 
     def line(report, popularity, max_epochs):
         epochs.append(report.epoch)
@@ -117,16 +119,16 @@ def test_a_local_training_that_was_killed_goes_on_to_the_same_weights(tmp_path, 
             raise KeyboardInterrupt
         return real_line(report, popularity, max_epochs)
 
-    monkeypatch.setattr(train, "progress_line", line)
+    monkeypatch.setattr(local_training, "progress_line", line)
     with pytest.raises(KeyboardInterrupt):
         train.train_checkpoint(LocalRunner(settings), night, settings)
-    assert list(train.local_states(night).done()) == [1, 2]
-    monkeypatch.setattr(train, "keep_best", interrupted)
+    assert list(local_training.saved_states(night).done()) == [1, 2]
+    monkeypatch.setattr(local_training, "keep_best", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train.train_checkpoint(LocalRunner(settings), night, settings)
-    assert list(train.local_states(night).done()) == [2, 3], "the newest, and one in case that is damaged"
+    assert list(local_training.saved_states(night).done()) == [2, 3], "the newest, and one in case that is damaged"
     assert len(night.storage.list("training/")) == 2 * 3, "and nothing of the first"
-    monkeypatch.setattr(train, "keep_best", real_keep)
+    monkeypatch.setattr(local_training, "keep_best", real_keep)
     train.train_checkpoint(LocalRunner(settings), night, settings)
     assert epochs == [1, 2, 3, 3]
     expected = load_model(whole.storage, whole.checkpoint).state_dict()
@@ -161,7 +163,7 @@ def test_two_processes_may_train_the_same_model_and_leave_it_once(tmp_path, monk
 
 def test_a_state_that_is_removed_while_it_is_fetched_is_worth_a_retry_and_a_damaged_one_is_not(tmp_path, monkeypatch):
     night, settings = prepared(tmp_path, ["train.num_workers=1"])
-    monkeypatch.setattr(train, "keep_best", interrupted)
+    monkeypatch.setattr(local_training, "keep_best", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train.train_checkpoint(LocalRunner(settings), night, settings)
 
@@ -174,21 +176,21 @@ def test_a_state_that_is_removed_while_it_is_fetched_is_worth_a_retry_and_a_dama
             spoil(storage, f"{prefix}/{entry.key}")
             return read_file(storage, prefix, entry, remedy)
 
-        monkeypatch.setattr(train, "read_file", spoilt)
+        monkeypatch.setattr(local_training, "read_file", spoilt)
         with pytest.raises(kind, match=says):
             train.train_checkpoint(LocalRunner(settings), night, settings)
 
 
 def test_a_state_whose_file_is_lost_is_passed_over_for_the_one_before(tmp_path, monkeypatch):
     night, settings = prepared(tmp_path, ["train.num_workers=1"])
-    monkeypatch.setattr(train, "keep_best", interrupted)
+    monkeypatch.setattr(local_training, "keep_best", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train.train_checkpoint(LocalRunner(settings), night, settings)
-    states = train.local_states(night)
-    night.storage.delete(f"{states.prefix}/{states.read(3).tensors.key}")
+    states = local_training.saved_states(night)
+    night.storage.delete(f"{states.prefix}/{states.read(3).files[0].key}")
     lines: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        train.train_locally(night, settings, lines.append)
+        local_training.train_locally(night, settings, lines.append)
     assert [line.partition(" of")[0] for line in lines] == ["epoch 3"]
     assert list(states.done()) == [2, 3]
 

@@ -37,7 +37,7 @@ def test_a_search_is_chosen_once_and_then_stands(tmp_path):
     search = as_chosen(world.night, world.settings).search
     assert (search.method, search.num_preselected) == (chosen.method, chosen.num_preselected)
     assert search.k == 10
-    # Ids that are near each other are often of items alike: a whole list may be found in one shard.
+    # Not divided by the number of shards: similar items often have neighbouring ids, and so the same shard.
     assert chosen.measured["k"] == 10
 
 
@@ -52,7 +52,7 @@ def test_settings_that_name_a_method_are_left_alone(tmp_path):
     assert as_chosen(world.night, world.settings) is world.settings
 
 
-def test_nobody_judges_a_fit_that_has_seen_him(tmp_path):
+def test_a_user_who_serves_the_fit_does_not_judge_it(tmp_path):
     world = make_world(tmp_path, num_users=60)
     for unit in range(3):
         bucket = read_bucket(world.storage, world.night.histories, unit)
@@ -62,7 +62,7 @@ def test_nobody_judges_a_fit_that_has_seen_him(tmp_path):
         assert len(fitted) >= 0.8 * bucket.num_users
 
 
-def test_judges_come_with_what_they_have_seen(tmp_path):
+def test_the_items_of_a_judges_history_are_excluded(tmp_path):
     world = make_world(tmp_path, num_users=60, overrides=["search.tuning.num_queries=7"])
     batches = judging_batches(world.night, world.settings)
     assert sum(len(batch.excluded) for batch in batches) == 7
@@ -73,8 +73,8 @@ def test_a_tuned_night_is_searched_as_chosen(tmp_path):
     world, runner = embedded(tmp_path, num_users=150, num_items=300, overrides=TUNED)
     tune_search(runner, world.night, world.settings)
     resolved = as_chosen(world.night, world.settings)
-    found = retrieve(World(resolved, world.night))
-    assert found.num_rows == 1_500
+    candidates = retrieve(World(resolved, world.night))
+    assert candidates.num_rows == 1_500
 
 
 def test_a_shard_with_fewer_items_than_a_list_is_tuned_for_all_it_has(tmp_path):

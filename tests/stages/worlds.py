@@ -1,4 +1,4 @@
-"""A small finished night up to the checkpoint: histories of random users and a model with random weights."""
+"""A small night, finished up to the checkpoint: histories of random users and a model with random weights."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ from pipeline.stages.embed import embed_corpus
 from pipeline.stages.local import LocalRunner
 from pipeline.stages.queries import TonightsUsers
 from pipeline.stages.runner import Runner, Stage
-from pipeline.stages.search import search_units
+from pipeline.stages.search import Search, search_units
 from tests.model.planted import report
 
 DAY = date(2026, 11, 20)
@@ -57,6 +57,8 @@ SMALL = {
 
 @dataclass(frozen=True)
 class World:
+    """A night and the settings that named it."""
+
     settings: Settings
     night: Night
 
@@ -65,14 +67,14 @@ class World:
         return self.night.storage
 
     def with_settings(self, *overrides: str) -> "World":
-        """The same histories and model under other settings of what follows."""
+        """The same histories and model; the later artifacts are named by the changed settings."""
         settings = Settings.model_validate(apply_overrides(self.settings.model_dump(mode="json"), overrides))
         named = name_night(self.storage, settings, self.night.inputs)
         return World(settings, replace(named, histories=self.night.histories, checkpoint=self.night.checkpoint))
 
 
 class RecordingRunner(LocalRunner):
-    """The local runner; remembers the stages and units that ran, and may hold fewer shards at once."""
+    """The local runner; records the chains that ran (stage names, units) and holds few shards at once if told to."""
 
     def __init__(self, settings: Settings, shards_at_once: int = 64) -> None:
         super().__init__(settings)
@@ -88,14 +90,14 @@ class RecordingRunner(LocalRunner):
 
 
 def night_of(settings: Settings) -> Night:
-    """A night of a log of one file that nobody reads."""
+    """A night whose log is one file, which no test reads."""
     queries = list_queries(settings, DAY)
     inputs = Inputs(DAY, Log("unused", (ObjectInfo("log", 1, "e"),)), queries=queries)
     return name_night(open_storage(settings.root), settings, inputs)
 
 
 def make_world(root: Path, num_users: int = 40, num_items: int = 120, overrides: Sequence[str] = ()) -> World:
-    """Histories of 1 to 30 events, ids as strings, weights of a scale that tells items apart."""
+    """Histories of 1 to 30 events, string ids, and item embeddings so large that no two items score alike."""
     settings = Settings.model_validate(apply_overrides({**SMALL, "root": str(root)}, overrides))
     night = night_of(settings)
     rng = np.random.default_rng(0)
@@ -115,12 +117,12 @@ def make_world(root: Path, num_users: int = 40, num_items: int = 120, overrides:
 
 
 def write_histories(night: Night, num_buckets: int, histories: Mapping[str, np.ndarray]) -> None:
-    """Write the buckets; the last event of each history is the test's, the one before the validation's."""
+    """Write the buckets; the last event of each history is held out for test, the one before it for validation."""
     users = pa.array(sorted(histories), type=pa.string())
     buckets = user_bucket(users, num_buckets)
     for bucket in range(num_buckets):
-        chosen = users.filter(pa.array(buckets == bucket))
-        rows = [histories[user].astype(np.int32) for user in chosen.to_pylist()]
+        user_ids = users.filter(pa.array(buckets == bucket))
+        rows = [histories[user].astype(np.int32) for user in user_ids.to_pylist()]
         lengths = np.array([len(r) for r in rows], dtype=np.int64)
         events = np.concatenate([np.empty(0, dtype=np.int32), *rows])
         write_bucket(
@@ -128,7 +130,7 @@ def write_histories(night: Night, num_buckets: int, histories: Mapping[str, np.n
             night.histories,
             bucket,
             Bucket(
-                chosen,
+                user_ids,
                 offsets_of(lengths),
                 events,
                 np.arange(len(events), dtype=np.int64),
@@ -140,7 +142,7 @@ def write_histories(night: Night, num_buckets: int, histories: Mapping[str, np.n
 
 
 def retrieve(world: World, runner: Runner | None = None) -> pa.Table:
-    """Embed, search and read back the candidates, without what names the run."""
+    """Embed the items, search for all users and return the candidates without the columns that name the run."""
     run_search(world, runner or LocalRunner(world.settings))
     return read_table(world, "candidates")
 
@@ -149,13 +151,17 @@ def run_search(world: World, runner: Runner) -> None:
     """Embed the items and search for all users."""
     night, settings = world.night, world.settings
     embed_corpus(runner, night, settings)
-    units = range(settings.output.num_buckets)
-    users = TonightsUsers(night.inputs.queries, settings.output.num_buckets)
-    search_units(runner, night, settings, units, users, CandidateSink, f"{night.run.prefix}/_wave")
+    search_units(runner, search_of(world), range(settings.output.num_buckets), CandidateSink)
+
+
+def search_of(world: World) -> Search:
+    """The search for all users of the night."""
+    users = TonightsUsers(world.night.inputs.queries, world.settings.output.num_buckets)
+    return Search(world.night, world.settings, users, f"{world.night.run.prefix}/_wave")
 
 
 def read_table(world: World, name: str) -> pa.Table:
-    """A table of the run, ordered by user, without what names the run."""
+    """A table of the run, ordered by user and rank, without the columns that name the run."""
     keys = [i.key for i in world.storage.list(f"{world.night.run.prefix}/{name}-")]
     table = pa.concat_tables(read_parquet_bytes(world.storage.read(key), key) for key in keys)
     table = table.drop_columns([n for n in ("run_id", "model_version") if n in table.column_names])

@@ -15,7 +15,7 @@ from pipeline.io.night import Night, open_night
 from pipeline.settings import Settings
 from pipeline.stages.candidates import CandidateSink
 from pipeline.stages.queries import TonightsUsers
-from pipeline.stages.search import search_units
+from pipeline.stages.search import Search, search_units
 
 USERS_PER_BUCKET = 4_000
 THREADS = 2
@@ -58,8 +58,9 @@ def time_search(night: Night, settings: Settings) -> float:
     runner = open_runner(settings)
     num_units = settings.output.num_buckets
     users = TonightsUsers(night.inputs.queries, num_units)
+    search = Search(night, settings, users, f"{night.run.prefix}/_wave")
     begun = time.monotonic()
-    search_units(runner, night, settings, range(num_units), users, CandidateSink, f"{night.run.prefix}/_wave")
+    search_units(runner, search, range(num_units), CandidateSink)
     seconds = time.monotonic() - begun
     for info in night.storage.list(night.run.prefix):
         night.storage.delete(info.key)

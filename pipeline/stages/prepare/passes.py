@@ -1,7 +1,7 @@
-"""Prepare, in two passes over the log.
+"""Preparing the log in two passes.
 
-A task holds `rows_per_task` rows or one bucket, and this process the item index and counts: nothing grows with the log.
-A rerun after a crash does only the tasks that were not done.
+Memory does not grow with the log: a task holds `rows_per_task` rows or one bucket, and this process holds the item
+index and counts. A rerun after a crash does only the tasks that are not done.
 """
 
 from collections import Counter
@@ -20,27 +20,28 @@ from pipeline.io.parquet import write_parquet_bytes
 from pipeline.io.rows import check_columns
 from pipeline.io.storage.base import put
 from pipeline.settings import Settings
+from pipeline.stages.prepare.job import Job, cut_pieces, read_catalogue
 from pipeline.stages.prepare.report import MAX_REJECTED, Prepared, check_bad_share, check_orphans, write_histories
 from pipeline.stages.prepare.segments import MapResult, Segment, read_segment, remove_scratch
-from pipeline.stages.prepare.tasks import Job, cut_pieces, map_pieces, read_catalogue, reduce_bucket
+from pipeline.stages.prepare.tasks import map_pieces, reduce_bucket
 from pipeline.stages.runner import Runner
 
 
 def open_job(night: Night, settings: Settings) -> Job:
-    """Check the head of every file of the log. Raises InputError for what cannot be read."""
+    """Check the columns of every file of the log. Raises InputError for a file that cannot be read."""
     return Job(night, settings, check_columns(night.inputs.log))
 
 
 def prepare(runner: Runner, job: Job) -> Manifest:
-    """Make the histories; their manifest is written last.
+    """Make the histories and return the manifest of the Histories artifact.
 
-    Raises InputError when too many rows are bad, or on items that the catalogue lacks.
+    Raises InputError when no row is left, too many rows are bad, or the catalogue lacks the items of too many events.
     """
     night, log = job.night, job.log
     items = night.inputs.items
     catalogue = read_catalogue(items, job.columns.item_type) if items else None
     mapped = _first_pass(runner, job)
-    check_bad_share(log, job.settings, mapped.counts, mapped.rejected)
+    check_bad_share(log, job.settings, mapped.counts, mapped.rejected, mapped.counts["rows_read"])
     if catalogue is None:
         catalogue = pa.table({"item_id": mapped.item_ids})
     if not catalogue.num_rows:
@@ -55,78 +56,79 @@ def prepare(runner: Runner, job: Job) -> Manifest:
 
 @dataclass(frozen=True)
 class Mapped:
-    """The sums of the first pass, and where its rows lie."""
+    """The result of the first pass: sums, and the segments that hold the rows."""
 
     counts: Counter[str]
-    rejected: pa.Table
+    rejected: pa.Table  # the first bad rows of each reason
     item_ids: pa.Array  # distinct, ascending; empty with a catalogue
     segments: dict[int, list[Segment]]  # by bucket, in the order of the log
 
 
 def _first_pass(runner: Runner, job: Job) -> Mapped:
-    """Run the tasks of the first pass, adding up results as they come."""
+    """Run the tasks of the first pass and add up their results as they come."""
     tasks = cut_pieces(job.log, job.columns, job.settings.prepare.rows_per_task)
-    done: dict[int, MapResult] = {}
+    results: dict[int, MapResult] = {}
     ids = _Distinct(job.columns.item_type)
     counts: Counter[str] = Counter()
     rejected = REJECTED.empty_table()
-    total = sum(sum(rows) for rows in job.columns.group_rows)  # 0 for text: unknown
+    num_rows = sum(sum(rows) for rows in job.columns.group_rows)  # 0 for text files, which do not say
     arguments = [(job, number, pieces) for number, pieces in enumerate(tasks)]
-    with closing(runner.run_tasks("reading the log", map_pieces, arguments)) as results:
-        for number, result in results:
-            done[number] = result
+    with closing(runner.run_tasks("reading the log", map_pieces, arguments)) as finished:
+        for number, result in finished:
+            results[number] = result
             counts.update(result.counts)
             for segment in result.item_ids:
                 ids.add(read_segment(job.storage, segment)["item_id"].combine_chunks())
-            if result.rejected is not None:
-                rejected = first_rejected(
-                    pa.concat_tables([rejected, read_segment(job.storage, result.rejected)]), MAX_REJECTED
-                )
-            if total:  # no need to read to the end of a log that is refused anyway
-                check_bad_share(job.log, job.settings, counts, rejected, total)
+            rejected = _with_rejected(job, rejected, result.rejected)
+            if num_rows:  # a log with too many bad rows is refused before its end is read
+                check_bad_share(job.log, job.settings, counts, rejected, num_rows)
     segments: dict[int, list[Segment]] = {}
-    for number in sorted(done):
-        for bucket, segment in done[number].buckets:
+    for _, result in sorted(results.items()):
+        for bucket, segment in result.buckets:
             segments.setdefault(bucket, []).append(segment)
     return Mapped(counts, rejected, ids.ascending(), segments)
 
 
 def _second_pass(runner: Runner, job: Job, mapped: Mapped, catalogue: pa.Table) -> Prepared:
-    """Run the tasks of the second pass, adding up results as they come."""
+    """Run the tasks of the second pass and add up their results as they come."""
     totals = np.zeros((3, catalogue.num_rows), dtype=np.int64)
     files = {}
     counts, rejected = Counter(mapped.counts), mapped.rejected
-    del counts["kept"]  # what the first pass kept, the second tells apart
+    del counts["kept"]  # the second pass counts these rows again, as kept or rejected
     buckets = range(job.settings.output.num_buckets)
     arguments = [(job, bucket, mapped.segments.get(bucket, [])) for bucket in buckets]
-    with closing(runner.run_tasks("writing histories", reduce_bucket, arguments)) as results:
-        for bucket, result, item_rows, numbers in results:
+    with closing(runner.run_tasks("writing histories", reduce_bucket, arguments)) as finished:
+        for bucket, result, item_rows, item_counts in finished:
             files[bucket] = result.file
             counts.update(result.counts)
-            totals[:, item_rows] += numbers
-            if result.rejected is not None:
-                rejected = first_rejected(
-                    pa.concat_tables([rejected, read_segment(job.storage, result.rejected)]), MAX_REJECTED
-                )
+            totals[:, item_rows] += item_counts
+            rejected = _with_rejected(job, rejected, result.rejected)
     return Prepared(counts, rejected, tuple(files[bucket] for bucket in buckets), catalogue, totals)
 
 
+def _with_rejected(job: Job, rejected: pa.Table, segment: Segment | None) -> pa.Table:
+    """Add the bad rows of a task to those of the tasks before it."""
+    if segment is None:
+        return rejected
+    return first_rejected(pa.concat_tables([rejected, read_segment(job.storage, segment)]), MAX_REJECTED)
+
+
 class _Distinct:
-    """Distinct ids, merged whenever the new ones outnumber those merged before."""
+    """Collects ids and drops repeated ones, each time when more ids wait than are already merged."""
 
     def __init__(self, kind: pa.DataType) -> None:
-        self.merged = pa.array([], kind)
-        self.waiting: list[pa.Array] = []
+        self._merged = pa.array([], kind)
+        self._waiting: list[pa.Array] = []
 
     def add(self, ids: pa.Array) -> None:
-        self.waiting.append(ids)
-        if sum(map(len, self.waiting)) > max(len(self.merged), 1_000_000):
+        self._waiting.append(ids)
+        if sum(map(len, self._waiting)) > max(len(self._merged), 1_000_000):
             self._merge()
 
     def ascending(self) -> pa.Array:
         self._merge()
-        return self.merged.take(pc.sort_indices(self.merged))
+        return self._merged.take(pc.sort_indices(self._merged))
 
     def _merge(self) -> None:
-        self.merged = pc.unique(pa.concat_arrays([self.merged, *self.waiting]))
-        self.waiting = []
+        self._merged = pc.unique(pa.concat_arrays([self._merged, *self._waiting]))
+        self._waiting = []

@@ -1,4 +1,4 @@
-"""The end of prepare: judging what was set aside, and writing the Histories artifact."""
+"""The end of prepare: refusing a log with too many bad rows, and writing the Histories artifact."""
 
 import json
 from collections import Counter
@@ -22,7 +22,7 @@ from pipeline.io.parquet import write_parquet_bytes
 from pipeline.io.rows import LogColumns
 from pipeline.settings import Settings
 
-MAX_REJECTED = 1_000  # bad rows of each reason that are kept for people to look at; all are counted
+MAX_REJECTED = 1_000  # bad rows of each reason that are kept for people to look at; every bad row is counted
 BAD = (*REASONS, MALFORMED)
 IN_WORDS = {
     "user_id_null": "null or empty",
@@ -40,38 +40,37 @@ IN_WORDS = {
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything but the bucket files, which lie in the store already."""
+    """The result of both passes. The bucket files lie in the store already."""
 
-    counts: Counter[str]
-    rejected: pa.Table
+    counts: Counter[str]  # number of rows: read, late, kept, and rejected by reason
+    rejected: pa.Table  # the first bad rows of each reason
     files: tuple[FileEntry, ...]  # by bucket
     catalogue: pa.Table  # in ascending order of item_id
-    item_counts: Int64  # (3, items)
+    item_counts: Int64  # (3, items): events in all, for training, for validation
 
 
-def check_bad_share(log: Log, settings: Settings, counts: Counter[str], rejected: pa.Table, total: int = 0) -> None:
-    """Raise InputError when more than `prepare.max_bad_share` of `total` rows (default: of those read) are bad."""
-    num_rows = total or counts["rows_read"]
+def check_bad_share(log: Log, settings: Settings, counts: Counter[str], rejected: pa.Table, num_rows: int) -> None:
+    """Raise InputError when more than `prepare.max_bad_share` of the log's `num_rows` rows are bad."""
     num_bad = sum(counts[reason] for reason in BAD)
     if num_bad <= settings.prepare.max_bad_share * num_rows:
         return
     reason = max(BAD, key=lambda name: counts[name])
     first = next(row for row in rejected.to_pylist() if row["reason"] == reason)
-    column = next((ours for ours in log.source.columns.named if reason.startswith(ours)), "")
-    theirs = log.source.columns.named.get(column, "")
+    column = next((name for name in log.source.columns.named if reason.startswith(name)), "")
+    log_column = log.source.columns.named.get(column, "")
     value = first["line"] if reason == MALFORMED else first.get(column)
-    what = f"column {theirs!r}: {counts[reason]} values are" if column else f"{counts[reason]} lines are"
+    subject = f"column {log_column!r}: {counts[reason]} values are" if column else f"{counts[reason]} lines are"
     is_absurd = reason in ("event_ts_too_old", "event_ts_in_future")
     hint = suspected_unit(str(value), log.source.time_unit) if is_absurd else ""
     raise InputError(
-        f"{log.origin(log.files[first['file']])}, {what} {IN_WORDS[reason]}, for example {value!r} in row "
+        f"{log.origin(log.files[first['file']])}, {subject} {IN_WORDS[reason]}, for example {value!r} in row "
         f"{first['row']}; {num_bad} of {num_rows} rows are bad and prepare.max_bad_share is "
         f"{settings.prepare.max_bad_share}" + (f"; {hint} in {log.source_file}" if hint else "")
     )
 
 
 def check_orphans(log: Log, settings: Settings, counts: Counter[str], rejected: pa.Table) -> None:
-    """Raise InputError when the catalogue lacks the items of more events than `prepare.max_orphan_share`."""
+    """Raise InputError when the catalogue lacks the items of more than `prepare.max_orphan_share` of the events."""
     num_events = counts["kept"] + counts[ORPHAN] + counts["bot_events"]
     if counts[ORPHAN] <= settings.prepare.max_orphan_share * num_events:
         return
@@ -84,7 +83,7 @@ def check_orphans(log: Log, settings: Settings, counts: Counter[str], rejected: 
 
 
 def write_histories(night: Night, settings: Settings, columns: LogColumns, prepared: Prepared) -> Manifest:
-    """Write the item index, the quarantine and `validation.json` beside the buckets, and the manifest last."""
+    """Write the item index, the quarantine and `validation.json` beside the buckets, and last the manifest."""
     log, histories = night.inputs.log, night.histories
     validation = describe(night.ds, log, columns, prepared)
     items = items_table(prepared.catalogue, prepared.item_counts)
@@ -116,7 +115,7 @@ def write_histories(night: Night, settings: Settings, columns: LogColumns, prepa
 
 
 def describe(ds: date, log: Log, columns: LogColumns, prepared: Prepared) -> dict[str, Any]:
-    """`validation.json`: where every row of the log went. Every row is in exactly one of the numbers of `rows`."""
+    """The content of `validation.json`. Each row of the log is counted in exactly one entry of `rows`."""
     counts = prepared.counts
     rows = {name: counts[name] for name in ("kept", "duplicates", "bot_events", *LEFT_OUT)}
     quarantined = {reason: counts[reason] for reason in (*BAD, ORPHAN) if counts[reason]}

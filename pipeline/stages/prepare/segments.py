@@ -1,5 +1,4 @@
-"""What prepare sets aside between its two passes: the rows of some buckets side by side in one object, each bucket's
-part readable by itself."""
+"""The scratch of prepare: rows between its two passes, one object for many buckets, each bucket readable alone."""
 
 import itertools
 import zlib
@@ -15,49 +14,49 @@ from pipeline.io.storage.base import ObjectNotFoundError, Storage, put
 
 
 class Segment(Config):
-    """One table inside an object, an Arrow IPC stream."""
+    """A table inside an object, as an Arrow IPC stream."""
 
     key: str
-    offset: int
-    length: int
+    offset: int  # bytes
+    length: int  # bytes
     crc32: int
 
 
 class MapResult(Config):
-    """What one task of the first pass leaves."""
+    """The result of one task of the first pass."""
 
-    buckets: tuple[tuple[int, Segment], ...]  # in the order of the log
-    item_ids: tuple[Segment, ...]
-    rejected: Segment | None
-    counts: dict[str, int]
+    buckets: tuple[tuple[int, Segment], ...]  # (bucket, its rows), in the order of the log
+    item_ids: tuple[Segment, ...]  # empty with a catalogue
+    rejected: Segment | None  # the first bad rows of each reason
+    counts: dict[str, int]  # number of rows: read, late, kept, and rejected by reason
 
 
 class ReduceResult(Config):
-    """What one task of the second pass leaves beside the bucket's file."""
+    """The result of one task of the second pass."""
 
-    file: FileEntry
-    rejected: Segment | None
-    counts: dict[str, int]
+    file: FileEntry  # the bucket
+    rejected: Segment | None  # the first bad rows of each reason
+    counts: dict[str, int]  # number of rows: read, late, kept, and rejected by reason
 
 
 def scratch_prefix(histories: Artifact) -> str:
-    """Where everything temporary of these histories lies."""
+    """The prefix of the temporary files of these histories."""
     return histories.key("_scratch")
 
 
 def map_claims(storage: Storage, scratch: str) -> Claims[MapResult]:
-    """The tasks of the first pass that are done; a segment is checked when it is read."""
+    """The finished tasks of the first pass. Claims do not check segments: `read_segment` does."""
     return Claims(storage, scratch, "task", MapResult, no_files)
 
 
 def reduce_claims(storage: Storage, histories: Artifact) -> Claims[ReduceResult]:
-    """The buckets that are done."""
+    """The finished buckets."""
     scratch = f"{scratch_prefix(histories)}/buckets"
     return Claims(storage, scratch, "bucket", ReduceResult, lambda result: (result.file,), root=histories.prefix)
 
 
 def write_segments(storage: Storage, key: str, tables: Sequence[pa.Table]) -> list[Segment]:
-    """Write the tables side by side as one object; writing the same again is fine."""
+    """Write the tables one after the other into one object. Writing the same tables again is fine."""
     options = pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)
     sink = pa.BufferOutputStream()
     bounds = [0]
@@ -75,13 +74,13 @@ def write_segments(storage: Storage, key: str, tables: Sequence[pa.Table]) -> li
 
 
 def read_segment(storage: Storage, segment: Segment) -> pa.Table:
-    """The table; the bytes are checked. Raises InfrastructureError when they are not there any more."""
+    """The table of a segment. Raises InfrastructureError when its bytes are gone or damaged."""
     try:
         with storage.open(segment.key) as file:
             file.seek(segment.offset)
             data = file.read(segment.length)
     except ObjectNotFoundError:
-        raise InfrastructureError(f"{storage.uri}/{segment.key}: removed while it was needed; run again") from None
+        raise InfrastructureError(f"{storage.uri}/{segment.key}: removed before it was read; run again") from None
     if zlib.crc32(data) != segment.crc32:
         raise InfrastructureError(f"{storage.uri}/{segment.key}: damaged in the store; remove it and run again")
     with pa.ipc.open_stream(data) as reader:
@@ -89,6 +88,6 @@ def read_segment(storage: Storage, segment: Segment) -> pa.Table:
 
 
 def remove_scratch(storage: Storage, histories: Artifact) -> None:
-    """Remove everything temporary of these histories."""
+    """Delete the temporary files of these histories."""
     for info in storage.list(f"{scratch_prefix(histories)}/"):
         storage.delete(info.key)

@@ -1,0 +1,106 @@
+"""The job of prepare: the values that its tasks share, and the pieces that the log is cut into."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.data.catalog import index_catalogue
+from pipeline.errors import InputError
+from pipeline.io.inputs import Files, Log
+from pipeline.io.night import Night
+from pipeline.io.parquet import read_parquet_bytes
+from pipeline.io.rows import LogColumns
+from pipeline.io.storage.base import Storage
+from pipeline.settings import Settings
+from pipeline.stages.prepare.segments import scratch_prefix
+
+TEXT_ROW_BYTES = 32  # bytes per row of a text file: a guess
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of one log file: some row groups of a Parquet file, or a whole text file."""
+
+    file: int  # index into `log.files`
+    first_row: int
+    row_groups: tuple[int, ...] | None  # None: a text file
+    num_rows: int  # a guess for a text file
+
+
+@dataclass(frozen=True)
+class Job:
+    """The values that every task needs: the night, the settings and the columns of the log's files."""
+
+    night: Night
+    settings: Settings
+    columns: LogColumns
+
+    @property
+    def storage(self) -> Storage:
+        return self.night.storage
+
+    @property
+    def log(self) -> Log:
+        return self.night.inputs.log
+
+    @property
+    def map_scratch(self) -> str:
+        """The prefix that the first pass writes below, one per task size: tasks of two sizes must not be mixed."""
+        return f"{scratch_prefix(self.night.histories)}/rows-{self.settings.prepare.rows_per_task}"
+
+    @property
+    def item_ids_key(self) -> str:
+        return f"{scratch_prefix(self.night.histories)}/item-ids.parquet"
+
+
+def read_catalogue(items: Files, item_type: pa.DataType) -> pa.Table:
+    """The catalogue in ascending order of `item_id`.
+
+    Raises InputError when its files differ in their columns or its `item_id` is not of `item_type`.
+    """
+    tables = []
+    for file in items.files:
+        with items.open(file) as source:
+            tables.append(read_parquet_bytes(source, items.origin(file)))
+    try:
+        catalogue = pa.concat_tables(tables)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{items.uri}: the files of the catalogue differ in their columns ({error})") from None
+    return index_catalogue(catalogue, item_type, items.uri)
+
+
+def cut_pieces(log: Log, columns: LogColumns, rows_per_task: int) -> list[tuple[Piece, ...]]:
+    """Cut the log, in its order, into tasks of about `rows_per_task` rows; row groups and text files stay whole."""
+    pieces = []
+    for number, (file, group_rows) in enumerate(zip(log.files, columns.group_rows, strict=True)):
+        if log.source.format == "csv":
+            pieces.append(Piece(number, 0, None, file.size // TEXT_ROW_BYTES))
+        first = 0
+        for group, rows in enumerate(group_rows):
+            pieces.append(Piece(number, first, (group,), rows))
+            first += rows
+    tasks: list[list[Piece]] = []
+    room = 0
+    for piece in pieces:
+        if not tasks or piece.num_rows > room:
+            tasks.append([])
+            room = rows_per_task
+        tasks[-1].append(piece)
+        room -= piece.num_rows
+    return [tuple(task) for task in tasks]
+
+
+def event_table(columns: LogColumns) -> pa.Table:
+    """An empty table with the columns of the first pass's segments."""
+    return pa.schema(
+        [
+            ("user_id", columns.user_type),
+            ("item_id", columns.item_type),
+            ("event_ts", pa.int64()),
+            ("weight", pa.float32()),
+            ("event_type", pa.string()),
+            ("event_id", pa.string()),
+            ("file", pa.int32()),
+            ("row", pa.int64()),
+        ]
+    ).empty_table()

@@ -138,7 +138,9 @@ def test_a_file_of_another_content_is_no_model_of_ours(night, name):
     changed = manifest.model_copy(update={"files": tuple(files)})
     night.storage.create(night.checkpoint.key("manifest.json"), changed.model_dump_json().encode())
     read, says = (
-        (read_metrics, "not written by this version") if name == "metrics" else (load_model, "not a model of ours")
+        (read_metrics, "not written by this version")
+        if name == "metrics"
+        else (load_model, "no model can be built from these files")
     )
     with pytest.raises(InputError, match=rf"{says}.*; remove the model and train again"):
         read(night.storage, night.checkpoint)

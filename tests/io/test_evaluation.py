@@ -35,6 +35,7 @@ SAMPLE = Sample(
 )
 SCORES = UnitScores(
     queries=2,
+    num_proven=1,
     model={"hr@3": MeanSum(2, 1.0, 1.0)},
     popularity={"hr@3": MeanSum(2)},
     exposure=Exposure(item_rows=[4, 7], model=[2, 0], popularity=[1, 2]),

@@ -9,6 +9,7 @@ from pipeline.io.histories import bucket_from_table, bucket_name, bucket_to_tabl
 from pipeline.io.parquet import read_parquet_bytes
 from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import Storage
+from pipeline.schema import SCHEMA_VERSION
 from pipeline.schema import histories as histories_schema
 
 HISTORIES = Artifact("histories", "0123456789abcdef")
@@ -49,7 +50,7 @@ def test_the_file_has_our_schema_and_says_whose_it_is(tmp_path):
     storage = open_storage(str(tmp_path))
     write_bucket(storage, HISTORIES, 0, make_bucket(pa.array(["a", "b"])))
     footer = read_parquet_bytes(storage.read(HISTORIES.key(bucket_name(0))), "bucket").schema.metadata
-    assert footer == {b"histories_id": HISTORIES.id.encode(), b"schema_version": b"1"}
+    assert footer == {b"histories_id": HISTORIES.id.encode(), b"schema_version": str(SCHEMA_VERSION).encode()}
     assert bucket_to_table(make_bucket(pa.array(["a", "b"]))).schema.equals(histories_schema(pa.string()))
 
 

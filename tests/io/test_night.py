@@ -118,8 +118,8 @@ def test_a_key_renames_what_it_shapes_and_what_is_made_from_that_and_nothing_els
         ("search.num_preselected=999", NOTHING),  # what is chosen tonight is no setting
         ("search.num_per_embd=99", NOTHING),
         ("search.target_recall=0.5", FROM_SEARCH),
-        ("search.tuning.seed=1", FROM_SEARCH),
-        ("corpus.low_rank.seed=1", FROM_CORPUS),
+        ("search.tuning.num_queries=9", FROM_SEARCH),
+        ("corpus.low_rank.num_queries=9", FROM_CORPUS),
         ("search.backend=torch", FROM_CORPUS),  # the low-rank table is made of its quick scores
     ],
 )

@@ -44,8 +44,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     key = made.night.histories.key(ITEMS)
     items = read_parquet_bytes(made.storage.read(key), key)
     for name, part in (("num_train_events", counts - counts // 3), ("num_validation_events", counts // 3)):
-        at = items.column_names.index(name)
-        items = items.set_column(at, items.field(at), pa.array(part))
+        column = items.column_names.index(name)
+        items = items.set_column(column, items.field(column), pa.array(part))
     made.storage.delete(key)
     made.storage.create(key, write_parquet_bytes(items))
     embed_corpus(LocalRunner(made.settings), made.night, made.settings)

@@ -24,6 +24,7 @@ from pipeline.io.publication.reader import latest_files, read_latest
 from pipeline.io.publication.units import Sidecar, finished_units, units_of, write_unit
 from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import Storage
+from pipeline.schema import SCHEMA_VERSION
 from tests.quality.nights import fresh_memory
 from tests.quality.units import DS, make_unit
 
@@ -82,7 +83,7 @@ class TestUnits:
             assert file.key == f"ds=2026-11-20/{RUN.run_id}/{table}-00000-{file.sha256[:16]}.parquet"
             assert (file.bytes, file.rows) == (len(data), pq.read_metadata(pa.BufferReader(data)).num_rows)
             footer = pq.read_metadata(pa.BufferReader(data)).metadata
-            assert (footer[b"run_id"], footer[b"schema_version"]) == (RUN.run_id.encode(), b"1")
+            assert (footer[b"run_id"], footer[b"schema_version"]) == (RUN.run_id.encode(), str(SCHEMA_VERSION).encode())
 
     def test_a_unit_that_is_computed_twice_is_written_once(self) -> None:
         storage = open_storage(fresh_memory())

@@ -35,7 +35,7 @@ def evaluate(runner: Runner, night: Night, settings: Settings) -> Metrics:
     users = HeldOutUsers(sample, settings.evaluate.seed)
     search = Search(night, settings, users, night.evaluation.key("_wave"))
     search_units(runner, search, missing, EvaluationSink)
-    if not settings.search.is_exact:  # EvaluationSink has checked the lists of an exact search
+    if not settings.search.is_exact:
         _check_recall(runner, night, settings, sample)
     seconds = round(time.monotonic() - started, 1)
     return write_metrics(night, settings, collect(night, settings, sample, num_items, seconds))

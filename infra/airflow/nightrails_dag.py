@@ -1,8 +1,8 @@
 """Airflow DAG: submit the nightly job to a Ray cluster, wait, and act on its exit code.
 
-`ray job submit` itself exits with 0 or 1 only; the job's own code is in `driver_exit_code`. It needs Airflow 3 and, in
-its environment, `ray[default]` of the cluster's version. RAY_ADDRESS is the dashboard (`http://head:8265`), and the token
-comes from RAY_AUTH_TOKEN_PATH, with RAY_AUTH_MODE=token.
+`ray job submit` itself exits with 0 or 1 only; the job's own code is in `driver_exit_code`. The DAG needs Airflow 3
+and, in its environment, `ray[default]` of the cluster's version. RAY_ADDRESS is the dashboard (`http://head:8265`), and
+the token comes from RAY_AUTH_TOKEN_PATH, with RAY_AUTH_MODE=token.
 """
 
 import os

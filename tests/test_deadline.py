@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,10 +18,37 @@ def test_a_block_within_its_deadline_is_left_alone():
         raise KeyError("mine")
 
 
-def test_a_block_past_its_deadline_is_an_infrastructure_error():
+@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["foreground", "background"])
+def handler(request: pytest.FixtureRequest) -> Iterator[object]:
+    """What a shell's job has for SIGINT: in the background it comes switched off."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield request.param
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_block_past_its_deadline_is_an_infrastructure_error(handler):
     with pytest.raises(InfrastructureError, match="deadline"), deadline(minutes=0.2 / 60):
         threading.Event().wait()  # on a lock, as in ray.get, and for ever
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler, "as it was"
+
+
+def wait_and_complain() -> None:
+    """As Ray does, which has words of its own for being interrupted."""
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        raise KeyError("a task was cancelled") from None
+
+
+def test_what_fails_past_the_deadline_has_failed_because_of_it():
+    with pytest.raises(InfrastructureError, match="deadline") as caught, deadline(minutes=0.1 / 60):
+        wait_and_complain()
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_person_who_interrupts_in_time_is_obeyed(handler):
+    with pytest.raises(KeyboardInterrupt), deadline(minutes=1):
+        signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize("ignores", ["signal.signal(signal.SIGINT, signal.SIG_IGN)", "pass"])

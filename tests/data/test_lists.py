@@ -33,7 +33,10 @@ def test_owners_can_be_taken_in_any_order_and_again_and_an_unknown_one_has_nothi
 @given(many, st.integers(0, 6), st.integers(0, 6))
 def test_narrowing_is_slicing(given_lists, one, other):
     start, stop = sorted(min(bound, len(given_lists)) for bound in (one, other))
-    assert plain(Lists.of(given_lists).narrow(start, stop)) == given_lists[start:stop]
+    narrowed, sliced = Lists.of(given_lists).narrow(start, stop), Lists.of(given_lists[start:stop])
+    assert plain(narrowed) == given_lists[start:stop]
+    assert narrowed.offsets.tolist() == sliced.offsets.tolist()  # they begin with 0 again
+    assert narrowed.values.tolist() == sliced.values.tolist()
 
 
 @given(st.lists(many, max_size=4))

@@ -4,9 +4,10 @@ import importlib
 import re
 
 import pytest
+from ray.exceptions import RayError
 
-from pipeline.distributed.errors import ray_errors_translated, translated
-from pipeline.errors import InputError
+from pipeline.distributed.errors import ADVICE_OF_RAY, ray_errors_translated, translated
+from pipeline.errors import InfrastructureError, InputError
 
 
 def ray_ways_to_fail():
@@ -85,6 +86,36 @@ def test_a_fault_of_ours_on_the_cluster_is_not_taken_for_a_fault_of_the_cluster(
         with pytest.raises(ray.exceptions.RayError) as caught:
             ray.data.range(4).map_batches(function).materialize()
         assert type(translated(caught.value)) is kind
+
+
+TRACEBACK = """ray::StageActor() (pid=7, ip=10.0.0.3)
+  File "pipeline/io/artifacts.py", line 58, in read_file
+KeyError: 'a/b'
+
+During handling of the above exception, another exception occurred:
+
+pipeline.errors.InputError: a/b: gone since it was written;
+  remove it
+
+During handling of the above exception, another exception occurred:
+
+pipeline.errors.InfrastructureError: a/b: gone or damaged; run again"""
+
+
+def test_of_our_own_errors_in_a_traceback_the_outermost_is_meant():
+    found = translated(RayError(TRACEBACK))
+    assert (type(found), str(found)) == (InfrastructureError, "a/b: gone or damaged; run again")
+    inner = translated(RayError(TRACEBACK.rpartition("\n\nDuring")[0]))
+    assert (type(inner), str(inner)) == (InputError, "a/b: gone since it was written;\n  remove it")
+
+
+def test_rays_advice_on_its_own_retries_is_no_part_of_our_message():
+    advice = f"{ADVICE_OF_RAY}. Set max_errored_blocks to ignore it."
+    for error in (InputError(f"no column 'x'{advice}"), RayError(f"pipeline.errors.InputError: no column 'x'{advice}")):
+        found = translated(error)
+        assert (type(found), str(found)) == (InputError, "no column 'x'")
+    ours = InputError("no column 'x'")
+    assert translated(ours) is ours
 
 
 def test_an_error_that_is_not_rays_is_left_alone():

@@ -43,3 +43,41 @@ def test_each_query_is_in_one_part_and_each_part_is_small_and_of_one_group(group
     for part in parts:
         assert 1 <= len(part) <= max_queries
         assert not has_groups or len({groups[query] for query in part}) == 1
+
+
+@given(st.data())
+def test_rules_follow_their_queries_into_any_order(data):
+    """Also one query twice; its own exclusions and its group come with it."""
+    groups = data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=8))
+    lists = [data.draw(st.lists(st.integers(0, 9), max_size=4)) for _ in groups]
+    queries = data.draw(st.lists(st.integers(0, len(groups) - 1), max_size=9))
+    masks = torch.tensor([[True] * 10, [False, True] * 5, [True, False] * 5])
+    rules = Rules(Lists.of(lists), Eligibility(masks, np.array(groups)))
+    taken = rules.take(np.array(queries, dtype=np.int64))
+    assert len(taken) == len(queries)
+    assert taken.eligibility.group_of_B.tolist() == [groups[query] for query in queries]
+    assert [taken.excluded[place].tolist() for place in range(len(queries))] == [lists[query] for query in queries]
+
+
+@given(st.data())
+def test_a_shards_mask_hides_what_its_part_of_the_whole_mask_hides(data):
+    """Cut into shards, narrowed, taken and hidden tile by tile: the same cells as worked out one by one."""
+    num_items, low = data.draw(st.integers(1, 12)), data.draw(st.integers(0, 12))
+    first = min(low, num_items - 1)
+    num_here = data.draw(st.integers(1, num_items - first))
+    is_eligible = data.draw(st.lists(st.booleans(), min_size=num_items, max_size=num_items))
+    lists = data.draw(st.lists(st.lists(st.integers(0, num_items - 1), max_size=5), min_size=1, max_size=5))
+    rules = Rules(Lists.of(lists), Eligibility(torch.tensor([is_eligible]), np.zeros(len(lists), dtype=np.int64)))
+    mask = rules.for_shard(first, num_here)
+    expected = [[row in each or not is_eligible[row] for row in range(first, first + num_here)] for each in lists]
+    cut = data.draw(st.integers(0, num_here))
+    tiles = [mask.hide(torch.zeros(len(lists), high - low), low) for low, high in ((0, cut), (cut, num_here))]
+    assert torch.cat(tiles, dim=1).isneginf().tolist() == expected
+    start, stop = sorted(data.draw(st.integers(0, len(lists))) for _ in range(2))
+    assert (
+        mask.narrow(start, stop).hide(torch.zeros(stop - start, num_here), 0).isneginf().tolist()
+        == expected[start:stop]
+    )
+    backwards = np.arange(len(lists))[::-1].copy()
+    assert mask.take(backwards).hide(torch.zeros(len(lists), num_here), 0).isneginf().tolist() == expected[::-1]
+    assert (len(mask), mask.to("cpu").num_items) == (len(lists), num_here)

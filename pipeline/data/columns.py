@@ -224,3 +224,24 @@ def numpy_of(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:
 def mask_of(column: pa.Array) -> Mask:
     """Convert a column of booleans without null."""
     return np.asarray(numpy_of(column), dtype=bool)
+
+
+class DistinctIds:
+    """Collects ids and drops repeated ones, each time when more ids wait than are already merged."""
+
+    def __init__(self, id_type: pa.DataType) -> None:
+        self._merged = pa.array([], id_type)
+        self._waiting: list[pa.Array] = []
+
+    def add(self, ids: pa.Array) -> None:
+        self._waiting.append(ids)
+        if sum(map(len, self._waiting)) > max(len(self._merged), 1_000_000):
+            self._merge()
+
+    def ascending(self) -> pa.Array:
+        self._merge()
+        return self._merged.take(pc.sort_indices(self._merged))
+
+    def _merge(self) -> None:
+        self._merged = pc.unique(pa.concat_arrays([self._merged, *self._waiting]))
+        self._waiting = []

@@ -74,16 +74,20 @@ def load_model(storage: Storage, checkpoint: Artifact) -> RetrievalModel:
 def read_metrics(storage: Storage, checkpoint: Artifact) -> TrainingMetrics:
     """Read the metrics of training, of every epoch and of the chosen one. Raises InputError for damaged files."""
     manifest = require_manifest(storage, checkpoint, "train")
-    origin = f"{storage.uri}/{checkpoint.key(_entry(manifest, 'metrics').key)}"
-    return parse(TrainingMetrics, _read(storage, checkpoint, manifest, "metrics"), origin, REMEDY)
+    entry = _entry(storage, checkpoint, manifest, "metrics")
+    data = read_file(storage, checkpoint.prefix, entry, REMEDY)
+    return parse(TrainingMetrics, data, f"{storage.uri}/{checkpoint.key(entry.key)}", REMEDY)
 
 
 def _read(storage: Storage, checkpoint: Artifact, manifest: Manifest, name: str) -> bytes:
-    return read_file(storage, checkpoint.prefix, _entry(manifest, name), REMEDY)
+    return read_file(storage, checkpoint.prefix, _entry(storage, checkpoint, manifest, name), REMEDY)
 
 
-def _entry(manifest: Manifest, name: str) -> FileEntry:
-    return next(entry for entry in manifest.files if entry.key.startswith(f"{name}-"))
+def _entry(storage: Storage, checkpoint: Artifact, manifest: Manifest, name: str) -> FileEntry:
+    for entry in manifest.files:
+        if entry.key.startswith(f"{name}-"):
+            return entry
+    raise InputError(f"{storage.uri}/{checkpoint.prefix}: its manifest lists no file {name!r}; {REMEDY}")
 
 
 def save_state(folder: Path, state: TrainingState) -> None:

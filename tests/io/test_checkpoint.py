@@ -146,6 +146,17 @@ def test_a_file_of_another_content_is_no_model_of_ours(night, name):
         read(night.storage, night.checkpoint)
 
 
+@pytest.mark.parametrize(("read", "name"), [(load_model, "config"), (load_model, "model"), (read_metrics, "metrics")])
+def test_a_manifest_without_one_of_the_files_is_refused(night, read, name):
+    manifest = write(night, make_model())
+    others = tuple(entry for entry in manifest.files if not entry.key.startswith(f"{name}-"))
+    night.storage.delete(night.checkpoint.key("manifest.json"))
+    changed = manifest.model_copy(update={"files": others})
+    night.storage.create(night.checkpoint.key("manifest.json"), changed.model_dump_json().encode())
+    with pytest.raises(InputError, match=f"its manifest lists no file '{name}'; remove the model and train again"):
+        read(night.storage, night.checkpoint)
+
+
 def test_a_saved_training_run_goes_on_as_if_it_had_never_stopped(tmp_path):
     settings = TrainSettings(max_epochs=2, batch_size=32, num_negatives=16, learning_rate=5e-3, weight_decay=0.01)
     data = training_data(settings, num_users=60)

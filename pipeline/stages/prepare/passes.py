@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.artifacts import Manifest
-from pipeline.data.cleaning import REJECTED, first_rejected
+from pipeline.data.cleaning import REJECTED
+from pipeline.data.columns import DistinctIds
 from pipeline.errors import InputError
 from pipeline.io.night import Night
 from pipeline.io.parquet import write_parquet_bytes
@@ -21,7 +21,7 @@ from pipeline.io.rows import check_columns
 from pipeline.io.storage.base import put
 from pipeline.settings import Settings
 from pipeline.stages.prepare.job import Job, cut_pieces, read_catalogue
-from pipeline.stages.prepare.report import MAX_REJECTED, Prepared, check_bad_share, check_orphans, write_histories
+from pipeline.stages.prepare.report import Prepared, add_rejected, check_bad_share, check_orphans, write_histories
 from pipeline.stages.prepare.segments import MapResult, Segment, read_segment, remove_scratch
 from pipeline.stages.prepare.tasks import map_pieces, reduce_bucket
 from pipeline.stages.runner import Runner
@@ -41,7 +41,6 @@ def prepare(runner: Runner, job: Job) -> Manifest:
     items = night.inputs.items
     catalogue = read_catalogue(items, job.columns.item_type) if items else None
     mapped = _first_pass(runner, job)
-    check_bad_share(log, job.settings, mapped.counts, mapped.rejected, mapped.counts["rows_read"])
     if catalogue is None:
         catalogue = pa.table({"item_id": mapped.item_ids})
     if not catalogue.num_rows:
@@ -65,10 +64,10 @@ class Mapped:
 
 
 def _first_pass(runner: Runner, job: Job) -> Mapped:
-    """Run the tasks of the first pass and add up their results as they come."""
+    """Run the first pass and add up the results as they come. Raises InputError for too many bad rows."""
     tasks = cut_pieces(job.log, job.columns, job.settings.prepare.rows_per_task)
     results: dict[int, MapResult] = {}
-    ids = _Distinct(job.columns.item_type)
+    ids = DistinctIds(job.columns.item_type)
     counts: Counter[str] = Counter()
     rejected = REJECTED.empty_table()
     num_rows = sum(sum(rows) for rows in job.columns.group_rows)  # 0 for text files, which do not say
@@ -79,9 +78,10 @@ def _first_pass(runner: Runner, job: Job) -> Mapped:
             counts.update(result.counts)
             for segment in result.item_ids:
                 ids.add(read_segment(job.storage, segment)["item_id"].combine_chunks())
-            rejected = _with_rejected(job, rejected, result.rejected)
+            rejected = add_rejected(job.storage, rejected, result.rejected)
             if num_rows:  # a log with too many bad rows is refused before its end is read
                 check_bad_share(job.log, job.settings, counts, rejected, num_rows)
+    check_bad_share(job.log, job.settings, counts, rejected, counts["rows_read"])
     segments: dict[int, list[Segment]] = {}
     for _, result in sorted(results.items()):
         for bucket, segment in result.buckets:
@@ -90,7 +90,7 @@ def _first_pass(runner: Runner, job: Job) -> Mapped:
 
 
 def _second_pass(runner: Runner, job: Job, mapped: Mapped, catalogue: pa.Table) -> Prepared:
-    """Run the tasks of the second pass and add up their results as they come."""
+    """Run the second pass and add up the results as they come."""
     totals = np.zeros((3, catalogue.num_rows), dtype=np.int64)
     files = {}
     counts, rejected = Counter(mapped.counts), mapped.rejected
@@ -102,33 +102,5 @@ def _second_pass(runner: Runner, job: Job, mapped: Mapped, catalogue: pa.Table) 
             files[bucket] = result.file
             counts.update(result.counts)
             totals[:, item_rows] += item_counts
-            rejected = _with_rejected(job, rejected, result.rejected)
+            rejected = add_rejected(job.storage, rejected, result.rejected)
     return Prepared(counts, rejected, tuple(files[bucket] for bucket in buckets), catalogue, totals)
-
-
-def _with_rejected(job: Job, rejected: pa.Table, segment: Segment | None) -> pa.Table:
-    """Add the bad rows of a task to those of the tasks before it."""
-    if segment is None:
-        return rejected
-    return first_rejected(pa.concat_tables([rejected, read_segment(job.storage, segment)]), MAX_REJECTED)
-
-
-class _Distinct:
-    """Collects ids and drops repeated ones, each time when more ids wait than are already merged."""
-
-    def __init__(self, kind: pa.DataType) -> None:
-        self._merged = pa.array([], kind)
-        self._waiting: list[pa.Array] = []
-
-    def add(self, ids: pa.Array) -> None:
-        self._waiting.append(ids)
-        if sum(map(len, self._waiting)) > max(len(self._merged), 1_000_000):
-            self._merge()
-
-    def ascending(self) -> pa.Array:
-        self._merge()
-        return self._merged.take(pc.sort_indices(self._merged))
-
-    def _merge(self) -> None:
-        self._merged = pc.unique(pa.concat_arrays([self._merged, *self._waiting]))
-        self._waiting = []

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from pipeline.errors import InfrastructureError
 
@@ -25,52 +26,58 @@ def deadline(minutes: float, grace: float = GRACE_SECONDS) -> Iterator[None]:
     A cluster can hang where only another thread can see it. That thread interrupts the block as Ctrl-C does, so that
     Ray cleans up, and again when the block swallowed the interrupt. `grace` seconds later it ends the process with 30.
     """
-    finished, expired, lock = threading.Event(), threading.Event(), threading.Lock()
     message = f"not finished within the deadline of {minutes:g} minutes (cluster.deadline_minutes); a rerun resumes"
-    watched = threading.get_ident()
-    arguments = (watched, minutes * 60, grace, finished, expired, lock, message)
+    watcher = _Watcher(threading.get_ident(), minutes * 60, grace, message)
     with _interruptible():
-        threading.Thread(target=_watch, args=arguments, daemon=True).start()
+        threading.Thread(target=watcher.watch, daemon=True).start()
         try:
             try:
                 yield
             finally:
-                with lock:  # no interrupt is under way, and none follows
-                    finished.set()
+                watcher.finish()
         except KeyboardInterrupt:
-            if not expired.is_set():
+            if not watcher.expired.is_set():
                 raise
             raise InfrastructureError(message) from None
         except Exception as error:
-            if not expired.is_set():
+            if not watcher.expired.is_set():
                 raise
             raise InfrastructureError(message) from error
 
 
-def _watch(
-    watched: int,
-    seconds: float,
-    grace: float,
-    finished: threading.Event,
-    expired: threading.Event,
-    lock: threading.Lock,
-    message: str,
-) -> None:
-    """Interrupt the thread `watched` after `seconds` until `finished` is set; `grace` seconds later end the process."""
-    if finished.wait(seconds):
-        return
-    log.error("%s", message)
-    end = time.monotonic() + grace
-    while (left := end - time.monotonic()) > 0:
-        with lock:
-            if finished.is_set():
-                return
-            expired.set()
-            signal.pthread_kill(watched, signal.SIGINT)  # also ends a wait on a lock
-        if finished.wait(min(left, INTERRUPT_AGAIN_SECONDS)):
+@dataclass(frozen=True)
+class _Watcher:
+    """Interrupts a thread after `seconds`, until it has finished; `grace` seconds later it ends the process."""
+
+    thread_id: int
+    seconds: float
+    grace: float
+    message: str
+    finished: threading.Event = field(default_factory=threading.Event)
+    expired: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def finish(self) -> None:
+        """Say that the thread has finished. Afterwards no interrupt is under way, and none follows."""
+        with self.lock:
+            self.finished.set()
+
+    def watch(self) -> None:
+        """Wait, interrupt and kill; for a thread of its own."""
+        if self.finished.wait(self.seconds):
             return
-    print(f"error: {message}", file=sys.stderr, flush=True)  # noqa: T201
-    os._exit(InfrastructureError.exit_code)
+        log.error("%s", self.message)
+        end = time.monotonic() + self.grace
+        while (left := end - time.monotonic()) > 0:
+            with self.lock:
+                if self.finished.is_set():
+                    return
+                self.expired.set()
+                signal.pthread_kill(self.thread_id, signal.SIGINT)  # also ends a wait on a lock
+            if self.finished.wait(min(left, INTERRUPT_AGAIN_SECONDS)):
+                return
+        print(f"error: {self.message}", file=sys.stderr, flush=True)  # noqa: T201
+        os._exit(InfrastructureError.exit_code)
 
 
 @contextmanager

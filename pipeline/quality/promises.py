@@ -287,6 +287,4 @@ def require_sound(audit: UnitAudit, origin: str) -> None:
     """Raise InvalidRunError with every broken promise and its first rows; `origin` names the unit's files."""
     if audit.violations:
         lines = "\n".join(f"  {violation}" for violation in audit.violations)
-        raise InvalidRunError(
-            f"{origin}: {len(audit.violations)} promises are broken, so nothing is published\n{lines}"
-        )
+        raise InvalidRunError(f"{origin}: nothing is published, because these rows break our promises:\n{lines}")

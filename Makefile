@@ -1,8 +1,8 @@
-# Every verb but `help` calls `setup` by itself; `setup` does nothing when the lock file has not changed.
+# Every target but `help` runs `setup` first, which does nothing while constraints.txt and pyproject.toml stay the same.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-# For pip, for example an index of PyTorch builds.
+# Options for pip, for example another index for PyTorch.
 PIP_ARGS ?=
 STAMP := $(VENV)/.installed
 
@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP)  ## Virtual environment in .venv with exactly the locked versions
+setup: $(STAMP)  ## Make .venv, a virtual environment with exactly the locked versions
 
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "nightrails needs $(PYTHON); set PYTHON=/path/to/python3.11" >&2; exit 1; }

@@ -41,7 +41,7 @@ exit codes:
 
 Outcome = dict[str, Any]
 
-# Values of `status` in a job's last line; the first two of the second row are those of publish.
+# Values of `status` in the last line of a job; `published` and `already published` are those of publish.
 MADE, EXISTS, SKIPPED = "made", "exists", "skipped"
 PUBLISHED, ALREADY_PUBLISHED, FAILED = "published", "already published", "failed"
 log = logging.getLogger("nightrails")

@@ -53,7 +53,7 @@ class SimulateSettings(Config):
     num_events: PositiveInt = 120_000
     num_days: PositiveInt = 30
     last_day: date = Field(default=date(2026, 11, 20), strict=False)
-    num_tastes: PositiveInt = 24  # hidden clusters: an item belongs to one, a user drifts between several
+    num_tastes: PositiveInt = 24  # hidden clusters: each item belongs to one, users drift between them
     repeated_share: Share = 0.01  # events delivered twice
     late_share: Share = 0.01  # events that arrive one to three partitions after their day
     orphan_share: Share = 0.002  # events on items that are not in the catalogue
@@ -94,7 +94,7 @@ class PrepareSettings(Config):
 
     lookback_days: PositiveInt = 3_650
     max_user_events_per_day: PositiveInt = 2_000  # a user with more on any day is taken for a bot and left out
-    max_bad_share: Share = 0.01  # unreadable rows, of all rows; above it the log is refused
+    max_bad_share: Share = 0.01  # of all rows; above it the log is refused
     max_orphan_share: Share = 0.05  # of events, on items that are not in the catalogue; above it the log is refused
     rows_per_task: PositiveInt = 1_000_000  # bounds the memory of one task
 
@@ -257,9 +257,7 @@ class GateSettings(Config):
     """The least that a run must reach to be published; below it the job exits with 10 and yesterday's table stays."""
 
     min_overlap: Share = 0.95  # mean overlap@k of the approximate lists with exact search
-    min_lift_over_popularity: Annotated[float, Field(ge=0.0)] = (
-        0.0  # hit rate at the first cutoff, divided by popularity's
-    )
+    min_lift_over_popularity: Annotated[float, Field(ge=0.0)] = 0.0  # hit rate at the smallest cutoff / popularity's
 
 
 class Settings(Config):

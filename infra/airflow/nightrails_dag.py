@@ -1,8 +1,8 @@
-"""Airflow: submit the nightly job to a Ray cluster, wait, and do with its exit code what the code says.
+"""Airflow DAG: submit the nightly job to a Ray cluster, wait, and act on its exit code.
 
-`ray job submit` itself exits with 0 or 1 only; the job's own code is in `driver_exit_code`. Needs Airflow 3 and, in its
-environment, `ray[default]` of the cluster's version; RAY_ADDRESS is the dashboard (`http://head:8265`), and the token
-comes from RAY_AUTH_TOKEN_PATH with RAY_AUTH_MODE=token.
+`ray job submit` itself exits with 0 or 1 only; the job's own code is in `driver_exit_code`. The DAG needs Airflow 3
+and, in its environment, `ray[default]` of the cluster's version. RAY_ADDRESS is the dashboard (`http://head:8265`), and
+the token comes from RAY_AUTH_TOKEN_PATH, with RAY_AUTH_MODE=token.
 """
 
 import os
@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from airflow.exceptions import AirflowException, AirflowFailException
 from airflow.sdk import dag, task
 
-# The jobs are in the image of the cluster; the day served is the newest in the log, never the clock's.
+# The image of the cluster holds the jobs. They serve the newest day in the log, whatever the clock says.
 ENTRYPOINT = (
     "python /app/jobs/nightly_candidates.py --config /app/conf/nightly.yaml --set root=s3://my-bucket/nightrails"
 )
@@ -50,7 +50,7 @@ def submission_prefix(run_id: str) -> str:
 
 
 def submit_or_attach(client, prefix: str, try_number: int) -> str:
-    """The job of an earlier try that is still running (its Airflow worker died), else a new one."""
+    """Find the job of an earlier try that is still running (its Airflow worker died), else submit a new job."""
     for job in client.list_jobs():
         if (job.submission_id or "").startswith(f"{prefix}-try") and not job.status.is_terminal():
             return job.submission_id
@@ -58,7 +58,7 @@ def submit_or_attach(client, prefix: str, try_number: int) -> str:
 
 
 def last_lines(client, job: str) -> str:
-    """The end of the job's log: the error in one sentence, and the JSON line."""
+    """Read the end of the job's log: the error in one sentence, and the JSON line."""
     return "\n".join(client.get_job_logs(job).splitlines()[-5:])
 
 

@@ -20,7 +20,7 @@ ITEMS_AT_ONCE = 2_048
 def lay_out(
     mol: MixtureOfLogits, items: ItemSide, table_NR: Tensor | None = None, table_dtype: TableDtype = "bfloat16"
 ) -> ShardIndex:
-    """All items as one shard on this machine's best backend, with a low-rank table if one is given."""
+    """Lay out all items as one shard on this machine's best backend, with a low-rank table if one is given."""
     return open_index(mol, make_shard(0, items, table_NR), SearchSettings(table_dtype=table_dtype))
 
 
@@ -60,5 +60,5 @@ def ranks_of(predicted_BN: Tensor, best_BK: Tensor) -> Tensor:
 
 
 def table_of(low_rank: LowRank, sample_LN: Tensor) -> Tensor:
-    """Make the low-rank table (N, R) from scores of all sample queries, of which the anchors are some."""
-    return low_rank.place(sample_LN[low_rank.at_A])
+    """Make the low-rank table (N, R) from scores of all sample queries, the anchors among them."""
+    return low_rank.item_vectors(sample_LN[low_rank.at_A])

@@ -12,7 +12,7 @@ NUM_WARM_UP = 1
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a benchmark's table: a figure, the limit that it must keep, one to be proud of, whether it holds."""
+    """One line of a benchmark's table: a figure, its limit, a limit to be proud of, and whether the first holds."""
 
     figure: str
     value: float
@@ -43,7 +43,7 @@ def time_interleaved(
     """Run A, B, C, A, B, C, … and time each call; the first `num_warm_up` rounds do not count.
 
     A disturbance of seconds then falls on all contenders alike. A contender's result is dropped before the next one
-    begins. CPU time counts this process and its threads, not child processes.
+    begins. CPU time counts this process and its threads, not child processes. Raises ValueError without a round.
     """
     if num_rounds < 1:
         raise ValueError(f"num_rounds ({num_rounds}) must be at least 1")
@@ -61,7 +61,7 @@ def time_interleaved(
 
 
 def median_seconds(call: Callable[[], object], num_rounds: int = NUM_ROUNDS) -> float:
-    """Median wall time of a call, after one that does not count."""
+    """Median wall time of a call, after a call that does not count."""
     return time_interleaved({"call": call}, num_rounds)["call"].median_wall
 
 

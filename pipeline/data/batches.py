@@ -1,4 +1,4 @@
-"""Training batches: histories cut into windows, every event but a user's first a target once per epoch."""
+"""Training batches: histories cut into windows, every event but a user's first is a target once per epoch."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class Windows:
     first predicted."""
 
     events: Lists
-    user_keys: Int64  # whose run it is
+    user_keys: Int64  # the user of each run
 
     @property
     def num_targets(self) -> int:
@@ -117,7 +117,7 @@ def join_validation_users(parts: Iterable[ValidationUsers]) -> ValidationUsers:
 
 
 def sample_users(users: ValidationUsers, share: float, seed: int) -> ValidationUsers:
-    """About this share of the users, chosen by key alone: the same ones however the users are spread over ranks."""
+    """Choose about this share of the users, by key alone: the same users however they are spread over ranks."""
     noise = (users.user_keys.astype(np.uint64) + np.uint64(seed)) * np.uint64(0x9E3779B97F4A7C15)
     noise = (noise ^ (noise >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
     return users.take(np.flatnonzero((noise >> np.uint64(11)).astype(np.float64) < share * 2.0**53))

@@ -1,4 +1,4 @@
-"""Catalogues: the simulated one, and the index that numbers the items of a night."""
+"""The item index, which numbers the items of a night's catalogue."""
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,7 +14,8 @@ COUNTS = ("num_events", "num_train_events", "num_validation_events")
 def index_catalogue(catalogue: pa.Table, item_type: pa.DataType, origin: str) -> pa.Table:
     """The catalogue in ascending order of `item_id`, which comes first and has the log's type.
 
-    Raises InputError for ids that are missing, null, doubled, or of another type than the log's.
+    Raises InputError for ids that are missing, null, doubled, or of another type than the log's, and for an attribute
+    with a name of COUNTS.
     """
     if "item_id" not in catalogue.column_names:
         raise InputError(f"{origin}: no column 'item_id'; the catalogue has {', '.join(catalogue.column_names)}")

@@ -1,4 +1,4 @@
-"""Raw rows of any log into ours: ids, times and weights, each bad row with the reason why it is set aside."""
+"""Convert the raw rows of any log into ours: ids, times and weights; set each bad row aside, with the reason."""
 
 from dataclasses import dataclass
 from datetime import date
@@ -26,7 +26,7 @@ from pipeline.data.sources import SourceSpec
 
 HOUR_US = 3_600_000_000
 
-# Why a row is set aside; each reason begins with the column that is at fault. The first that holds is given.
+# Reasons to set a row aside; each begins with the column at fault. A row gets the first reason that holds.
 REASONS = (
     "user_id_null",
     "user_id_unreadable",
@@ -57,11 +57,11 @@ REJECTED = pa.schema(
 
 @dataclass(frozen=True)
 class Period:
-    """What is read of the log, in µs since 1970: `oldest <= event_ts < newest`."""
+    """The part of the log that is read, in µs since 1970: `oldest <= event_ts < newest`."""
 
     oldest: int
     newest: int  # an hour into the day after `ds`: clocks differ
-    is_partitioned: bool  # then nothing after `newest` can be: such a time is a fault, not merely later
+    is_partitioned: bool  # then no event can be after `newest`: a later time is a fault
 
     @classmethod
     def until(cls, ds: date, lookback_days: int, is_partitioned: bool) -> "Period":
@@ -71,7 +71,7 @@ class Period:
 
 @dataclass(frozen=True)
 class Cleaned:
-    """Rows of one chunk: those to keep, the first few bad ones of each reason, and how many there were of each."""
+    """One chunk: the rows to keep, the first few bad rows of each reason, and the number of rows by reason."""
 
     events: pa.Table  # user_id, item_id, event_ts (µs), weight, event_type, event_id, file, row
     rejected: pa.Table  # REJECTED
@@ -83,7 +83,7 @@ def clean_rows(
 ) -> Cleaned:
     """Check and convert rows that have our column names and the log's types, plus `file` and `row`.
 
-    `types` are those of user and item ids. Of each reason the first `max_rejected` bad rows are returned. The order
+    `types` are the types of user and item ids. The first `max_rejected` bad rows of each reason are returned. The order
     of the rows is kept.
     """
     users, user_null, user_bad = read_ids(raw["user_id"].combine_chunks(), types[0])
@@ -108,7 +108,7 @@ def clean_rows(
         event_ts < period.oldest,
         is_unknown & (spec.unknown_event_types == "ignore"),
     )
-    # 0 is kept, then the reasons in their order, then what is left out for no fault
+    # 0: kept; then the reasons in their order; then the rows that are left out for no fault
     code = np.select([*faults, *left_out], np.arange(1, len(faults) + len(left_out) + 1), 0)
     numbers = np.bincount(code, minlength=len(faults) + len(left_out) + 1)
     kept = pa.array(code == 0)
@@ -129,18 +129,18 @@ def clean_rows(
 
 
 def _weigh(raw: pa.Table, spec: SourceSpec) -> tuple[pa.Array, npt.NDArray[np.float32], Mask]:
-    """The event types as text, the weight of each row, and which types `event_weights` lacks."""
+    """The event types as text, the weight of each row, and whether `event_weights` lacks its type."""
     constant = pa.array([spec.event_type]).take(pa.array(np.zeros(raw.num_rows, dtype=np.int64)))
     types = pc.fill_null(_texts(raw, "event_type", constant), spec.event_type)
     names = list(spec.event_weights)
-    at = pc.index_in(types, value_set=pa.array(names, TEXT)).fill_null(len(names)).to_numpy(zero_copy_only=False)
-    weights = np.array([*spec.event_weights.values(), spec.default_weight], dtype=np.float32)[at]
+    codes = pc.index_in(types, value_set=pa.array(names, TEXT)).fill_null(len(names)).to_numpy(zero_copy_only=False)
+    weights = np.array([*spec.event_weights.values(), spec.default_weight], dtype=np.float32)[codes]
     if spec.value_is_weight and "event_value" in raw.column_names:
         values = cast_exactly(decode_text(raw["event_value"].combine_chunks())[0], pa.float64())
         factor = values.fill_null(1.0).to_numpy(zero_copy_only=False)
         weights = weights * np.where(np.isfinite(factor), np.clip(factor, 0.0, 1e6), 1.0).astype(np.float32)
-    # without a type there is nothing to be unknown: the row counts with the default weight
-    is_unknown = (at == len(names)) & bool(names) & mask_of(pc.not_equal(types, spec.event_type))
+    # a row without a type is not unknown: it counts with the default weight
+    is_unknown = (codes == len(names)) & bool(names) & mask_of(pc.not_equal(types, spec.event_type))
     return types, weights.astype(np.float32), is_unknown
 
 
@@ -159,7 +159,7 @@ def _rejected(raw: pa.Table, code: npt.NDArray[np.int64], max_rejected: int) -> 
 
 
 def malformed_lines(lines: tuple[str, ...], file: int, row: int) -> pa.Table:
-    """Lines of a text file that are no rows, before row `row` of it."""
+    """Set aside the lines of a text file that are no rows; they stand before its row `row`."""
     number = len(lines)
     columns = {"file": [file] * number, "row": [row] * number, "line": pa.array(lines, TEXT)}
     return rejected_table(pa.table(columns), pa.repeat(MALFORMED, number))

@@ -1,4 +1,4 @@
-"""One column of any log into ours: ids and times of whatever type, never through a lossy conversion."""
+"""Convert one column of any log into ours: ids and times of any type, never through a lossy conversion."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ Mask = npt.NDArray[np.bool_]
 
 DAY_US = 86_400_000_000
 EPOCH = date(1970, 1, 1)
-OLDEST_US = (date(1990, 1, 1) - EPOCH).days * DAY_US  # no log is older: such a time has the wrong unit
+OLDEST_US = (date(1990, 1, 1) - EPOCH).days * DAY_US  # no log is older: an earlier time has the wrong unit
 NEWEST_US = (date(2100, 1, 1) - EPOCH).days * DAY_US
 UNIT_US = {"s": 1_000_000, "relative_s": 1_000_000, "ms": 1_000, "us": 1}
-FAR_US = 1 << 62  # beyond it a product would wrap; every such time is absurd anyway
+FAR_US = 1 << 62  # a larger product would wrap; a time that far away is absurd anyway
 
 TEXT = pa.string()
 
@@ -52,7 +52,7 @@ def check_time_type(raw: pa.DataType, spec: SourceSpec, column: str) -> None:
 
 
 def read_ids(column: pa.Array, wanted: pa.DataType) -> tuple[pa.Array, Mask, Mask]:
-    """Ids of type `wanted` (int64 or string), which are null, and which cannot be read. Empty text is null."""
+    """Read ids as type `wanted` (int64 or string); masks of null and of unreadable ids. Empty text is null."""
     plain, is_null, is_undecodable = _plain(column)
     ids = cast_exactly(plain, wanted)
     return ids, is_null, (mask_of(pc.is_null(ids)) & ~is_null) | is_undecodable
@@ -67,7 +67,7 @@ class _Clock:
     origin_us: int = 0
 
     def read(self, numbers: npt.NDArray[np.int64] | npt.NDArray[np.float64]) -> Int64:
-        """Absurd times are moved to the end of the scale, so that they never wrap."""
+        """Convert numbers to µs; absurd times are moved to the end of the scale, so that they never wrap."""
         if np.issubdtype(numbers.dtype, np.floating):
             limit = float(FAR_US // 2)
             return np.clip(numbers * self.us, -limit, limit).round().astype(np.int64) + self.origin_us
@@ -79,7 +79,7 @@ TIMESTAMP_CLOCKS = {"s": _Clock(1_000_000), "ms": _Clock(1_000), "us": _Clock(1)
 
 
 def read_times(column: pa.Array, spec: SourceSpec) -> tuple[Int64, Mask, Mask]:
-    """µs since 1970 UTC, which are null, and which cannot be read. Empty text is null."""
+    """Read times as µs since 1970 UTC; masks of null and of unreadable times. Empty text is null."""
     plain, is_null, is_undecodable = _plain(column)
     numbers, clock = _numbers(plain, spec)
     is_bad = (mask_of(pc.is_null(numbers)) & ~is_null) | is_undecodable
@@ -89,7 +89,7 @@ def read_times(column: pa.Array, spec: SourceSpec) -> tuple[Int64, Mask, Mask]:
 
 
 def _plain(column: pa.Array) -> tuple[pa.Array, Mask, Mask]:
-    """The column without dictionary and with null for empty text, which rows are null, and which are no UTF-8."""
+    """The column without dictionary and with null for empty text; masks of null rows and of rows that are no UTF-8."""
     plain, is_undecodable = decode_text(column)
     is_null = mask_of(pc.is_null(plain)) & ~is_undecodable
     if _is_text(plain.type):
@@ -101,7 +101,7 @@ def _plain(column: pa.Array) -> tuple[pa.Array, Mask, Mask]:
 
 
 def _numbers(times: pa.Array, spec: SourceSpec) -> tuple[pa.Array, _Clock]:
-    """The times as int64 or float64, null where one cannot be read, and what the numbers count."""
+    """The times as int64 or float64, null where one cannot be read, and the clock that they count by."""
     if _is_text(times.type) and spec.time_unit == "timestamp":
         return _iso_times(times).view(pa.int64()), TIMESTAMP_CLOCKS["us"]
     if pa.types.is_timestamp(times.type):
@@ -118,7 +118,7 @@ def _numbers(times: pa.Array, spec: SourceSpec) -> tuple[pa.Array, _Clock]:
 
 
 def suspected_unit(value: str, declared: str) -> str:
-    """The unit, other than the declared one, under which a raw time would be sane; else an empty string."""
+    """A hint for people: the unit, other than the declared one, that makes a raw time sane; empty without one."""
     try:
         number = float(value)
     except ValueError:
@@ -129,7 +129,7 @@ def suspected_unit(value: str, declared: str) -> str:
 
 
 def decode_text(column: pa.Array) -> tuple[pa.Array, Mask]:
-    """Text as a plain string array, null where the bytes are no UTF-8, and a mask of these rows.
+    """Text as a plain string array, null where the bytes are no UTF-8, and the mask of rows that are no UTF-8.
 
     Any other column comes back without its dictionary, if it has one.
     """
@@ -176,7 +176,7 @@ def _iso_time(text: str) -> datetime | None:
 
 
 def cast_exactly(column: pa.Array, *wanted: pa.DataType) -> pa.Array:
-    """The column in the first type that holds all of it exactly; else in the last, null where a value does not fit."""
+    """Cast to the first type that holds all values exactly; else to the last, with null where a value does not fit."""
     for kind in wanted:
         try:
             return pc.cast(column, kind)
@@ -222,4 +222,5 @@ def numpy_of(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:
 
 
 def mask_of(column: pa.Array) -> Mask:
+    """Convert a column of booleans without null."""
     return np.asarray(numpy_of(column), dtype=bool)

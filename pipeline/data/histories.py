@@ -37,7 +37,7 @@ class Bucket:
         return _checksums(self.user_ids)
 
     def cut(self, part: str) -> Lists:
-        """The history that is visible in `part`: train, before_test (train and validation), or whole."""
+        """The history visible in `part`: train, before_test (train and validation), or whole; else KeyError."""
         visible = {
             "train": self.num_train.astype(np.int64),
             "before_test": self.num_train.astype(np.int64) + self.num_validation,
@@ -46,7 +46,7 @@ class Bucket:
         return self._events(self.offsets[:-1], visible)
 
     def held_out(self, part: str) -> Lists:
-        """The events that `part` (validation or test) holds out."""
+        """The events that `part`, validation or test, holds out; else KeyError."""
         after_train = self.offsets[:-1] + self.num_train
         after_validation = after_train + self.num_validation
         if part == "validation":

@@ -10,7 +10,7 @@ Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
 
-NO_ITEM = -1  # pads lists of item rows where they stand in a rectangle
+NO_ITEM = -1  # pads lists of item rows in a rectangular array
 
 
 @dataclass(frozen=True)
@@ -22,19 +22,19 @@ class Lists:
 
     @staticmethod
     def of(lists: Iterable[npt.ArrayLike]) -> "Lists":
-        """One owner for each of the given lists."""
+        """Make an owner for each of the given lists."""
         arrays = [np.asarray(each, dtype=np.int32) for each in lists]
         lengths = np.array([len(each) for each in arrays], dtype=np.int64)
         return Lists(offsets_of(lengths), np.concatenate([np.empty(0, np.int32), *arrays]))
 
     @staticmethod
     def empty(num_owners: int) -> "Lists":
-        """Owners without a value."""
+        """Make an empty list for each owner."""
         return Lists(np.zeros(num_owners + 1, np.int64), np.empty(0, np.int32))
 
     @staticmethod
     def concat(parts: Iterable["Lists"]) -> "Lists":
-        """The owners of all parts, one part after the other."""
+        """Join the owners of all parts, one part after the other."""
         all_parts = list(parts)
         lengths = np.concatenate([np.empty(0, np.int64), *(part.lengths for part in all_parts)])
         return Lists(offsets_of(lengths), np.concatenate([np.empty(0, np.int32), *(part.values for part in all_parts)]))
@@ -65,24 +65,24 @@ class Lists:
         return Lists(offsets - offsets[0], self.values[offsets[0] : offsets[-1]])
 
     def where(self, is_kept: npt.NDArray[np.bool_]) -> "Lists":
-        """The same owners with only some of the values, in their order."""
+        """Keep only the marked values of each owner, in their order."""
         kept_before = np.concatenate([[0], np.cumsum(is_kept)])
         return Lists(kept_before[self.offsets], self.values[is_kept])
 
     def within(self, low: int, high: int) -> "Lists":
-        """The values from `low` to `high`, counted from `low`."""
+        """Keep the values from `low` to `high`, and subtract `low`."""
         kept = self.where((self.values >= low) & (self.values < high))
         return Lists(kept.offsets, (kept.values - low).astype(np.int32))
 
     def distinct(self) -> "Lists":
-        """Each list in ascending order and without repeats."""
+        """Sort each list in ascending order, without repeats."""
         span = _span(self)
         codes = np.unique(self._codes(span))
         lengths = np.bincount(codes // span, minlength=len(self)).astype(np.int64)
         return Lists(offsets_of(lengths), (codes % span).astype(np.int32))
 
     def minus(self, others: "Lists") -> "Lists":
-        """Without the values that the same owner has in `others`; the order stays."""
+        """Remove the values that the same owner has in `others`; the order stays."""
         span = max(_span(self), _span(others))
         return self.where(~np.isin(self._codes(span), others._codes(span)))
 
@@ -99,7 +99,7 @@ class Lists:
 
 
 def offsets_of(lengths: Int64) -> Int64:
-    """Where each of consecutive runs of these lengths begins, and where the last one ends."""
+    """Offsets of consecutive runs of these lengths: where each run begins, and where the last one ends."""
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets

@@ -1,4 +1,4 @@
-"""Column maps of `conf/sources/`: how a log of any shape is read as ours."""
+"""Settings of `conf/sources/`: how a log of any shape is read as ours."""
 
 from datetime import date
 from typing import Literal, Self
@@ -46,16 +46,16 @@ class SourceSpec(Config):
     """One file of `conf/sources/`."""
 
     format: Literal["parquet", "csv"] = "parquet"
-    files: str = "*"  # of a folder, those whose name matches are the log
+    files: str = "*"  # pattern: in a folder, the files whose name matches are the log
     csv: CsvFormat = CsvFormat()
     columns: ColumnMap = ColumnMap()
     time_unit: TimeUnit = "timestamp"  # timestamp: typed in Parquet, ISO 8601 in text, UTC where no zone is given
-    time_origin: date = Field(default=date(2000, 1, 1), strict=False)  # of relative_s: the day of second 0
+    time_origin: date = Field(default=date(2000, 1, 1), strict=False)  # the day of second 0, for relative_s
     user_id_type: IdType = "as_is"  # as_is: string or int64 by the Parquet type, string for text
     item_id_type: IdType = "as_is"
-    event_type: str = ""  # the type of every event of a log without such a column
+    event_type: str = ""  # the type of every event, for a log without a column for it
     event_weights: dict[str, float] = Field(default_factory=dict)  # by event type; none given: every type is known
-    default_weight: float = Field(default=1.0, ge=0.0)  # of types without one in event_weights
+    default_weight: float = Field(default=1.0, ge=0.0)  # weight of the types that event_weights lacks
     unknown_event_types: Literal["error", "ignore", "weight"] = "error"  # types that event_weights lacks
     value_is_weight: bool = False  # multiply the type's weight by event_value (a rating, a share watched)
     optional_columns: tuple[OptionalColumn, ...] = Field(default=(), strict=False)  # the log may lack these

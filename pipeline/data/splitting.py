@@ -1,4 +1,4 @@
-"""One user bucket: drop what came twice and what bots did, put events in order, and cut the held-out parts."""
+"""Clean one user bucket: drop repeated events and bots, put events in order, and cut off the held-out parts."""
 
 from dataclasses import dataclass
 from datetime import date
@@ -18,7 +18,7 @@ from pipeline.settings import SplitSettings
 
 @dataclass(frozen=True)
 class SplitTimes:
-    """A split by time, in µs: validation is `validation <= event_ts < test`, the test all from `test` on."""
+    """A split by time, in µs: validation is `validation <= event_ts < test`, the test is everything from `test` on."""
 
     validation: int
     test: int
@@ -47,7 +47,7 @@ def clean_bucket(
     max_user_events_per_day: int,
     max_rejected: int,
 ) -> CleanBucket:
-    """Histories of the users of one bucket from their clean rows, which are in the order of the log.
+    """Make the histories of one bucket's users from their clean rows, which are in the order of the log.
 
     `item_ids` are all items in ascending order: an id's position is its item row. Two rows are one event when they have
     the same user and `event_id`, or, without an `event_id`, the same user, item, type and time; the first stays.
@@ -63,7 +63,7 @@ def clean_bucket(
     num_orphans = int((~known).sum())
     events, item_rows = events.filter(pa.array(known)), item_rows[known]
 
-    user_ids, users = _codes(events["user_id"])
+    user_ids, users = _distinct(events["user_id"])
     times: Int64 = numpy_of(events["event_ts"])
     is_bot = _bots(users, times, len(user_ids), max_user_events_per_day)
     of_bots = is_bot[users]
@@ -86,7 +86,7 @@ def clean_bucket(
 def rows_of(ids: pa.ChunkedArray, item_ids: pa.Array) -> Int32:
     """The item row of each id, its position in `item_ids`; -1 for an unknown id.
 
-    Looks each known id up among the distinct ids of the events, which are fewer: hashes the smaller side.
+    Hashes the distinct ids of the events, which are fewer than the items, and looks up each item among them.
     """
     encoded = pc.dictionary_encode(ids.combine_chunks())
     distinct_of_item = pc.index_in(item_ids, value_set=encoded.dictionary)
@@ -112,16 +112,16 @@ def _first_deliveries(events: pa.Table) -> Mask:
     is_first = np.ones(events.num_rows, dtype=bool)
     if not events.num_rows:
         return is_first
-    users = _codes(events["user_id"])[1]
+    users = _distinct(events["user_id"])[1]
     has_id = mask_of(pc.is_valid(events["event_id"]))
     named = np.flatnonzero(has_id)
     if len(named):
-        ids = _codes(events["event_id"].take(pa.array(named)))[1]
+        ids = _distinct(events["event_id"].take(pa.array(named)))[1]
         is_first[named] = _first_of_each(users[named], ids)
     others = np.flatnonzero(~has_id)
     if len(others):
         rest = events.take(pa.array(others))
-        keys = (_codes(rest["item_id"])[1], _codes(rest["event_type"])[1], numpy_of(rest["event_ts"]))
+        keys = (_distinct(rest["item_id"])[1], _distinct(rest["event_type"])[1], numpy_of(rest["event_ts"]))
         is_first[others] = _first_of_each(users[others], *keys)
     return is_first
 
@@ -189,14 +189,14 @@ def _first_of_each_user(users: Int32, of_bots: Mask) -> Int64:
 
 
 def _reject(events: pa.Table, rows: Int64, reason: str) -> pa.Table:
-    """These rows as set aside, with their times for people."""
+    """Set these rows aside for `reason`, with times that people can read."""
     chosen = events.take(pa.array(rows))
     times = pc.cast(chosen["event_ts"], pa.timestamp("us", tz="UTC"))
     readable = chosen.set_column(chosen.column_names.index("event_ts"), "event_ts", times)
     return rejected_table(readable, pa.repeat(reason, len(rows)))
 
 
-def _codes(column: pa.ChunkedArray) -> tuple[pa.Array, Int32]:
+def _distinct(column: pa.ChunkedArray) -> tuple[pa.Array, Int32]:
     """The distinct values in ascending order, and the position of each row's value among them."""
     encoded = pc.dictionary_encode(column.combine_chunks())
     order = pc.sort_indices(encoded.dictionary)

@@ -1,7 +1,7 @@
-"""How good ranked lists are: one small function per metric, and sums of them that units can be added up from.
+"""How good ranked lists are: one small function per metric, and sums that can be added over units.
 
 Arrays end in their shape: B queries, K places of a list (best first), N items. A ranked list is int rows (B, K) padded
-with -1. Targets are the distinct rows that should have been found: one list per query, none of them empty.
+with -1. Targets are the distinct rows that a good list holds: one list per query, none of them empty.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,8 +46,8 @@ def recall_at_k(is_hit_BK: Bools, num_targets_B: NDArray[np.int64], k: int) -> F
 def ndcg_at_k(is_hit_BK: Bools, num_targets_B: NDArray[np.int64], k: int) -> Floats:
     """(B,): gain 1/log2(1 + rank) of the hits within k, over that of the best list: min(k, targets) hits on top."""
     discounts_K: Floats = 1.0 / np.log2(np.arange(2, k + 2))
-    places = min(k, is_hit_BK.shape[1])
-    gain_B = np.asarray(is_hit_BK[:, :places] @ discounts_K[:places])
+    depth = min(k, is_hit_BK.shape[1])
+    gain_B = np.asarray(is_hit_BK[:, :depth] @ discounts_K[:depth])
     ideal_B = np.cumsum(discounts_K)[np.minimum(num_targets_B, k) - 1]
     return np.asarray(gain_B / ideal_B)
 
@@ -63,15 +63,15 @@ def reciprocal_rank(is_hit_BK: Bools) -> Floats:
     return np.where(is_hit_BK.any(axis=1), 1.0 / (1 + is_hit_BK.argmax(axis=1)), 0.0)
 
 
-def overlap_at_k(found_BK: Rows, exact_BK: Rows, k: int) -> Floats:
-    """(B,): share of the first k of exact search that the first k found hold too, in any order.
+def overlap_at_k(ranked_BK: Rows, exact_BK: Rows, k: int) -> Floats:
+    """(B,): share of exact search's first k that the first k of the list hold too, in any order.
 
-    An exact list may be shorter than k (few items are left for the query); where it is empty nothing was missed.
+    An exact list may be shorter than k (few items are left for the query); an empty one counts as 1.
     """
     is_item_BK = exact_BK[:, :k] != NO_ITEM
     counts_B = is_item_BK.sum(axis=1)
     targets = Lists(offsets_of(counts_B), exact_BK[:, :k][is_item_BK].astype(np.int32))
-    hits_B = find_hits(found_BK[:, :k], targets).sum(axis=1)
+    hits_B = find_hits(ranked_BK[:, :k], targets).sum(axis=1)
     return np.where(counts_B > 0, hits_B / np.maximum(counts_B, 1), 1.0)
 
 
@@ -87,13 +87,13 @@ def gini(exposure_N: NDArray[np.int64]) -> float:
     if not shown:
         return 0.0
     ascending = np.sort(exposure_N).astype(np.float64)
-    place = np.arange(1, num_items + 1)
-    return float(((2 * place - num_items - 1) @ ascending) / (num_items * shown))
+    rank_N = np.arange(1, num_items + 1)
+    return float(((2 * rank_N - num_items - 1) @ ascending) / (num_items * shown))
 
 
 @dataclass(frozen=True)
 class MeanSum:
-    """What a mean and its interval need of values in [0, 1]; sums of disjoint groups of queries can be added."""
+    """Sums that give the mean of values in [0, 1] and its interval; sums of disjoint groups of queries can be added."""
 
     count: int = 0
     total: float = 0.0
@@ -122,8 +122,8 @@ class MeanSum:
         return max(0.0, self.mean - margin), min(1.0, self.mean + margin)
 
     def wilson_interval(self) -> tuple[float, float]:
-        """95 % Wilson score interval of a proportion (values 0 or 1): right also near 0 and 1, where the normal
-        approximation would say that nothing is ever found."""
+        """95 % Wilson score interval of a proportion (values 0 or 1): right also at 0 and 1, where the normal
+        approximation would give an interval of width 0."""
         if not self.count:
             return 0.0, 1.0
         ratio = Z95**2 / self.count

@@ -1,4 +1,4 @@
-"""What an evaluation measured: the schema of `evaluations/<id>/metrics.json`."""
+"""Results of an evaluation: the schema of `evaluations/<id>/metrics.json`."""
 
 from pipeline.config import Config
 from pipeline.settings import SearchMethod
@@ -16,7 +16,7 @@ class Overlap(Config):
     """Share of a perfect search's k items that the search returned too."""
 
     k: int
-    queries: int  # whose lists were compared
+    queries: int  # number of queries whose lists were compared
     mean: float
     low: float
     high: float
@@ -41,11 +41,11 @@ class Metrics(Config):
     protocol: str  # one sentence: who was asked, and what counts as found
     method: SearchMethod
     k: int
-    cutoffs: tuple[int, ...]  # those of `evaluate.cutoffs` that are at most k; when that leaves none, k
+    cutoffs: tuple[int, ...]  # the `evaluate.cutoffs` that are at most k; when none is, k
     model: dict[str, Estimate]
-    popularity: dict[str, Estimate]  # of the same metrics
+    popularity: dict[str, Estimate]  # the same metrics of popularity's lists
     overlap: Overlap
-    proven: float  # share of the model's lists that are certainly those of exact search
+    proven: float  # share of the model's lists that are proven to be the lists of exact search
     coverage: Comparison  # share of the catalogue that is in at least one list
     gini: Comparison  # inequality of how often each item is shown; 0 = all equally often
     seconds: float

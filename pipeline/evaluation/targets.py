@@ -1,4 +1,4 @@
-"""Whom an evaluation asks and what they should find: held-out targets and a seeded sample. U users of a bucket."""
+"""Users that an evaluation asks and items that they should find: targets and a seeded sample. U users of a bucket."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,8 @@ def evaluable_users(bucket: Bucket) -> tuple[Int64, int]:
 
 
 def sampling_keys(user_keys: Int64, seed: int) -> NDArray[np.uint64]:
-    """(U,): a pseudo-random number for each user (splitmix64). The m smallest of all users are a sample of m, whatever
-    the buckets and the order in which they are met."""
+    """(U,): a pseudo-random number for each user (splitmix64). The users with the m smallest keys are a sample of m,
+    whatever the buckets and the order of the users."""
     mixed = user_keys.astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % (1 << 64))
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)

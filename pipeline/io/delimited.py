@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
+from pipeline.data.sources import CsvFormat
 from pipeline.errors import InputError
 from pipeline.io.inputs import Log
 from pipeline.io.parquet import arrow_errors_named
@@ -50,32 +51,9 @@ class _Malformed:
 
 def text_rows(source: pa.NativeFile, log: Log, file: ObjectInfo, our_names: dict[str, str]) -> Iterator[RawRows]:
     """Yield the rows of an open text file, block by block; `our_names` maps a column of the file to our name for it."""
-    names = text_header(log, file)
-    csv_format = log.source.csv
     malformed = _Malformed()
-    needs_stand_in = len(csv_format.delimiter) > 1
-    stream: Any = _decompressed(source, file.key)
-    if needs_stand_in:
-        stream = pa.PythonFile(Replaced(stream, csv_format.delimiter.encode(), STAND_IN), mode="r")
-    with pacsv.open_csv(
-        stream,
-        read_options=pacsv.ReadOptions(
-            use_threads=False,
-            block_size=TEXT_BLOCK_BYTES,
-            column_names=names,
-            skip_rows=0 if csv_format.column_names else 1,
-        ),
-        parse_options=pacsv.ParseOptions(
-            delimiter=STAND_IN.decode() if needs_stand_in else csv_format.delimiter,
-            quote_char=csv_format.quote or False,
-            invalid_row_handler=malformed,
-        ),
-        convert_options=pacsv.ConvertOptions(
-            include_columns=list(our_names),
-            column_types=dict.fromkeys(our_names, pa.binary()),
-            strings_can_be_null=False,
-        ),
-    ) as reader:
+    header = text_header(log, file)
+    with _open_reader(_decompressed(source, file.key), log.source.csv, header, list(our_names), malformed) as reader:
         for batch in reader:
             table = pa.Table.from_batches([batch])
             lines, number = malformed.take()
@@ -84,6 +62,33 @@ def text_rows(source: pa.NativeFile, log: Log, file: ObjectInfo, our_names: dict
         if number:
             no_rows = pa.table({name: pa.array([], pa.binary()) for name in our_names.values()})
             yield RawRows(no_rows, lines, number)
+
+
+def _open_reader(
+    source: pa.NativeFile, csv_format: CsvFormat, header: list[str], columns: list[str], malformed: _Malformed
+) -> pacsv.CSVStreamingReader:
+    """Open a reader of some columns, as bytes; it hands each line with another number of columns to `malformed`."""
+    needs_stand_in = len(csv_format.delimiter) > 1
+    stream: Any = source
+    if needs_stand_in:
+        stream = pa.PythonFile(Replaced(source, csv_format.delimiter.encode(), STAND_IN), mode="r")
+    return pacsv.open_csv(
+        stream,
+        read_options=pacsv.ReadOptions(
+            use_threads=False,
+            block_size=TEXT_BLOCK_BYTES,
+            column_names=header,
+            skip_rows=0 if csv_format.column_names else 1,
+        ),
+        parse_options=pacsv.ParseOptions(
+            delimiter=STAND_IN.decode() if needs_stand_in else csv_format.delimiter,
+            quote_char=csv_format.quote or False,
+            invalid_row_handler=malformed,
+        ),
+        convert_options=pacsv.ConvertOptions(
+            include_columns=columns, column_types=dict.fromkeys(columns, pa.binary()), strings_can_be_null=False
+        ),
+    )
 
 
 def text_header(log: Log, file: ObjectInfo) -> list[str]:

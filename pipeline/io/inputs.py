@@ -134,13 +134,7 @@ def list_log(settings: Settings) -> Log:
     """
     path = source_path(settings.log.source)
     source = load_config(SourceSpec, path)
-    if settings.log.uri is None:
-        listed = _simulated(settings, "log/")
-    else:
-        listed = _listing(settings.log.uri, "log.uri")
-        if not f"/{settings.log.uri}".endswith(f"/{listed.files[0].key}"):  # a folder, not the file itself
-            matching = tuple(file for file in listed.files if fnmatch.fnmatch(Path(file.key).name, source.files))
-            listed = replace(listed, files=matching)
+    listed = _log_files(settings, source)
     if not listed.files:
         uri = settings.log.uri or listed.uri
         raise InputError(f"log.uri {uri}: the log is empty: no file there matches {source.files!r} ({path})")
@@ -152,6 +146,19 @@ def list_log(settings: Settings) -> Log:
             f"{listed.origin(stray)}: outside the ds= partitions that other files of the log are in; move it"
         )
     return Log(listed.uri, listed.files, listed.is_immutable, source, str(path), all(days))
+
+
+def _log_files(settings: Settings, source: SourceSpec) -> Files:
+    """List the simulated log, the one file at `log.uri`, or the files of its folder that match `source.files`."""
+    uri = settings.log.uri
+    if uri is None:
+        return _simulated(settings, "log/")
+    listed = _listing(uri, "log.uri")
+    if f"/{uri}".endswith(f"/{listed.files[0].key}"):  # `uri` is the file itself
+        return listed
+    return replace(
+        listed, files=tuple(file for file in listed.files if fnmatch.fnmatch(Path(file.key).name, source.files))
+    )
 
 
 def list_items(settings: Settings, ds: date) -> Files | None:

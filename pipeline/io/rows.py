@@ -42,7 +42,7 @@ class FileColumns:
 
 @dataclass(frozen=True)
 class LogColumns:
-    """The columns of a log, which are the same in all its files."""
+    """The columns of a log; a column has the same type in all files."""
 
     user_type: pa.DataType
     item_type: pa.DataType

@@ -30,7 +30,11 @@ def read_stories(night: Night) -> list[UserStory]:
     sidecars = units_of(storage, night.run).done()
     if not sidecars:
         return []
-    unit = min(sidecars, key=lambda unit: (sidecars[unit].statuses.get("ok") == sidecars[unit].users.rows, unit))
+
+    def is_all_full(unit: int) -> bool:
+        return sidecars[unit].statuses.get("ok") == sidecars[unit].users.rows
+
+    unit = min(sidecars, key=lambda unit: (is_all_full(unit), unit))  # False comes first
     candidates, users = (_read(night, file) for file in sidecars[unit].files)
     bucket = read_bucket(storage, night.histories, unit)
     items = read_items(storage, night.histories)

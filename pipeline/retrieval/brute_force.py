@@ -21,7 +21,7 @@ def brute_force(
 ) -> tuple[NDArray[np.float32], Int64]:
     """Scores and item rows (B, K) of exact search, the plain way: every pair in float64, everything sorted.
 
-    Shares nothing with the search but the model. For a handful of queries: a shard takes B × N × 12 bytes.
+    Shares nothing with the search but the model. Meant for a handful of queries: a shard takes B × N × 12 bytes.
     """
     mol64 = copy.deepcopy(mol).double()
     queries64 = queries.to(torch.float64)
@@ -33,8 +33,8 @@ def brute_force(
         if rules.eligibility is not None:
             is_eligible_BN = rules.eligibility.is_eligible_GN.numpy()[rules.eligibility.group_of_B]
             scores_BN[~is_eligible_BN[:, shard.first_row : end]] = -np.inf
-        here = rules.excluded.within(shard.first_row, end)
-        scores_BN[here.owners, here.values] = -np.inf
+        excluded = rules.excluded.within(shard.first_row, end)
+        scores_BN[excluded.owners, excluded.values] = -np.inf
         shard_rows = np.broadcast_to(shard.first_row + np.arange(len(shard)), scores_BN.shape)
         all_scores, all_rows = np.hstack([best_BK, scores_BN]), np.hstack([rows_BK, shard_rows])
         order_BK = np.lexsort((all_rows, -all_scores), axis=1)[:, :k]
@@ -45,7 +45,7 @@ def brute_force(
 
 
 def _scores(mol64: MixtureOfLogits, queries64: QuerySide, shard: Shard) -> NDArray[np.float32]:
-    """(B, N): rounded once to float32, as published scores are."""
+    """Score all pairs (B, N), rounded once to float32, as published scores are."""
     tiles = [np.empty((len(queries64.components_BQD), 0), dtype=np.float32)]
     for low in range(0, len(shard), ORACLE_TILE):
         tile = slice(low, low + ORACLE_TILE)

@@ -1,7 +1,7 @@
-"""What may not be shown: a mask over all items per group of queries, and a list of excluded items per query.
+"""Rules about what may be shown: a mask over all items per group of queries, and a list of excluded items per query.
 
-Every rule ends in one of the two. Rules are tonight's: they come with each call, and a shard knows none. Both kinds act
-before top-k, so a filtered item never takes a place.
+Every rule becomes one of these two. Rules belong to tonight: they come with each call, and a shard knows none. Both
+kinds act before top-k, so a filtered item never takes a place in a list.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ class Rules:
         return len(self.excluded)
 
     def parts(self, max_queries: int) -> Iterator[Int64]:
-        """All queries in parts of at most `max_queries`, each part of one group."""
+        """Split the query numbers into parts of at most `max_queries`, each of one group."""
         groups = [np.arange(len(self))]
         if self.eligibility is not None:
             group_of_B = self.eligibility.group_of_B
@@ -53,7 +53,7 @@ class Rules:
     def for_shard(self, first_row: int, num_items: int) -> "ShardMask":
         """The rules for the shard of items `first_row` to `first_row + num_items`; the queries are of one group.
 
-        Raises ValueError when the masks do not reach as far as the shard.
+        Raises ValueError when the eligibility masks end before the shard does.
         """
         end = first_row + num_items
         excluded = self.excluded.within(first_row, end).distinct()
@@ -62,7 +62,7 @@ class Rules:
         (group,) = np.unique(self.eligibility.group_of_B)
         is_eligible_N = self.eligibility.is_eligible_GN[group]
         if len(is_eligible_N) < end:
-            raise ValueError(f"eligibility is known of {len(is_eligible_N)} items, but the shard ends at {end}")
+            raise ValueError(f"eligibility covers {len(is_eligible_N)} items, but the shard ends at item {end}")
         return ShardMask(num_items, excluded, is_eligible_N[first_row:end])
 
 
@@ -70,12 +70,12 @@ class Rules:
 class ShardMask:
     """The rules for one shard and B queries of one group; items are numbered within the shard.
 
-    Nobody may be shown what is not eligible, and query b not its own list of `excluded`.
+    An ineligible item is hidden from all queries, an excluded item from the query whose list holds it.
     """
 
     num_items: int
     excluded: Lists  # ascending, without repeats
-    is_eligible_N: Tensor | None = None  # bool, where the shard is; None: every item is eligible
+    is_eligible_N: Tensor | None = None  # bool, on the shard's device; None: every item is eligible
 
     def __len__(self) -> int:
         return len(self.excluded)
@@ -95,7 +95,7 @@ class ShardMask:
         return ShardMask(self.num_items, self.excluded.take(queries), self.is_eligible_N)
 
     def hide(self, scores_BN: Tensor, low: int) -> Tensor:
-        """Set what may not be shown to -inf, in place; the tile's first column is the shard's item `low`."""
+        """Set the scores of hidden items to -inf, in place; the tile's first column is the shard's item `low`."""
         high = low + scores_BN.shape[1]
         if self.is_eligible_N is not None:
             scores_BN.masked_fill_(~self.is_eligible_N[low:high], -torch.inf)

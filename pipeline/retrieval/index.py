@@ -1,6 +1,7 @@
-"""What the algorithms ask of a backend: one shard laid out for it, with four operations.
+"""The interface of a backend: one shard laid out for search, with four operations.
 
-B queries, N items, M candidates, Q/X query/item components, D width, P = Q·X pairs of components.
+B queries, N items, M candidates, Q/X query/item components, D width, P = Q·X pairs of components; `at` is the number of
+an item within the shard, `row` its number in the whole index.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from pipeline.settings import TableDtype
 
 # A table with one vector per item: the mean over an item's components, the low-rank table, or item component j.
 Table = Literal["mean", "low_rank"] | int
-# Largest |float32 - float64| of a score, times the temperature τ: scores lie within ±1/τ.
+# Largest |float32 - float64| of a logit times the temperature τ. Divide by τ for the error of a score.
 FLOAT32_ERROR = 1e-5
 
 
@@ -25,11 +26,11 @@ FLOAT32_ERROR = 1e-5
 class Shortlist:
     """Candidates of B queries among the items of one shard, in any order."""
 
-    scores_BM: Tensor  # float32, -inf where there is none
-    at_BM: Tensor  # int64, numbered within the shard; NO_ITEM where there is none
+    scores_BM: Tensor  # float32, -inf where there is no candidate
+    at_BM: Tensor  # int64, numbers within the shard, NO_ITEM where there is no candidate
 
     def squeeze(self, num_kept: int) -> "Shortlist":
-        """The `num_kept` best by score, of equal scores any."""
+        """Keep the `num_kept` best by score, any of equal scores."""
         if num_kept >= self.scores_BM.shape[1]:
             return self
         scores_BM, best_BM = self.scores_BM.topk(num_kept, dim=1)
@@ -39,7 +40,7 @@ class Shortlist:
 class ShardIndex(Protocol):
     """One shard, laid out for one backend; made once, searched by many batches.
 
-    For one query the results depend neither on the other queries nor on threads or the run.
+    The results of a query depend neither on the other queries nor on the threads or the run.
     """
 
     first_row: int
@@ -53,7 +54,7 @@ class ShardIndex(Protocol):
 
     @property
     def scan_error(self) -> float:
-        """Bound on the error of the scores of `scan`."""
+        """Largest error of a score of `scan` and of a `score` that is not quick."""
 
     @property
     def scan_skips(self) -> bool:
@@ -67,31 +68,31 @@ class ShardIndex(Protocol):
         """Number of items."""
 
     def preselect(self, table: Table, queries_BD: Tensor, num_kept: int, mask: ShardMask) -> Shortlist:
-        """Stage 1: the `num_kept` allowed items with the largest inner product with their row of the table.
+        """Stage 1: the `num_kept` allowed items whose vector in the table has the largest product with the query.
 
-        Exact for the table as it is stored; of equal items the first is kept. Scores are those inner products.
+        Exact for the table as it is stored. Scores are the inner products; of equal items the first is kept.
         """
 
     def score(self, queries: QuerySide, at_BM: Tensor, is_quick: bool = False) -> Tensor:
-        """Stage 2: (B, M) MoL scores of candidates from cached tables, -inf where there is none.
+        """Stage 2: (B, M) MoL scores of candidates from cached tables, -inf where there is no candidate.
 
-        Right to `scan_error`; with `is_quick`, faster and without an error guarantee.
+        The error is at most `scan_error`; `is_quick`: faster, no error guarantee.
         """
 
     def rescore(self, queries: QuerySide, at_BM: Tensor) -> Tensor:
-        """(B, M): scores in float64 from float32 tables, rounded once to float32; -inf where there is none."""
+        """Score candidates (B, M) in float64, rounded once to float32; -inf where there is no candidate."""
 
     def scan(
         self, queries: QuerySide, num_kept: int, mask: ShardMask, floor_B: Tensor, max_scored: int
     ) -> tuple[Shortlist, Tensor]:
-        """The best of all allowed items, and (B,) a bound on the scores of the items that the budget did not reach.
+        """Scan all items: the best allowed ones, and (B,) a bound on the scores of items that the budget left unscored.
 
-        Keeps the `num_kept` best of those that reach the floor. An item may be skipped when its largest logit, which
-        its score cannot exceed, proves that it would not be kept. After `max_scored` items of a query are scored, the
-        others only raise the bound, which is -inf when there are none.
+        Keeps the `num_kept` best that reach the floor. An item may be skipped when its largest logit, which its score
+        cannot exceed, proves that it would not be kept. Once `max_scored` items of a query are scored,
+        the others only raise the bound, which is -inf when there are no others.
         """
 
 
 def hide_missing(scores_BM: Tensor, at_BM: Tensor) -> Tensor:
-    """-inf where there is no candidate."""
+    """Set the score to -inf where there is no candidate."""
     return scores_BM.masked_fill(at_BM == NO_ITEM, -torch.inf)

@@ -1,10 +1,10 @@
-"""TopKLowRank: one inner product per item that follows MoL itself, instead of its mean component.
+"""TopKLowRank: stage 1 by one inner product per item that predicts the MoL score.
 
-The score matrix of queries and items is close to low rank, though a score is no inner product. Exact scores of all
+The matrix of scores, queries × items, is close to low rank, though a score is no inner product. Exact scores of all
 items against a sample of tonight's queries give each item a short vector (ANNCUR, Yadav et al. 2022, for
-cross-encoders); a query's own vector is a linear map of its features, fitted on the same sample. The fit sees all
-queries of the sample with a share of the items. For the other items, scores against a few of the queries, the anchors,
-tell nearly as much.
+cross-encoders); a query's own vector is a linear map of its features, fitted on the same sample. The fit uses the
+scores of all sample queries for a share of the items. Every other item is scored only against some of these queries,
+the anchors, which tell nearly as much.
 
 Legend: A anchors, B queries, N items, R rank, Z features, P pairs of components, Q query components, D width.
 """
@@ -23,7 +23,7 @@ ITEMS_AT_ONCE = 2_048
 
 @dataclass(frozen=True)
 class DistilledMap:
-    """Makes a query's vector from its own components and gate, without any exact score."""
+    """The map from a query to its vector, linear in features of components and gate, without any exact score."""
 
     centre_Z: Tensor
     weights_ZR: Tensor
@@ -41,21 +41,21 @@ class DistilledMap:
 class LowRank:
     """Makes the low-rank table: an item's vector is its scores against the anchors times the basis, less a centre.
 
-    The basis is rotated at random: every direction is then spread over all columns, and one scale serves the whole
-    table in 8 bits.
+    A random rotation of the basis spreads every direction over all columns, so that one scale serves the whole table in
+    8 bits.
     """
 
     anchors: QuerySide  # (A, Q, D) and (A, P)
-    at_A: Tensor  # their numbers in the sample
+    at_A: Tensor  # numbers of the anchors in the sample
     basis_AR: Tensor
     centre_R: Tensor
 
     def to(self, device: torch.device | str) -> "LowRank":
-        """The same on a device."""
+        """The same table maker on a device."""
         tables = (table.to(device) for table in (self.at_A, self.basis_AR, self.centre_R))
         return LowRank(self.anchors.to(device), *tables)
 
-    def place(self, scores_AN: Tensor) -> Tensor:
+    def item_vectors(self, scores_AN: Tensor) -> Tensor:
         """(N, R): the vectors of items from their exact scores against the anchors."""
         vectors_NR: Tensor = scores_AN.T @ self.basis_AR - self.centre_R
         return vectors_NR
@@ -63,10 +63,10 @@ class LowRank:
 
 @dataclass(frozen=True)
 class RankTrial:
-    """How well a fit of one rank predicts the scores of the held-out queries."""
+    """The quality and cost of a fit of one rank, measured on the held-out queries."""
 
     rank: int
-    recall: float  # mean share of a query's best items that are among WITHIN times as many first by prediction
+    recall: float  # mean share of a query's n best items that are among the first WITHIN · n by prediction
     num_needed: float  # K' that gives RANK_RECALL in the whole corpus
     multiply_adds: float  # per query: stage 1 over all items, and stage 2 for `num_needed` candidates
 
@@ -102,7 +102,7 @@ def pair_multiply_adds(mol: MixtureOfLogits) -> int:
 
 def low_rank_table(index: ShardIndex, low_rank: LowRank) -> Tensor:
     """(N, R): the vectors of a shard's items, a tile of quick scores (A, N) at a time."""
-    tiles = [low_rank.place(scores_AN) for scores_AN in _score_tiles(index, low_rank.anchors)]
+    tiles = [low_rank.item_vectors(scores_AN) for scores_AN in _score_tiles(index, low_rank.anchors)]
     return torch.cat([low_rank.centre_R.new_empty(0, len(low_rank.centre_R)), *tiles])
 
 

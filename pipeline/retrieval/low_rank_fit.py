@@ -1,4 +1,4 @@
-"""Fitting the low-rank table on a sample of queries.
+"""Fit the low-rank table on a sample of queries.
 
 Legend: L sample queries, A anchors, H held-out queries, S sampled items, N items, R rank, Z features, T best items of a
 query, K wanted.
@@ -18,24 +18,24 @@ from pipeline.retrieval.low_rank import DistilledMap, Fit, LowRank, RankTrial, q
 # (low mean, high peak). Chosen on held-out queries.
 MEAN_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # Extra least-squares weight of a sample query's best items when its vector is fitted. 0 fits all items alike; 1,000
-# fits almost only the best. Real models gain by a weight, models that are far from low rank lose. Chosen likewise.
+# fits almost only the best. A weight helps real models and harms models far from low rank. Chosen alike.
 TOP_WEIGHTS = (0.0, 10.0, 1_000.0)
-RIDGES = (0.01, 0.001, 0.1, 1.0)  # as a share of the features' mean square; the first is the usual one
-HELD_OUT_SHARE = 0.125  # of the sample queries: they choose
-QUERIES_AT_ONCE = 64  # when vectors are fitted with a top weight: 16 MB of vectors of best items at rank 64
+RIDGES = (0.01, 0.001, 0.1, 1.0)  # as a share of the features' mean square; the weights are chosen with the first
+HELD_OUT_SHARE = 0.125  # of the sample queries; the held-out ones choose ridge, weights and rank
+QUERIES_AT_ONCE = 64  # fitted together: their best items' vectors take 16 MB at rank 64
 # Directions per sample query: with as many directions as queries the fit follows their noise.
 MAX_RANK_SHARE = 0.25
-# Where the squared size of a direction is a smaller share of the largest's, sums in float32 say nothing of it.
+# A direction whose squared size is a smaller share of the largest one's is lost in the rounding of float32 sums.
 NEGLIGIBLE = 1e-6
-# Anchors per direction. On real models recall@100 at K' = 200 is then within .001 of that with all queries as anchors
-# at rank 64 and 128, within .005 at rank 32; half as many cost .021 there.
+# Anchors per direction. With all queries as anchors, recall@100 of real models at K' = 200 is at most .001 higher at
+# rank 64 and 128, and .005 at rank 32; half as many anchors cost .021 at rank 32.
 ANCHORS_PER_RANK = 8
-ITEMS_PER_ANCHOR = 4  # at least, for anchors to be chosen on them
+ITEMS_PER_ANCHOR = 4  # with fewer sampled items, all queries are anchors
 ANCHOR_RIDGE = 1e-3  # as a share of an anchor's mean square
-# The fit is chosen by how many of the NUM_WANTED best items of the corpus are among the first WITHIN · NUM_WANTED.
+# A fit is judged by how many of a query's NUM_WANTED best items are among the first WITHIN · NUM_WANTED by prediction.
 NUM_WANTED = 100
 WITHIN = (2, 5, 10)
-RANK_RECALL = 0.99  # what a rank must reach, with as many candidates as that takes
+RANK_RECALL = 0.99  # the recall that each rank must reach; the candidates needed for it count as its cost
 
 
 def fit_low_rank(
@@ -46,7 +46,7 @@ def fit_low_rank(
     pair_cost: int = 20_000,
     seed: int = 0,
 ) -> Fit:
-    """Fit on exact scores (L, S) of sample queries against a share of the items, drawn uniformly.
+    """Fit table and query map on exact scores (L, S) of sample queries against a share of the items, drawn uniformly.
 
     Some of the queries are held out; at every rank, the ridge and the weights of mean and top are chosen for the recall
     on the held-out queries. The rank is the one that reaches RANK_RECALL with the fewest multiply-adds, where one exact
@@ -78,7 +78,7 @@ def fit_low_rank(
 
 @dataclass(frozen=True)
 class _Directions:
-    """R directions among the sampled items: R - 1 of the deviations from the item mean, then the mean itself."""
+    """R directions of the sampled scores: R - 1 of the deviations from the items' mean scores, then the mean itself."""
 
     basis_LR: Tensor
     centre_R: Tensor
@@ -100,21 +100,21 @@ class _Directions:
 
 @dataclass(frozen=True)
 class _HeldOut:
-    """The sample cut in two: the queries that are fitted, with their best items, and those that judge (H of them)."""
+    """The sample in two parts: L fitted queries with their best items, and H held-out queries, the judges."""
 
     fitted: QuerySide
-    top_scores_LT: Tensor  # of the best items of each fitted query
-    top_items_LT: Tensor
+    top_scores_LT: Tensor  # scores of the best items of each fitted query
+    top_items_LT: Tensor  # numbers of these items among the sampled ones
     judges: QuerySide
-    truth_HK: Tensor
+    truth_HK: Tensor  # numbers of the best items of each judge
 
     @property
     def num_wanted(self) -> int:
-        """K: of the sampled items, as many as the share of `NUM_WANTED` that was drawn."""
+        """K: `NUM_WANTED` times the share of the items that was sampled."""
         return self.truth_HK.shape[1]
 
     def recall(self, predicted_HS: Tensor) -> float:
-        """Mean share of the best items among the first by prediction, over the numbers of first items of WITHIN."""
+        """Mean share of the K best items that are among the first WITHIN · K by prediction."""
         nums_kept = [min(self.num_wanted * times, predicted_HS.shape[1]) for times in WITHIN]
         best_HM = predicted_HS.topk(max(nums_kept), dim=1).values
         thresholds_HT = best_HM[:, [num - 1 for num in nums_kept]]
@@ -122,7 +122,7 @@ class _HeldOut:
         return float(is_among_HKT.float().mean())
 
     def num_needed(self, predicted_HS: Tensor) -> int:
-        """How many of the first sampled items by prediction hold RANK_RECALL of the best ones."""
+        """Number of first items by prediction that hold the share RANK_RECALL of the best items."""
         ascending_HS = predicted_HS.sort(dim=1).values
         num_below_HK = torch.searchsorted(ascending_HS, predicted_HS.gather(1, self.truth_HK))
         ranks = (predicted_HS.shape[1] - num_below_HK).flatten().sort().values
@@ -144,7 +144,7 @@ def _held_out(sample: QuerySide, scores_LS: Tensor, num_fitted: int, item_share:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """The map with the best recall on the held-out queries, and what it predicts for them."""
+    """The map with the best recall on the held-out queries, and its predictions for them."""
 
     recall: float
     query_map: DistilledMap
@@ -155,7 +155,7 @@ class _Chosen:
 
 
 def _fit_rank(held: _HeldOut, directions: _Directions) -> _Chosen:
-    """For each weight of the top, the best weight of the mean at one ridge, then the best ridge at that weight."""
+    """Try each top weight: choose the mean weight with the first ridge, then the ridge. Return the best map of all."""
     features_LZ = query_features(held.fitted)
 
     def tried(top_weight: float, mean_weight: float, ridge: float, pair: tuple[Tensor, Tensor]) -> _Chosen:
@@ -180,7 +180,7 @@ def _directions(scores_LS: Tensor, rank: int) -> _Directions:
     deviations_LS = scores_LS - mean_S
     values_L, vectors_LL = torch.linalg.eigh((deviations_LS @ deviations_LS.T).double())
     top = values_L.argsort(descending=True)[: rank - 1]
-    # Where the scores are of a lower rank than was asked for, the directions left over are nothing but rounding.
+    # Where the scores are of a lower rank than was asked for, the remaining directions are nothing but rounding.
     is_real = values_L[top] > NEGLIGIBLE * values_L.max() + 1e-30
     inverse_scales = torch.where(is_real, values_L[top].clamp_min(1e-30).rsqrt(), 0.0)
     size = (mean_S - mean_S.mean()).norm()
@@ -214,12 +214,12 @@ def _top_coefficients(
         right_AR2[..., 0] += directions.deviations_LR[low : low + QUERIES_AT_ONCE]
         factor_ARR = torch.linalg.cholesky(unit_RR + top_weight * best_ATR.mT @ best_ATR)
         parts.append(torch.cholesky_solve(right_AR2, factor_ARR))
-    both_LR2 = torch.cat(parts)
-    return both_LR2[..., 0], both_LR2[..., 1]
+    coefficients_LR2 = torch.cat(parts)
+    return coefficients_LR2[..., 0], coefficients_LR2[..., 1]
 
 
 def _ridge_map(features_LZ: Tensor, wanted_LR: Tensor, ridge: float, bias: Tensor) -> DistilledMap:
-    """Ridge regression of the coefficients, and `bias` for the last direction.
+    """Fit the coefficients by ridge regression; the last direction gets the constant `bias`.
 
     The last feature is 1, and its row of the weights is the bias.
     """
@@ -237,10 +237,10 @@ def _ridge_map(features_LZ: Tensor, wanted_LR: Tensor, ridge: float, bias: Tenso
 
 
 def _anchors(scores_LS: Tensor, directions: _Directions) -> tuple[Tensor, Tensor, Tensor]:
-    """(A,) numbers of the queries that are anchors, with the basis (A, R) and centre (R,) that make vectors of scores.
+    """Choose anchors: (A,) their query numbers, and the basis (A, R) and centre (R,) that make item vectors.
 
-    Ridge regression of the sampled items' vectors. Where there are too few queries or items for it, all queries are
-    anchors and the basis is that of the directions.
+    A ridge regression gives the sampled items' vectors from the anchors' scores. With too few queries or items for it,
+    all queries are anchors and the basis is that of the directions.
     """
     num_queries, num_items = scores_LS.shape
     num_anchors = ANCHORS_PER_RANK * directions.basis_LR.shape[1]
@@ -257,7 +257,7 @@ def _anchors(scores_LS: Tensor, directions: _Directions) -> tuple[Tensor, Tensor
 
 
 def _pivots(gram_LL: Tensor, num_pivots: int) -> Tensor:
-    """Up to `num_pivots` rows, each the one that the rows before it explain least (pivoted Cholesky); at least one."""
+    """Choose up to `num_pivots` rows, each the one that earlier rows explain least (pivoted Cholesky); at least one."""
     left_L = gram_LL.diagonal().clone()
     enough = NEGLIGIBLE * left_L.max()
     factor_LA = gram_LL.new_zeros(len(gram_LL), num_pivots)

@@ -19,11 +19,11 @@ from pipeline.retrieval.stage1 import Candidates, QueryMap
 from pipeline.retrieval.topk import TopK, concat_queries, empty_topk, merge_topk, select_topk
 from pipeline.settings import SearchSettings
 
-# A scan keeps k + SLACK items. Where more scores lie within its error of the k-th, WIDEN times more are kept next.
+# A scan keeps k + SLACK items. If more lie within its error of the k-th, it is repeated with WIDEN times more.
 SLACK, WIDEN = 28, 4
 # With at most 1.5 k candidates, skip the float32 pass: nearly all would be scored again in float64 anyway.
 FEW = 1.5
-# Queries whose candidates are held at once: with CombTopK's thousands each, tens of megabytes.
+# Queries that are searched at once: with CombTopK's thousands of candidates for each, tens of megabytes.
 QUERIES_AT_ONCE = 1_024
 
 
@@ -39,27 +39,27 @@ def search_shard(
     """Improve each query's running top-k with the best items of one shard that the rules allow.
 
     Shapes: queries (B, Q, D) and (B, P); returns (B, k). Every score is the exact MoL score of its pair, and
-    `bounds_B` says what can have been missed. `running` must come from other shards. `query_map` belongs to the
-    low-rank table. Memory does not grow with B × N.
+    `bounds_B` limits the score of a missed item. `running` must come from other shards. `query_map` belongs to the
+    low-rank table. Memory does not grow with B × N. Raises ValueError when a query or a score is not finite.
     """
     device = queries.gate_BP.device
     if len(rules) != len(queries.gate_BP):
-        raise ValueError(f"rules for {len(rules)} queries, but {len(queries.gate_BP)} queries")
+        raise ValueError(f"there are rules for {len(rules)} queries, but {len(queries.gate_BP)} queries")
     so_far = empty_topk(len(rules), settings.k, device) if running is None else running
     if not len(rules) or not len(index):
         return so_far
     if not (queries.components_BQD.isfinite().all() and queries.gate_BP.isfinite().all()):
-        raise ValueError("a query is not a number; leave it out and say so")
+        raise ValueError("a query holds a value that is not a number; leave the query out and report it")
     search = _Search(index, settings, query_map)
     parts = list(rules.parts(QUERIES_AT_ONCE))
     improved = []
     for part in parts:
-        at = torch.from_numpy(part)
+        chosen = torch.from_numpy(part)
         mask = rules.take(part).for_shard(index.first_row, len(index)).to(device)
-        before = so_far.take(at)
-        improved.append(merge_topk(before, search(queries.take(at), mask, before.scores_BK[:, -1]), settings.k))
-    back = torch.from_numpy(np.argsort(np.concatenate(parts)))
-    return concat_queries(improved).take(back)
+        before = so_far.take(chosen)
+        improved.append(merge_topk(before, search(queries.take(chosen), mask, before.scores_BK[:, -1]), settings.k))
+    order = torch.from_numpy(np.argsort(np.concatenate(parts)))
+    return concat_queries(improved).take(order)
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ class _Search:
             seeds_BM = self._seeds(queries, mask) if self.index.scan_skips else None
             return self._exact(queries, mask, reached_B, seeds_BM)
         at_BM, bound_B = self._candidates(queries, mask)
-        found = self._best_of(queries, at_BM, reached_B, bound_B)
-        return self._escalate(queries, mask, reached_B, found) if self.settings.max_escalated else found
+        best = self._best_of(queries, at_BM, reached_B, bound_B)
+        return self._escalate(queries, mask, reached_B, best) if self.settings.max_escalated else best
 
     def _candidates(self, queries: QuerySide, mask: ShardMask) -> Candidates:
         settings, index = self.settings, self.index
@@ -117,18 +117,18 @@ class _Search:
         return self._scan(queries, mask, torch.maximum(reached_B, seeds.scores_BK[:, -1]), num_kept)
 
     def _scan(self, queries: QuerySide, mask: ShardMask, reached_B: Tensor, num_kept: int) -> TopK:
-        """Exact search: repeated for the queries whose kept items cannot be shown to hold the true top-k."""
-        found = self._scanned(queries, mask, reached_B, num_kept, max_scored=len(self.index))
-        needed_B = torch.maximum(found.scores_BK[:, -1], reached_B)
-        is_open_B = (found.bounds_B >= needed_B) & (found.bounds_B > -torch.inf)
-        bounds_B = torch.full_like(found.bounds_B, -torch.inf)
+        """Search exactly: scan, and scan again for the queries whose kept items may lack one of the true top-k."""
+        best = self._scanned(queries, mask, reached_B, num_kept, max_scored=len(self.index))
+        needed_B = torch.maximum(best.scores_BK[:, -1], reached_B)
+        is_open_B = (best.bounds_B >= needed_B) & (best.bounds_B > -torch.inf)
+        bounds_B = torch.full_like(best.bounds_B, -torch.inf)
         if not is_open_B.any() or num_kept >= len(self.index):
-            return TopK(found.scores_BK, found.rows_BK, bounds_B)
+            return TopK(best.scores_BK, best.rows_BK, bounds_B)
         open_B = is_open_B.nonzero()[:, 0]
         part = mask.take(open_B.cpu().numpy().astype(np.int64))
         again = self._scan(queries.take(open_B), part, reached_B[open_B], num_kept * WIDEN)
-        scores_BK = found.scores_BK.index_copy(0, open_B, again.scores_BK)
-        return TopK(scores_BK, found.rows_BK.index_copy(0, open_B, again.rows_BK), bounds_B)
+        scores_BK = best.scores_BK.index_copy(0, open_B, again.scores_BK)
+        return TopK(scores_BK, best.rows_BK.index_copy(0, open_B, again.rows_BK), bounds_B)
 
     def _scanned(self, queries: QuerySide, mask: ShardMask, reached_B: Tensor, num_kept: int, max_scored: int) -> TopK:
         """The best of one scan, and a bound on the scores of all items that it did not keep."""
@@ -139,16 +139,16 @@ class _Search:
         bounds_B = torch.maximum(dropped_B, unscored_B)
         return self._rescored(queries, kept, reached_B, bounds_B)
 
-    def _escalate(self, queries: QuerySide, mask: ShardMask, reached_B: Tensor, found: TopK) -> TopK:
-        """Prove or improve an approximate result: scan what can still reach its k-th score, within the budget."""
+    def _escalate(self, queries: QuerySide, mask: ShardMask, reached_B: Tensor, best: TopK) -> TopK:
+        """Prove or improve an approximate result: scan items that can still reach its k-th score, up to a budget."""
         k = self.settings.k
-        floor_B = torch.maximum(found.scores_BK[:, -1], reached_B)
+        floor_B = torch.maximum(best.scores_BK[:, -1], reached_B)
         more = self._scanned(queries, mask, floor_B, k + SLACK, self.settings.max_escalated)
-        scores_BM = torch.cat([found.scores_BK, more.scores_BK], dim=1)
-        rows_BM, by_row_BM = torch.cat([found.rows_BK, more.rows_BK], dim=1).sort(dim=1)
+        scores_BM = torch.cat([best.scores_BK, more.scores_BK], dim=1)
+        rows_BM, by_row_BM = torch.cat([best.rows_BK, more.rows_BK], dim=1).sort(dim=1)
         is_repeated_BM = (rows_BM == rows_BM.roll(1, dims=1)).index_fill(1, rows_BM.new_zeros(1), False)
         scores_BM = scores_BM.gather(1, by_row_BM).masked_fill(is_repeated_BM, -torch.inf)
-        return select_topk(scores_BM, rows_BM, k, torch.minimum(more.bounds_B, found.bounds_B))
+        return select_topk(scores_BM, rows_BM, k, torch.minimum(more.bounds_B, best.bounds_B))
 
     def _best_of(self, queries: QuerySide, at_BM: Tensor, reached_B: Tensor, bound_B: Tensor) -> TopK:
         """Stage 2: the best of the candidates by exact score."""
@@ -159,10 +159,10 @@ class _Search:
     def _rescored(self, queries: QuerySide, scored: Shortlist, reached_B: Tensor, bounds_B: Tensor) -> TopK:
         """The k best by float64 score of candidates whose scores are right to within `scan_error`.
 
-        Only those are scored again that can be among the k best and beat what the query has reached.
+        Only candidates that can be among the k best and beat `reached_B` are scored again.
         """
         k, error = self.settings.k, self.index.scan_error
-        scores_BM, needed_B = _numbers(scored.scores_BM), reached_B - error
+        scores_BM, needed_B = _checked(scored.scores_BM), reached_B - error
         if scores_BM.shape[1] > k:
             needed_B = torch.maximum(needed_B, scores_BM.topk(k, dim=1).values[:, -1] - 2 * error)
         hopeful = _above(scored, needed_B)
@@ -171,17 +171,18 @@ class _Search:
     def _select(self, queries: QuerySide, at_BM: Tensor, bounds_B: Tensor) -> TopK:
         """The k best of the candidates by float64 score."""
         rows_BM = torch.where(at_BM == NO_ITEM, NO_ITEM, at_BM + self.index.first_row)
-        return select_topk(_numbers(self.index.rescore(queries, at_BM)), rows_BM, self.settings.k, bounds_B)
+        return select_topk(_checked(self.index.rescore(queries, at_BM)), rows_BM, self.settings.k, bounds_B)
 
 
-def _numbers(scores_BM: Tensor) -> Tensor:
+def _checked(scores_BM: Tensor) -> Tensor:
+    """Return the scores, or raise ValueError when one is NaN."""
     if scores_BM.isnan().any():
         raise ValueError("a score is not a number: the queries or the item shard hold non-finite values")
     return scores_BM
 
 
 def _above(scored: Shortlist, needed_B: Tensor) -> Shortlist:
-    """The candidates that reach what is needed, in as few columns as hold them."""
+    """Keep the candidates that score at least `needed_B`, in as few columns as hold them."""
     is_hopeful_BM = (scored.scores_BM >= needed_B[:, None]) & (scored.scores_BM > -torch.inf)
     return Shortlist(
         scored.scores_BM.masked_fill(~is_hopeful_BM, -torch.inf), scored.at_BM.masked_fill(~is_hopeful_BM, NO_ITEM)

@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import ItemSide
 
-# Items that are projected at once. Always exactly so many (the last tile is padded): a matrix product of another
+# Items that are projected at once. Every tile has this size (the last one is padded): a matrix product of another
 # shape may differ in its last bits, and an item's vectors must not depend on how the corpus is cut.
 ITEM_TILE = 1_024
 
@@ -36,7 +36,7 @@ class Shard:
 
 
 def make_shard(first_row: int, items: ItemSide, low_rank_NR: Tensor | None = None) -> Shard:
-    """A shard of these items, without a low-rank table when none is given."""
+    """Make a shard of these items; its low-rank table has rank 0 when none is given."""
     mean_ND = items.components_NXD.mean(dim=-2)
     if low_rank_NR is None:
         low_rank_NR = mean_ND[:, :0]
@@ -52,7 +52,7 @@ def shard_bounds(num_items: int, num_shards: int) -> list[tuple[int, int]]:
 def embed_rows(model: RetrievalModel, rows_N: Tensor) -> ItemSide:
     """The item side of the given item rows, computed in tiles of one shape."""
     tiles = []
-    for low in range(0, max(1, len(rows_N)), ITEM_TILE):  # without items (more shards than items) for the shapes
+    for low in range(0, max(1, len(rows_N)), ITEM_TILE):  # an empty shard too needs its shapes
         part = rows_N[low : low + ITEM_TILE]
         tiles.append(model.item_side(pad(part, (0, ITEM_TILE - len(part)))).take(slice(0, len(part))))
     return ItemSide.cat(tiles)

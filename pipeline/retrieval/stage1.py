@@ -1,4 +1,4 @@
-"""Stage 1 of the algorithms of Ding & Zhai (2025), section 4, and of TopKLowRank: which items are worth an exact score.
+"""Stage 1 of the algorithms of Ding & Zhai (2025), section 4, and of TopKLowRank: items worth an exact score.
 
 B queries, M candidates, Q/X query/item components, D width, P = Q·X pairs of components, R rank.
 """
@@ -14,13 +14,13 @@ from pipeline.model.mol import QuerySide
 from pipeline.retrieval.filters import ShardMask
 from pipeline.retrieval.index import ShardIndex, Shortlist
 
-# (B, Q, D) and (B, P) -> (B, R): where a query lies among the vectors of the low-rank table.
+# (B, Q, D) and (B, P) -> (B, R): query vectors, whose products with the low-rank table predict scores.
 QueryMap = Callable[[QuerySide], Tensor]
 Candidates = tuple[Tensor, Tensor]  # (B, M) items, each once, NO_ITEM pads; (B,) bound on the scores of all others
 
 
 def topk_avg(index: ShardIndex, queries: QuerySide, num_kept: int, mask: ShardMask) -> Candidates:
-    """TopKAvg(K'): the items with the largest mean logit, one inner product of mean components."""
+    """TopKAvg(K'): the items with the largest mean logit, from one inner product of mean components."""
     return _no_bound(index.preselect("mean", queries.mean_BD, num_kept, mask), len(index))
 
 
@@ -41,10 +41,10 @@ def topk_per_embd(index: ShardIndex, queries: QuerySide, num_kept: int, mask: Sh
     of_component = mask.take(np.repeat(np.arange(len(mask)), num_components))
     items, worst = [], []
     for component in range(index.num_item_components):
-        found = index.preselect(component, queries.components_BQD.flatten(0, 1), num_kept, of_component)
-        items.append(found.at_BM.view(len(mask), -1))
-        is_full = (found.at_BM != NO_ITEM).all(dim=1) & (found.at_BM.shape[1] < len(index))
-        worst.append(found.scores_BM.amin(dim=1).where(is_full, -torch.inf).view(len(mask), -1))
+        shortlist = index.preselect(component, queries.components_BQD.flatten(0, 1), num_kept, of_component)
+        items.append(shortlist.at_BM.view(len(mask), -1))
+        is_full = (shortlist.at_BM != NO_ITEM).all(dim=1) & (shortlist.at_BM.shape[1] < len(index))
+        worst.append(shortlist.scores_BM.amin(dim=1).where(is_full, -torch.inf).view(len(mask), -1))
     bound_B = (torch.cat(worst, dim=1).amax(dim=1) + index.product_error) / index.temperature
     return distinct(torch.cat(items, dim=1)), bound_B
 
@@ -57,7 +57,7 @@ def comb_topk(index: ShardIndex, queries: QuerySide, num_per_embd: int, num_kept
 
 
 def distinct(at_BM: Tensor) -> Tensor:
-    """Each item of a query once, then padding."""
+    """Keep each item of a query once, and pad with NO_ITEM."""
     at_BM = at_BM.sort(dim=1).values
     is_repeated_BM = at_BM == at_BM.roll(1, dims=1)
     is_repeated_BM[:, :1] = False
@@ -65,8 +65,8 @@ def distinct(at_BM: Tensor) -> Tensor:
     return at_BM[:, : int((at_BM != NO_ITEM).sum(dim=1).max())]
 
 
-def _no_bound(found: Shortlist, num_items: int) -> Candidates:
-    """Nothing is known of what was left out, unless nothing was."""
-    has_all_B = (found.at_BM == NO_ITEM).any(dim=1) | (found.at_BM.shape[1] >= num_items)
-    bound_B = torch.full((len(found.at_BM),), torch.inf, device=found.at_BM.device)
-    return found.at_BM, bound_B.masked_fill(has_all_B, -torch.inf)
+def _no_bound(shortlist: Shortlist, num_items: int) -> Candidates:
+    """Candidates with no bound (+inf) on the scores of the other items, or -inf where there are no others."""
+    has_all_B = (shortlist.at_BM == NO_ITEM).any(dim=1) | (shortlist.at_BM.shape[1] >= num_items)
+    bound_B = torch.full((len(shortlist.at_BM),), torch.inf, device=shortlist.at_BM.device)
+    return shortlist.at_BM, bound_B.masked_fill(has_all_B, -torch.inf)

@@ -1,4 +1,4 @@
-"""Choosing how to search tonight's model: the cheapest way that reaches a recall, measured on one shard.
+"""Choose how to search tonight's model: the cheapest search that reaches a recall, measured on one shard.
 
 How well each algorithm does depends on the model, so nothing is assumed: exact search is the judge, on a seeded sample
 of queries with their own exclusions. B queries, K wanted, M candidates.
@@ -21,19 +21,19 @@ from pipeline.retrieval.stage1 import QueryMap
 from pipeline.settings import SearchMethod, SearchSettings, TableDtype
 
 METHODS: tuple[SearchMethod, ...] = ("topk_low_rank", "topk_avg", "comb_topk", "topk_per_embd")
-# K' begins at START times k and grows by STEP until the recall is reached or a cheaper search is known.
+# K' begins at START times k and grows by the factor STEP until the recall is reached or a cheaper search is known.
 START, STEP = 1.25, math.sqrt(2)
 # A method whose candidates exceed this share of the shard is no shortcut.
 MAX_SHARE = 0.25
 # A search is timed until this many seconds or runs have passed.
 TIMING_SECONDS, TIMING_RUNS = 0.5, 5
-JUDGE_SHARE = 0.5  # of the time may be spent on exact search
+JUDGE_SHARE = 0.5  # share of the time that exact search may take
 MIN_JUDGES = 8  # queries that judge, however little time there is
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One way to search and what it did. Recall is the mean over the queries, `recall_low` its 95 % lower bound."""
+    """One search that was tried. Recall is the mean over the queries, `recall_low` its 95 % lower bound."""
 
     method: SearchMethod
     num_preselected: int
@@ -56,7 +56,7 @@ class Tuning:
 
     chosen: Trial
     target_recall: float
-    k: int  # of a list: all of its items may be in this shard
+    k: int  # length of a list; all of its items may be in this one shard
     num_queries: int
     num_items: int
     exact_milliseconds_per_query: float
@@ -74,7 +74,7 @@ class Tuning:
 
 @dataclass(frozen=True)
 class SampleQueries:
-    """Queries to try searches with, and all that searching for them needs."""
+    """Queries to try searches with, their rules and their query map."""
 
     queries: QuerySide
     rules: Rules
@@ -84,18 +84,18 @@ class SampleQueries:
         return len(self.rules)
 
     def first(self, num_queries: int) -> "SampleQueries":
-        """The first queries alone."""
+        """Keep the first queries only."""
         queries = self.queries.take(slice(0, num_queries))
         return SampleQueries(queries, self.rules.take(np.arange(num_queries)), self.query_map)
 
     def search(self, index: ShardIndex, settings: SearchSettings) -> Int64:
-        """(B, K) item rows."""
-        found = search_shard(index, self.queries, self.rules, settings, query_map=self.query_map)
-        rows_BK: Int64 = found.rows_BK.cpu().numpy()
+        """Search for all queries; returns (B, K) item rows."""
+        result = search_shard(index, self.queries, self.rules, settings, query_map=self.query_map)
+        rows_BK: Int64 = result.rows_BK.cpu().numpy()
         return rows_BK
 
     def seconds(self, index: ShardIndex, settings: SearchSettings) -> float:
-        """Median time of a search for all queries."""
+        """Median seconds of a search for all queries."""
         times: list[float] = []
         while len(times) < TIMING_RUNS and sum(times) < TIMING_SECONDS:
             begun = time.monotonic()
@@ -106,7 +106,7 @@ class SampleQueries:
 
 @dataclass(frozen=True)
 class Judge:
-    """Sample queries with their exact lists, which every trial is held against."""
+    """Sample queries with their exact lists, which every trial is compared with."""
 
     sample: SampleQueries
     truth_BK: Int64
@@ -115,7 +115,7 @@ class Judge:
     def trial(self, index: ShardIndex, settings: SearchSettings) -> Trial:
         """Search with these settings; note recall and time."""
         recall = MeanSum.of(overlap_at_k(self.sample.search(index, settings), self.truth_BK, settings.k))
-        # A perfect score on a few queries is no proof: then the rule of three bounds what can have been missed.
+        # Recall 1 on a few queries is no proof: the rule of three then gives the lower bound.
         num_true = max(1, int((self.truth_BK != NO_ITEM).sum()))
         low = 1 - 3 / num_true if recall.mean == 1 else recall.normal_interval()[0]
         return make_trial(settings, recall.mean, low, self.sample.seconds(index, settings) / recall.count)
@@ -129,9 +129,9 @@ def tune(
 ) -> Tuning:
     """Try every algorithm on one shard and choose the fastest whose recall@k is at least `settings.target_recall`.
 
-    The recall's lower bound must reach the target. Ends soon after `max_seconds`; then what was tried decides. When
-    exact search is too slow for the time, fewer queries judge. The choice is tried again with narrower tables, in an
-    index that `open_with` makes; there is never more than one index.
+    The recall's lower bound must reach the target. Ends soon after `max_seconds` and chooses among the trials so far.
+    When exact search is too slow for the time, fewer queries judge. The choice is tried again with narrower tables, in
+    an index that `open_with` makes; there is never more than one index in memory.
     """
     deadline = time.monotonic() + max_seconds
     index = open_with(settings.table_dtype)
@@ -178,7 +178,7 @@ def appoint_judge(index: ShardIndex, sample: SampleQueries, settings: SearchSett
 def try_in_turn(
     index: ShardIndex, configs: Iterable[SearchSettings], judge: Judge, earlier: Sequence[Trial], deadline: float
 ) -> list[Trial]:
-    """Try ever dearer settings until one reaches the target, or costs more than a trial that does, or time is up."""
+    """Try ever costlier settings until one reaches the target, or costs more than a trial that does, or time is up."""
     trials: list[Trial] = []
     for config in configs:
         if time.monotonic() > deadline:
@@ -200,7 +200,7 @@ def cheapest(trials: Iterable[Trial], target_recall: float) -> Trial:
 def grid(
     method: SearchMethod, settings: SearchSettings, sample: SampleQueries, num_items: int
 ) -> Iterator[SearchSettings]:
-    """The settings of a method with ever more candidates, up to a share of the shard."""
+    """Yield settings of a method with ever more candidates, up to a share of the shard."""
     most = max(settings.k, int(MAX_SHARE * num_items))
     fixed = {"method": method, "max_escalated": 0}
     if method in ("topk_avg", "topk_low_rank"):
@@ -219,7 +219,7 @@ def grid(
 
 
 def make_trial(settings: SearchSettings, recall: float, recall_low: float, seconds_per_query: float) -> Trial:
-    """The outcome of a search with these settings."""
+    """Make the trial of a search with these settings."""
     return Trial(
         settings.method,
         settings.num_preselected,

@@ -30,12 +30,12 @@ def evaluate(runner: Runner, night: Night, settings: Settings) -> Metrics:
     num_items = open_corpus(night.storage, night.corpus).counts["num_items"]
     sample = draw_sample(runner, night, settings)
     missing = score_claims(night).missing(sample.units)
-    if settings.search.is_exact:  # verified as its lists are made
+    if settings.search.is_exact:  # EvaluationSink also checks the lists of an exact search
         missing = sorted({*missing, *overlap_claims(night).missing(sample.checked_units)})
     users = HeldOutUsers(sample, settings.evaluate.seed)
     search = Search(night, settings, users, night.evaluation.key("_wave"))
     search_units(runner, search, missing, EvaluationSink)
-    if not settings.search.is_exact:  # EvaluationSink has checked the lists of an exact search
+    if not settings.search.is_exact:
         _check_recall(runner, night, settings, sample)
     seconds = round(time.monotonic() - started, 1)
     return write_metrics(night, settings, collect(night, settings, sample, num_items, seconds))

@@ -206,7 +206,7 @@ def read_running(claims: Claims[FileEntry], unit: int, num_queries: int) -> tupl
 
 
 def remove_running(storage: Storage, scratch: str) -> None:
-    """Remove all that was set aside between waves."""
+    """Delete the temporary files of a search."""
     for info in storage.list(f"{scratch}/"):
         storage.delete(info.key)
 

@@ -1,13 +1,13 @@
 from collections.abc import Iterator
 
 import pytest
-import ray
 
 from pipeline.distributed import backends
 from pipeline.distributed.backends import SearchNode, check_backends, probe_backends, search_nodes
 from pipeline.distributed.cluster import Cluster, Node
 from pipeline.errors import InputError
-from pipeline.retrieval.backends import Backend
+from pipeline.retrieval.backends import Backend, describe_backend
+from pipeline.retrieval.backends.native.library import Kernels
 from pipeline.settings import ClusterSettings, SearchSettings, Settings
 
 TWO = (SearchNode("a", "1"), SearchNode("b", "2"))
@@ -65,12 +65,10 @@ def test_a_local_cluster_is_asked_without_ray(monkeypatch, caplog):
 
 
 @pytest.mark.ray
-def test_every_node_that_can_hold_a_shard_is_asked_where_it_is(monkeypatch):
-    monkeypatch.setenv("NIGHTRAILS_NATIVE", "off")
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-    try:
-        (node,) = search_nodes(ClusterSettings())
-        assert search_nodes(ClusterSettings(cpus_per_actor=2.0)) == ()
-        assert probe_backends([node], SearchSettings(), "cpu") == {node: Backend("torch", "NIGHTRAILS_NATIVE=off")}
-    finally:
-        ray.shutdown()
+def test_a_node_that_can_hold_a_shard_answers_for_itself(local_ray, monkeypatch):
+    expected = describe_backend(SearchSettings(), "cpu")
+    here = Kernels(None, reason="not in this process")
+    monkeypatch.setattr("pipeline.retrieval.backends.native_kernels", lambda: here)
+    (node,) = search_nodes(ClusterSettings())
+    assert search_nodes(ClusterSettings(cpus_per_actor=5.0)) == ()
+    assert probe_backends([node], SearchSettings(), "cpu") == {node: expected}

@@ -43,7 +43,7 @@ def search(world: World, config: SearchSettings, num_shards: int = 1) -> TopK:
     fit = fit_low_rank(sample, scores, [rank])
     scores = scores[fit.low_rank.at_A]
     for shard in world.shards(num_shards):
-        table = fit.low_rank.place(scores[:, shard.first_row : shard.first_row + len(shard)])
+        table = fit.low_rank.item_vectors(scores[:, shard.first_row : shard.first_row + len(shard)])
         index = open_index(world.mol, replace(shard, low_rank_NR=table), config)
         found = search_shard(index, world.queries, world.rules, config, found, fit.query_map)
     assert found is not None

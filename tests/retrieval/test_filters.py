@@ -31,7 +31,7 @@ def test_an_ineligible_item_is_hidden_from_its_group():
 
 def test_masks_that_end_before_the_shard_are_refused():
     markets = Eligibility(torch.ones(1, 5, dtype=torch.bool), np.array([0]))
-    with pytest.raises(ValueError, match="known of 5 items, but the shard ends at 6"):
+    with pytest.raises(ValueError, match="covers 5 items, but the shard ends at item 6"):
         Rules(Lists.empty(1), markets).for_shard(first_row=4, num_items=2)
 
 

@@ -29,7 +29,7 @@ def test_the_low_rank_table_of_a_shard_comes_from_its_exact_scores():
     scores = world.mol(sample, world.items).detach()
     found = fit_low_rank(sample, scores, [6]).low_rank
     parts = [low_rank_table(open_index(world.mol, shard, SearchSettings()), found) for shard in world.shards(3)]
-    expected = found.place(scores[found.at_A])
+    expected = found.item_vectors(scores[found.at_A])
     assert (torch.cat(parts) - expected).norm() < 0.01 * expected.norm()  # stage 2 may score in bfloat16
 
 
@@ -39,7 +39,7 @@ def test_scores_of_low_rank_are_recovered_up_to_what_the_sample_spans():
     scores = world.mol(sample, world.items).detach()
     fit = fit_low_rank(sample, scores, [20])
     assert len(fit.low_rank.at_A) == 21  # the other three chose between the fits
-    vectors = fit.low_rank.place(scores[:21])
+    vectors = fit.low_rank.item_vectors(scores[:21])
     wanted = scores[:21] - scores[:21].mean(dim=1, keepdim=True)
     solved = torch.linalg.lstsq(vectors.double(), wanted.T.double())
     error = (vectors.double() @ solved.solution - wanted.T).norm() / wanted.norm()
@@ -61,7 +61,7 @@ def test_scores_against_the_anchors_give_the_vectors_that_those_against_all_quer
             fit = fit_low_rank(world.queries, scores[:, :600], [12])
             assert fit.low_rank.at_A.unique().numel() == len(fit.low_rank.at_A)
             assert torch.equal(fit.low_rank.anchors.gate_BP, world.queries.gate_BP[fit.low_rank.at_A])
-            tables[len(fit.low_rank.at_A)] = fit.low_rank.place(scores[fit.low_rank.at_A])[600:]
+            tables[len(fit.low_rank.at_A)] = fit.low_rank.item_vectors(scores[fit.low_rank.at_A])[600:]
         few, many = sorted(tables)
         assert few <= 12 * 8 < many == 350
         assert (tables[few] - tables[many]).norm() < most * tables[many].norm()
@@ -105,7 +105,7 @@ def test_scores_of_a_lower_rank_than_asked_for_are_found_again(is_same_for_all):
     products = products_of(world)
     scores = products[:1].expand(400, -1) if is_same_for_all else products
     fit = fit_low_rank(world.queries, scores, [64])
-    table = fit.low_rank.place(scores[fit.low_rank.at_A])
+    table = fit.low_rank.item_vectors(scores[fit.low_rank.at_A])
     predicted = fit.query_map(world.queries) @ table.T
     best, found = scores.topk(10, dim=1).indices, predicted.topk(20, dim=1).indices
     assert (best[:, :, None] == found[:, None, :]).any(dim=2).float().mean() > 0.98
@@ -119,7 +119,7 @@ def test_the_fitted_map_finds_far_more_than_the_mean_component():
     world = replace(everybody, queries=everybody.queries.take(slice(0, 30)), excluded=few)
     scores = world.mol(sample, world.items).detach()
     fit = fit_low_rank(sample, scores, [12])
-    table = fit.low_rank.place(scores[fit.low_rank.at_A])
+    table = fit.low_rank.item_vectors(scores[fit.low_rank.at_A])
     index = open_index(world.mol, make_shard(0, world.items, table), ask("topk_low_rank", 40))
     exact = [{row for _, row in entries} for entries in as_lists(search(world, ask("exact")))]
 
@@ -138,7 +138,7 @@ def test_the_recall_of_a_fit_is_that_on_the_queries_that_were_held_out_of_it():
     fit = fit_low_rank(world.queries, scores_LS, [rank])
     num_fitted = 96 - round(96 * HELD_OUT_SHARE)
     assert fit.low_rank.at_A.tolist() == list(range(num_fitted))
-    table_SR = fit.low_rank.place(scores_LS[fit.low_rank.at_A])
+    table_SR = fit.low_rank.item_vectors(scores_LS[fit.low_rank.at_A])
 
     def recall(part: slice) -> float:
         predicted = fit.query_map(world.queries.take(part)) @ table_SR.T

@@ -31,7 +31,7 @@ def low_rank_world() -> tuple[World, World, torch.Tensor, tuning.QueryMap]:
     sample = world.queries.take(slice(200, None))
     scores = world.mol(sample, world.items).detach()
     fit = fit_low_rank(sample, scores, [32])
-    table = fit.low_rank.place(scores[fit.low_rank.at_A])
+    table = fit.low_rank.item_vectors(scores[fit.low_rank.at_A])
 
     def part(low: int, high: int) -> World:
         return replace(world, queries=world.queries.take(slice(low, high)), excluded=world.excluded.narrow(low, high))

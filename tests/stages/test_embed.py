@@ -101,7 +101,7 @@ def test_the_low_rank_table_is_fitted_once_and_holds_every_item(tmp_path):
     model = model_of(world)
     scores = model.mol(fit.low_rank.anchors, model.item_side(torch.arange(120))).detach()
     tables = [read_shard(world.storage, world.night.corpus, e).low_rank_NR for e in shard_entries(manifest)]
-    expected = fit.low_rank.place(scores)
+    expected = fit.low_rank.item_vectors(scores)
     assert (torch.cat(tables) - expected).norm() < 0.01 * expected.norm()  # scored in bfloat16
     runner.ran.clear()
     world.storage.delete(f"{world.night.corpus.prefix}/manifest.json")

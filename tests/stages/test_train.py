@@ -23,6 +23,7 @@ from pipeline.schema import items as items_schema
 from pipeline.settings import Settings
 from pipeline.stages import local_training, train, training_data
 from pipeline.stages.local import LocalRunner
+from pipeline.stages.local_training import saved_states
 from tests.model.planted import NUM_ITEMS, SMALL_MODEL, histories
 from tests.stages.worlds import night_of, write_histories
 
@@ -122,11 +123,11 @@ def test_a_local_training_that_was_killed_goes_on_to_the_same_weights(tmp_path, 
     monkeypatch.setattr(local_training, "progress_line", line)
     with pytest.raises(KeyboardInterrupt):
         train.train_checkpoint(LocalRunner(settings), night, settings)
-    assert list(local_training.saved_states(night).done()) == [1, 2]
+    assert list(saved_states(night).done()) == [1, 2]
     monkeypatch.setattr(local_training, "keep_best", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train.train_checkpoint(LocalRunner(settings), night, settings)
-    assert list(local_training.saved_states(night).done()) == [2, 3], "the newest, and one in case that is damaged"
+    assert list(saved_states(night).done()) == [2, 3], "the newest, and one in case that is damaged"
     assert len(night.storage.list("training/")) == 2 * 3, "and nothing of the first"
     monkeypatch.setattr(local_training, "keep_best", real_keep)
     train.train_checkpoint(LocalRunner(settings), night, settings)
@@ -186,7 +187,7 @@ def test_a_state_whose_file_is_lost_is_passed_over_for_the_one_before(tmp_path, 
     monkeypatch.setattr(local_training, "keep_best", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train.train_checkpoint(LocalRunner(settings), night, settings)
-    states = local_training.saved_states(night)
+    states = saved_states(night)
     night.storage.delete(f"{states.prefix}/{states.read(3).files[0].key}")
     lines: list[str] = []
     with pytest.raises(KeyboardInterrupt):

@@ -21,7 +21,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Usage:
-    """Bytes of a family of processes at one moment, or the largest of each over time."""
+    """Bytes of a family of processes at one moment, or the largest value of each over time."""
 
     rss: int = 0
     own_and_shared: int = 0

@@ -16,7 +16,7 @@ SHORT_TRAINING = ("train.max_epochs=1", "train.num_negatives=16", "train.batch_s
 
 @contextmanager
 def night_before(job: str, overrides: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Run all jobs that come before `job` below a temporary root; give the overrides under which `job` can follow."""
+    """Run the jobs before `job` below a temporary root; yield the overrides for `job`. RuntimeError: one has failed."""
     with TemporaryDirectory() as root:
         settings = (f"root={root}", *SHORT_TRAINING, *overrides)
         for earlier in JOBS[: JOBS.index(job)]:

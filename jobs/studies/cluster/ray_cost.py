@@ -1,4 +1,4 @@
-"""What Ray costs a search.
+"""The cost of Ray for a search.
 
 The same users are searched twice against the same corpus, by the same stages with as many threads in all: on Ray with
 one replica per thread, and unit by unit in this process. Both times include loading the model and the items, but not

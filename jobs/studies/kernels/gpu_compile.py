@@ -1,7 +1,7 @@
-"""What the GPU kernels compile to for Hopper, without a GPU.
+"""The machine code of the GPU kernels for Hopper, compiled without a GPU.
 
 Launches are recorded instead of run, and each kernel is compiled for sm_90 by the assembler that Triton brings along.
-A line gives registers of a thread, shared memory, and how many instructions of some kinds stand in the machine code:
+A line gives registers of a thread, shared memory, and the number of instructions of some kinds in the machine code:
 HGMMA/IGMMA are Hopper's matrix products, HMMA/IMMA the older ones, FFMA plain arithmetic, STL/LDL spills.
 """
 
@@ -69,7 +69,7 @@ class Recorder:
 
 
 def compile_launch(kernel: JITFunction, args: tuple[Value, ...], constants: Mapping[str, Value]) -> CompiledKernel:
-    """Compile for sm_90 with what the launch would find out about its arguments: types, multiples of 16, ones."""
+    """Compile for sm_90, specialised as the launch would be to its arguments: types, multiples of 16, ones."""
     signature: dict[str, str] = dict.fromkeys(kernel.arg_names, "constexpr")
     constexprs = {name: value for name, value in constants.items() if name not in OPTIONS}
     attributes: dict[tuple[int], list[list[object]]] = {}
@@ -90,7 +90,7 @@ def compile_launch(kernel: JITFunction, args: tuple[Value, ...], constants: Mapp
 
 
 def describe(compiled: CompiledKernel) -> str:
-    """Count what stands in the machine code."""
+    """Count the registers, memory and instructions of the machine code."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(compiled.asm["cubin"])
@@ -109,7 +109,7 @@ def _dump(path: Path, option: str) -> str:
 
 
 def record_products(dtype: torch.dtype, dim: int, num_components: int = 1, num_item_components: int = 1) -> None:
-    """Launch the kernels of stage 1, or with several components those of the bounds."""
+    """Launch the kernels of stage 1, or with several components the kernels of the bounds."""
     items = torch.zeros(NUM_ITEMS, num_item_components, dim, dtype=dtype)
     least = 32 if dtype == torch.int8 else 16
     queries = pad_columns(torch.zeros(NUM_QUERIES, num_components, dim, dtype=dtype), least)
@@ -125,7 +125,7 @@ def record_products(dtype: torch.dtype, dim: int, num_components: int = 1, num_i
 
 
 def record_mol(shape: MolShape, dtype: torch.dtype) -> None:
-    """Launch the kernel of stage 2; in float32 that of the scan, which has a floor."""
+    """Launch the kernel of stage 2; in float32 as the scan does, with a floor."""
     num_pairs = shape.num_query_components * shape.num_item_components
     sides = torch.zeros(64, shape.num_item_components, shape.dim), torch.zeros(64, num_pairs)
     items = lay_out_items(shape, ItemSide(*sides))
@@ -136,7 +136,7 @@ def record_mol(shape: MolShape, dtype: torch.dtype) -> None:
     weights = MolWeights(shape, first, torch.zeros(hidden), second, torch.zeros(pairs))
     rows_BM = torch.zeros(NUM_QUERIES, NUM_CANDIDATES, dtype=torch.int32)
     if dtype == torch.float32:
-        candidates = launch.Found(rows_BM, rows_BM[:, 0].contiguous())
+        candidates = launch.ItemLists(rows_BM, rows_BM[:, 0].contiguous())
         launch.score_above(items, weights, queries, candidates, torch.zeros(NUM_QUERIES))
     else:
         launch.score_pairs(items, weights, queries, rows_BM)

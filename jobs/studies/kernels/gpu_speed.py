@@ -26,7 +26,7 @@ from pipeline.data.lists import NO_ITEM, Lists
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
 from pipeline.retrieval.backends.triton import index as triton_index
 from pipeline.retrieval.backends.triton.index import TritonIndex
-from pipeline.retrieval.backends.triton.launch import Found, score_above
+from pipeline.retrieval.backends.triton.launch import ItemLists, score_above
 from pipeline.retrieval.backends.triton.layout import ItemRows, MolQueries, MolWeights
 from pipeline.retrieval.backends.triton.tables import quantised_table
 from pipeline.retrieval.filters import ShardMask
@@ -41,7 +41,7 @@ NUM_KEPT, NUM_CANDIDATES, NUM_RESCORED = (1_000, 2_000, 100) if IS_GPU else (16,
 NUM_CHECKED, NUM_EXCLUDED = 16, 100
 NUM_ROUNDS = 5 if IS_GPU else 1
 EAGER_PAIRS = 1 << 18  # pairs that the plain MoL scores at once
-EAGER_BYTES = 1 << 32  # of a bfloat16 score matrix in plain torch
+EAGER_BYTES = 1 << 32  # size of the largest bfloat16 score matrix in plain torch
 NUM_CLUSTERS = 2_000
 TF32_SLOWDOWN = 6  # a float32 product is three tf32 products at half the rate of bfloat16
 
@@ -127,7 +127,7 @@ def study_tables(world: World) -> None:
 def _study_table(
     world: World, index: TritonIndex, name: str, table: Table, queries_BD: Tensor, vectors_ND: Tensor
 ) -> None:
-    """`queries_BD` and `vectors_ND` are the vectors as the table holds them, for the float64 check."""
+    """Time one table; `queries_BD` and `vectors_ND` are the vectors as it holds them, for the float64 check."""
     k = min(NUM_KEPT, len(index))
     given_BD = world.low_rank_BR if table == "low_rank" else world.queries.mean_BD
     took = seconds(lambda: index.preselect(table, given_BD, k, world.mask))
@@ -192,8 +192,8 @@ def study_scan(world: World) -> None:
     num_scored: list[int] = []
 
     def counted(
-        rows: ItemRows, weights: MolWeights, queries: MolQueries, lists: Found, floor_B: Tensor
-    ) -> tuple[Tensor, Found]:
+        rows: ItemRows, weights: MolWeights, queries: MolQueries, lists: ItemLists, floor_B: Tensor
+    ) -> tuple[Tensor, ItemLists]:
         num_scored.append(int(lists.counts_B.sum()))
         return score_above(rows, weights, queries, lists, floor_B)
 

@@ -1,4 +1,4 @@
-"""Where TopKLowRank breaks: recall as the sample, the items or the model become less kind.
+"""The limits of TopKLowRank: recall as the sample, the items or the model become less kind.
 
 MODEL is SET/WAY/SEED, as in the study `train`. Recall of the true best 10 and 100 in the first K' of stage 1, at rank
 64 unless a row says otherwise. In four parts: fewer anchors; items that training has hardly seen; other samples (few
@@ -29,8 +29,8 @@ from pipeline.retrieval.low_rank import Fit
 
 RANK, NUM_SAMPLE, NUM_CHANGED = 64, 2_048, 1_024
 FEW = ((128, 32), (256, 64), (512, 64), (1_024, 64))  # users, rank
-SHORT, LONG = 3, 8  # at most, at least this number of events
-COLD = 5  # fewer training events than this
+SHORT, LONG = 3, 8  # a short query has at most this number of events, a long one at least
+COLD = 5  # a cold item has fewer training events than this
 ANCHOR_RANKS, ANCHORS_PER_RANK = (32, 64, 128), (16, 8, 4, 2)
 GATE_SCALES = (0.0, 0.5, 2.0, 4.0)
 NUM_COMPONENTS = (1, 2, 4)
@@ -46,7 +46,7 @@ class Sample:
 
 
 def report_anchors(world: World) -> None:
-    """Print the recall with ever fewer queries against which all items are scored; first with the whole sample."""
+    """Print the recall with ever fewer anchors; first with the whole sample as anchors."""
     default = low_rank_fit.ANCHORS_PER_RANK
     for rank in ANCHOR_RANKS:
         for per_rank in (NUM_SAMPLE, *ANCHORS_PER_RANK):

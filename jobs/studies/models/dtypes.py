@@ -1,4 +1,4 @@
-"""What fewer bits cost: recall of stage 1 and errors of stage 2, by the type of the numbers.
+"""The cost of fewer bits: recall of stage 1 and errors of stage 2, by the type of the numbers.
 
 MODEL as in the study `recall`; the backend is this machine's. Part one: the tables of stage 1 in each type that the
 backend has, and the share of the true best 100 among the first K'. Part two: scores of stage 2 in each type against the
@@ -44,7 +44,7 @@ def _share_kept(index: ShardIndex, queries_BR: Tensor, world: World, num_kept: i
 
 
 def report_scores(world: World) -> None:
-    """Print the gaps between scores, and what each type does to lists, ranks and scores."""
+    """Print the gaps between scores, and the errors of each type in lists, ranks and scores."""
     index = lay_out(world.mol, world.items)
     rows_BM = world.truth_BN.topk(min(NUM_SCORED, len(index)), dim=1).indices
     exact_BM = _in_double(world, rows_BM)

@@ -37,8 +37,8 @@ def fit_landmarks(
     ridge: float = 0.01,
 ) -> LandmarkMap:
     """Fit by least squares on the landmarks, for the table of `low_rank`, which was fitted on `sample`."""
-    vectors_SR = low_rank.place(mol(low_rank.anchors, landmarks))
-    # The direction of the mean in the rotated table: what all queries of the sample add up to.
+    vectors_SR = low_rank.item_vectors(mol(low_rank.anchors, landmarks))
+    # The sample queries' mean score: it gives the direction of the mean in the rotated table.
     mean_S = mol(sample, landmarks).mean(dim=0)
     gram_RR = vectors_SR.T @ vectors_SR
     ridge_RR = ridge * gram_RR.diagonal().mean() * torch.eye(len(gram_RR))

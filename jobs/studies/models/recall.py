@@ -27,11 +27,11 @@ FIT_ITEMS = 32_768
 
 
 @dataclass(frozen=True)
-class Lists:
+class PairLists:
     """TopKPerEmbd's lists, one per pair of components, of the longest length.
 
     `rank_BN` is the best rank (from 0) of an item in any list, and the longest length where the item is in none.
-    `worst` has, for each length, the largest over the lists of the last logit (B,).
+    `worst` maps each length to (B,) the last logit of a query's lists, the largest over the lists.
     """
 
     rank_BN: Tensor
@@ -39,7 +39,7 @@ class Lists:
     largest_BN: Tensor  # largest logit of any pair
 
 
-def make_lists(world: World) -> Lists:
+def make_lists(world: World) -> PairLists:
     """List the best items of each pair of components."""
     num_queries, longest = len(world.truth_BN), min(LIST_LENGTHS[-1], len(world.counts_N))
     rank_BN = torch.full(world.truth_BN.shape, longest, dtype=torch.int32)
@@ -54,7 +54,7 @@ def make_lists(world: World) -> Lists:
             rank_BN.scatter_reduce_(1, best.indices, ranks_BM, "amin")
             for length, values_B in worst.items():
                 torch.maximum(values_B, best.values[:, length - 1], out=values_B)
-    return Lists(rank_BN, worst, largest_BN)
+    return PairLists(rank_BN, worst, largest_BN)
 
 
 def union_sizes(rank_BN: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def lengths_for_budgets(rank_BN: Tensor) -> list[int]:
     return [1 + int((sizes - budget).abs().argmin()) for budget in BUDGETS]
 
 
-def report_heuristics(world: World, lists: Lists) -> None:
+def report_heuristics(world: World, lists: PairLists) -> None:
     """Print the recall of the paper's methods: each at about as many candidates as the budgets, CombTopK at its own."""
     mean_BN = world.queries.mean_BD @ world.items.mean_ND.T
     report("TopKAvg", mean_BN, world)
@@ -90,7 +90,7 @@ def report_heuristics(world: World, lists: Lists) -> None:
         report_union(f"CombTopK, K_avg = {AVERAGES_PER_LIST} K'", combined_BN, world, lengths)
 
 
-def report_certificates(world: World, lists: Lists) -> None:
+def report_certificates(world: World, lists: PairLists) -> None:
     """Print the share of queries whose list is proven: by a scan of the items whose largest logit reaches the k-th
     score, and by TopKPerEmbd's own bound."""
     for k in (SMALL_K, K):
@@ -127,7 +127,7 @@ def report_gates(world: World) -> None:
 
 
 def report_low_rank(world: World, num_sample: int, rank: int) -> None:
-    """Fit as the nightly job does, on a share of the items, and print the recall; for some fits that by landmarks."""
+    """Fit as the nightly job does, on a share of the items, and print the recall; for some also by landmarks."""
     num_items = len(world.counts_N)
     rows_S = torch.randperm(num_items, generator=torch.Generator().manual_seed(0))[:FIT_ITEMS]
     sample, scores_LN = world.sample.take(slice(0, num_sample)), world.sample_LN[:num_sample]
@@ -144,7 +144,7 @@ def report_low_rank(world: World, num_sample: int, rank: int) -> None:
 
 @torch.inference_mode()
 def measure(model: str, data: Path, out: Path) -> None:
-    """Print everything about one model."""
+    """Print all figures of one model."""
     world = open_world(model, data, out, max(FITS))
     shares = [f"{(world.part_BK == part).float().mean():.2f}" for part in range(3)]
     print(f"\n{model}: {len(world.counts_N)} items, true best {K}: head/middle/tail {' '.join(shares)}")

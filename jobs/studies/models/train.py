@@ -32,7 +32,7 @@ from pipeline.settings import ModelSettings, MolSettings, TrainSettings
 
 Way = Literal["scratch", "warm", "dot"]
 SEEDS = (0, 1, 2)
-NUM_VALIDATION = 500  # of tonight's users; the others ask queries
+NUM_VALIDATION = 500  # tonight's users who validate training; the others ask queries
 MODELS = {
     "diginetica": ModelSettings(
         dim=64,
@@ -60,7 +60,7 @@ BATCH_SIZES: dict[str, dict[Way, int]] = {
 
 @dataclass(frozen=True)
 class ModelName:
-    """Which model: the log, the way it was trained and the seed."""
+    """The name of a model: the log, the way it was trained and the seed."""
 
     log: str
     way: Way
@@ -70,12 +70,12 @@ class ModelName:
         return f"{self.log}/{self.way}/{self.seed}"
 
     def file(self, out: Path) -> Path:
-        """The model's weights."""
+        """The file of the model's weights."""
         return out / f"{self.log}-{self.way}-{self.seed}.safetensors"
 
 
 def parse_name(text: str) -> ModelName:
-    """Read SET/WAY/SEED. InputError: there is no such model."""
+    """Read SET/WAY/SEED. Raises InputError when there is no such model."""
     log, _, rest = text.partition("/")
     ways = {f"{way}/{seed}": ModelName(log, way, seed) for way in get_args(Way) for seed in SEEDS}
     if log not in MODELS or rest not in ways:
@@ -128,7 +128,7 @@ def read_histories(data: Path, log: str) -> Histories:
     users, starts, lengths = np.unique(table["user_id"].to_numpy(), return_index=True, return_counts=True)
 
     def part(chosen: NDArray[np.bool_], num_last: int, num_dropped: int) -> Lists:
-        """Events of the chosen users without the last `num_dropped`: the `num_last` before those, or with 0 all."""
+        """Events of the chosen users without the last `num_dropped`: the last `num_last` of these, or with 0 all."""
         stops = (starts + lengths)[chosen] - num_dropped
         firsts = stops - num_last if num_last else starts[chosen]
         return Lists(offsets_of(stops - firsts), item_rows[ranges(firsts, stops - firsts)])
@@ -188,7 +188,7 @@ def new_model(name: ModelName, num_items: int, out: Path) -> RetrievalModel:
 
 
 def load_model(out: Path, name: ModelName, num_items: int) -> RetrievalModel:
-    """Read a trained model, in evaluation mode. InputError: it has not been trained."""
+    """Read a trained model, in evaluation mode. Raises InputError when it has not been trained."""
     if not name.file(out).exists():
         raise InputError(f"{name.file(out)} is not there: run python jobs/study.py train {name}")
     model = RetrievalModel(MODELS[name.log], num_items)

@@ -1,4 +1,4 @@
-"""A trained model with tonight's queries and the truth, and how a stage 1 is judged.
+"""A trained model with tonight's queries and the truth, by which a stage 1 is judged.
 
 For 300 of tonight's users all items are scored exactly in float32; a stage 1 is judged by the ranks that it gives the
 true best items, so that every number of candidates is measured at once. Nothing is filtered. Head, middle and tail are
@@ -47,7 +47,7 @@ class World:
 
     @cached_property
     def part_BK(self) -> Tensor:
-        """0, 1, 2: the true best item is a head, middle, tail item."""
+        """The part of each true best item: 0 head, 1 middle, 2 tail."""
         order_N = self.counts_N.argsort(descending=True, stable=True)
         part_N = torch.empty_like(order_N)
         before_N = self.counts_N[order_N].cumsum(0) - self.counts_N[order_N]

@@ -32,10 +32,10 @@ log = logging.getLogger("nightrails")
 TUNING_QUERIES = 256
 # Queries of one call: many for a fast search, few for a slow one, as each is used.
 BULK, PORTABLE, EXACT, REFERENCE, BRUTE = 1_024, 128, 32, 16, 1
-NUM_JUDGED = 512  # of the bulk: their recall is measured against exact search
-COMB = "reference CombTopK"  # of the paper's public code, with K' = 100 and K_avg = 1,000
+NUM_JUDGED = 512  # queries of the bulk whose recall is measured against exact search
+COMB = "reference CombTopK"  # as in the paper's public code, with K' = 100 and K_avg = 1,000
 BRUTE_FORCE = "reference brute force"
-# Figure, slow and fast contender, the least ratio that must hold and one to be proud of, with AMX.
+# Figure, slow and fast contender, the least ratio that must hold and a ratio to be proud of, with AMX.
 RATIOS = (
     (f"best against {COMB} 100/1000", COMB, "best", 200, 800),
     (f"best against {BRUTE_FORCE}", BRUTE_FORCE, "best", 4_000, 12_000),
@@ -52,7 +52,7 @@ class Contender:
     num_queries: int
 
     def per_query(self, timing: Timing) -> Timing:
-        """Seconds of one query, from those of a call."""
+        """Seconds of one query, from the seconds of a call."""
         wall, cpu = ([seconds / self.num_queries for seconds in each] for each in (timing.wall, timing.cpu))
         return Timing(tuple(wall), tuple(cpu))
 
@@ -91,7 +91,7 @@ def main(
 
 
 def log_fit(prepared: Prepared) -> None:
-    """Say what the low-rank fit chose, and among which ranks."""
+    """Log the choice of the low-rank fit, and the ranks that it tried."""
     fit = prepared.fit
     log.info("%d items, %s", len(prepared.native), prepared.world.mol.settings)
     for trial in fit.trials:

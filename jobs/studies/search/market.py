@@ -24,8 +24,8 @@ Float64 = npt.NDArray[np.float64]
 Generator = np.random.Generator
 
 VALUES_PER_FAMILY = 20
-ROW_SCALE = 0.25  # of an item row's entries
-ELSEWHERE_SHARE = 0.08  # of events: any popular item, whatever the tastes
+ROW_SCALE = 0.25  # standard deviation of an item row's entries
+ELSEWHERE_SHARE = 0.08  # share of events that take any popular item, whatever the tastes
 LENGTH_SHAPE = (1.2, 6.0)  # gamma: shape and scale of a history's length beyond the first event
 
 
@@ -34,12 +34,12 @@ class MarketRecipe:
     """The numbers that make a market; the same recipe gives the same market."""
 
     num_items: int
-    num_values: tuple[int, ...]  # of each aspect
+    num_values: tuple[int, ...]  # number of values of each aspect
     aspect_shares: tuple[float, ...]  # the share of the tastes that are about each aspect
     max_tastes: int
     zipf_exponent: float = 0.9
-    family_share: float = 0.4  # of the variance of a value's vector, common to its family
-    own_share: float = 0.2  # of the variance of an item's vector, its own in every aspect
+    family_share: float = 0.4  # share of the variance of a value's vector that its family has in common
+    own_share: float = 0.2  # share of the variance of an item's vector, in every aspect, that is its own
     dim: int = 64
     max_length: int = 16
     seed: int = 0
@@ -51,7 +51,7 @@ class Aspect:
 
     value_of_item_N: Int64
     items_N: Int64
-    first_item: Int64  # of each value, within `items_N`
+    first_item: Int64  # position of each value's first item in `items_N`
     cumulated: Float64  # (N + 1,)
 
     def draw(self, values: Int64, draws: Float64) -> Int64:
@@ -72,7 +72,7 @@ class Market:
 
 
 def make_market(recipe: MarketRecipe) -> Market:
-    """Draw popularity, aspects and item rows. InputError: there are fewer items than an aspect has values."""
+    """Draw popularity, aspects and item rows. Raises InputError for fewer items than an aspect has values."""
     if recipe.num_items < max(recipe.num_values):
         raise InputError(
             f"{recipe.num_items} items are too few for this market: give at least {max(recipe.num_values)}"

@@ -72,7 +72,7 @@ def main(
 
 
 def compare_methods(prepared: Prepared, num_threads: int) -> Iterator[Measured]:
-    """Measure all of them, each also a line in the log."""
+    """Measure each algorithm on each backend; each is also a line in the log."""
     queries = prepared.world.queries.take(slice(0, NATIVE_QUERIES))
     truth_BK = prepared.search(prepared.native, queries, EXACT).rows_BK
     backends = (("native", prepared.native, NATIVE_QUERIES), ("torch", prepared.portable, PORTABLE_QUERIES))
@@ -87,7 +87,7 @@ def compare_methods(prepared: Prepared, num_threads: int) -> Iterator[Measured]:
 
 
 def _methods(num_items: int, is_slow: bool) -> Iterator[tuple[str, SearchSettings]]:
-    """Name and settings of each search that is tried; of the slow backend fewer."""
+    """Name and settings of each search that is tried, fewer for the slow backend."""
     yield "exact", EXACT
     yield "exact two-stage", SearchSettings(k=K, method="exact_two_stage")
     for number in LOW_RANKS:
@@ -103,7 +103,7 @@ def _methods(num_items: int, is_slow: bool) -> Iterator[tuple[str, SearchSetting
 
 
 def _dot_products(prepared: Prepared, queries: QuerySide, truth_BK: Tensor, num_threads: int) -> Iterator[Measured]:
-    """The share of MoL's lists that a plain dot product finds: the mean component, by faiss."""
+    """Measure a plain dot product of mean components, by faiss."""
     mean_ND, mean_BD = prepared.shard.mean_ND, queries.mean_BD
     for index in chain([flat_index(mean_ND, num_threads)], hnsw_indices(mean_ND, num_threads, EFS_SEARCH)):
         rows_BK = torch.from_numpy(index.search(mean_BD, K))

@@ -1,18 +1,18 @@
-// The most that a core can do: multiply-adds on registers alone, for shares of peak in the benchmark.
+// The peak of one core: multiply-adds on registers alone, for shares of peak in the benchmark.
 #include <time.h>
 
 #include "product.h"
 
 namespace nr {
 
-// The time that this thread has really run, whoever else uses the machine.
+// CPU seconds of this thread, whoever else uses the machine.
 static double thread_seconds() {
   timespec now;
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
   return now.tv_sec + 1e-9 * now.tv_nsec;
 }
 
-// Multiply-adds of numbers per second of one thread, by K's own instruction.
+// Multiply-adds per second of one thread, by K's own instruction.
 template <class K>
 static double peak(double seconds) {
   typedef typename K::Sum Sum;

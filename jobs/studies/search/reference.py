@@ -1,10 +1,10 @@
 """The yardstick: top-k under MoL the way the paper's public code does it, written anew.
 
-Kept on purpose: raw item rows are projected again for every candidate of every query, brute force projects the whole
-corpus in every call and holds all pairs at once, query components are computed in each stage, one matrix product and
-one top-k per query component, duplicates are scored and then masked, CombTopK and TopKPerEmbd sort all their slots
-whatever k is. Kept from the index are the item components and their mean, in bfloat16, for the first stage only.
-Not kept: duplicates are never returned, and short lists are padded. There are no filters, and one eager float32 model.
+As in that code, on purpose: raw item rows are projected again for every candidate of every query; brute force projects
+the whole corpus in every call and holds all pairs at once; query components are computed in each stage; each query
+component has a matrix product and a top-k of its own; duplicates are scored and then masked; CombTopK and TopKPerEmbd
+sort all their slots whatever k is. Only the first stage has tables: item components and their mean, in bfloat16.
+Unlike that code: duplicates are never returned, short lists are padded, no filters, one eager float32 model.
 
 Legend: B queries, N items, M candidates, K kept, E embedding, Q/X query/item components, D width, P = Q·X, H hidden.
 """
@@ -21,7 +21,7 @@ from pipeline.model.mol import MIN_NORM, MixtureOfLogits
 from pipeline.retrieval.topk import TopK
 
 REPEATED = -32_767.0  # the score of a candidate that the query has twice
-ITEMS_AT_ONCE = 8_192  # when the first stage's tables are made
+ITEMS_AT_ONCE = 8_192  # items that are projected at once for the first stage's tables
 
 
 @dataclass(frozen=True)

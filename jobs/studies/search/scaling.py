@@ -1,4 +1,4 @@
-"""How the time of a search grows.
+"""The growth of a search's time with its sizes.
 
 One number is changed at a time: items N, queries of one call, k, candidates K', pairs of components P. Models are
 untrained and low-rank tables random, so that only times mean anything; the ratio to the row above says how they grow.
@@ -65,7 +65,7 @@ def make_subject(num_items: int, num_query_components: int = 8, num_item_compone
 
 
 def measure(nums_items: Sequence[int]) -> Iterator[Growth]:
-    """Change one number after the other; all but N with the middle one of the given numbers of items."""
+    """Change one number after the other; N is the middle one of `nums_items` unless it is the one that changes."""
     torch.manual_seed(0)
     middle = sorted(nums_items)[len(nums_items) // 2]
     base = make_subject(middle)

@@ -27,7 +27,7 @@ log = logging.getLogger("nightrails")
 
 NUM_QUERIES = 512
 YARDSTICK_WIDTH, YARDSTICK_KEPT = 64, 1_000
-# Scores that the PyTorch yardstick holds at once; the fastest of these sizes is used.
+# Bytes of scores that the PyTorch yardstick holds at once; the fastest of these sizes is used.
 TILE_BYTES = (1 << 24, 1 << 26, 1 << 28)
 PEAK_ITEMS, PEAK_WIDTH, PEAK_KEPT = 100_000, 256, 200
 
@@ -57,7 +57,7 @@ def fastest_product_search(items_ND: Tensor, queries_BD: Tensor, k: int) -> Prod
 
 
 def better_yardstick(yardsticks: Mapping[str, Timing]) -> str:
-    """Name the yardstick with the smaller median time: the one that we are compared with."""
+    """Name the yardstick with the smaller median time: we are compared with this one."""
     return min(yardsticks, key=lambda name: yardsticks[name].median_wall)
 
 

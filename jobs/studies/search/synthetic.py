@@ -1,9 +1,9 @@
 """A MoL whose weights are set by hand and by chance: the start of a bench model's training, and a model for studies of
 scale, which need no training.
 
-Item component j is a random projection of the item's row, and query component i is nearly the same projection, i mod X,
-of the query. So about Q of the P logits of a pair tell how near query and item are, and the rest are noise. The gate
-prefers large logits (the sharper, the more), beside random gates of query, item and logits.
+Item component j is random projection j of the item's row; query component i is nearly projection i mod X of the query.
+So about Q of the P logits of a pair tell how near query and item are, and the rest are noise. The gate prefers large
+logits, the more so the larger `sharpness` is; random gates of query, item and logits are added to this preference.
 
 N items, B queries, E width of rows, Q/X query/item components, D component width, P = Q·X.
 """
@@ -16,7 +16,7 @@ from pipeline.data.lists import Lists
 from pipeline.model.mol import MixtureOfLogits
 from pipeline.settings import MolSettings
 
-PASS = 4.0  # gelu(PASS) is PASS: a gated unit with this on the left passes what is on its right
+PASS = 4.0  # gelu(PASS) is PASS: a gated unit with PASS on its left side passes its right side
 CHANCE = 0.1  # share of the usual random weights that is left in the gate of the logits
 MEMORY = 3  # the number of last events in a user's encoding
 UNEVEN = 0.5  # standard deviation of the logarithm of an event's weight

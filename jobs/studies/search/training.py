@@ -23,9 +23,9 @@ from pipeline.settings import ModelSettings, MolSettings, TrainSettings
 
 log = logging.getLogger(__name__)
 
-WARM_UP_SHARE = 0.1  # of the steps
+WARM_UP_SHARE = 0.1  # share of the steps
 LOG_EVERY = 100
-TRAINING_STREAM = 0  # of `draw_histories`; other streams are other users
+TRAINING_STREAM = 0  # for `draw_histories`; other streams are other users
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ModelRecipe:
     component_dim: int
     num_steps: int
     start: Literal["random", "aligned"]
-    gate_preference: float = 0.0  # for large logits, where the start is aligned
+    gate_preference: float = 0.0  # how much an aligned start prefers large logits
     users_per_step: int = 256
     num_negatives: int = 256
     learning_rate: float = 0.003

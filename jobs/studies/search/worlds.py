@@ -42,7 +42,7 @@ class BenchWorld:
     mol: MixtureOfLogits
     item_rows_NE: Tensor  # raw rows, for searches that cache nothing
     items: ItemSide
-    encodings_BE: Tensor  # of the evaluation users: `queries` before the MoL, for searches that project them anew
+    encodings_BE: Tensor  # the evaluation users: `queries` before the MoL, for searches that project them anew
     queries: QuerySide
     sample: QuerySide
     exclusions: Lists  # the histories of the evaluation users

@@ -35,9 +35,7 @@ GENRES = (
     ("Backyard Stars", "Science"),
 )
 
-
 BRANDS = ("Aurora", "Bluebird", "Cedar", "Delta", "Ember", "Fjord", "Granite", "Harbour", "Iris", "Juniper")
-
 
 MARKETS = ("DK", "FI", "NO", "SE", "DE", "US")
 
@@ -45,7 +43,7 @@ MARKETS = ("DK", "FI", "NO", "SE", "DE", "US")
 def simulated_items(
     item_ids: pa.Array, taste_of_item: Int64, first_item: Int64, births: Int64, first_day: date, seed: int
 ) -> pa.Table:
-    """One row per item in ascending order of id; the title tells the taste, and the place in its series."""
+    """One row per item in ascending order of id; the title tells the taste and the episode."""
     rng = np.random.default_rng([seed, 2])
     number = len(item_ids)
     start = datetime.combine(first_day, time(), UTC)
@@ -60,13 +58,13 @@ def simulated_items(
     in_market[:, 0] |= ~in_market.any(axis=1)
     named = [GENRES[taste % len(GENRES)] for taste in taste_of_item.tolist()]
     series = [taste // len(GENRES) + 1 for taste in taste_of_item.tolist()]  # more tastes than genres: seasons
-    places = (np.arange(number) - first_item[taste_of_item] + 1).tolist()
+    episodes = (np.arange(number) - first_item[taste_of_item] + 1).tolist()
     return pa.table(
         {
             "item_id": item_ids,
             "title": [
-                f"{genre} {place}" if season == 1 else f"{genre} {season}.{place}"
-                for (genre, _), season, place in zip(named, series, places, strict=True)
+                f"{genre} {episode}" if season == 1 else f"{genre} {season}.{episode}"
+                for (genre, _), season, episode in zip(named, series, episodes, strict=True)
             ],
             "category": [category for _, category in named],
             "brand": pa.array(BRANDS).take(pa.array(rng.integers(0, len(BRANDS), number))),
@@ -75,7 +73,7 @@ def simulated_items(
             "available_from": pa.array(created, schema.TIMESTAMP),
             "available_until": pa.array(until, schema.TIMESTAMP),
             "markets": pa.array(
-                [[m for m, here in zip(MARKETS, row, strict=True) if here] for row in in_market.tolist()]
+                [[m for m, is_sold in zip(MARKETS, row, strict=True) if is_sold] for row in in_market.tolist()]
             ),
             "price": pa.array(np.round(rng.lognormal(2.3, 0.5, number), 2).astype(np.float32)),
         }

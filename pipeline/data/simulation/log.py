@@ -1,5 +1,5 @@
-"""A simulated log: what people take, day by day, with all that a real log brings: repeated deliveries, late and
-unknown events, bots, cold users and items."""
+"""A simulated log: the items that people take, day by day, with the troubles of a real log: repeated deliveries, late
+and unknown events, bots, cold users and items."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -116,7 +116,7 @@ def _as_table(events: Events, world: World, day: int, settings: SimulateSettings
 
 
 def _deliveries(table: pa.Table, settings: SimulateSettings, rng: Generator) -> Iterator[tuple[int, pa.Table]]:
-    """The day's events by the number of partitions by which they come late, and again those delivered twice."""
+    """Split the day's events by how many partitions late they come; some events are delivered twice."""
     number = table.num_rows
     delay = np.where(rng.random(number) < settings.late_share, rng.integers(1, 4, number), 0)
     repeated = np.flatnonzero(rng.random(number) < settings.repeated_share)

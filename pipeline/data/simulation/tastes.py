@@ -1,8 +1,8 @@
-"""The hidden tastes behind a simulated log, and what people take on one day.
+"""The hidden tastes behind a simulated log, and the items that people take on one day.
 
 Every item belongs to one of `num_tastes` tastes and has a successor within it: a series that is watched in order. A
-user is in one taste at a time and mostly takes the successor of what came before, or something popular of the
-taste, or (seldom) something popular anywhere. So what comes next depends on the user's present taste and on the last
+user is in one taste at a time and mostly takes the successor of the last item, or a popular item of the taste, or
+(seldom) a popular item of any taste. So the next item depends on the user's present taste and on the last
 item: a model of sequences can learn it, popularity cannot.
 """
 
@@ -18,12 +18,12 @@ from pipeline.data.lists import Int64, offsets_of
 from pipeline.settings import SimulateSettings
 
 DAY_US = 86_400_000_000
-SUCCESSOR_SHARE = 0.45  # of events: the next item of the series
-ELSEWHERE_SHARE = 0.08  # of events: something popular of any taste
-DRIFT_SHARE = 0.12  # of active days: the user has moved to another taste
+SUCCESSOR_SHARE = 0.45  # share of events that take the next item of the series
+ELSEWHERE_SHARE = 0.08  # share of events that take a popular item of any taste
+DRIFT_SHARE = 0.12  # share of active days on which the user has moved to another taste
 ZIPF_EXPONENT = 1.1
 RECENT = 24  # items that a user does not take again soon
-COLD_DAYS_SHARE = 0.1  # of the log's days, at its end: cold users and items appear in them
+COLD_DAYS_SHARE = 0.1  # share of the log's days, at its end, in which cold users and items appear
 
 Float64 = npt.NDArray[np.float64]
 Generator = np.random.Generator
@@ -31,16 +31,16 @@ Generator = np.random.Generator
 
 @dataclass(frozen=True)
 class World:
-    """What does not change: items in order of taste, their popularity, and how active each user is."""
+    """The part that no day changes: items in order of taste, their popularity, and how active each user is."""
 
     num_tastes: int
     taste_of_item: Int64
-    first_item: Int64  # of each taste, and the end
+    first_item: Int64  # the first item of each taste, and the end
     popularity: Float64
-    taste_share: Float64  # of users who move into a taste
+    taste_share: Float64  # share of moving users who choose each taste
     item_birth: Int64  # day on which the item appears
     activity: Float64
-    active_share: Float64  # of days on which the user comes at all
+    active_share: Float64  # share of days on which the user comes at all
     user_birth: Int64
     user_ids: pa.Array
     item_ids: pa.Array
@@ -48,7 +48,7 @@ class World:
 
 @dataclass
 class People:
-    """What a day leaves for the next."""
+    """The state that a day leaves for the next."""
 
     taste: Int64
     recent: npt.NDArray[np.int32]  # (users, RECENT) ring of the last items
@@ -70,7 +70,7 @@ def first_day(settings: SimulateSettings) -> date:
 
 
 def make_world(settings: SimulateSettings) -> World:
-    """Draw what does not change from day to day."""
+    """Draw the part that no day changes."""
     rng = np.random.default_rng([settings.seed, 0])
     num_tastes = min(settings.num_tastes, settings.num_items)
     taste_of_item = np.sort(
@@ -79,8 +79,8 @@ def make_world(settings: SimulateSettings) -> World:
     first_item = np.searchsorted(taste_of_item, np.arange(num_tastes + 1))
     rank = np.arange(settings.num_items) - first_item[taste_of_item]
     taste_popularity = rng.lognormal(0.0, 0.5, num_tastes)
-    # A series runs through the ids in order; popularity is shuffled within a taste, so that they tell nothing of
-    # each other.
+    # A series runs through the ids in order; popularity is shuffled within a taste, so that neither tells
+    # anything about the other.
     shuffled = np.lexsort((rng.random(settings.num_items), taste_of_item))
     popularity = np.empty(settings.num_items)
     popularity[shuffled] = taste_popularity[taste_of_item] / (rank + 1.0) ** ZIPF_EXPONENT
@@ -100,7 +100,7 @@ def make_world(settings: SimulateSettings) -> World:
 
 
 def _births(number: int, settings: SimulateSettings, rng: Generator) -> Int64:
-    """Day 0, but for the cold ones, which appear in the last days."""
+    """The day on which each appears: day 0, or for the cold ones one of the last days."""
     cold_days = min(max(2, round(settings.num_days * COLD_DAYS_SHARE)), settings.num_days)
     births = np.zeros(number, dtype=np.int64)
     cold = rng.permutation(number)[: min(round(number * settings.cold_share), number - 1)]  # day 0 is never empty
@@ -109,7 +109,7 @@ def _births(number: int, settings: SimulateSettings, rng: Generator) -> Int64:
 
 
 def first_people(world: World, rng: Generator) -> People:
-    """Everybody's first taste; nobody has taken anything."""
+    """Draw everybody's first taste; nobody has taken anything."""
     num_users = len(world.user_ids)
     return People(
         rng.choice(world.num_tastes, num_users, p=world.taste_share),
@@ -121,7 +121,7 @@ def first_people(world: World, rng: Generator) -> People:
 def day_of_people(
     world: World, people: People, day: int, num_events: int, settings: SimulateSettings, rng: Generator
 ) -> Events:
-    """Who comes today, how often, and what each takes: all users take their first item, then their second, …"""
+    """Draw who comes today, how often, and the items taken: all users take their first item, then their second, …"""
     comes = (world.user_birth <= day) & (rng.random(settings.num_users) < world.active_share)
     comes[world.user_birth == day] = True
     weights = world.activity * comes
@@ -129,7 +129,7 @@ def day_of_people(
         weights = world.activity
     counts = rng.multinomial(num_events, weights / weights.sum())
     active = np.flatnonzero(counts)
-    active = active[np.argsort(-counts[active], kind="stable")]  # those with many events first: a round is a prefix
+    active = active[np.argsort(-counts[active], kind="stable")]  # users with many events first: a round is a prefix
     lengths = counts[active]
     drifts = active[rng.random(len(active)) < DRIFT_SHARE]
     people.taste[drifts] = rng.choice(world.num_tastes, len(drifts), p=world.taste_share)
@@ -172,7 +172,7 @@ class Shelf:
         elsewhere = (chance >= 1.0 - ELSEWHERE_SHARE) | self.is_empty[tastes]
         anywhere = np.searchsorted(self.everywhere, draw, side="right")
         items = np.where(elsewhere, anywhere, items)
-        for _ in range(3):  # step over what was taken lately; after a few steps people do repeat themselves
+        for _ in range(3):  # step over items taken lately; after a few steps people do repeat themselves
             again = np.flatnonzero((people.recent[users] == items[:, None]).any(axis=1))
             if not len(again):
                 break
@@ -180,9 +180,9 @@ class Shelf:
         return np.where(self.exists[items], items, np.where(self.is_empty[tastes], anywhere, popular))
 
     def _draw(self, tastes: Int64, draw: Float64) -> Int64:
-        """By popularity within the taste: `within` climbs from t to t + 1 over the items of taste t."""
-        found = np.searchsorted(self.within, tastes + draw, side="right")
-        return np.minimum(found, self.world.first_item[tastes + 1] - 1)
+        """Draw by popularity within the taste: `within` climbs from t to t + 1 over the items of taste t."""
+        items = np.searchsorted(self.within, tastes + draw, side="right")
+        return np.minimum(items, self.world.first_item[tastes + 1] - 1)
 
     def _successor(self, items: Int64) -> Int64:
         """The next item of the series, which is a ring over the items of the taste."""
@@ -209,10 +209,11 @@ def _times(lengths: Int64, day: int, settings: SimulateSettings, rng: Generator)
 
 
 def midnight(settings: SimulateSettings, day: int) -> int:
+    """The start of a day in µs since 1970."""
     return ((first_day(settings) - date(1970, 1, 1)).days + day) * DAY_US
 
 
 def ids(prefix: str, number: int, width: int) -> pa.Array:
-    """prefix0000000, prefix0000001, …"""
+    """Number the ids: prefix0000000, prefix0000001, …"""
     digits = pc.utf8_lpad(pa.array(np.arange(number)).cast(pa.string()), width, "0")
     return pc.binary_join_element_wise(pa.scalar(prefix), digits, "")

@@ -55,6 +55,8 @@ class _Clients:
 
 
 class S3Storage(Storage):
+    """A bucket, or the objects below a prefix of it."""
+
     def __init__(self, uri: str) -> None:
         bucket, _, prefix = uri.removeprefix("s3://").strip("/").partition("/")
         if not BUCKET.fullmatch(bucket):  # the URI itself is not repeated: it may hold a secret before an @

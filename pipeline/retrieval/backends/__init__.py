@@ -1,4 +1,4 @@
-"""Which backend searches a shard."""
+"""The choice of the backend that searches a shard."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,7 +17,7 @@ NO_TRITON = "Triton is missing (pip install 'nightrails[gpu]')"
 
 @dataclass(frozen=True)
 class Backend:
-    """What searches on a machine: `native <instruction set>`, `torch` or `triton`.
+    """A backend on this machine: `native <instruction set>`, `torch` or `triton`.
 
     `reason` says why it is not the backend that was asked for, or not the fastest; `origin` is the kernels' file.
     """
@@ -31,7 +31,7 @@ class Backend:
 
 
 def describe_backend(settings: SearchSettings, device_type: str) -> Backend:
-    """What searches a shard on this machine's `cpu` or `cuda` device."""
+    """The backend that searches a shard on this machine's `cpu` or `cuda` device."""
     is_cpu = device_type == "cpu"
     if settings.backend == "triton":
         if is_cpu:
@@ -48,15 +48,15 @@ def describe_backend(settings: SearchSettings, device_type: str) -> Backend:
 
 
 def require_backend(backend: Backend, settings: SearchSettings, where: str = "") -> None:
-    """Raise InputError when the backend that the settings name cannot be had; `auto` takes any."""
+    """Raise InputError when the backend that the settings name cannot run; `auto` takes any."""
     if backend.reason and settings.backend != "auto":
         raise InputError(f"search.backend={settings.backend}{where}: {backend.reason}; set search.backend=auto")
 
 
 def open_index(mol: MixtureOfLogits, shard: Shard, settings: SearchSettings) -> ShardIndex:
-    """Lay a shard out for search where it is.
+    """Lay a shard out for search on the device that holds it.
 
-    Raises ValueError when it holds a value that is not a number, InputError when `search.backend` cannot run here.
+    Raises ValueError when the shard holds a value that is not finite, InputError when `search.backend` cannot run here.
     """
     tables = (shard.items.components_NXD, shard.items.gate_NP, shard.mean_ND, shard.low_rank_NR)
     if not all(bool(table.isfinite().all()) for table in tables):

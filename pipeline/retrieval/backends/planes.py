@@ -9,17 +9,17 @@ from torch import Tensor
 
 
 def split(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The high and the low plane (int16) of contiguous float32 values."""
+    """Split contiguous float32 values into the high and the low plane (int16)."""
     bits = values.view(torch.int32)
     high = (bits + 0x8000) >> 16
     return high.to(torch.int16), (bits - (high << 16)).to(torch.int16)
 
 
 def join(high: Tensor, low: Tensor) -> Tensor:
-    """The float32 values, bit for bit."""
+    """Join the planes to the float32 values, bit for bit."""
     return ((high.int() << 16) + low.int()).view(torch.float32)
 
 
 def round_to_high(values: Tensor) -> Tensor:
-    """Contiguous float32 values as their high plane has them, in float32."""
+    """Round contiguous float32 values to those of their high plane, in float32."""
     return ((values.view(torch.int32) + 0x8000) >> 16 << 16).view(torch.float32)

@@ -216,7 +216,9 @@ def test_results_are_kept_in_their_total_order():
     kept = triton_select.Kept(1, 4, torch.device("cpu"))
     scores_BM = torch.tensor([[-1.0, 0.0, -0.0, -3.0, 5.0, 9.0]])
     at_BC = torch.tensor([[7, 6, 2, 1, 3, 0]], dtype=torch.int32)
-    kept.add(scores_BM, triton_launch.Found(at_BC, torch.tensor([5], dtype=torch.int32)))  # the last is beyond the list
+    kept.add(
+        scores_BM, triton_launch.ItemLists(at_BC, torch.tensor([5], dtype=torch.int32))
+    )  # the last is beyond the list
     assert kept.result().at_BM.tolist() == [[3, 2, 6, 7]]
     assert kept.result().scores_BM.tolist() == [[5.0, 0.0, 0.0, -1.0]]
 

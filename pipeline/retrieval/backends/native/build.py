@@ -15,7 +15,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mavx512vnni -mfma"
-# By instruction set, best first.
+# The flags of each instruction set, the best set first.
 FLAGS = {
     "amx": AVX512,  # its tiles are in assembler
     "avx512": AVX512,
@@ -24,7 +24,7 @@ FLAGS = {
 COMMON = "-std=c++17 -O3 -fwrapv -pthread -fno-math-errno -Wno-maybe-uninitialized -Wno-array-bounds -fPIC -shared"
 COMPILERS = ("c++", "g++", "clang++")
 COMPILER_SECONDS = 600  # six seconds on an idle core
-LAST_LINES = 3  # of what a failing compiler says
+LAST_LINES = 3  # lines of a failing compiler's output that the error quotes
 
 
 class BuildError(Exception):

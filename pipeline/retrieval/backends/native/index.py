@@ -25,17 +25,20 @@ from pipeline.settings import SearchSettings, TableDtype
 
 BLOCK = 16  # items of a packed table that lie together
 # Largest errors of an inner product of unit vectors. bfloat16 rounds a number by up to 2^-8 of itself, so a vector
-# moves by up to 2^-8, and by Cauchy-Schwarz a product of two by up to 2 · 2^-8 + 2^-16; float32 sums add their own.
+# moves by up to 2^-8, and by Cauchy-Schwarz a product of two by up to 2 · 2^-8 + 2^-16; float32 sums add more error.
 FLOAT32_PRODUCT_ERROR = 1e-6
 BFLOAT16_PRODUCT_ERROR = 2.0**-7 + 2.0**-16 + FLOAT32_PRODUCT_ERROR
 DTYPES = {"float32": 0, "bfloat16": 1, "int8": 2, "float64": 3}  # as the C++ side numbers them
 PER_GROUP = {"float32": 1, "bfloat16": 2, "int8": 4}  # numbers in the 32 bits of a group
 LARGEST_INT8 = 127
-LEAST_LARGEST = 1e-30  # in place of 0 when the largest number of a table or query divides
+LEAST_LARGEST = 1e-30  # replaces a largest number of 0 in a division
 
 
 class NativeIndex:
-    """Serves `ShardIndex`. Holds the shard's rows once, in two planes of 16 bits, and one packed table per stage 1."""
+    """Implements `ShardIndex`, which documents the operations, on the C++ kernels.
+
+    Holds the shard's rows once, in two planes of 16 bits, and one packed table per stage 1.
+    """
 
     scan_skips = True
     table_dtypes: tuple[TableDtype, ...] = ("float32", "bfloat16", "int8")
@@ -76,7 +79,7 @@ class NativeIndex:
             scales_B = LARGEST_INT8 / queries_BD.abs().amax(dim=1).clamp_min(LEAST_LARGEST)
             factors_B = 1 / (scales_B * packed.scale)
         vectors = Vectors(queries_BD, *queries_BD.shape, scales_B, factors_B)
-        shortlist = _room(len(queries_BD), min(num_kept, len(self)))
+        shortlist = _empty_shortlist(len(queries_BD), min(num_kept, len(self)))
         self._library.nr_stage1(vectors, packed.native, self._mask(mask), torch.get_num_threads(), _best(shortlist))
         return shortlist
 
@@ -91,7 +94,7 @@ class NativeIndex:
     ) -> tuple[Shortlist, Tensor]:
         components_BQD, native_queries = self._layout.queries(queries)
         limits = Limits(floor_B.float().contiguous(), self._margins(components_BQD), max_scored)
-        shortlist, bound_B = _room(len(floor_B), min(num_kept, len(self))), torch.empty(len(floor_B))
+        shortlist, bound_B = _empty_shortlist(len(floor_B), min(num_kept, len(self))), torch.empty(len(floor_B))
         self._library.nr_scan(
             self._layout.model, self._rows.items, native_queries, self._mask(mask), limits,
             torch.get_num_threads(), _best(shortlist), bound_B.data_ptr(),
@@ -99,7 +102,7 @@ class NativeIndex:
         return shortlist, bound_B
 
     def _margins(self, components_BQD: Tensor) -> Tensor:
-        """(B,): by how much rounding to bfloat16 may move a logit, from how far it really moves the vectors.
+        """(B,): the most that rounding to bfloat16 can change a logit, from the measured change of the vectors.
 
         |<f, g> - <f', g'>| <= |f - f'| |g'| + |f| |g - g'| for rounded f', g'.
         """
@@ -127,7 +130,7 @@ class NativeIndex:
         return Mask(allowed, torch.from_numpy(offsets), torch.from_numpy(excluded))
 
     def _bits(self, is_eligible_N: Tensor) -> Tensor:
-        """A bit per item, sixteen to a block; padding is not eligible."""
+        """Pack the flags into bits, one int16 for a block of sixteen items; padding is not eligible."""
         flags = np.zeros(self._num_blocks * BLOCK, dtype=bool)
         flags[: len(self)] = is_eligible_N.numpy()
         return torch.from_numpy(np.packbits(flags, bitorder="little").view(np.int16))
@@ -148,7 +151,7 @@ class NativeIndex:
 
 
 class _Packed:
-    """A table of stage 1 in blocks of sixteen items (stage1.cpp); 8-bit numbers are the rows' times `scale`."""
+    """A table of stage 1 in blocks of sixteen items (stage1.cpp); 8-bit numbers are the rows' numbers times `scale`."""
 
     def __init__(self, library: ctypes.CDLL, rows_NR: Tensor, dtype: str, scale: float, num_blocks: int) -> None:
         num_items, dim = rows_NR.shape
@@ -168,8 +171,8 @@ class _Packed:
         )
 
 
-def _room(num_queries: int, num_kept: int) -> Shortlist:
-    """A shortlist for the kernels to fill."""
+def _empty_shortlist(num_queries: int, num_kept: int) -> Shortlist:
+    """A shortlist without values, for the kernels to fill."""
     return Shortlist(torch.empty(num_queries, num_kept), torch.empty(num_queries, num_kept, dtype=torch.int64))
 
 
@@ -178,7 +181,7 @@ def _best(shortlist: Shortlist) -> Best:
 
 
 def _rounding(shard: Shard) -> tuple[float, float]:
-    """The largest length of an item component, and the largest distance that rounding moves one."""
+    """The largest length of an item component, and the largest distance by which rounding moves one."""
     longest = moved = 0.0
     for low in range(0, len(shard), ITEMS_AT_ONCE):
         components_NXD = shard.items.components_NXD[low : low + ITEMS_AT_ONCE].float().contiguous()

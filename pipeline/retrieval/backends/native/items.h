@@ -1,7 +1,7 @@
 // The item side of a shard: a row per item, its components and then its gate, in two planes.
 //
-// The high plane is the row rounded to bfloat16, half up; the low plane is what the rounding took, as the difference of
-// the bits. Together they are the exact float32 row in the memory of one, and bfloat16 scoring reads only the first.
+// The high plane is the row rounded to bfloat16, half up; the low plane is the rounding error, as a difference of
+// bits. Together they are the exact float32 row in the memory of one, and bfloat16 scoring reads only the high plane.
 #pragma once
 
 #include "product.h"
@@ -12,10 +12,10 @@ struct Items {
   const uint16_t* high;  // (N, stride)
   const int16_t* low;    // (N, stride)
   int64_t num_items;     // N
-  int64_t stride;        // numbers, a multiple of 32 (64 bytes)
+  int64_t stride;        // numbers from row to row, a multiple of 32 (64 bytes)
   int width;             // X · D + P, even
 
-  // Writes up to a vector's length beyond the row.
+  // Writes an item's float32 row, and up to a vector's length beyond it.
   void row(int64_t item, float* to) const {
     typedef uint16_t Highs __attribute__((vector_size(VECTOR_BYTES / 2)));
     typedef int16_t Lows __attribute__((vector_size(VECTOR_BYTES / 2)));
@@ -26,7 +26,7 @@ struct Items {
     }
   }
 
-  // The rows of 48 items as operand B: [blocks][groups][16].
+  // Gathers the rows of 48 items as operand B: [blocks][groups][16].
   template <class K>
   void gather(const int32_t* at, typename K::Group* b) const {
     const int groups = width / K::PER_GROUP;
@@ -60,7 +60,7 @@ struct Items {
     }
   }
 
-  // Into the second-level cache: what is prefetched would push a network's operands out of the first.
+  // Prefetches a row into the second-level cache: in the first it would push out the network's operands.
   template <class K>
   void prefetch(int64_t item) const {
     prefetch_row(high + item * stride);
@@ -72,7 +72,7 @@ struct Items {
     for (int n = 0; n < width; n += 32) _mm_prefetch((const char*)(row + n), _MM_HINT_T1);
   }
 
-  // Sixteen rows of 32-bit numbers to [groups][16]. Rows may be read up to a multiple of sixteen numbers.
+  // Transposes sixteen rows of 32-bit numbers to [groups][16]. Rows may be read up to a multiple of sixteen numbers.
   static void transpose(const uint32_t* const rows[BLOCK], int groups, uint32_t* to) {
 #ifdef NR_AVX2
     for (int g = 0; g < groups; g++)

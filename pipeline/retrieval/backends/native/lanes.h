@@ -1,8 +1,8 @@
 // Vectors of the instruction set that this library is built for, and the functions of MoL on them.
 //
-// Arithmetic is written with the compiler's vector types; only what they cannot say is an intrinsic. A block is sixteen
-// columns (items); BLOCKS blocks are worked on at once, always as many, so that a column's result never depends on
-// how many others there are.
+// Arithmetic is written with the compiler's vector types; intrinsics do only what the types cannot. A block is sixteen
+// columns (items); always BLOCKS blocks are worked on at once, so that a column's result never depends on how many
+// others there are.
 #pragma once
 
 #include <immintrin.h>
@@ -51,7 +51,7 @@ constexpr int PARTS = COLUMNS / LANES<V>;  // vectors of a row of a product
 
 #define NR_INLINE __attribute__((always_inline))
 
-// body(0), … body(N - 1), each with its number as a constant: an array that is only met by such numbers is registers.
+// body(0), … body(N - 1), each with a constant number: an array that is indexed by constants only is kept in registers.
 template <class Body, int... NUMBERS>
 NR_INLINE inline void each_of(Body body, std::integer_sequence<int, NUMBERS...>) {
   (body(std::integral_constant<int, NUMBERS>{}), ...);
@@ -94,7 +94,7 @@ inline uint32_t mask_above(VI left, VI right) {
 #endif
 }
 
-// The compiler makes a comparison and a selection of `a > b ? a : b`; these are one instruction.
+// The compiler makes two instructions of `a > b ? a : b`, a comparison and a selection; these functions are one.
 #ifdef NR_AVX2
 inline VF larger(VF a, VF b) { return (VF)_mm256_max_ps((__m256)a, (__m256)b); }
 inline VD larger(VD a, VD b) { return (VD)_mm256_max_pd((__m256d)a, (__m256d)b); }
@@ -109,7 +109,7 @@ inline VF smaller(VF a, VF b) { return (VF)_mm512_min_ps((__m512)a, (__m512)b); 
 inline VD smaller(VD a, VD b) { return (VD)_mm512_min_pd((__m512d)a, (__m512d)b); }
 #endif
 
-// Writes the marked lanes one after the other; may write up to a vector's length. Returns how many.
+// Writes the marked lanes one after the other; may write up to a vector's length. Returns the number of marked lanes.
 inline int compress(float* to, uint32_t mask, VF values) {
 #ifdef NR_AVX2
   int n = 0;
@@ -160,16 +160,16 @@ inline VI pack_pair(VF first, VF second) {
 #endif
 }
 
-// ---- exp and silu. e^x is 2^t, a whole and a rest; the whole goes into the exponent's bits.
+// ---- exp and silu. e^x is 2^t; the whole part of t goes into the exponent's bits, a polynomial takes the rest.
 //
-// The product x / ln 2 is rounded, so that e^x is right to |x| of a last place. That is enough: where |x| is large, a
-// weight e^x is nothing beside the largest weight, which is 1, and silu is nothing or x itself.
+// The quotient x / ln 2 is rounded, so that e^x has an error of |x| units in the last place. This is enough: where |x|
+// is large, a weight e^x vanishes beside the largest weight, which is 1, and silu is nearly 0 or x itself.
 
-// Of 2^r on [-1/2, 1/2], highest power first. Minimax, relative: to 2e-8, and to 8e-5 with half of the work.
+// Coefficients of 2^r on [-1/2, 1/2], highest power first. Minimax: relative error 2e-8, or 8e-5 for half of the work.
 constexpr float FINE[] = {1.53458124e-4f, 1.33999309e-3f, 9.61848907e-3f, 5.55032864e-2f,
                           2.40226462e-1f, 6.93147182e-1f, 1.0f};
 constexpr float ROUGH[] = {5.51716685e-2f, 2.42611125e-1f, 6.93260968e-1f, 9.99928057e-1f};
-// (ln 2)^n / n! from n = 12: to 2e-16.
+// (ln 2)^n / n! from n = 12 down to 0: relative error 2e-16.
 constexpr double FINEST[] = {2.5678435993488196e-11, 4.4455382718708101e-10, 7.0549116208011209e-9,
                              1.0178086009239699e-7,  1.3215486790144305e-6,  1.5252733804059838e-5,
                              1.5403530393381606e-4,  1.3333558146428441e-3,  9.6181291076284752e-3,
@@ -189,7 +189,7 @@ inline V exponential_by(V x, const Number (&coefficients)[N], Number magic, Numb
   return times_power(p, whole);
 }
 
-// In float32 to about 1e-7, in float64 to about 1e-15.
+// Relative error about 1e-7 in float32, about 1e-15 in float64.
 inline VF exponential(VF x) { return exponential_by(x, FINE, 12582912.0f, 126.0f); }
 inline VD exponential(VD x) { return exponential_by(x, FINEST, 6755399441055744.0, 1022.0); }
 
@@ -198,7 +198,7 @@ inline V silu(V x) {
   return x / (exponential(-x) + 1);
 }
 
-// For bfloat16 scores: to about 1e-4.
+// For bfloat16 scores: relative error about 1e-4.
 inline VF rough_exponential(VF x) { return exponential_by(x, ROUGH, 12582912.0f, 126.0f); }
 
 inline VF rough_silu(VF x) {

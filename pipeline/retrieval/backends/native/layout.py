@@ -1,7 +1,7 @@
 """The model, the queries and the items as the kernels read them: pairs numbered p = j·Q + i, sizes made even.
 
 B queries, N items, Q/X query/item components, D width, P = Q·X pairs, H hidden. Q and D are rounded up to even numbers
-and the network's rows to `rows` of them; the values that this adds have weight zero.
+and the rows of the gate network to a multiple of `rows`; the values that this adds have weight zero.
 """
 
 import torch
@@ -19,7 +19,7 @@ ITEMS_AT_ONCE = 65_536
 
 
 class Layout:
-    """The sizes of one model in the kernels, and its weights."""
+    """The sizes and weights of one model as the kernels read them."""
 
     def __init__(self, mol: MixtureOfLogits, rows: int) -> None:
         sizes = mol.settings
@@ -27,7 +27,9 @@ class Layout:
         self.num_queries, self.num_items, self.width = queries + queries % 2, items, width + width % 2
         i, j = torch.arange(self.num_queries).repeat(items), torch.arange(items).repeat_interleave(self.num_queries)
         self.is_pair_P = (i < queries).float()
-        self.pair_of_P = torch.where(i < queries, i * items + j, 0)  # the model's number; anything where it has none
+        self.pair_of_P = torch.where(
+            i < queries, i * items + j, 0
+        )  # the model's pair number; 0, unused, for an added pair
         num_pairs, hidden = len(i), mol.cross_hidden.out_features
         weights = [mol.cross_hidden.weight, mol.cross_hidden.bias, mol.cross_out.weight, mol.cross_out.bias]
         in_HP, in_H, out_PH, out_P = (weight.detach().float().cpu() for weight in weights)
@@ -59,7 +61,7 @@ class Layout:
         return components_BQD, Queries(components_BQD, gate_BP, len(gate_BP))
 
     def item_rows(self, components_NXD: Tensor, gate_NP: Tensor) -> Tensor:
-        """(N, row_width) float32."""
+        """(N, row_width) float32: each item's components, then its gate, in the order of the kernels' pairs."""
         components_NXD = pad(components_NXD.float(), (0, self.width - components_NXD.shape[2]))
         return torch.cat([components_NXD.flatten(1), gate_NP.float()[:, self.pair_of_P] * self.is_pair_P], dim=1)
 
@@ -84,7 +86,7 @@ class ItemPlanes:
         return self.high.nbytes + self.low.nbytes
 
     def component(self, component: int) -> Tensor:
-        """(N, D) float32."""
+        """(N, D) float32: this component of all items, D rounded up."""
         first = component * self._width_of_component
         columns = slice(first, first + self._width_of_component)
         return planes.join(self.high[:, columns], self.low[:, columns])

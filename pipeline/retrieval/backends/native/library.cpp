@@ -1,4 +1,4 @@
-// What the loader (library.py) asks of a library.
+// The functions that the loader (library.py) asks first.
 #include "lanes.h"
 #include "tiles.h"
 
@@ -18,9 +18,9 @@ const char nr_sources[] = "nightrails sources " NR_SOURCE_HASH;
 
 const char* nr_instruction_set() { return NR_INSTRUCTION_SET; }
 
-// Whether this process may call the kernels. One that may not would be ended by the first tile.
+// Whether this process may call the kernels. The first tile ends a process that may not.
 int nr_is_usable() { return nr::may_use_tiles; }
 
-// What rows of a product are padded to: a model's weights must be.
+// The rows of a product are padded to a multiple of this, and so must be those of a model's weights.
 int nr_rows() { return nr::ROWS; }
 }

@@ -1,7 +1,7 @@
 """Find the native kernels for this CPU, build them once per node where there are none, and load them.
 
 A library is accepted only when it is whole and made from the sources that lie beside this code. Ray uploads the code of
-a submitted job without what `.gitignore` names, so the libraries may be elsewhere than the code, or nowhere.
+a submitted job without the files that `.gitignore` names, so the libraries may be elsewhere than the code, or missing.
 """
 
 import ctypes
@@ -35,7 +35,7 @@ log = logging.getLogger("nightrails")
 CHOICE = "NIGHTRAILS_NATIVE"
 CACHE = "NIGHTRAILS_CACHE"
 DISTRIBUTION = "nightrails"
-# What /proc/cpuinfo must say for each instruction set.
+# The flags of /proc/cpuinfo that each instruction set needs.
 _AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni", "fma"}
 CPU_FLAGS = {
     "amx": _AVX512 | {"amx_tile", "amx_bf16", "amx_int8"},
@@ -93,7 +93,7 @@ def find_library(name: str) -> Kernels:
 
 
 def load_library(path: Path) -> ctypes.CDLL | None:
-    """Load a library that this CPU can run; None when its first tile would end the process, as nobody lends it tiles.
+    """Load a library; None when Linux does not lend AMX's tiles to this process, so that its first tile would end it.
 
     Raises OSError when the file cannot be loaded.
     """
@@ -103,7 +103,7 @@ def load_library(path: Path) -> ctypes.CDLL | None:
 
 
 def cache_folders() -> list[Path]:
-    """Where a node keeps the libraries that it has built: in the user's cache, and for users without one in /tmp."""
+    """The folders for libraries that a node has built: in the user's cache, and for users without one in /tmp."""
     temporary = Path(tempfile.gettempdir()) / f"{DISTRIBUTION}-{os.geteuid()}"
     if own := os.environ.get(CACHE):
         return [Path(own) / "kernels", temporary]
@@ -116,7 +116,7 @@ def cache_folders() -> list[Path]:
 
 @cache
 def cpu_flags() -> frozenset[str]:
-    """What the CPU can do, as Linux names it; empty elsewhere."""
+    """The CPU's features by Linux's names; empty on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -146,7 +146,7 @@ def _libraries(name: str) -> Iterator[Path]:
 
 
 def _installed_folders() -> Iterator[Path]:
-    """Where the installed package has its kernels: a wheel among its files, an editable install in its checkout."""
+    """The kernel folders of the installed package: in a wheel's files, or in the checkout of an editable install."""
     within = FOLDER.relative_to(FOLDER.parents[3])  # pipeline/retrieval/backends/native
     for distribution in distributions(name=DISTRIBUTION):
         yield Path(str(distribution.locate_file(within)))
@@ -156,7 +156,7 @@ def _installed_folders() -> Iterator[Path]:
 
 
 def _is_ours_alone(folder: Path) -> bool:
-    """Make the folder if it is not there; whether nobody else can put a library into it."""
+    """Make the folder if it is missing; return whether nobody else can put a library into it."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.lstat()
     is_private = stat.S_ISDIR(status.st_mode) and not status.st_mode & 0o077
@@ -164,7 +164,7 @@ def _is_ours_alone(folder: Path) -> bool:
 
 
 def _build_once(name: str, path: Path, wanted: str) -> None:
-    """Compile the library, or wait for the process of this node that does."""
+    """Compile the library, or wait for another process of this node to do so."""
     with open(path.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not is_made_from(path, wanted):

@@ -10,7 +10,7 @@ MADV_HUGEPAGE = 14
 
 
 def huge_pages(num: int, dtype: torch.dtype) -> Tensor:
-    """`num` zeros from a 2 MiB boundary on, on huge pages where Linux gives them: fewer address look-ups per row."""
+    """Make `num` zeros at a 2 MiB boundary, on huge pages where Linux gives them: fewer address look-ups per row."""
     size = num * dtype.itemsize
     buffer = torch.empty(size + HUGE_PAGE, dtype=torch.uint8)
     start = -buffer.data_ptr() % HUGE_PAGE

@@ -2,7 +2,7 @@
 //
 // Lanes are candidates: nothing is ever summed across lanes, and a pair's score does not depend on its neighbours.
 // Pairs of components are numbered p = j·Q + i here, with Q rounded up to an even number, so that the two values of a
-// bfloat16 group come from neighbouring rows of one product. The pairs that this adds have weight zero.
+// bfloat16 group come from neighbouring rows of one product. The added pairs have weight zero.
 #pragma once
 
 #include <vector>
@@ -25,7 +25,7 @@ struct Model {
   int out_rows() const { return (pairs() + ROWS - 1) / ROWS * ROWS; }
 };
 
-// Rows of numbers, times a factor, as A of a product of kind K: (rows, columns / PER_GROUP).
+// Converts rows of numbers, times a factor, into A of a product of kind K: (rows, columns / PER_GROUP).
 template <class K>
 inline std::vector<typename K::Group> as_rows(const float* values, int64_t rows, int columns, double factor = 1) {
   std::vector<typename K::Group> groups(rows * (columns / K::PER_GROUP));
@@ -66,7 +66,7 @@ class PairNetwork {
     gate_ = gate;
   }
 
-  // Scores of 48 items; `at` may repeat items. scores: 48 numbers.
+  // Scores 48 items into `scores`; `at` may repeat items.
   void score(const Items& items, const int32_t* at, float* scores) {
     items.gather<K>(at, item_groups_.data());
     const int groups = model_.width / K::PER_GROUP;
@@ -95,7 +95,7 @@ class PairNetwork {
       return silu(x);
   }
 
-  // Row r of an operand B: numbers, or pairs of rows as bfloat16.
+  // Stores rows into an operand B: as numbers, or two rows together as bfloat16 pairs.
   template <class Sums>
   static void keep(Group* b, int64_t block_stride, int row, const Sums& rows, int num_rows) {
     for (int p = 0; p < PARTS_HERE; p++) {
@@ -152,7 +152,7 @@ class PairNetwork {
     }
   }
 
-  // Scores: the mean of the logits, weighted by the softmax of the gates.
+  // Writes the scores: means of the logits, weighted by the softmax of the gates.
   void mix(const V* largest, float* scores) const {
     V weights[PARTS_HERE] = {}, totals[PARTS_HERE] = {};
     for (int pair = 0; pair < pairs_; pair++) {

@@ -1,8 +1,8 @@
 // One matrix product for everything: C[rows][48] = A[rows][groups] · B[groups][48].
 //
-// A is row-major; B comes in blocks of sixteen columns, [groups][16] each. A group is what one multiply-add takes of
-// the depth: two bfloat16, four 8-bit integers, one float or one double. The sums of some rows stay in registers and
-// are handed to `done(row, sums)`. A column is summed in the same order wherever it stands.
+// A is row-major; B comes in blocks of sixteen columns, [groups][16] each. A group is the part of the depth that
+// one multiply-add takes: two bfloat16, four 8-bit integers, one float or one double. The sums of a few rows stay in
+// registers and are handed to `done(row, sums)`. A column is summed in the same order wherever it stands.
 #pragma once
 
 #include "lanes.h"
@@ -72,7 +72,7 @@ inline void tile_dot() {
     tile_dot_int8<C, A, B>();
 }
 
-// The same in tiles, sixteen rows at a time; a depth that is left over from whole tiles goes through vectors.
+// The product in tiles, sixteen rows at a time; the rest of a depth that does not fill a tile goes through vectors.
 template <class K, class Done>
 inline void product_in_tiles(const typename K::Group* a, int row_stride, int num_rows, const typename K::Group* b,
                              int64_t block_stride, int num_groups, const typename K::Sum* start, Done done) {
@@ -125,7 +125,7 @@ inline void product_in_tiles(const typename K::Group* a, int row_stride, int num
 template <class K>
 using Sums = typename K::Sum[ROWS_AT_ONCE<K>][PARTS<typename K::Sum>];
 
-// The sums of some rows. `sums` are registers when this is inlined.
+// Adds up ROWS_AT_ONCE rows. `sums` are registers when this is inlined.
 template <class K>
 NR_INLINE inline void accumulate(const typename K::Group* rows, int row_stride, const typename K::Group* b,
                                  int64_t block_stride, int num_groups, const typename K::Sum* start, Sums<K>& sums) {
@@ -151,8 +151,8 @@ NR_INLINE inline void copy(const Sums<K>& from, Sums<K>& to) {
   });
 }
 
-// The same in a function of its own, for a `done` that needs many registers itself: inlined together, the compiler would
-// move the sums to memory in the inner loop.
+// `accumulate` as a function of its own, for a `done` that needs many registers itself: inlined together, the
+// compiler would move the sums to memory in the inner loop.
 template <class K>
 __attribute__((noinline)) void accumulate_apart(const typename K::Group* rows, int row_stride,
                                                 const typename K::Group* b, int64_t block_stride, int num_groups,
@@ -162,7 +162,7 @@ __attribute__((noinline)) void accumulate_apart(const typename K::Group* rows, i
   copy<K>(found, sums);
 }
 
-// A bit for each of some rows: whether one of its sums is above its threshold.
+// A bit for each of ROWS_AT_ONCE rows: whether one of the row's sums is above its threshold.
 template <class K>
 NR_INLINE inline uint32_t rows_above(const Sums<K>& sums, const typename K::Sum* thresholds) {
   uint32_t above = 0;

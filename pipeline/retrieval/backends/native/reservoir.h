@@ -18,7 +18,7 @@ struct Excluded {
   }
 };
 
-// Which items the queries of one call may be given.
+// The items that the queries of one call may be given.
 struct Mask {
   const uint16_t* allowed;  // [blocks]: a bit per item, 0 for padding
   const int64_t* offsets;   // (num_queries + 1,): query q's exclusions are numbers offsets[q] to offsets[q + 1]
@@ -26,7 +26,7 @@ struct Mask {
   Excluded excluded_from(int64_t q) const { return {excluded + offsets[q], excluded + offsets[q + 1]}; }
 };
 
-// Where one call leaves the best items of each query, padded with -inf and -1.
+// The output of one call: the best items of each query, padded with -inf and -1.
 struct Best {
   float* scores;   // (num_queries, num_kept)
   int64_t* items;  // (num_queries, num_kept)
@@ -35,7 +35,7 @@ struct Best {
 
 class Reservoir {
  public:
-  // Forgets all items. Scores of at most `floor` will not be kept. There is room for `room` × num_kept items and a block.
+  // Forgets all items. Scores of at most `floor` will not be kept. `room`: items that fit, as a multiple of num_kept.
   void reset(int num_kept, int room, float floor, Excluded excluded) {
     kept_ = num_kept;
     capacity_ = num_kept * room + 64;
@@ -65,7 +65,7 @@ class Reservoir {
     if (size_ > capacity_ - LANES<VF>) settle();
   }
 
-  // Raises the threshold to the worst of the best num_kept, when there are as many.
+  // Raises the threshold to the worst of the best num_kept, when there are that many items.
   void settle() {
     drop_excluded();
     if (size_ > kept_) cut();
@@ -117,7 +117,7 @@ class Reservoir {
     threshold_ = std::max(threshold_, worst);
   }
 
-  // Larger for a larger score, then for a smaller item.
+  // The key is larger for a larger score, then for a smaller item.
   static uint64_t key_of(float score, int32_t item) {
     uint32_t bits;
     score += 0.0f;  // -0 is 0

@@ -1,9 +1,8 @@
 // Stage 1: for each query the items with the largest inner products, without ever writing queries × items scores.
 //
 // A tile of queries meets a chunk of items that stays in the cache; a score is compared with its query's threshold in
-// the register where it was summed, and only what is above it is stored. The threshold begins where a sample of the
-// items says that the best will be, lowered so far that it nearly never is too high; where it was, the query meets all
-// items again without it.
+// the register where it was summed, and only a score above it is stored. The first threshold comes from a sample of
+// the items and is so low that it is almost never too high; if it was, the query meets all items again without it.
 #include "product.h"
 #include "reservoir.h"
 #include "threads.h"
@@ -77,7 +76,7 @@ struct Stage1 {
   const Group* block(int64_t b) const { return reinterpret_cast<const Group*>(table.groups) + b * block_size(); }
   const Group* query(int64_t q) const { return queries + q * table.num_groups; }
 
-  // The number of sampled items that the first threshold leaves above it; 0 where sampling saves nothing. A threshold is
+  // The number of sampled items that the first threshold leaves above it; 0 where sampling saves nothing. It is
   // too high when at least as many of the best num_kept are sampled (a Poisson variable): 1 to 3 times in 10,000.
   int above_threshold() const {
     const double expected = (double)best.num_kept / SAMPLE_STEP;
@@ -139,8 +138,8 @@ struct Stage1 {
       }
   }
 
-  // The first group of items of which a query finds one above its threshold, with the sums of the group and a bit for
-  // each such query; `last` when there is none. By itself, so that the sums stay in registers.
+  // Finds the first group with an item above the threshold of a query; fills the group's sums and a bit for each query
+  // that has one; returns `last` when there is none. A function of its own, so that the sums stay in registers.
   __attribute__((noinline)) int64_t next_above(const Group* rows, int64_t b, int64_t last, int64_t stride,
                                                const Sum* thresholds, Sums<K>& sums, uint32_t& above) const {
     for (; b < last; b += stride) {
@@ -162,7 +161,7 @@ struct Stage1 {
     return start;
   }
 
-  // Adds what is above the thresholds of the marked rows to their reservoirs, and raises the thresholds.
+  // Adds the items above the thresholds of the marked rows to their reservoirs, and raises the thresholds.
   void keep(const Sums<K>& sums, uint32_t above, int64_t b, Reservoir* reservoirs, Sum* thresholds) const {
     constexpr int LANES_HERE = LANES<Sum>, PER_BLOCK = BLOCK / LANES_HERE;
     for (; above; above &= above - 1) {
@@ -232,7 +231,7 @@ void nr_pack_table(const float* rows, int dim, float scale, const Table* table, 
     }
 }
 
-// The items of the table with the largest inner products with each query.
+// Finds the items of the table with the largest inner products with each query.
 void nr_stage1(const Vectors* queries, const Table* table, const Mask* mask, int num_threads, const Best* best) {
   const int groups = table->num_groups, dim = queries->dim, offset = table->dtype == INT8 ? 128 : 0;
   const int64_t padded = (queries->num_queries + ROWS - 1) / ROWS * ROWS + ROWS;

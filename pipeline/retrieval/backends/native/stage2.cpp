@@ -5,8 +5,8 @@
 
 namespace nr {
 
-constexpr int SCAN_QUERIES = 32;  // at most, that share a chunk of items in the exact scan
-constexpr int SCAN_ROOM = 2;
+constexpr int SCAN_QUERIES = 32;  // the most queries that share a chunk of items in the exact scan
+constexpr int SCAN_ROOM = 2;      // items in a reservoir, as a multiple of num_kept
 
 struct Queries {
   const float* components;  // (num_queries, Q, D)
@@ -36,7 +36,7 @@ static void score_pairs(const Model& model, const Items& items, const Queries& q
         if (mine[m] >= 0) wanted[n] = (int32_t)mine[m], places[n++] = m;
       }
       if (!n) return;
-      for (int c = 0; c < COLUMNS; c++) wanted[n + c] = wanted[n - 1];  // a full last step
+      for (int c = 0; c < COLUMNS; c++) wanted[n + c] = wanted[n - 1];  // fills the last step
       network.set_query(queries.components + q * query_size, queries.gates + q * model.pairs());
       for (int64_t m = 0; m < std::min<int64_t>(n, COLUMNS); m++) items.prefetch<K>(wanted[m]);
       for (int64_t first = 0; first < n; first += COLUMNS) {
@@ -49,8 +49,8 @@ static void score_pairs(const Model& model, const Items& items, const Queries& q
   });
 }
 
-// All items for a tile of queries. An item whose largest bfloat16 logit, plus what rounding can have taken, does not
-// reach what a query needs cannot be among its best, because a score is a weighted mean of logits.
+// Scans all items for a tile of queries. A score is a weighted mean of logits, so an item is skipped when its largest
+// bfloat16 logit, plus the margin for rounding, does not reach the query's threshold.
 class Scan {
  public:
   Scan(const Model& model, const Items& items, const Queries& queries, const Mask& mask, const Limits& limits,
@@ -169,7 +169,8 @@ using namespace nr;
 
 extern "C" {
 
-// precision 0 float32, 1 bfloat16, 3 float64. at (num_queries, per_query): -1 is no candidate and scores -inf.
+// Scores the items at (num_queries, per_query); -1 is no candidate and scores -inf. precision: 0 float32, 1 bfloat16,
+// 3 float64.
 void nr_score_pairs(const Model* model, const Items* items, const Queries* queries, const int64_t* at,
                     int64_t per_query, int precision, int num_threads, float* scores) {
   if (precision == 1)
@@ -180,8 +181,8 @@ void nr_score_pairs(const Model* model, const Items* items, const Queries* queri
     score_pairs<Float64>(*model, *items, *queries, at, per_query, num_threads, scores);
 }
 
-// The best of all items for each query; bounds (num_queries,): no item that was not scored, though it might have been
-// kept, scores more.
+// Finds the best of all items for each query. bounds (num_queries,): the most that an item can score that max_scored
+// left unscored.
 void nr_scan(const Model* model, const Items* items, const Queries* queries, const Mask* mask, const Limits* limits,
              int num_threads, const Best* best, float* bounds) {
   const int64_t at_once = even_tile(queries->num_queries, SCAN_QUERIES, num_threads);

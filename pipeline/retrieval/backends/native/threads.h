@@ -1,4 +1,4 @@
-// A loop over tiles on several threads, started for the call: a call takes milliseconds to seconds, a start microseconds.
+// A loop over tiles on several threads, started for each call: it takes milliseconds to seconds, the start microseconds.
 #pragma once
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// The matrix unit of Intel CPUs (AMX): eight tiles of sixteen rows of 64 bytes, and the product of two added to a third.
+// The matrix unit of Intel CPUs (AMX): eight tiles of sixteen 64-byte rows; adds the product of two tiles to a third.
 #pragma once
 
 #include <sys/syscall.h>
@@ -12,7 +12,7 @@ constexpr int TILE = 16;  // rows of a tile, and 32-bit numbers in each
 
 #ifndef NR_AMX
 
-constexpr bool may_use_tiles = true;  // it never does
+constexpr bool may_use_tiles = true;  // a library without tiles needs no permission
 struct TileUse {};
 
 #else
@@ -22,7 +22,7 @@ struct TileUse {};
 constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
 static const bool may_use_tiles = syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
 
-// A thread must hold one while it uses tiles.
+// A thread must hold a TileUse while it uses tiles.
 class TileUse {
  public:
   TileUse() {
@@ -50,7 +50,7 @@ template <int C, int A, int B>
 inline void tile_dot_bf16() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
 }
-// A unsigned, B signed.
+// A is unsigned, B signed.
 template <int C, int A, int B>
 inline void tile_dot_int8() {
   asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));

@@ -1,4 +1,4 @@
-"""The portable backend: plain PyTorch on any device. The fallback, and the oracle of the faster ones.
+"""The portable backend: plain PyTorch on any device. The fallback, and the oracle for the faster backends.
 
 B queries, N items, M candidates, D width, Q/X query/item components.
 """
@@ -28,7 +28,7 @@ STAGE1_ITEMS = 8_192
 
 
 class TorchIndex:
-    """Serves `ShardIndex`."""
+    """Implements `ShardIndex`, which documents the operations, in plain PyTorch."""
 
     scan_skips = False
     table_dtypes: tuple[TableDtype, ...] = ("float32",)
@@ -63,7 +63,7 @@ class TorchIndex:
         rows_ND = self._table(table)
 
         def tile_of(queries: slice, low: int, high: int) -> Tensor:
-            # Padded to one shape: a product of another one may differ in its last bits.
+            # Padded to one shape: a product of another shape may differ in its last bits.
             tile_BD = queries_BD[queries]
             full_BD = pad(tile_BD, (0, 0, 0, STAGE1_QUERIES - len(tile_BD)))
             return (full_BD @ rows_ND[low:high].T)[: len(tile_BD)]
@@ -72,11 +72,11 @@ class TorchIndex:
 
     @torch.inference_mode()
     def score(self, queries: QuerySide, at_BM: Tensor, is_quick: bool = False) -> Tensor:
-        return _in_steps(lambda at: self._pairs(queries, at, torch.float32), at_BM)
+        return _in_steps(lambda part_BM: self._pairs(queries, part_BM, torch.float32), at_BM)
 
     @torch.inference_mode()
     def rescore(self, queries: QuerySide, at_BM: Tensor) -> Tensor:
-        return _in_steps(lambda at: self._pairs(queries, at, torch.float64), at_BM)
+        return _in_steps(lambda part_BM: self._pairs(queries, part_BM, torch.float64), at_BM)
 
     @torch.inference_mode()
     def scan(
@@ -87,11 +87,11 @@ class TorchIndex:
             return scores_BN
 
         num_scored = min(len(self), max_scored)
-        found = _best(tile_of, mask, num_kept, num_scored, QUERY_TILE, ITEM_TILE, floor_B.device)
-        is_below_BM = found.scores_BM < floor_B[:, None]
-        scores_BM = found.scores_BM.masked_fill(is_below_BM, -torch.inf)
+        best = _best(tile_of, mask, num_kept, num_scored, QUERY_TILE, ITEM_TILE, floor_B.device)
+        is_below_BM = best.scores_BM < floor_B[:, None]
+        scores_BM = best.scores_BM.masked_fill(is_below_BM, -torch.inf)
         highest = -torch.inf if num_scored == len(self) else 1 / self.temperature
-        return Shortlist(scores_BM, found.at_BM.masked_fill(is_below_BM, NO_ITEM)), torch.full_like(floor_B, highest)
+        return Shortlist(scores_BM, best.at_BM.masked_fill(is_below_BM, NO_ITEM)), torch.full_like(floor_B, highest)
 
     def _table(self, table: Table) -> Tensor:
         if table == "mean":
@@ -101,7 +101,7 @@ class TorchIndex:
         return self._shard.items.components_NXD[:, table]
 
     def _pairs(self, queries: QuerySide, at_BM: Tensor, dtype: torch.dtype) -> Tensor:
-        """Each query against its own items, gathered from the cached item side; none is ever projected again."""
+        """Score each query with its own items, gathered from the cached item side: no item is projected again."""
         items = self._shard.items.take(at_BM.clamp_min(0))
         mol = self._mol64 if dtype == torch.float64 else self._mol
         # One group per query: (B, 1, …) queries against (B, M, …) items.
@@ -118,7 +118,7 @@ def _best(
     item_tile: int,
     device: torch.device,
 ) -> Shortlist:
-    """The best of the first `num_items` by the scores of `tile_of(queries, low, high)`."""
+    """Find the best of the first `num_items`; `tile_of(queries, low, high)` scores a tile of them."""
     parts = []
     for start in range(0, len(mask), query_tile):
         queries = slice(start, min(start + query_tile, len(mask)))
@@ -131,7 +131,7 @@ def _best(
 
 
 def _in_steps(pairs: Callable[[Tensor], Tensor], at_BM: Tensor) -> Tensor:
-    """A bounded number of pairs at a time."""
+    """Score the candidates with `pairs`, a bounded number at a time."""
     width = max(1, PAIRS_PER_STEP // max(1, len(at_BM)))
     steps = [pairs(at_BM[:, low : low + width]) for low in range(0, at_BM.shape[1], width)]
     return torch.cat(steps, dim=1) if steps else torch.empty(at_BM.shape, device=at_BM.device)

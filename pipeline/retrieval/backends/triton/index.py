@@ -21,15 +21,15 @@ from pipeline.retrieval.index import FLOAT32_ERROR, Shortlist, Table, hide_missi
 from pipeline.retrieval.shard import Shard
 from pipeline.settings import TableDtype
 
-PAIRS_PER_STEP = 131_072  # whose items are gathered at once for float64 scores, some 10 KB each
-SCAN_ITEMS = 16_384  # so many items stay in a large GPU's cache while all queries pass
+PAIRS_PER_STEP = 131_072  # pairs whose items are gathered at once for float64 scores, some 10 KB each
+SCAN_ITEMS = 16_384  # items that stay in a large GPU's cache while all queries meet them
 
 
 class TritonIndex:
-    """Serves `ShardIndex`.
+    """Implements `ShardIndex`, which documents the operations, on the Triton kernels.
 
-    Scores in float32 cost about three times those in bfloat16, but leave only a few candidates in doubt, and each of
-    those costs a score in float64.
+    A float32 score costs about three times a bfloat16 score, but leaves only a few candidates in doubt, and each
+    candidate in doubt costs a float64 score.
     """
 
     scan_skips = True
@@ -76,7 +76,7 @@ class TritonIndex:
     @torch.inference_mode()
     def preselect(self, table: Table, queries_BD: Tensor, num_kept: int, mask: ShardMask) -> Shortlist:
         if not len(mask) or not len(self):
-            return _nothing(queries_BD)
+            return _empty_shortlist(queries_BD)
         vectors = self._tables[table] if isinstance(table, str) else component_table(self._rows, table)
         queries = vectors.prepare(queries_BD)
         num_kept = min(num_kept, len(self))
@@ -128,6 +128,6 @@ class TritonIndex:
         return kept.result(), bounds.score_bound(largest_passed_B)
 
 
-def _nothing(queries_BD: Tensor) -> Shortlist:
+def _empty_shortlist(queries_BD: Tensor) -> Shortlist:
     empty_BM = queries_BD.new_empty(len(queries_BD), 0, dtype=torch.float32)
     return Shortlist(empty_BM, torch.empty_like(empty_BM, dtype=torch.int64))

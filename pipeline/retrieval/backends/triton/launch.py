@@ -2,8 +2,8 @@
 
 B queries, N items, M candidates or bins, C capacity, Q/X query/item components, D width, DP padded width.
 
-Block sizes follow from widths alone, never from the number of queries or items, and each product is that of one row and
-one column: the score of a pair is the same bits whatever else is in the batch.
+Block sizes follow from widths alone, never from the number of queries or items, and a product is computed
+from its own row and column alone: a pair's score has the same bits whatever else is in the batch.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from pipeline.retrieval.backends.triton.layout import ItemRows, MolQueries, MolW
 from pipeline.retrieval.filters import ShardMask
 
 NUM_PROGRAMS = 1_024  # several for each multiprocessor of a large GPU
-MAX_WORDS = 1 << 26  # of 32 marks each: 256 MB
+MAX_WORDS = 1 << 26  # words of 32 marks each: 256 MB
 MAX_WORDS_PER_BLOCK = 1_024
 PAIRS_PER_BLOCK = 256
 CANDIDATES_PER_BLOCK = 32
@@ -27,17 +27,17 @@ CANDIDATES_PER_BLOCK = 32
 
 @dataclass(frozen=True)
 class Allowed:
-    """What may be shown, as the kernels read it."""
+    """The items that may be shown, as the kernels read them."""
 
     num_items: int
     words: Tensor  # int32, one bit for each item
-    queries: Tensor  # int64, of the excluded pairs
-    items: Tensor  # int32
+    queries: Tensor  # int64, the query of each excluded pair
+    items: Tensor  # int32, the item of each excluded pair
 
 
 @dataclass(frozen=True)
-class Found:
-    """A list for each query; a count above C says that entries are missing, what stands beyond a count is not set."""
+class ItemLists:
+    """Lists of items, one per query. A count above C: the list overflowed. Entries past the count are uninitialised."""
 
     at_BC: Tensor  # int32
     counts_B: Tensor  # int32
@@ -45,7 +45,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Of a product of queries and items; `max_registers` lets two programs share a multiprocessor."""
+    """Tile sizes of the query × item product kernels; `max_registers` lets two programs share a multiprocessor."""
 
     queries: int
     items: int
@@ -55,7 +55,7 @@ class Blocks:
 
 
 def allow(mask: ShardMask, device: torch.device) -> Allowed:
-    """The mask as the kernels want it, on their device."""
+    """Convert the mask for the kernels, on their device."""
     eligible_N = mask.is_eligible_N
     if eligible_N is None:
         eligible_N = torch.ones(mask.num_items, dtype=torch.bool, device=device)
@@ -66,9 +66,9 @@ def allow(mask: ShardMask, device: torch.device) -> Allowed:
 
 
 def product_blocks(row_bytes: int, num_bytes: int, num_products: int) -> Blocks:
-    """For blocks of `row_bytes`, of values of `num_bytes`, and the largest of `num_products` per pair.
+    """Choose blocks for rows of `row_bytes`, values of `num_bytes`, and the largest of `num_products` per pair.
 
-    Chosen so that nothing spills and, up to 128 bytes, two programs fit (jobs/studies/kernels/gpu_compile.py).
+    No register spills, and up to 128 bytes a row two programs fit (jobs/studies/kernels/gpu_compile.py).
     """
     if num_bytes == 4:
         return Blocks(64, 64, 4, 2)
@@ -99,7 +99,7 @@ def bin_maxima(queries_BD: Tensor, items_ND: Tensor, min_bins: int) -> Tensor:
 def collect(
     queries_BQD: Tensor, items_NXD: Tensor, allowed: Allowed, floor_B: Tensor, capacity: int,
     low: int = 0, high: int | None = None,
-) -> Found:  # fmt: skip
+) -> ItemLists:  # fmt: skip
     """The allowed items from `low` to `high` whose largest product of components reaches the floor, ascending.
 
     Queries are (B, Q, DP), padded with zeros; `low` is a multiple of 32.
@@ -107,27 +107,27 @@ def collect(
     high = len(items_NXD) if high is None else high
     num_queries = len(queries_BQD)
     at_BC = torch.empty(num_queries, capacity, dtype=torch.int32, device=floor_B.device)
-    found = Found(at_BC, torch.zeros(num_queries, dtype=torch.int32, device=floor_B.device))
+    lists = ItemLists(at_BC, torch.zeros(num_queries, dtype=torch.int32, device=floor_B.device))
     step = max(32, MAX_WORDS // num_queries * 32)
     for first in range(low, high, step):
-        _mark_and_list(queries_BQD, items_NXD, allowed, floor_B, found, first, min(first + step, high), False)
-    return found
+        _mark_and_list(queries_BQD, items_NXD, allowed, floor_B, lists, first, min(first + step, high), False)
+    return lists
 
 
 def collect_bounded(
     queries_BQD: Tensor, items_NXD: Tensor, allowed: Allowed, floor_B: Tensor, low: int, high: int
-) -> tuple[Found, Tensor]:
-    """`collect` with room for all, and (B,) the largest product of an eligible item that did not reach the floor."""
+) -> tuple[ItemLists, Tensor]:
+    """Run `collect` with room for all; also returns (B,) the largest product of an eligible item below the floor."""
     at_BC = torch.empty(len(queries_BQD), high - low, dtype=torch.int32, device=floor_B.device)
-    found = Found(at_BC, torch.zeros(len(queries_BQD), dtype=torch.int32, device=floor_B.device))
-    return found, _mark_and_list(queries_BQD, items_NXD, allowed, floor_B, found, low, high, True).amax(dim=0)
+    lists = ItemLists(at_BC, torch.zeros(len(queries_BQD), dtype=torch.int32, device=floor_B.device))
+    return lists, _mark_and_list(queries_BQD, items_NXD, allowed, floor_B, lists, low, high, True).amax(dim=0)
 
 
 def _mark_and_list(
-    queries_BQD: Tensor, items_NXD: Tensor, allowed: Allowed, floor_B: Tensor, found: Found,
+    queries_BQD: Tensor, items_NXD: Tensor, allowed: Allowed, floor_B: Tensor, lists: ItemLists,
     low: int, high: int, wants_passed: bool,
 ) -> Tensor:  # fmt: skip
-    """Append to `found`; returns the passed products of each program of the items."""
+    """Append to `lists`; returns the largest products below the floor (programs that share the items, B)."""
     num_queries, num_items, num_words = len(queries_BQD), high - low, triton.cdiv(high - low, 32)
     sizes, blocks, options = _product_options(items_NXD[:, 0], queries_BQD.shape[1] * items_NXD.shape[1])
     num_splits, num_tiles = _splits(num_queries, num_items, blocks)
@@ -145,47 +145,47 @@ def _mark_and_list(
             words, num_words, allowed.queries, allowed.items, num_pairs, low, num_items, BLOCK=PAIRS_PER_BLOCK
         )
     triton_kernels.list_kernel[(num_queries,)](
-        words, words_allowed, found.at_BC, found.counts_B, num_words, low, found.at_BC.shape[1],
+        words, words_allowed, lists.at_BC, lists.counts_B, num_words, low, lists.at_BC.shape[1],
         BLOCK_W=min(MAX_WORDS_PER_BLOCK, padded_size(num_words)),
     )  # fmt: skip
     return passed
 
 
-def gathered_products(queries_BQD: Tensor, items_NXD: Tensor, found: Found) -> Tensor:
-    """(B, C): the largest product of components of each listed item; -inf beyond a list."""
-    num_queries, capacity = found.at_BC.shape
-    scores_BC = torch.empty(num_queries, capacity, device=found.at_BC.device)
+def gathered_products(queries_BQD: Tensor, items_NXD: Tensor, lists: ItemLists) -> Tensor:
+    """(B, C): the largest product of components of each listed item; -inf past the end of a list."""
+    num_queries, capacity = lists.at_BC.shape
+    scores_BC = torch.empty(num_queries, capacity, device=lists.at_BC.device)
     sizes, _, _ = _product_options(items_NXD[:, 0])
     widths = {name: sizes[name] for name in ("D", "BLOCK_D", "NUM_D")}
     if scores_BC.numel():
         triton_kernels.gathered_products_kernel[(num_queries * triton.cdiv(capacity, CANDIDATES_PER_BLOCK),)](
-            queries_BQD, items_NXD, found.at_BC, found.counts_B, scores_BC, capacity, items_NXD.stride(0),
+            queries_BQD, items_NXD, lists.at_BC, lists.counts_B, scores_BC, capacity, items_NXD.stride(0),
             Q=queries_BQD.shape[1], X=items_NXD.shape[1], BLOCK_M=CANDIDATES_PER_BLOCK, **widths,
         )  # fmt: skip
     return scores_BC
 
 
 def score_pairs(items: ItemRows, weights: MolWeights, queries: MolQueries, at_BM: Tensor) -> Tensor:
-    """(B, M) MoL scores of int32 candidates, -inf where there is none."""
+    """(B, M) MoL scores of int32 candidates, -inf where there is no candidate."""
     scores_BM = torch.empty(at_BM.shape, device=at_BM.device)
     lengths_B = torch.full((len(at_BM),), at_BM.shape[1], dtype=torch.int32, device=at_BM.device)
-    _launch_mol(items, weights, queries, Found(at_BM, lengths_B), None, scores_BM, Found(at_BM, lengths_B))
+    _launch_mol(items, weights, queries, ItemLists(at_BM, lengths_B), None, scores_BM, ItemLists(at_BM, lengths_B))
     return scores_BM
 
 
 def score_above(
-    items: ItemRows, weights: MolWeights, queries: MolQueries, candidates: Found, floor_B: Tensor
-) -> tuple[Tensor, Found]:
-    """(B, C) MoL scores of the candidates that reach the floor, and which they are, in no particular order."""
+    items: ItemRows, weights: MolWeights, queries: MolQueries, candidates: ItemLists, floor_B: Tensor
+) -> tuple[Tensor, ItemLists]:
+    """(B, C) MoL scores of the candidates that reach the floor, and lists of them, in no particular order."""
     scores_BC = torch.empty(candidates.at_BC.shape, device=floor_B.device)
-    found = Found(torch.empty_like(candidates.at_BC), torch.zeros_like(candidates.counts_B))
-    _launch_mol(items, weights, queries, candidates, floor_B, scores_BC, found)
-    return scores_BC, found
+    lists = ItemLists(torch.empty_like(candidates.at_BC), torch.zeros_like(candidates.counts_B))
+    _launch_mol(items, weights, queries, candidates, floor_B, scores_BC, lists)
+    return scores_BC, lists
 
 
 def _launch_mol(
-    items: ItemRows, weights: MolWeights, queries: MolQueries, candidates: Found, floor_B: Tensor | None,
-    scores_BC: Tensor, found: Found,
+    items: ItemRows, weights: MolWeights, queries: MolQueries, candidates: ItemLists, floor_B: Tensor | None,
+    scores_BC: Tensor, lists: ItemLists,
 ) -> None:  # fmt: skip
     shape, is_float32 = weights.shape, weights.hidden.dtype == torch.float32
     num_queries, num_candidates = candidates.at_BC.shape
@@ -199,7 +199,7 @@ def _launch_mol(
         items.high_NW if is_float32 else items.high_NW.view(torch.bfloat16), items.low_NW, items.high_NW.stride(0),
         queries.components, queries.gate, weights.hidden, weights.hidden_bias, weights.out, weights.out_bias,
         candidates.at_BC, candidates.counts_B, num_candidates, triton.cdiv(num_blocks, num_splits),
-        scores_BC if floor_B is None else floor_B, scores_BC, found.at_BC, found.counts_B,
+        scores_BC if floor_B is None else floor_B, scores_BC, lists.at_BC, lists.counts_B,
         Q=shape.num_query_components, X=shape.num_item_components, D=shape.dim, QP=shape.padded_query_components,
         XP=shape.padded_item_components, BLOCK_D=block_d, NUM_D=num_blocks_d, HP=shape.padded_hidden_dim,
         BLOCK_H=block_h, BLOCK_M=block_m, IS_FLOAT32=is_float32, HAS_FLOOR=floor_B is not None,
@@ -208,7 +208,7 @@ def _launch_mol(
 
 
 def mol_blocks(num_pairs: int, hidden_dim: int, is_float32: bool) -> tuple[int, int, int]:
-    """Candidates and hidden units of a block, and warps.
+    """Number of candidates and of hidden units in a block, and of warps.
 
     In bfloat16 the cross network stays in shared memory (80 KB at P = 64 and H = 128, so that two programs fit). In
     float32 there is no room for both halves of its tf32 values; it is read again for each block of candidates.
@@ -230,7 +230,7 @@ def _product_options(items_ND: Tensor, num_products: int = 1) -> tuple[dict[str,
 
 
 def _splits(num_queries: int, num_items: int, blocks: Blocks, least: int = 1) -> tuple[int, int]:
-    """Programs that share the items, and tiles of each."""
+    """Number of programs that share the items, and of tiles for each program."""
     num_tiles = max(1, triton.cdiv(num_items, blocks.items))
     wanted = max(least, triton.cdiv(NUM_PROGRAMS, max(1, triton.cdiv(num_queries, blocks.queries))))
     tiles_each = triton.cdiv(num_tiles, min(num_tiles, wanted))

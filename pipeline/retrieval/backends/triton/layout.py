@@ -1,4 +1,4 @@
-"""What the kernels of `triton_kernels.py` read: items, queries and the gate's cross network, padded for them.
+"""Items, queries and the gate's cross network, padded for the kernels (product_kernels.py, mol_kernel.py).
 
 B queries, N items, Q/X query/item components, D width, H gate width, P = Q·X pairs of components in the model's order
 i·X + j; W is the length of an item's row, and QP, XP, PP = QP·XP, HP, DP are padded sizes. The kernels' order of pairs
@@ -21,7 +21,7 @@ ROW_MULTIPLE = 16  # items' rows begin at multiples of 32 bytes, the unit of GPU
 
 
 def padded_size(size: int, least: int = 1) -> int:
-    """The next power of two."""
+    """The first power of two that is at least `size` and `least`."""
     return max(least, 1 << (size - 1).bit_length())
 
 
@@ -63,7 +63,7 @@ class MolShape:
         return -(-width // ROW_MULTIPLE) * ROW_MULTIPLE
 
     def pad_pairs(self, values: Tensor) -> Tensor:
-        """(*, P) in the model's order to (*, PP) in the kernels'; what is added is zero."""
+        """Bring values (*, P) in the model's order of pairs into the kernels' order (*, PP), with zeros for padding."""
         sizes = (self.num_query_components, self.num_item_components)
         by_pair = values.reshape(*values.shape[:-1], *sizes).transpose(-1, -2)
         missing_i = self.padded_query_components - self.num_query_components
@@ -87,12 +87,12 @@ class ItemRows:
 
     @property
     def components_NXD(self) -> Tensor:
-        """bfloat16, a view."""
+        """The components in bfloat16, as a view."""
         num_components, dim = self.shape.num_item_components, self.shape.dim
         return self.high_NW.view(torch.bfloat16)[:, : num_components * dim].view(-1, num_components, dim)
 
     def take(self, at: Tensor) -> ItemSide:
-        """The float32 items `at` (*,), bit for bit as they were given."""
+        """Gather the items numbered `at` (*,) in float32, bit for bit as they were given."""
         values = planes.join(self.high_NW[at], self.low_NW[at])
         num_components, dim = self.shape.num_item_components, self.shape.dim
         num_queries = self.shape.num_query_components
@@ -103,7 +103,7 @@ class ItemRows:
 
 
 def lay_out_items(shape: MolShape, items: ItemSide) -> ItemRows:
-    """Of float32 items; some at a time, so that a shard may fill most of the memory."""
+    """Lay out float32 items, some at a time, so that a shard may fill most of the memory."""
     num_items, device = len(items.gate_NP), items.gate_NP.device
     high_NW, low_NW = (torch.empty(num_items, shape.row_width, dtype=torch.int16, device=device) for _ in range(2))
     sizes = (shape.num_query_components, shape.num_item_components)
@@ -117,20 +117,21 @@ def lay_out_items(shape: MolShape, items: ItemSide) -> ItemRows:
 
 @dataclass(frozen=True)
 class MolQueries:
-    """Queries for stage 2, over the temperature, in the type of the products."""
+    """Queries for stage 2: components divided by the temperature, in the type of the products."""
 
     components: Tensor  # (B, QP, DP)
     gate: Tensor  # (B, PP) float32
 
 
 def lay_out_queries(shape: MolShape, queries: QuerySide, temperature: float, dtype: torch.dtype) -> MolQueries:
+    """Divide the components by the temperature, and pad components and gate."""
     missing = shape.padded_query_components - shape.num_query_components
     components = pad_columns(queries.components_BQD.float() / temperature)
     return MolQueries(pad(components, (0, 0, 0, missing)).to(dtype), shape.pad_pairs(queries.gate_BP.float()))
 
 
 def pad_columns(vectors: Tensor, least: int = 16) -> Tensor:
-    """(*, D) to (*, DP), with zeros."""
+    """Pad vectors (*, D) with zeros to (*, DP)."""
     block, num_blocks = block_of(vectors.shape[-1], least)
     return pad(vectors, (0, block * num_blocks - vectors.shape[-1])).contiguous()
 
@@ -147,6 +148,7 @@ class MolWeights:
 
 
 def lay_out_weights(mol: MixtureOfLogits, dtype: torch.dtype, device: torch.device) -> MolWeights:
+    """Pad the weights of the cross network; matrices get the given type, biases are float32."""
     settings = mol.settings
     shape = MolShape(
         settings.num_query_components, settings.num_item_components, settings.component_dim, settings.gate_hidden_dim

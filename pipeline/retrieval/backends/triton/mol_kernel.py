@@ -1,7 +1,7 @@
-"""Triton kernel of stage 2: Mixture-of-Logits scores of candidates, from gathered rows to the score without a stop.
+"""Triton kernel of stage 2: Mixture-of-Logits scores of candidates, from gathered rows to the score in one kernel.
 
 M candidates, Q/X query/item components, D width, H gate width, P = Q·X pairs of components. Q, X, D and H are padded to
-powers of two (QP, XP, …) and pair (i, j) stands at j·QP + i: the item's component is the slow index here, so that the
+powers of two (QP, XP, …) and pair (i, j) has number j·QP + i: the item's component is the slow index here, so that the
 products of a block of items need no transposition. Variables are blocks and carry no shape.
 """
 
@@ -23,14 +23,14 @@ def _silu(x, IS_FAST: tl.constexpr):
 
 
 @triton.jit
-def _load_values(high_ptr, low_ptr, at, mask, IS_FLOAT32: tl.constexpr):
+def _load_values(high_ptr, low_ptr, offset, mask, IS_FLOAT32: tl.constexpr):
     """Table values in bfloat16, or in float32 from both halves of their bits (`ItemRows`)."""
     if IS_FLOAT32:
-        high = tl.load(high_ptr + at, mask=mask, other=0).to(tl.int32)
-        low = tl.load(low_ptr + at, mask=mask, other=0).to(tl.int32)
+        high = tl.load(high_ptr + offset, mask=mask, other=0).to(tl.int32)
+        low = tl.load(low_ptr + offset, mask=mask, other=0).to(tl.int32)
         return ((high << 16) + low).to(tl.float32, bitcast=True)
     else:  # noqa: RET505
-        return tl.load(high_ptr + at, mask=mask, other=0.0)
+        return tl.load(high_ptr + offset, mask=mask, other=0.0)
 
 
 @triton.jit
@@ -44,9 +44,9 @@ def _logits(
     logits = tl.zeros((BLOCK_M * XP, QP), dtype=tl.float32)
     for k in range(NUM_D):
         d = k * BLOCK_D + tl.arange(0, BLOCK_D)
-        at = row[:, None, None] + (j * D)[None, :, None] + d[None, None, :]
-        is_there = is_item[:, None, None] & (j < X)[None, :, None] & (d < D)[None, None, :]
-        items = tl.reshape(_load_values(high_ptr, low_ptr, at, is_there, IS_FLOAT32), (BLOCK_M * XP, BLOCK_D))
+        offset = row[:, None, None] + (j * D)[None, :, None] + d[None, None, :]
+        is_valid = is_item[:, None, None] & (j < X)[None, :, None] & (d < D)[None, None, :]
+        items = tl.reshape(_load_values(high_ptr, low_ptr, offset, is_valid, IS_FLOAT32), (BLOCK_M * XP, BLOCK_D))
         queries = tl.load(components_ptr + ((query * QP + i) * (NUM_D * BLOCK_D))[:, None] + d[None, :])
         logits += matrix_product(items, tl.trans(queries))
     return tl.reshape(logits, (BLOCK_M, XP * QP))
@@ -81,11 +81,11 @@ def _cross_network(
 
 @triton.jit
 def _append(scores, item, is_kept, query, scores_ptr, at_ptr, counts_ptr, capacity):
-    """Add what is kept to the query's list, in no particular order."""
+    """Append the kept candidates to the query's list, in no particular order."""
     counts = counts_ptr + tl.zeros_like(item)
-    place = tl.atomic_add(counts + query, 1, mask=is_kept, sem="relaxed")
-    tl.store(scores_ptr + query * capacity + place, scores, mask=is_kept)
-    tl.store(at_ptr + query * capacity + place, item, mask=is_kept)
+    slot = tl.atomic_add(counts + query, 1, mask=is_kept, sem="relaxed")
+    tl.store(scores_ptr + query * capacity + slot, scores, mask=is_kept)
+    tl.store(at_ptr + query * capacity + slot, item, mask=is_kept)
 
 
 @triton.jit
@@ -96,7 +96,7 @@ def mol_kernel(
     NUM_D: tl.constexpr, HP: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_M: tl.constexpr, IS_FLOAT32: tl.constexpr,
     HAS_FLOOR: tl.constexpr,
 ):  # fmt: skip
-    """Scores of one query's candidates: all of them in place, or those that reach the floor in a new list."""
+    """Score one query's candidates: all of them in place, or in a new list the candidates that reach the floor."""
     PP: tl.constexpr = XP * QP
     query = tl.program_id(0).to(tl.int64)
     length = tl.load(lengths_ptr + query)
@@ -120,10 +120,10 @@ def mol_kernel(
             PP, HP, BLOCK_H, BLOCK_M, IS_FLOAT32,
         )  # fmt: skip
         if Q == QP and X == XP:  # then the row's gate is contiguous, and is read in wide loads
-            gate_at, has_gate = row[:, None] + (X * D + p)[None, :], is_item[:, None]
+            gate_offset, has_gate = row[:, None] + (X * D + p)[None, :], is_item[:, None]
         else:
-            gate_at, has_gate = row[:, None] + (X * D + j * Q + i)[None, :], is_item[:, None] & is_pair
-        item_gate = _load_values(high_ptr, low_ptr, gate_at, has_gate, IS_FLOAT32)
+            gate_offset, has_gate = row[:, None] + (X * D + j * Q + i)[None, :], is_item[:, None] & is_pair
+        item_gate = _load_values(high_ptr, low_ptr, gate_offset, has_gate, IS_FLOAT32)
         gate_inputs = _silu(cross + gate * item_gate.to(tl.float32), not IS_FLOAT32)
         if Q != QP or X != XP:
             gate_inputs = tl.where(is_pair, gate_inputs, float("-inf"))
@@ -133,5 +133,5 @@ def mol_kernel(
             is_kept = is_item & (scores >= tl.load(floor_ptr + query))
             _append(scores, item, is_kept, query, scores_ptr, at_ptr, counts_ptr, num_candidates)
         else:
-            at = query * num_candidates + m
-            tl.store(scores_ptr + at, tl.where(is_item, scores, float("-inf")), mask=m < length)
+            offset = query * num_candidates + m
+            tl.store(scores_ptr + offset, tl.where(is_item, scores, float("-inf")), mask=m < length)

@@ -1,7 +1,7 @@
 """Triton kernels of stage 1 and of the scan's bounds: the largest inner products of queries and items.
 
 B queries, N items, M candidates, Q/X query/item components, D width. Variables are blocks and carry no shape; the
-launchers of `triton_launch.py` choose the blocks. Scores never leave the chip: one bit per pair does.
+launchers (launch.py) choose the blocks. Scores never leave the chip: one bit per pair does.
 """
 
 import triton
@@ -10,14 +10,14 @@ import triton.language as tl
 # Without a GPU the kernels run in Triton's interpreter (TRITON_INTERPRET=1, read when this module is imported).
 IS_INTERPRETED = bool(triton.knobs.runtime.interpret)
 INTERPRETED = tl.constexpr(IS_INTERPRETED)
-# Of float32: three tf32 products that together keep its precision, six times the price of bfloat16.
+# float32 products: three tf32 products that together keep the precision, at six times the price of bfloat16.
 FLOAT32_PRODUCT = tl.constexpr("tf32x3")
 
 
 @triton.jit
 def matrix_product(left, right):
-    """left @ right in float32; of 8-bit integers exact."""
-    if INTERPRETED:  # it would multiply the bit patterns of bfloat16 (triton issue 11584), and integers would wrap
+    """Multiply left @ right in float32; exact for 8-bit integers."""
+    if INTERPRETED:  # tl.dot would multiply the bit patterns of bfloat16 (triton issue 11584), and integers would wrap
         return tl.dot(left.to(tl.float32), right.to(tl.float32))
     elif left.dtype == tl.int8:  # noqa: RET505 (a branch that is compiled away may not be left out)
         return tl.dot(left, right, out_dtype=tl.int32).to(tl.float32)
@@ -27,10 +27,10 @@ def matrix_product(left, right):
 
 @triton.jit
 def _load_queries(queries_ptr, query, num_queries, i, k, Q: tl.constexpr, BLOCK_D: tl.constexpr, NUM_D: tl.constexpr):
-    """(BLOCK_B, BLOCK_D): columns k·BLOCK_D on of query component i; queries come padded with zeros."""
+    """(BLOCK_B, BLOCK_D): query component i from column k·BLOCK_D on; queries come padded with zeros."""
     d = tl.arange(0, BLOCK_D)
-    at = (query.to(tl.int64) * Q + i) * (NUM_D * BLOCK_D) + k * BLOCK_D
-    return tl.load(queries_ptr + at[:, None] + d[None, :], mask=(query < num_queries)[:, None], other=0)
+    offset = (query.to(tl.int64) * Q + i) * (NUM_D * BLOCK_D) + k * BLOCK_D
+    return tl.load(queries_ptr + offset[:, None] + d[None, :], mask=(query < num_queries)[:, None], other=0)
 
 
 @triton.jit
@@ -47,8 +47,8 @@ def _largest_products(
             products = tl.zeros((BLOCK_B, BLOCK_N), dtype=tl.float32)
             for k in range(NUM_D):
                 d = k * BLOCK_D + tl.arange(0, BLOCK_D)
-                is_there = (item < num_items)[:, None] & (d < D)[None, :]
-                items = tl.load(items_ptr + row[:, None] + j * D + d[None, :], mask=is_there, other=0)
+                is_valid = (item < num_items)[:, None] & (d < D)[None, :]
+                items = tl.load(items_ptr + row[:, None] + j * D + d[None, :], mask=is_valid, other=0)
                 if Q * NUM_D == 1:
                     queries = resident
                 else:
@@ -63,7 +63,7 @@ def bin_maxima_kernel(
     queries_ptr, items_ptr, maxima_ptr, num_queries, num_items, item_stride, tiles,
     D: tl.constexpr, BLOCK_D: tl.constexpr, NUM_D: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Each column of a tile is a bin: its maximum over all tiles of a program stays in a register."""
+    """Largest product of each bin, a column of a tile: its maximum over a program's tiles stays in a register."""
     query = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     first_tile = tl.program_id(1) * tiles
     resident = _load_queries(queries_ptr, query, num_queries, 0, 0, 1, BLOCK_D, NUM_D)
@@ -75,8 +75,8 @@ def bin_maxima_kernel(
             1, 1, D, BLOCK_D, NUM_D, BLOCK_B, BLOCK_N,
         )  # fmt: skip
         maxima = tl.maximum(maxima, tl.where((item < num_items)[None, :], largest, float("-inf")))
-    at = query.to(tl.int64)[:, None] * (tl.num_programs(1) * BLOCK_N) + tl.program_id(1) * BLOCK_N
-    tl.store(maxima_ptr + at + tl.arange(0, BLOCK_N)[None, :], maxima, mask=(query < num_queries)[:, None])
+    offset = query.to(tl.int64)[:, None] * (tl.num_programs(1) * BLOCK_N) + tl.program_id(1) * BLOCK_N
+    tl.store(maxima_ptr + offset + tl.arange(0, BLOCK_N)[None, :], maxima, mask=(query < num_queries)[:, None])
 
 
 @triton.jit
@@ -86,9 +86,9 @@ def mark_kernel(
     Q: tl.constexpr, X: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, NUM_D: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, WANTS_PASSED: tl.constexpr,
 ):  # fmt: skip
-    """A bit for each pair, item 32·w + bit in word w of the query: does the largest product reach the query's floor?
+    """Set a bit for each pair whose largest product reaches the query's floor: item 32·w + b is bit b of word w.
 
-    `passed` receives the largest product that did not, of items that are allowed, for each program of the items.
+    `passed` receives, for each program, the largest product of its allowed items that does not reach the floor.
     """
     query = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     first_tile = tl.program_id(1) * tiles
@@ -105,8 +105,8 @@ def mark_kernel(
         bits = (largest >= floor).to(tl.int32) << (item % 32)[None, :]
         words = tl.sum(tl.reshape(bits, (BLOCK_B, BLOCK_N // 32, 32)), axis=2)
         w = tile * (BLOCK_N // 32) + tl.arange(0, BLOCK_N // 32)
-        at = query.to(tl.int64)[:, None] * num_words + w[None, :]
-        tl.store(words_ptr + at, words, mask=is_query[:, None] & (w < num_words)[None, :])
+        offset = query.to(tl.int64)[:, None] * num_words + w[None, :]
+        tl.store(words_ptr + offset, words, mask=is_query[:, None] & (w < num_words)[None, :])
         if WANTS_PASSED:
             allowed = tl.load(allowed_ptr + item // 32, mask=item < num_items, other=0) >> (item % 32) & 1
             beaten = (allowed != 0)[None, :] & (largest < floor)
@@ -117,18 +117,18 @@ def mark_kernel(
 
 @triton.jit
 def clear_kernel(words_ptr, num_words, query_ptr, item_ptr, num_pairs, first_item, num_items, BLOCK: tl.constexpr):
-    """Take the bits of excluded pairs away."""
+    """Clear the bits of excluded pairs."""
     pair = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     query = tl.load(query_ptr + pair, mask=pair < num_pairs, other=0)
     item = tl.load(item_ptr + pair, mask=pair < num_pairs, other=-1) - first_item
     is_here = (item >= 0) & (item < num_items)
-    at = query.to(tl.int64) * num_words + item // 32
-    tl.atomic_and(words_ptr + at, ~(1 << (item & 31)), mask=is_here, sem="relaxed")
+    offset = query.to(tl.int64) * num_words + item // 32
+    tl.atomic_and(words_ptr + offset, ~(1 << (item & 31)), mask=is_here, sem="relaxed")
 
 
 @triton.jit
 def _count_bits(word):
-    """Of 32-bit integers: sums of neighbouring bits, then of pairs of bits, and so on."""
+    """Count the ones of 32-bit integers: add neighbouring bits, then pairs of bits, and so on."""
     word = word - ((word >> 1) & 0x55555555)
     word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
     word = (word + (word >> 4)) & 0x0F0F0F0F
@@ -147,15 +147,15 @@ def list_kernel(
         word = tl.load(words_ptr + query * num_words + w, mask=w < num_words, other=0)
         word &= tl.load(allowed_ptr + w, mask=w < num_words, other=0)
         num_bits = _count_bits(word)
-        place = count + tl.cumsum(num_bits) - num_bits
+        slot = count + tl.cumsum(num_bits) - num_bits
         count += tl.sum(num_bits)
         for _ in range(tl.max(num_bits)):
             lowest = word & (0 - word)
             bit = ((lowest.to(tl.float32).to(tl.int32, bitcast=True) >> 23) & 0xFF) - 127  # the exponent of 2^bit
-            at = query * capacity + place
-            tl.store(at_ptr + at, first_item + w * 32 + bit, mask=(word != 0) & (place < capacity))
+            offset = query * capacity + slot
+            tl.store(at_ptr + offset, first_item + w * 32 + bit, mask=(word != 0) & (slot < capacity))
             word ^= lowest
-            place += 1
+            slot += 1
     tl.store(counts_ptr + query, count)
 
 
@@ -178,8 +178,8 @@ def gathered_products_kernel(
             products = tl.zeros((BLOCK_M,), dtype=tl.float32)
             for k in range(NUM_D):
                 d = k * BLOCK_D + tl.arange(0, BLOCK_D)
-                is_there = is_listed[:, None] & (d < D)[None, :]
-                items = tl.load(items_ptr + row[:, None] + j * D + d[None, :], mask=is_there, other=0)
+                is_valid = is_listed[:, None] & (d < D)[None, :]
+                items = tl.load(items_ptr + row[:, None] + j * D + d[None, :], mask=is_valid, other=0)
                 queries = tl.load(queries_ptr + (query * Q + i) * (NUM_D * BLOCK_D) + d)
                 products += tl.sum(items.to(tl.float32) * queries.to(tl.float32)[None, :], axis=1)
             largest = tl.maximum(largest, products)

@@ -1,23 +1,23 @@
-"""Exact top-k of inner products on a GPU: a threshold from a sample, a list of what reaches it, and a proof or a sweep.
+"""Exact top-k of inner products on a GPU: a threshold from a sample, a list of items above it, a proof or else a sweep.
 
 B queries, N items, M candidates, C capacity of a list, K kept, Q/X query/item components, D width.
 
-A pair is marked by its product on the matrix units, and listed items are scored again in plain float32, whose sums
-have an order of their own. `margin_B` bounds the difference, so that the result is exact for the plain scores.
+Matrix units pick the items to list; listed items are scored again in plain float32, which adds up in another order.
+`margin_B` bounds the difference between the two, so that the result is exact for the plain scores.
 """
 
 import torch
 from torch import Tensor
 
 from pipeline.data.lists import NO_ITEM
-from pipeline.retrieval.backends.triton.launch import Allowed, Found, allow, bin_maxima, collect, gathered_products
+from pipeline.retrieval.backends.triton.launch import Allowed, ItemLists, allow, bin_maxima, collect, gathered_products
 from pipeline.retrieval.backends.triton.layout import padded_size
 from pipeline.retrieval.filters import ShardMask
 from pipeline.retrieval.index import Shortlist
 
-SAMPLE_STEP = 16  # every 16th item says where the threshold lies
-SIGMAS = 4  # how far the sampled threshold stays on the safe side
-BINS_PER_RANK = 16  # so that few of the sample's best share a bin
+SAMPLE_STEP = 16  # every 16th item is in the sample
+SIGMAS = 4  # standard deviations that the sampled threshold stays on the safe side
+BINS_PER_RANK = 16  # bins per wanted item of the sample, so that few of its best share a bin
 MIN_CAPACITY = 4_096
 SWEEP_ITEMS = 65_536
 SWEEP_QUERIES = 128
@@ -26,28 +26,28 @@ LOW_BITS = 0xFFFFFFFF
 
 
 class Kept:
-    """The `num_kept` best of what was added: score descending, of equal scores the smaller item, as one integer key."""
+    """The `num_kept` best items so far: score descending, then item ascending, each pair as one integer key."""
 
     def __init__(self, num_queries: int, num_kept: int, device: torch.device) -> None:
         self._keys_BK = torch.full((num_queries, num_kept), NO_KEY, dtype=torch.int64, device=device)
 
-    def add(self, scores_BM: Tensor, found: Found) -> None:
-        """The first `counts_B` of each row; no item may be added twice."""
-        width = min(scores_BM.shape[1], int(found.counts_B.max()))
+    def add(self, scores_BM: Tensor, lists: ItemLists) -> None:
+        """Add each list with the scores of its items; no item may be added twice."""
+        width = min(scores_BM.shape[1], int(lists.counts_B.max()))
         if not width:
             return
-        keys_BM = _keys(scores_BM[:, :width], found.at_BC[:, :width])
-        is_listed_BM = torch.arange(width, device=keys_BM.device) < found.counts_B[:, None]
+        keys_BM = _keys(scores_BM[:, :width], lists.at_BC[:, :width])
+        is_listed_BM = torch.arange(width, device=keys_BM.device) < lists.counts_B[:, None]
         all_BM = torch.cat([self._keys_BK, keys_BM.where(is_listed_BM, NO_KEY)], dim=1)
         self._keys_BK = all_BM.topk(self._keys_BK.shape[1], dim=1).values
 
     @property
     def worst_B(self) -> Tensor:
-        """The last kept score, -inf while fewer are known."""
+        """Each query's worst kept score; -inf while it has fewer than `num_kept` items."""
         return _scores_of(self._keys_BK[:, -1])
 
     def result(self) -> Shortlist:
-        """In order, padded at the end."""
+        """The kept items, best first, padded at the end."""
         at_BK = LOW_BITS - (self._keys_BK & LOW_BITS)
         return Shortlist(_scores_of(self._keys_BK), at_BK.masked_fill(self._keys_BK == NO_KEY, NO_ITEM))
 
@@ -58,11 +58,11 @@ def best_products(
     """The `num_kept` allowed items with the largest inner products, exact; queries are padded with zeros."""
     allowed, num_queries = allow(mask, items_NXD.device), len(mask)
     floor_B, capacity = _sampled_floor(queries_BQD, items_NXD, mask, num_kept)
-    found = collect(queries_BQD, items_NXD, allowed, floor_B, capacity)
+    lists = collect(queries_BQD, items_NXD, allowed, floor_B, capacity)
     kept = Kept(num_queries, num_kept, items_NXD.device)
-    kept.add(gathered_products(queries_BQD, items_NXD, found), found)
-    # What was not listed scores below floor + margin. A list that ran over has lost entries.
-    is_proven_B = (found.counts_B <= capacity) & ((floor_B == -torch.inf) | (kept.worst_B >= floor_B + margin_B))
+    kept.add(gathered_products(queries_BQD, items_NXD, lists), lists)
+    # An item that is not listed scores below floor + margin. A list that overflowed has lost entries.
+    is_proven_B = (lists.counts_B <= capacity) & ((floor_B == -torch.inf) | (kept.worst_B >= floor_B + margin_B))
     best = kept.result()
     open_B = (~is_proven_B).nonzero()[:, 0]
     for start in range(0, len(open_B), SWEEP_QUERIES):
@@ -74,7 +74,7 @@ def best_products(
 
 
 def _sampled_floor(queries_BQD: Tensor, items_NXD: Tensor, mask: ShardMask, num_kept: int) -> tuple[Tensor, int]:
-    """(B,) products that somewhat more than the wanted number of items should reach, and room for their lists."""
+    """(B,) a floor that somewhat more than the wanted number of items should reach, and the capacity of their lists."""
     num_eligible, sampled = mask.num_items, torch.arange(0, mask.num_items, SAMPLE_STEP, device=items_NXD.device)
     if mask.is_eligible_N is not None:
         eligible = mask.is_eligible_N.nonzero()[:, 0]
@@ -85,7 +85,7 @@ def _sampled_floor(queries_BQD: Tensor, items_NXD: Tensor, mask: ShardMask, num_
         return everything_B, max(1, num_eligible)
     sample_SD = items_NXD[sampled, 0]
     num_wanted_B = num_kept + torch.from_numpy(mask.excluded.lengths)
-    # Beyond this a list would run over; a user with that many exclusions may be lucky, or is swept.
+    # A higher rank would overflow a list; a query with that many exclusions is swept unless it is lucky.
     rank_B = _rank(num_wanted_B).clamp_max(capacity // SAMPLE_STEP * 5 // 8).to(items_NXD.device)
     maxima_BM = bin_maxima(queries_BQD[:, 0], sample_SD, BINS_PER_RANK * int(rank_B.max()))
     largest_BM = maxima_BM.topk(min(int(rank_B.max()), maxima_BM.shape[1]), dim=1).values
@@ -93,23 +93,23 @@ def _sampled_floor(queries_BQD: Tensor, items_NXD: Tensor, mask: ShardMask, num_
 
 
 def _rank(num_wanted: Tensor) -> Tensor:
-    """Which of the sample's best products is below the wanted number of all items' products, but for bad luck."""
+    """The rank in the sample of a product that, but for bad luck, at least `num_wanted` of all items reach."""
     expected = num_wanted / SAMPLE_STEP
     return (expected + SIGMAS * expected.sqrt() + SIGMAS).ceil().long()
 
 
 def _sweep(queries_BQD: Tensor, items_NXD: Tensor, allowed: Allowed, num_kept: int, margin_B: Tensor) -> Shortlist:
-    """The same, whatever the scores are like: ranges of items one after the other, with room for all of a range."""
+    """Find the best products, whatever the scores are like: one range of items after the other, with room for all."""
     kept = Kept(len(queries_BQD), num_kept, items_NXD.device)
     for low in range(0, len(items_NXD), SWEEP_ITEMS):
         high = min(low + SWEEP_ITEMS, len(items_NXD))
-        found = collect(queries_BQD, items_NXD, allowed, kept.worst_B - margin_B, high - low, low, high)
-        kept.add(gathered_products(queries_BQD, items_NXD, found), found)
+        lists = collect(queries_BQD, items_NXD, allowed, kept.worst_B - margin_B, high - low, low, high)
+        kept.add(gathered_products(queries_BQD, items_NXD, lists), lists)
     return kept.result()
 
 
 def _keys(scores: Tensor, at: Tensor) -> Tensor:
-    """Integers in the order of results: the score's bits, made to sort like numbers, above the item's complement."""
+    """Integers that sort like results: the score's bits, made to sort like numbers, above the item's complement."""
     bits = (scores + 0.0).view(torch.int32).long()  # -0.0 becomes 0.0, its equal
     return (bits.where(bits >= 0, bits ^ 0x7FFFFFFF) << 32) | (LOW_BITS - at.long())
 

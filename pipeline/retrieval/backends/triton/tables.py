@@ -15,9 +15,9 @@ INT8_MAX = 127
 
 
 def accumulation_error(dim: int) -> float:
-    """Of a float32 sum of `dim` products, however it is ordered and truncated, as a share of both norms' product.
+    """Error bound of a float32 product of width `dim` in any summation order, relative to both norms' product.
 
-    Matrix units cut a few bits off at each step, so it is four times what rounded additions would need.
+    Matrix units cut a few bits off at each step, so the bound is four times that of rounded additions.
     """
     return (dim + 16) * 2.0**-22
 
@@ -28,19 +28,19 @@ class TableQueries:
 
     vectors_B1D: Tensor  # (B, 1, DP)
     scale_B: Tensor
-    margin_B: Tensor  # by how much two ways to add up a product can differ
+    margin_B: Tensor  # largest difference between two ways to add up a product
 
 
 @dataclass(frozen=True)
 class VectorTable:
-    """Rows may lie apart, as the components of wider rows do."""
+    """One vector per item; the vectors may lie apart in memory, as the components of wider rows do."""
 
     vectors_N1D: Tensor  # bfloat16, float32 or int8
     scale: float
     largest_norm: float
 
     def prepare(self, queries_BD: Tensor) -> TableQueries:
-        """In the table's type."""
+        """Convert queries to the table's type."""
         if self.vectors_N1D.dtype != torch.int8:
             rounded_BD = queries_BD.to(self.vectors_N1D.dtype)
             scale_B = torch.full((len(queries_BD),), self.scale, device=queries_BD.device)
@@ -55,20 +55,20 @@ class VectorTable:
 
 
 def rounded_table(vectors_ND: Tensor) -> VectorTable:
-    """In bfloat16."""
+    """Make a table in bfloat16."""
     rounded_ND = vectors_ND.to(torch.bfloat16)
     return VectorTable(rounded_ND[:, None].contiguous(), 1.0, _largest_norm(rounded_ND))
 
 
 def quantised_table(vectors_ND: Tensor) -> VectorTable:
-    """In 8 bits with one scale, which costs nothing where a rotation has spread the values over the columns."""
+    """Make a table in 8 bits with one scale, enough where a rotation has spread the values over the columns."""
     largest = float(vectors_ND.abs().max()) if vectors_ND.numel() else 0.0
     scale = largest / INT8_MAX or 1.0
     return VectorTable((vectors_ND / scale).round().to(torch.int8)[:, None].contiguous(), scale, 0.0)
 
 
 def component_table(rows: ItemRows, component: int) -> VectorTable:
-    """One component of each item, where it is."""
+    """Use one component of each item as a table, without a copy."""
     # A unit vector's norm grows by at most 2^-8 when it is rounded.
     return VectorTable(rows.components_NXD[:, component : component + 1], 1.0, 1.01)
 

@@ -102,9 +102,8 @@ def rows_of(root: str, name: str = "candidates") -> pl.DataFrame:
 
 
 def test_layout_of_the_work_does_not_change_the_table(published):
-    """An exact search gives the same rows with other waves and shards."""
-    keys = {"corpus.num_shards": 2, "cluster.max_stages_per_wave": 1}
-    other = run_job("nightly_candidates", published.root, name="other", **keys)
+    """An exact search gives the same rows with other shards, searched in this process instead of on Ray."""
+    other = run_job("nightly_candidates", published.root, name="other", **LOCAL, **{"corpus.num_shards": 2})
     assert other.code == 0, other.stderr[-4_000:]
     assert rows_of(published.root, "other").equals(rows_of(published.root))
 
@@ -151,7 +150,7 @@ def test_the_same_night_on_s3_gives_the_same_table(published, s3_server, monkeyp
     """All files are in the store; the simulated inputs have the same names in every store."""
     use_aws_environment(monkeypatch, s3_server.environment)
     root = f"s3://{s3_server.make_bucket()}/nightrails"
-    ended = run_job("nightly_candidates", root)
+    ended = run_job("nightly_candidates", root, **LOCAL)
     assert ended.code == 0, ended.stderr[-4_000:]
     assert ended.last_line["run_id"] == published.ended.last_line["run_id"]
     assert pl.from_arrow(read_latest(root, "candidates")).equals(published.table)

@@ -5,7 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.retrieval.low_rank import low_rank_table
+from pipeline.model.mol import QuerySide
+from pipeline.retrieval.low_rank import (
+    DistilledMap,
+    LowRank,
+    low_rank_table,
+    pair_multiply_adds,
+    query_features,
+    score_all,
+)
 from pipeline.retrieval.low_rank_fit import HELD_OUT_SHARE, WITHIN, fit_low_rank
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.shard import make_shard
@@ -153,3 +161,42 @@ def test_of_a_share_of_the_items_as_many_more_candidates_are_needed_in_the_whole
     assert whole.num_needed > 100
     assert half.num_needed == pytest.approx(whole.num_needed / 0.6)
     assert half.multiply_adds == pytest.approx(4 * 600 / 0.6 + half.num_needed)
+
+
+def test_a_querys_features_and_its_vector_by_hand():
+    """Components 1 and -2, gate 3: they, their sizes, and 1; less a centre, times the weights."""
+    queries = QuerySide(torch.tensor([[[1.0], [-2.0]]]), torch.tensor([[3.0]]))
+    assert query_features(queries).tolist() == [[1.0, -2.0, 3.0, 1.0, 2.0, 3.0, 1.0]]
+    weights = torch.zeros(7, 2)
+    weights[1, 0], weights[4, 1], weights[6, 1] = 10.0, 1.0, 0.5
+    query_map = DistilledMap(torch.tensor([0.0, -1.0, 0.0, 0.0, 0.5, 0.0, 0.0]), weights).to("cpu")
+    assert query_map(queries).tolist() == [[-10.0, 2.0]]
+
+
+def test_an_items_vector_by_hand():
+    """Two anchors, rank 1: twice the first score less the second, less a centre of 3."""
+    anchors = make_world(num_queries=2).queries
+    low_rank = LowRank(anchors, torch.tensor([0, 1]), torch.tensor([[2.0], [-1.0]]), torch.tensor([3.0]))
+    assert low_rank.to("cpu").place(torch.tensor([[5.0, 0.0, 1.0], [1.0, 4.0, 0.0]])).tolist() == [
+        [6.0],
+        [-7.0],
+        [-1.0],
+    ]
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("at_once", [1, 7, 100])
+def test_items_scored_a_tile_at_a_time_are_scored_as_at_once(monkeypatch, at_once):
+    world = make_world(num_queries=4, num_items=30)
+    index = open_index(world.mol, world.shards(1)[0], SearchSettings())
+    whole = score_all(index, world.queries)
+    monkeypatch.setattr("pipeline.retrieval.low_rank.ITEMS_AT_ONCE", at_once)
+    assert whole.shape == (4, 30)
+    torch.testing.assert_close(score_all(index, world.queries), whole, rtol=0, atol=0.01 / world.mol.temperature)
+    assert (whole - world.mol(world.queries, world.items).detach()).abs().max() < 0.03 / world.mol.temperature
+
+
+def test_the_price_of_a_pair_counts_every_multiplication():
+    """Each of 6 pairs of components: a product of 8 numbers, and both layers of the gate's network."""
+    mol = make_world().mol
+    assert pair_multiply_adds(mol) == 6 * 8 + mol.cross_hidden.weight.numel() + mol.cross_out.weight.numel()

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data.lists import NO_ITEM
-from pipeline.retrieval.topk import TopK, empty_topk, merge_topk, select_topk
+from pipeline.retrieval.topk import TopK, concat_queries, empty_topk, merge_topk, select_topk
 
 candidates = st.lists(
     st.tuples(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), st.integers(0, 30)), max_size=20, unique_by=lambda c: c[1]
@@ -39,6 +39,30 @@ def test_merging_parts_in_any_order_gives_the_whole(pairs, k, random):
     for part in parts:
         merged = merge_topk(merged, topk_of(part, k), k)
     assert as_pairs(merged) == as_pairs(topk_of(pairs, k))
+
+
+@given(st.lists(candidates, min_size=1, max_size=6), st.integers(1, 6), st.data())
+def test_queries_may_be_taken_apart_and_put_together_again(lists, k, data):
+    whole = concat_queries([topk_of(pairs, k) for pairs in lists])
+    assert [as_pairs(whole.take(slice(query, query + 1))) for query in range(len(lists))] == [
+        as_pairs(topk_of(pairs, k)) for pairs in lists
+    ]
+    cut = data.draw(st.integers(0, len(lists)))
+    again = concat_queries([whole.take(slice(0, cut)), whole.take(slice(cut, None)).to("cpu")])
+    assert len(again) == len(lists)
+    for name in ("scores_BK", "rows_BK", "bounds_B"):
+        assert torch.equal(getattr(again, name), getattr(whole, name))
+    order = torch.tensor(data.draw(st.permutations(range(len(lists)))))
+    assert torch.equal(whole.take(order).rows_BK, whole.rows_BK[order])
+
+
+def test_what_either_part_can_have_missed_the_merged_list_can_have_missed():
+    left, right = topk_of([(2.0, 1)], 2), topk_of([(1.0, 9)], 2)
+    known = TopK(left.scores_BK, left.rows_BK, torch.tensor([0.5]))
+    for one, other in ((known, right), (right, known)):
+        assert merge_topk(one, other, 2).bounds_B.tolist() == [0.5]
+    assert merge_topk(known, empty_topk(1, 2), 2).bounds_B.tolist() == [0.5]
+    assert merge_topk(left, right, 2).is_proven_B.tolist() == [True]
 
 
 def test_a_short_list_is_padded_and_minus_infinity_is_never_an_item():

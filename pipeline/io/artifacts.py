@@ -19,8 +19,8 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.artifacts import Artifact, FileEntry, Manifest
 from pipeline.config import Config
-from pipeline.errors import ConflictError, InfrastructureError, InputError
-from pipeline.io.storage.base import ObjectNotFoundError, Storage, put
+from pipeline.errors import InfrastructureError, InputError
+from pipeline.io.storage.base import ObjectNotFoundError, Storage, put, put_hashed
 
 RECORDED_PACKAGES = ("nightrails", "numpy", "polars", "pyarrow", "ray", "torch")
 READERS = 16  # threads: reading small claims is mostly waiting
@@ -37,11 +37,8 @@ def write_file(storage: Storage, prefix: str, name: str, data: bytes, rows: int)
     """
     stem, dot, suffix = name.rpartition(".")
     key = f"{stem}-{hashlib.sha256(data).hexdigest()[:16]}{dot}{suffix}"
-    try:
-        return write_named_file(storage, prefix, key, data, rows)
-    except ConflictError:
-        storage.delete(f"{prefix}/{key}")
-        return write_named_file(storage, prefix, key, data, rows)
+    put_hashed(storage, f"{prefix}/{key}", data)
+    return file_entry(key, data, rows)
 
 
 def write_named_file(storage: Storage, prefix: str, key: str, data: bytes, rows: int) -> FileEntry:
@@ -82,14 +79,13 @@ def parse(model: type[ModelT], data: bytes, origin: str, remedy: str) -> ModelT:
 @dataclass(frozen=True)
 class Claims(Generic[RecordT]):
     """The finished parts of one kind: part n is done when `<prefix>/<stem>-<n>.json` exists and can be read, and every
-    file that it names is in the store with its size. `claim` replaces a claim that fails this test."""
+    object that it names is in the store with its size. `claim` replaces a claim that fails this test."""
 
     storage: Storage
     prefix: str
     stem: str
     record: type[RecordT]
-    files_of: Callable[[RecordT], Sequence[FileEntry]]  # that a record names; keys relative to `root`
-    root: str = ""  # if empty, `prefix` is the root
+    objects: Callable[[RecordT], Mapping[str, int]]  # the size in bytes of each object that a record names, by key
 
     def claim(self, part: int, record: RecordT) -> RecordT:
         """Mark the part as done, after its files were written. Returns the first attempt's record, which stands."""
@@ -103,7 +99,7 @@ class Claims(Generic[RecordT]):
 
     def read(self, part: int) -> RecordT | None:
         """Read the record of a part; None when the part is not done."""
-        return self._read(part, lambda key: info.size if (info := self.storage.head(key)) else None)
+        return self._read(part, self._size)
 
     def require(self, part: int, remedy: str) -> RecordT:
         """Read the record of a part. Raises InfrastructureError that ends with `remedy` when the part is not done."""
@@ -116,9 +112,13 @@ class Claims(Generic[RecordT]):
         """Read the record of every part that is done, by part, from one listing."""
         sizes: Mapping[str, int] = {info.key: info.size for info in self.storage.list(f"{self.prefix}/")}
         name = re.compile(re.escape(f"{self.prefix}/{self.stem}-") + r"(\d{5,})\.json")
+
+        def size_of(key: str) -> int | None:
+            return sizes.get(key) if key.startswith(f"{self.prefix}/") else self._size(key)
+
         parts = [int(match[1]) for key in sizes if (match := name.fullmatch(key))]
         with ThreadPoolExecutor(READERS) as pool:
-            records = pool.map(lambda part: self._read(part, sizes.get), parts)
+            records = pool.map(lambda part: self._read(part, size_of), parts)
             return {part: record for part, record in zip(parts, records, strict=True) if record is not None}
 
     def missing(self, parts: Sequence[int]) -> list[int]:
@@ -135,14 +135,22 @@ class Claims(Generic[RecordT]):
             record = self.record.model_validate_json(self.storage.read(self.key(part)))
         except (ObjectNotFoundError, ValidationError):
             return None
-        root = self.root or self.prefix
-        is_complete = all(size_of(f"{root}/{file.key}") == file.bytes for file in self.files_of(record))
+        is_complete = all(size_of(key) == size for key, size in self.objects(record).items())
         return record if is_complete else None
 
+    def _size(self, key: str) -> int | None:
+        info = self.storage.head(key)
+        return info.size if info else None
 
-def no_files(record: Config) -> tuple[FileEntry, ...]:
-    """Name no file: for claims whose record is all that is kept."""
-    return ()
+
+def no_objects(record: Config) -> dict[str, int]:
+    """Name no object: for claims whose record is all that is kept."""
+    return {}
+
+
+def sizes_of(prefix: str, *files: FileEntry) -> dict[str, int]:
+    """The size in bytes of each file, by its key in the store; the files' own keys are relative to `prefix`."""
+    return {f"{prefix}/{file.key}": file.bytes for file in files}
 
 
 def seal(

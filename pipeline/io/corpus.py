@@ -11,7 +11,7 @@ from safetensors.torch import save as save_tensors
 
 from pipeline.artifacts import Artifact, FileEntry, Manifest
 from pipeline.errors import InputError
-from pipeline.io.artifacts import Claims, read_file, require_manifest, seal, write_file
+from pipeline.io.artifacts import Claims, read_file, require_manifest, seal, sizes_of, write_file
 from pipeline.io.night import Night
 from pipeline.io.storage.base import Storage
 from pipeline.model.mol import ItemSide, QuerySide
@@ -25,12 +25,12 @@ REMEDY = "remove the corpus and embed again"
 
 def shard_claims(storage: Storage, corpus: Artifact) -> Claims[FileEntry]:
     """The claims of the shards: part n is shard n."""
-    return Claims(storage, corpus.prefix, "shard", FileEntry, lambda entry: (entry,))
+    return Claims(storage, corpus.prefix, "shard", FileEntry, lambda entry: sizes_of(corpus.prefix, entry))
 
 
 def low_rank_claims(storage: Storage, corpus: Artifact) -> Claims[FileEntry]:
     """The claim of the low-rank table's fit: part 0 is the only one."""
-    return Claims(storage, corpus.prefix, "low-rank", FileEntry, lambda entry: (entry,))
+    return Claims(storage, corpus.prefix, "low-rank", FileEntry, lambda entry: sizes_of(corpus.prefix, entry))
 
 
 def write_shard(storage: Storage, corpus: Artifact, index: int, shard: Shard, item_ids: pa.Array) -> FileEntry:

@@ -6,7 +6,7 @@ from pipeline.artifacts import Artifact, Manifest
 from pipeline.config import Config
 from pipeline.evaluation.metrics import MeanSum
 from pipeline.evaluation.results import Metrics
-from pipeline.io.artifacts import Claims, no_files, parse, read_file, read_manifest, seal, write_file
+from pipeline.io.artifacts import Claims, no_objects, parse, read_file, read_manifest, seal, write_file
 from pipeline.io.night import Night
 from pipeline.io.storage.base import Storage
 from pipeline.settings import Settings
@@ -52,17 +52,17 @@ class UnitOverlap(Config):
 
 def sample_claims(night: Night) -> Claims[Sample]:
     """The claim of the night's sample: part 0 is the only one."""
-    return Claims(night.storage, night.evaluation.prefix, "sample", Sample, no_files)
+    return Claims(night.storage, night.evaluation.prefix, "sample", Sample, no_objects)
 
 
 def score_claims(night: Night) -> Claims[UnitScores]:
     """The claims of the scores: part n is unit n."""
-    return Claims(night.storage, night.evaluation.prefix, "unit", UnitScores, no_files)
+    return Claims(night.storage, night.evaluation.prefix, "unit", UnitScores, no_objects)
 
 
 def overlap_claims(night: Night) -> Claims[UnitOverlap]:
     """The claims of the recall checks: part n is unit n."""
-    return Claims(night.storage, night.evaluation.prefix, "recall-check", UnitOverlap, no_files)
+    return Claims(night.storage, night.evaluation.prefix, "recall-check", UnitOverlap, no_objects)
 
 
 def write_metrics(night: Night, settings: Settings, metrics: Metrics) -> Metrics:

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.errors import InputError
-from pipeline.io.artifacts import Claims, no_files, versions
+from pipeline.io.artifacts import Claims, no_objects, versions
 from pipeline.io.night import Night
 from pipeline.retrieval.tuning import Tuning
 from pipeline.settings import SearchMethod, Settings, TableDtype
@@ -28,7 +28,7 @@ class TuningRecord(Config):
 
 def tuning_claims(night: Night) -> Claims[TuningRecord]:
     """The claim of the night's choice: part 0 is the only one."""
-    return Claims(night.storage, night.tuning.prefix, "tuning", TuningRecord, no_files)
+    return Claims(night.storage, night.tuning.prefix, "tuning", TuningRecord, no_objects)
 
 
 def write_tuning(night: Night, tuning: Tuning) -> TuningRecord:

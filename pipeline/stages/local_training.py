@@ -9,7 +9,7 @@ import torch
 from pipeline.artifacts import FileEntry
 from pipeline.config import Config
 from pipeline.errors import InputError
-from pipeline.io.artifacts import Claims, read_file, write_file
+from pipeline.io.artifacts import Claims, read_file, sizes_of, write_file
 from pipeline.io.checkpoint import HISTORY, TENSORS, save_state
 from pipeline.io.night import Night
 from pipeline.model.training import Ranks, TrainingState
@@ -51,7 +51,7 @@ def train_locally(night: Night, settings: Settings, report_line: Callable[[str],
 def saved_states(night: Night) -> Claims[SavedState]:
     """The epochs of an unfinished training in this process whose state lies in the store."""
     prefix = f"training/{night.checkpoint.id}-local"
-    return Claims(night.storage, prefix, "epoch", SavedState, lambda state: state.files)
+    return Claims(night.storage, prefix, "epoch", SavedState, lambda state: sizes_of(prefix, *state.files))
 
 
 def upload(states: Claims[SavedState], folder: Path, epoch: int) -> None:

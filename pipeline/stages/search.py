@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipeline.artifacts import FileEntry, Manifest
 from pipeline.errors import InfrastructureError, InputError
-from pipeline.io.artifacts import Claims, read_file, write_file
+from pipeline.io.artifacts import Claims, read_file, sizes_of, write_file
 from pipeline.io.checkpoint import load_model
 from pipeline.io.corpus import open_corpus, read_low_rank, read_shard, shard_entries
 from pipeline.io.histories import read_bucket
@@ -63,7 +63,7 @@ class Search:
     def running_claims(self, num_covered: int) -> Claims[FileEntry]:
         """The units whose top-k over the first `num_covered` shards is in the store."""
         prefix = f"{self.scratch}/first-{num_covered:05d}-shards"
-        return Claims(self.night.storage, prefix, "unit", FileEntry, lambda entry: (entry,))
+        return Claims(self.night.storage, prefix, "unit", FileEntry, lambda entry: sizes_of(prefix, entry))
 
 
 @dataclass(frozen=True)

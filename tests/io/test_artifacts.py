@@ -16,11 +16,12 @@ from pipeline.errors import ConflictError, InfrastructureError, InputError
 from pipeline.io.artifacts import (
     Claims,
     file_entry,
-    no_files,
+    no_objects,
     read_file,
     read_manifest,
     require_manifest,
     seal,
+    sizes_of,
     versions,
     write_file,
     write_named_file,
@@ -42,7 +43,7 @@ def fresh() -> Storage:
 
 
 def claims_in(storage: Storage, prefix: str = "work") -> Claims[Record]:
-    return Claims(storage, prefix, "unit", Record, lambda record: record.files)
+    return Claims(storage, prefix, "unit", Record, lambda record: sizes_of(prefix, *record.files))
 
 
 def do_part(storage: Storage, part: int, data: bytes) -> Record:
@@ -143,7 +144,10 @@ def test_a_file_whose_name_is_given_is_never_replaced(storage: Storage) -> None:
     entry = write_named_file(storage, "work", "items.parquet", b"first", rows=2)
     assert entry == write_named_file(storage, "work", "items.parquet", b"first", rows=2)
     assert (entry.key, entry.bytes, entry.rows) == ("items.parquet", 5, 2)
-    with pytest.raises(ConflictError, match=r"work/items\.parquet: another process wrote other bytes here"):
+    with pytest.raises(
+        ConflictError,
+        match=r"work/items\.parquet: holds other bytes than this run makes.*remove this file and run again",
+    ):
         write_named_file(storage, "work", "items.parquet", b"other", rows=2)
     assert storage.read("work/items.parquet") == b"first"
 
@@ -166,7 +170,7 @@ def test_what_is_named_like_a_claim_and_is_none_is_left_alone(name: str) -> None
 
 
 def test_the_files_of_a_claim_may_lie_above_it(storage: Storage) -> None:
-    claims = Claims(storage, "table/run", "unit", Record, lambda record: record.files, root="table")
+    claims = Claims(storage, "table/run", "unit", Record, lambda record: sizes_of("table", *record.files))
     entry = write_file(storage, "table", "run/a.bin", b"abc", rows=1)
     record = claims.claim(0, Record(files=(entry,)))
     assert (claims.read(0), claims.done()) == (record, {0: record})
@@ -175,7 +179,7 @@ def test_the_files_of_a_claim_may_lie_above_it(storage: Storage) -> None:
 
 
 def test_a_claim_without_files_is_all_there_is_to_keep(storage: Storage) -> None:
-    claims = Claims(storage, "work", "sample", Record, no_files)
+    claims = Claims(storage, "work", "sample", Record, no_objects)
     first = claims.claim(0, Record(files=(), words="one"))
     assert claims.claim(0, Record(files=(), words="two")) == first == claims.require(0, "")
     assert (claims.missing([2, 0, 1]), claims.missing([])) == ([2, 1], [])
@@ -186,7 +190,7 @@ def test_claims_of_another_kind_or_place_are_not_ours() -> None:
     do_part(storage, 0, b"data")
     assert replace(claims_in(storage), stem="shard").done() == {}
     assert claims_in(storage, "other").done() == {}
-    Claims(storage, "work", "unit-check", Record, no_files).claim(7, Record(files=()))
+    Claims(storage, "work", "unit-check", Record, no_objects).claim(7, Record(files=()))
     assert list(claims_in(storage).done()) == [0]
 
 

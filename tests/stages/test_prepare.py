@@ -211,17 +211,50 @@ def test_a_run_that_died_may_go_on_with_tasks_of_another_size(tmp_path):
     assert run(simulated(tmp_path / "died", prepare={"rows_per_task": 400}))[1].files == whole
 
 
+@pytest.mark.parametrize("fault", ["lost", "cut short", "rotted"])
+@pytest.mark.parametrize("died_in", ["first pass", "second pass"])
+def test_reruns_make_up_for_scratch_that_is_lost_or_damaged(tmp_path, fault, died_in):
+    """What a task wrote counts as done only while all of it is there, so that nobody has to tidy up by hand."""
+    bad = {"bot_share": 0.1, **{name: value for name, value in TINY.items() if name != "bot_share"}}
+    sections = {"simulate": bad, "prepare": {"rows_per_task": 800, "max_user_events_per_day": 5}}
+    whole = run(simulated(tmp_path / "whole", **sections))[1].files
+    settings = simulated(tmp_path / "died", **sections)
+    num_tasks = len(cut_pieces_of(settings))
+    with pytest.raises(InfrastructureError, match="power cut"):
+        run(settings, runner=Dies(settings, num_tasks if died_in == "first pass" else num_tasks + 8 - 1))
+    storage = open_storage(settings.root)
+    written = [info.key for info in storage.list("histories/") if info.key.endswith(".arrows")]
+    assert any("rejected" in key for key in written) == (died_in == "second pass")
+    for key in written:
+        data = bytearray(storage.read(key))
+        data[len(data) // 2] ^= 1
+        storage.delete(key)
+        if fault != "lost":
+            storage.create(key, bytes(data[: -1 if fault == "cut short" else None]))
+    for _ in range(len(written) + 1):  # each run finds one damaged object at least
+        try:
+            assert run(settings)[1].files == whole
+            break
+        except InfrastructureError as error:
+            if fault != "rotted" or "was damaged and is removed; run again" not in str(error):
+                raise
+    else:
+        pytest.fail("no number of reruns is enough")
+
+
 def test_a_segment_that_rotted_is_named(tmp_path):
     storage = open_storage(str(tmp_path))
-    first, second = write_segments(storage, "x/rows.arrows", [events(2), events(3)])
+    first, second = write_segments(storage, "x", "rows.arrows", [events(2), events(3)])
     assert [read_segment(storage, segment).num_rows for segment in (first, second)] == [2, 3]
-    data = bytearray(storage.read("x/rows.arrows"))
+    assert first.key == second.key
+    data = bytearray(storage.read(first.key))
     data[second.offset + second.length // 2] ^= 1
-    storage.delete("x/rows.arrows")
-    storage.create("x/rows.arrows", bytes(data))
+    storage.delete(first.key)
+    storage.create(first.key, bytes(data))
     assert read_segment(storage, first).equals(events(2))
-    with pytest.raises(InfrastructureError, match=r"x/rows\.arrows: damaged in the store"):
+    with pytest.raises(InfrastructureError, match=r"x/rows-\w{16}\.arrows: was damaged and is removed; run again"):
         read_segment(storage, second)
+    assert storage.head(first.key) is None
 
 
 class Overtaken(LocalRunner):

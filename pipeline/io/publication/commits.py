@@ -20,7 +20,7 @@ from pipeline.artifacts import FORMAT, CandidateRun, Count, FileEntry
 from pipeline.config import Config
 from pipeline.errors import ConflictError, InputError, MismatchError, NightrailsError
 from pipeline.io.artifacts import now, parse
-from pipeline.io.storage.base import ObjectNotFoundError, Storage, put
+from pipeline.io.storage.base import ObjectNotFoundError, Storage, put_hashed
 from pipeline.settings import TABLE_NAME
 
 COMMIT = re.compile(r".*/_commits/ds=\d{4}-\d{2}-\d{2}/\d{12}\.json")
@@ -108,7 +108,7 @@ def write_run_manifest(storage: Storage, run: CandidateRun, manifest: RunManifes
     data = manifest.model_dump_json(indent=1).encode()
     sha256 = hashlib.sha256(data).hexdigest()
     key = f"_manifests/ds={run.ds.isoformat()}/{sha256}.json"
-    put(storage, f"{run.table_prefix}/{key}", data)
+    put_hashed(storage, f"{run.table_prefix}/{key}", data)
     return key, sha256
 
 

@@ -5,7 +5,7 @@ import pyarrow as pa
 from pipeline.artifacts import CandidateRun, FileEntry
 from pipeline.config import Config
 from pipeline.errors import InputError
-from pipeline.io.artifacts import Claims, write_file
+from pipeline.io.artifacts import Claims, sizes_of, write_file
 from pipeline.io.parquet import write_parquet_bytes
 from pipeline.io.storage.base import Storage
 from pipeline.schema import SCHEMA_VERSION
@@ -27,7 +27,7 @@ class Sidecar(Config):
 
 def units_of(storage: Storage, run: CandidateRun) -> Claims[Sidecar]:
     """The claims of a run's units: part n is unit n."""
-    return Claims(storage, run.prefix, "unit", Sidecar, lambda sidecar: sidecar.files, root=run.table_prefix)
+    return Claims(storage, run.prefix, "unit", Sidecar, lambda sidecar: sizes_of(run.table_prefix, *sidecar.files))
 
 
 def write_unit(

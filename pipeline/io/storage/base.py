@@ -82,7 +82,19 @@ def put(storage: Storage, key: str, data: bytes) -> None:
         return
     existing = storage.head(key)
     if existing is None or existing.size != len(data) or storage.read(key) != data:
-        raise ConflictError(f"{storage.uri}/{key}: another process wrote other bytes here; run again to use them")
+        raise ConflictError(
+            f"{storage.uri}/{key}: holds other bytes than this run makes. They are damaged, or other versions of the "
+            "libraries wrote them: remove this file and run again"
+        )
+
+
+def put_hashed(storage: Storage, key: str, data: bytes) -> None:
+    """Write an object whose key carries the hash of its content: other bytes there are damage and are replaced."""
+    try:
+        put(storage, key, data)
+    except ConflictError:
+        storage.delete(key)
+        put(storage, key, data)
 
 
 _checked: set[str] = set()  # URIs

@@ -2,15 +2,15 @@
 
 import itertools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 
 from pipeline.artifacts import Artifact, FileEntry
 from pipeline.config import Config
 from pipeline.errors import InfrastructureError
-from pipeline.io.artifacts import Claims, no_files
-from pipeline.io.storage.base import ObjectNotFoundError, Storage, put
+from pipeline.io.artifacts import Claims, sizes_of, write_file
+from pipeline.io.storage.base import ObjectNotFoundError, Storage
 
 
 class Segment(Config):
@@ -30,6 +30,11 @@ class MapResult(Config):
     rejected: Segment | None  # the first bad rows of each reason
     counts: dict[str, int]  # number of rows: read, late, kept, and rejected by reason
 
+    @property
+    def segments(self) -> list[Segment]:
+        """All segments that the task wrote."""
+        return [*(rows for _, rows in self.buckets), *self.item_ids, *([self.rejected] if self.rejected else [])]
+
 
 class ReduceResult(Config):
     """The result of one task of the second pass."""
@@ -45,18 +50,22 @@ def scratch_prefix(histories: Artifact) -> str:
 
 
 def map_claims(storage: Storage, scratch: str) -> Claims[MapResult]:
-    """The finished tasks of the first pass. Claims do not check segments: `read_segment` does."""
-    return Claims(storage, scratch, "task", MapResult, no_files)
+    """The finished tasks of the first pass."""
+    return Claims(storage, scratch, "task", MapResult, lambda result: _sizes_of(result.segments))
 
 
 def reduce_claims(storage: Storage, histories: Artifact) -> Claims[ReduceResult]:
     """The finished buckets."""
-    scratch = f"{scratch_prefix(histories)}/buckets"
-    return Claims(storage, scratch, "bucket", ReduceResult, lambda result: (result.file,), root=histories.prefix)
+
+    def objects(result: ReduceResult) -> dict[str, int]:
+        rejected = (result.rejected,) if result.rejected else ()
+        return sizes_of(histories.prefix, result.file) | _sizes_of(rejected)
+
+    return Claims(storage, f"{scratch_prefix(histories)}/buckets", "bucket", ReduceResult, objects)
 
 
-def write_segments(storage: Storage, key: str, tables: Sequence[pa.Table]) -> list[Segment]:
-    """Write the tables one after the other into one object. Writing the same tables again is fine."""
+def write_segments(storage: Storage, prefix: str, name: str, tables: Sequence[pa.Table]) -> list[Segment]:
+    """Write the tables one after the other into one object below `prefix`, as `name` with the hash of its content."""
     options = pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)
     sink = pa.BufferOutputStream()
     bounds = [0]
@@ -65,16 +74,20 @@ def write_segments(storage: Storage, key: str, tables: Sequence[pa.Table]) -> li
             writer.write_table(table)
         bounds.append(sink.tell())
     data = sink.getvalue()
-    put(storage, key, data.to_pybytes())
+    entry = write_file(storage, prefix, name, data.to_pybytes(), sum(table.num_rows for table in tables))
     view = memoryview(data)
     return [
-        Segment(key=key, offset=start, length=end - start, crc32=zlib.crc32(view[start:end]))
+        Segment(key=f"{prefix}/{entry.key}", offset=start, length=end - start, crc32=zlib.crc32(view[start:end]))
         for start, end in itertools.pairwise(bounds)
     ]
 
 
 def read_segment(storage: Storage, segment: Segment) -> pa.Table:
-    """The table of a segment. Raises InfrastructureError when its bytes are gone or damaged."""
+    """The table of a segment.
+
+    Raises InfrastructureError when its bytes are gone or damaged. A damaged object is removed, so that the next run
+    does its task again.
+    """
     try:
         with storage.open(segment.key) as file:
             file.seek(segment.offset)
@@ -82,9 +95,18 @@ def read_segment(storage: Storage, segment: Segment) -> pa.Table:
     except ObjectNotFoundError:
         raise InfrastructureError(f"{storage.uri}/{segment.key}: removed before it was read; run again") from None
     if zlib.crc32(data) != segment.crc32:
-        raise InfrastructureError(f"{storage.uri}/{segment.key}: damaged in the store; remove it and run again")
+        storage.delete(segment.key)
+        raise InfrastructureError(f"{storage.uri}/{segment.key}: was damaged and is removed; run again to make it anew")
     with pa.ipc.open_stream(data) as reader:
         return reader.read_all()
+
+
+def _sizes_of(segments: Iterable[Segment]) -> dict[str, int]:
+    """The size in bytes of each object that consists of these segments, by key."""
+    sizes: dict[str, int] = {}
+    for segment in segments:
+        sizes[segment.key] = max(sizes.get(segment.key, 0), segment.offset + segment.length)
+    return sizes
 
 
 def remove_scratch(storage: Storage, histories: Artifact) -> None:

@@ -50,7 +50,7 @@ def map_pieces(job: Job, number: int, pieces: tuple[Piece, ...]) -> tuple[int, M
     existing = claims.read(number)
     if existing is not None:
         return number, existing
-    writer = _SegmentWriter(job, f"{job.map_scratch}/task-{number:06d}")
+    writer = _SegmentWriter(job, number)
     for piece in pieces:
         for cleaned in _clean_piece(job, piece):
             writer.add(cleaned)
@@ -98,7 +98,7 @@ def reduce_bucket(job: Job, bucket: int, segments: list[Segment]) -> tuple[int, 
     )
     rejected = None
     if clean.rejected.num_rows:
-        (rejected,) = write_segments(storage, f"{claims.prefix}/rejected-{bucket:05d}.arrows", [clean.rejected])
+        (rejected,) = write_segments(storage, claims.prefix, f"rejected-{bucket:05d}.arrows", [clean.rejected])
     file = write_bucket(storage, histories, bucket, clean.bucket)
     result = claims.claim(bucket, ReduceResult(file=file, rejected=rejected, counts=clean.counts))
     counted = item_counts(clean.bucket)
@@ -110,8 +110,8 @@ def reduce_bucket(job: Job, bucket: int, segments: list[Segment]) -> tuple[int, 
 class _SegmentWriter:
     """Collects the clean rows of a task and writes them by bucket, `rows_per_task` rows at a time."""
 
-    def __init__(self, job: Job, prefix: str) -> None:
-        self._job, self._prefix = job, prefix
+    def __init__(self, job: Job, number: int) -> None:
+        self._job, self._task = job, f"task-{number:06d}"
         self._waiting: list[pa.Table] = []
         self._num_waiting = self._num_written = 0
         self._buckets: list[tuple[int, Segment]] = []
@@ -136,7 +136,9 @@ class _SegmentWriter:
         rejected = None
         if self._rejected.num_rows:
             first = first_rejected(self._rejected, MAX_REJECTED)
-            (rejected,) = write_segments(self._job.storage, f"{self._prefix}-rejected.arrows", [first])
+            (rejected,) = write_segments(
+                self._job.storage, self._job.map_scratch, f"{self._task}-rejected.arrows", [first]
+            )
         return MapResult(
             buckets=tuple(self._buckets),
             item_ids=tuple(self._item_ids),
@@ -156,8 +158,8 @@ class _SegmentWriter:
         has_catalogue = self._job.night.inputs.items is not None
         if not has_catalogue:
             tables.append(pa.table({"item_id": pc.unique(by_bucket["item_id"])}))
-        key = f"{self._prefix}-{self._num_written:04d}.arrows"
-        segments = write_segments(self._job.storage, key, tables)
+        name = f"{self._task}-{self._num_written:04d}.arrows"
+        segments = write_segments(self._job.storage, self._job.map_scratch, name, tables)
         self._num_written += 1
         if not has_catalogue:
             self._item_ids.append(segments.pop())

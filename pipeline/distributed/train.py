@@ -50,10 +50,18 @@ def _resources(settings: Settings) -> tuple[float, float]:
     return float(settings.train.threads_per_worker), 1.0 if settings.train.use_gpu else 0.0
 
 
+class _Trainer(TorchTrainer):
+    """Leaves SIGINT alone. Ray Train's own handler stays when the training has ended, waits for three interrupts and
+    then ends the process with 0: a job that its deadline interrupts would look finished."""
+
+    def _register_sigint_handler(self, controller: ActorHandle[Any]) -> None:
+        pass
+
+
 def _run(night: Night, settings: Settings, messages: ActorHandle[Messages]) -> ray.train.Result:
     cpus, gpus = _resources(settings)
     filesystem, path = night.storage.arrow_path("training")
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         _train_worker,
         train_loop_config={"night": night, "settings": settings, "messages": messages},
         torch_config=TorchConfig(backend="nccl" if settings.train.use_gpu else "gloo"),

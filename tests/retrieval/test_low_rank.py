@@ -177,7 +177,7 @@ def test_an_items_vector_by_hand():
     """Two anchors, rank 1: twice the first score less the second, less a centre of 3."""
     anchors = make_world(num_queries=2).queries
     low_rank = LowRank(anchors, torch.tensor([0, 1]), torch.tensor([[2.0], [-1.0]]), torch.tensor([3.0]))
-    assert low_rank.to("cpu").place(torch.tensor([[5.0, 0.0, 1.0], [1.0, 4.0, 0.0]])).tolist() == [
+    assert low_rank.to("cpu").item_vectors(torch.tensor([[5.0, 0.0, 1.0], [1.0, 4.0, 0.0]])).tolist() == [
         [6.0],
         [-7.0],
         [-1.0],

@@ -21,8 +21,8 @@ from pipeline.io.rows import check_columns
 from pipeline.io.storage.base import put
 from pipeline.settings import Settings
 from pipeline.stages.prepare.job import Job, cut_pieces, read_catalogue
-from pipeline.stages.prepare.report import Prepared, add_rejected, check_bad_share, check_orphans, write_histories
-from pipeline.stages.prepare.segments import MapResult, Segment, read_segment, remove_scratch
+from pipeline.stages.prepare.report import Prepared, check_bad_share, check_orphans, write_histories
+from pipeline.stages.prepare.segments import MapResult, Segment, add_rejected, read_segment, remove_scratch
 from pipeline.stages.prepare.tasks import map_pieces, reduce_bucket
 from pipeline.stages.runner import Runner
 
@@ -81,12 +81,13 @@ def _first_pass(runner: Runner, job: Job) -> Mapped:
             rejected = add_rejected(job.storage, rejected, result.rejected)
             if num_rows:  # a log with too many bad rows is refused before its end is read
                 check_bad_share(job.log, job.settings, counts, rejected, num_rows)
+    item_ids = ids.ascending()
     check_bad_share(job.log, job.settings, counts, rejected, counts["rows_read"])
     segments: dict[int, list[Segment]] = {}
     for _, result in sorted(results.items()):
         for bucket, segment in result.buckets:
             segments.setdefault(bucket, []).append(segment)
-    return Mapped(counts, rejected, ids.ascending(), segments)
+    return Mapped(counts, rejected, item_ids, segments)
 
 
 def _second_pass(runner: Runner, job: Job, mapped: Mapped, catalogue: pa.Table) -> Prepared:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.artifacts import FileEntry, Manifest
 from pipeline.data.catalog import items_table
-from pipeline.data.cleaning import LEFT_OUT, MALFORMED, ORPHAN, REASONS, first_rejected
+from pipeline.data.cleaning import LEFT_OUT, MALFORMED, ORPHAN, REASONS
 from pipeline.data.columns import suspected_unit
 from pipeline.data.lists import Int64
 from pipeline.errors import InputError
@@ -20,11 +20,8 @@ from pipeline.io.inputs import Log
 from pipeline.io.night import Night
 from pipeline.io.parquet import write_parquet_bytes
 from pipeline.io.rows import LogColumns
-from pipeline.io.storage.base import Storage
 from pipeline.settings import Settings
-from pipeline.stages.prepare.segments import Segment, read_segment
 
-MAX_REJECTED = 1_000  # bad rows of each reason that are kept for people to look at; every bad row is counted
 BAD = (*REASONS, MALFORMED)
 IN_WORDS = {
     "user_id_null": "null or empty",
@@ -49,13 +46,6 @@ class Prepared:
     files: tuple[FileEntry, ...]  # by bucket
     catalogue: pa.Table  # in ascending order of item_id
     item_counts: Int64  # (3, items): events in all, for training, for validation
-
-
-def add_rejected(storage: Storage, rejected: pa.Table, segment: Segment | None) -> pa.Table:
-    """Add the bad rows of a task to `rejected`, those of the tasks before it, and keep the first of each reason."""
-    if segment is None:
-        return rejected
-    return first_rejected(pa.concat_tables([rejected, read_segment(storage, segment)]), MAX_REJECTED)
 
 
 def check_bad_share(log: Log, settings: Settings, counts: Counter[str], rejected: pa.Table, num_rows: int) -> None:

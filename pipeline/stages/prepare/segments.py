@@ -8,9 +8,12 @@ import pyarrow as pa
 
 from pipeline.artifacts import Artifact, FileEntry
 from pipeline.config import Config
+from pipeline.data.cleaning import first_rejected
 from pipeline.errors import InfrastructureError
 from pipeline.io.artifacts import Claims, sizes_of, write_file
 from pipeline.io.storage.base import ObjectNotFoundError, Storage
+
+MAX_REJECTED = 1_000  # bad rows of each reason that are kept for people to look at; every bad row is counted
 
 
 class Segment(Config):
@@ -99,6 +102,14 @@ def read_segment(storage: Storage, segment: Segment) -> pa.Table:
         raise InfrastructureError(f"{storage.uri}/{segment.key}: was damaged and is removed; run again to make it anew")
     with pa.ipc.open_stream(data) as reader:
         return reader.read_all()
+
+
+def add_rejected(storage: Storage, rejected: pa.Table, segment: Segment | None) -> pa.Table:
+    """Add the bad rows of a task to `rejected`, those of the tasks before it, and keep the first of each reason."""
+    if segment is None:
+        return rejected
+    tables = [rejected, read_segment(storage, segment)]
+    return first_rejected(pa.concat_tables(tables), MAX_REJECTED)
 
 
 def _sizes_of(segments: Iterable[Segment]) -> dict[str, int]:

@@ -27,8 +27,8 @@ from pipeline.io.rows import read_rows
 from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import ObjectNotFoundError
 from pipeline.stages.prepare.job import Job, Piece, event_table
-from pipeline.stages.prepare.report import MAX_REJECTED
 from pipeline.stages.prepare.segments import (
+    MAX_REJECTED,
     MapResult,
     ReduceResult,
     Segment,

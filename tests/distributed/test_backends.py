@@ -7,7 +7,7 @@ from pipeline.distributed.backends import SearchNode, check_backends, probe_back
 from pipeline.distributed.cluster import Cluster, Node
 from pipeline.errors import InputError
 from pipeline.retrieval.backends import Backend, describe_backend
-from pipeline.retrieval.backends.native.library import Kernels
+from pipeline.retrieval.backends.native.loader import Kernels
 from pipeline.settings import ClusterSettings, SearchSettings, Settings
 
 TWO = (SearchNode("a", "1"), SearchNode("b", "2"))

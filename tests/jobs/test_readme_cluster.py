@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.io.publication.reader import read_latest
-from pipeline.retrieval.backends.native.library import native_kernels
+from pipeline.retrieval.backends.native.loader import native_kernels
 from tests.jobs.cluster import readme_cluster, readme_lines
 
 pytestmark = pytest.mark.ray
@@ -27,7 +27,7 @@ def test_the_lines_of_the_readme_lead_from_a_fresh_shell_to_a_published_table_se
         assert ended.last_line["status"] == "published"
         assert read_latest(cluster.root, "candidates").num_rows == ended.last_line["rows"]
         kernels = native_kernels()
-        if kernels.library is None:
+        if kernels.functions is None:
             assert "2 nodes search with torch, many times slower: " in ended.stdout
             return
         assert "2 nodes search with native" in ended.stdout

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from pipeline.retrieval.backends.native.library import native_kernels
+from pipeline.retrieval.backends.native.loader import native_kernels
 from tests.retrieval import worlds
 
 if not torch.cuda.is_available():
@@ -27,7 +27,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     Triton runs in its interpreter, so slowly that a test file must ask for it, with the mark `slow`.
     """
     name: str = request.param
-    if name == "native" and native_kernels().library is None:
+    if name == "native" and native_kernels().functions is None:
         pytest.skip("no kernels were built for this CPU")
     if name == "triton":
         pytest.importorskip("triton")

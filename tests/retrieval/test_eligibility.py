@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.data.lists import Lists
 from pipeline.retrieval.backends import open_index
-from pipeline.retrieval.backends.native.library import native_kernels
+from pipeline.retrieval.backends.native.loader import native_kernels
 from pipeline.retrieval.brute_force import brute_force as oracle
 from pipeline.retrieval.filters import Eligibility, Rules
 from pipeline.retrieval.search import search_shard
@@ -19,7 +19,7 @@ from pipeline.settings import SearchSettings
 from tests.retrieval.worlds import World, all_scores, as_lists, brute_force, make_world
 
 K = 6
-BACKENDS = ["torch", *(["native"] if native_kernels().library else [])]
+BACKENDS = ["torch", *(["native"] if native_kernels().functions else [])]
 METHODS = ["exact", "exact_two_stage", "topk_avg", "topk_per_embd", "comb_topk"]
 
 

@@ -11,7 +11,7 @@ from pipeline.io.histories import read_bucket
 from pipeline.io.publication.units import finished_units, units_of
 from pipeline.retrieval import backends
 from pipeline.retrieval.backends import describe_backend
-from pipeline.retrieval.backends.native.library import Kernels
+from pipeline.retrieval.backends.native.loader import Kernels
 from pipeline.settings import SearchSettings
 from pipeline.stages.candidates import CandidateSink
 from pipeline.stages.embed import embed_corpus

@@ -21,7 +21,7 @@ from jobs.studies.searches import lay_out, preselect
 from jobs.studies.timing import Row, Timing, median_ratio, median_seconds, row, time_interleaved
 from pipeline.model.mol import ItemSide
 from pipeline.retrieval.backends.native.build import compile_library
-from pipeline.retrieval.backends.native.library import native_kernels
+from pipeline.retrieval.backends.native.loader import native_kernels
 
 log = logging.getLogger("nightrails")
 
@@ -88,7 +88,7 @@ def share_of_peak(prepared: Prepared, num_rounds: int) -> Row:
     """Stage 1 at width 256 in bfloat16 on one thread, as a share of the multiply-adds that registers alone can do."""
     kernels = native_kernels()
     figure = f"share of bf16 peak in stage 1, d = {PEAK_WIDTH}"
-    if kernels.library is None:
+    if kernels.functions is None:
         return row(figure, math.nan, 30, 60, "higher", "%")
     generator = torch.Generator().manual_seed(0)
     rows_NR = torch.randn(PEAK_ITEMS, PEAK_WIDTH, generator=generator)

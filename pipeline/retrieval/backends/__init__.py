@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pipeline.errors import InputError
 from pipeline.model.mol import MixtureOfLogits
 from pipeline.retrieval.backends.native.index import NativeIndex
-from pipeline.retrieval.backends.native.library import native_kernels
+from pipeline.retrieval.backends.native.loader import native_kernels
 from pipeline.retrieval.backends.torch.index import TorchIndex
 from pipeline.retrieval.index import ShardIndex
 from pipeline.retrieval.shard import Shard
@@ -42,7 +42,7 @@ def describe_backend(settings: SearchSettings, device_type: str) -> Backend:
     if not is_cpu:
         return Backend("torch", "the shard is on a GPU")
     kernels = native_kernels()
-    if kernels.library is None:
+    if kernels.functions is None:
         return Backend("torch", kernels.reason)
     return Backend(f"native {kernels.instruction_set}", origin=kernels.origin)
 
@@ -67,5 +67,5 @@ def open_index(mol: MixtureOfLogits, shard: Shard, settings: SearchSettings) -> 
         from pipeline.retrieval.backends.triton.index import TritonIndex  # imports Triton, which CPUs do without
 
         return TritonIndex(mol, shard, low_rank_bits=8 if settings.table_dtype == "int8" else 16)
-    library = native_kernels().library if backend.name.startswith("native") else None
+    library = native_kernels().functions if backend.name.startswith("native") else None
     return NativeIndex(library, mol, shard, settings) if library else TorchIndex(mol, shard)

@@ -19,7 +19,7 @@ from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
 from pipeline.retrieval.backends import open_index, planes
 from pipeline.retrieval.backends.native.index import NativeIndex
 from pipeline.retrieval.backends.native.layout import ItemPlanes, Layout
-from pipeline.retrieval.backends.native.library import CPU_FLAGS, cpu_flags, find_library, load_library
+from pipeline.retrieval.backends.native.loader import CPU_FLAGS, cpu_flags, find_library, load_library
 from pipeline.retrieval.backends.torch.index import TorchIndex
 from pipeline.retrieval.filters import ShardMask
 from pipeline.retrieval.index import Shortlist
@@ -28,7 +28,7 @@ from pipeline.settings import MolSettings, SearchSettings
 from tests.retrieval.backends.native_libraries import emulated_library
 
 EMULATED = "amx with emulated tiles"  # what is built on the tiles, on any CPU that has the vectors
-BUILT = [name for name, needed in CPU_FLAGS.items() if needed <= cpu_flags() and find_library(name).library]
+BUILT = [name for name, needed in CPU_FLAGS.items() if needed <= cpu_flags() and find_library(name).functions]
 CAN_EMULATE = shutil.which("c++") and CPU_FLAGS["avx512"] <= cpu_flags()
 USABLE = BUILT + ([EMULATED] if CAN_EMULATE else [])
 pytestmark = pytest.mark.skipif(not USABLE, reason="no native library for this CPU")
@@ -58,7 +58,7 @@ def bare_shard(rows: Tensor) -> Shard:
 @cache
 def library_for(name: str) -> ctypes.CDLL:
     if name != EMULATED:
-        library = find_library(name).library
+        library = find_library(name).functions
     else:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "emulated.so"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.retrieval.backends.native import build, library
+from pipeline.retrieval.backends.native import build, loader
 from pipeline.retrieval.backends.native.build import (
     FLAGS,
     FOLDER,
@@ -20,7 +20,7 @@ from pipeline.retrieval.backends.native.build import (
     library_name,
     source_hash,
 )
-from pipeline.retrieval.backends.native.library import CPU_FLAGS, cpu_flags, find_library, load_library, native_kernels
+from pipeline.retrieval.backends.native.loader import CPU_FLAGS, cpu_flags, find_library, load_library, native_kernels
 from tests.retrieval.backends.native_libraries import copy_sources, emulated_library
 
 RUNNABLE = [name for name, needed in CPU_FLAGS.items() if needed <= cpu_flags()]
@@ -59,10 +59,10 @@ def bare(tmp_path: Path, compiled: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     checkout = tmp_path / "checkout" / FOLDER.relative_to(FOLDER.parents[3])
     checkout.mkdir(parents=True)
     copy_sources(checkout)
-    monkeypatch.setattr(library, "FOLDER", checkout)
-    monkeypatch.setattr(library, "distributions", lambda name: iter(()))
+    monkeypatch.setattr(loader, "FOLDER", checkout)
+    monkeypatch.setattr(loader, "distributions", lambda name: iter(()))
     monkeypatch.setenv("NIGHTRAILS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(library.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(loader.tempfile, "gettempdir", lambda: str(tmp_path))
     return tmp_path / "cache" / "kernels"
 
 
@@ -97,7 +97,7 @@ def test_a_library_whose_tiles_are_refused_is_not_handed_out(tmp_path, monkeypat
 def test_a_library_says_which_instruction_set_it_is_for():
     for name in RUNNABLE:
         kernels = find_library(name)
-        assert kernels.instruction_set == (name if kernels.library else "")
+        assert kernels.instruction_set == (name if kernels.functions else "")
 
 
 def test_the_environment_chooses_the_library(monkeypatch):
@@ -105,7 +105,7 @@ def test_the_environment_chooses_the_library(monkeypatch):
         monkeypatch.setenv("NIGHTRAILS_NATIVE", choice)
         native_kernels.cache_clear()
         kernels = native_kernels()
-        assert kernels.instruction_set == (choice if kernels.library else "")
+        assert kernels.instruction_set == (choice if kernels.functions else "")
         assert (kernels.reason == "NIGHTRAILS_NATIVE=off") == (choice == "off")
 
 
@@ -134,7 +134,7 @@ def test_only_a_whole_file_of_these_sources_is_accepted(compiled, tmp_path):
 
 
 def test_a_library_beside_the_code_is_taken_first(bare, compiled):
-    beside = Path(shutil.copy(compiled, library.FOLDER))
+    beside = Path(shutil.copy(compiled, loader.FOLDER))
     assert find_library(RUNNABLE[0]).origin == str(beside)
     assert not bare.exists()
 
@@ -150,10 +150,10 @@ def test_a_wrong_file_beside_the_code_or_in_the_cache_is_never_loaded(bare, comp
     }[fault]
     bare.mkdir(mode=0o700, parents=True)
     cached = bare / f"{name}-{wanted[:16]}.so"
-    for path in (library.FOLDER / library_name(name), cached):
+    for path in (loader.FOLDER / library_name(name), cached):
         path.write_bytes(wrong)
     loaded: list[Path] = []
-    monkeypatch.setattr(library, "load_library", lambda path: loaded.append(path) or load_library(path))
+    monkeypatch.setattr(loader, "load_library", lambda path: loaded.append(path) or load_library(path))
     assert find_library(name).origin == str(cached)
     assert loaded == [cached]
     assert is_made_from(cached, wanted)  # it was built again
@@ -161,7 +161,7 @@ def test_a_wrong_file_beside_the_code_or_in_the_cache_is_never_loaded(bare, comp
 
 def test_a_checkout_without_libraries_takes_the_installed_ones(bare, compiled, tmp_path, monkeypatch):
     """As Ray unpacks a submitted job: the code shadows the installed package, whose libraries it uses."""
-    within = library.FOLDER.relative_to(tmp_path / "checkout")
+    within = loader.FOLDER.relative_to(tmp_path / "checkout")
 
     class Installed:
         def __init__(self, root: Path, origin: str | None) -> None:
@@ -178,7 +178,7 @@ def test_a_checkout_without_libraries_takes_the_installed_ones(bare, compiled, t
         (root / within).mkdir(parents=True)
         url = json.dumps({"url": root.as_uri(), "dir_info": {"editable": True}})
         installed = Installed(root, None) if kind == "wheel" else Installed(tmp_path / "site-packages", url)
-        monkeypatch.setattr(library, "distributions", lambda name, installed=installed: iter([installed]))
+        monkeypatch.setattr(loader, "distributions", lambda name, installed=installed: iter([installed]))
         shutil.copy(compiled, root / within)
         assert find_library(RUNNABLE[0]).origin == str(root / within / library_name(RUNNABLE[0]))
     assert not bare.exists()
@@ -199,7 +199,7 @@ def test_without_any_the_library_is_built_and_kept_for_the_next_process(bare, mo
 
 
 def _has_library(name: str) -> None:
-    assert find_library(name).library is not None
+    assert find_library(name).functions is not None
 
 
 def test_processes_that_need_it_at_once_build_it_once(bare, tmp_path):
@@ -216,7 +216,7 @@ def test_processes_that_need_it_at_once_build_it_once(bare, tmp_path):
 def test_without_a_compiler_the_reason_says_so(bare, monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
-    assert native_kernels() == library.Kernels(None, reason="no kernels: no C++ compiler")
+    assert native_kernels() == loader.Kernels(None, reason="no kernels: no C++ compiler")
 
 
 def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(bare, monkeypatch, tmp_path):
@@ -265,4 +265,4 @@ def test_the_environment_says_where_the_cache_is(environment, folder, monkeypatc
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert library.cache_folders()[0] == Path(folder)
+    assert loader.cache_folders()[0] == Path(folder)

@@ -1,4 +1,4 @@
-// The functions that the loader (library.py) asks first.
+// The functions that the loader (loader.py) asks first.
 #include "lanes.h"
 #include "tiles.h"
 

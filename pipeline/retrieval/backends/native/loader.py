@@ -48,13 +48,13 @@ CPU_FLAGS = {
 class Kernels:
     """The library that this process uses and the file it came from, or the reason why there is none."""
 
-    library: ctypes.CDLL | None
+    functions: ctypes.CDLL | None  # of the loaded library
     origin: str = ""
     reason: str = ""
 
     @property
     def instruction_set(self) -> str:
-        return self.library.nr_instruction_set().decode() if self.library else ""
+        return self.functions.nr_instruction_set().decode() if self.functions else ""
 
 
 @cache
@@ -68,7 +68,7 @@ def native_kernels() -> Kernels:
     kernels = Kernels(None, reason=f"{CHOICE}={choice}" if choice else "this CPU has neither AVX2 nor AVX-512")
     for name in names:
         kernels = find_library(name)
-        if kernels.library is not None:
+        if kernels.functions is not None:
             log.info("native kernels for %s from %s", name, kernels.origin)
             return kernels
     log.info("no native kernels: %s", kernels.reason)

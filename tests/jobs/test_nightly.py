@@ -226,7 +226,7 @@ def test_more_candidates_than_items_are_refused_before_training(tmp_path):
         for step in range(5)
     ]
     log.write_text("\n".join(rows) + "\n")
-    keys = {"log.source": "amazon_ratings", "log.uri": log, "train.num_negatives": 4}
+    keys = {"log.source": "amazon_ratings", "log.uri": log, "train.num_negatives": 4, "cluster.mode": "local"}
     ended = run_job("nightly_candidates", str(tmp_path / "root"), **keys)
     assert ended.code == 20
     assert "search.k (20) must be at most the number of items" in ended.last_line["error"]

@@ -165,7 +165,7 @@ def test_what_is_named_like_a_claim_and_is_none_is_left_alone(name: str) -> None
     storage = fresh()
     do_part(storage, 3, b"data")
     storage.create(f"work/{name}", storage.read("work/unit-00003.json"))
-    storage.create("work/deeper/work/unit-00009.json", storage.read("work/unit-00003.json"))
+    storage.create("work/homework/unit-00009.json", storage.read("work/unit-00003.json"))
     assert list(claims_in(storage).done()) == [3]
 
 

@@ -1,10 +1,10 @@
 """A chain of stages on Ray Data: one row per unit of work, one pool of actors per stage.
 
-Ray restarts an actor that dies. This file adds a limit to the restarts, a limit to the units under way, and a check
-that no unit is lost.
+Ray restarts an actor that dies, and computes again what was lost with a node. This file adds a limit to the attempts
+at one unit and a check that no unit is lost. A stage never waits for another unit: with a lost node Ray begins earlier
+units again, and they would queue behind the one that waits. Ray Data limits the payloads between two stages.
 """
 
-import asyncio
 import logging
 import os
 import random
@@ -32,8 +32,6 @@ from pipeline.stages.runner import Payload, Stage, StageFunction
 # attempts at one unit we blame the unit and fail.
 MAX_ATTEMPTS = 4
 LESS_MEMORY = "raise output.num_buckets or corpus.num_shards"
-# Units under way per actor of a chain: it works on one unit while the next one waits for it.
-UNITS_PER_ACTOR = 2
 # Storage and network errors: attempts in one process, with waits of about 1, 2 and 4 seconds between them.
 MAX_TRIES = 4
 FIRST_WAIT_SECONDS = 1.0
@@ -63,23 +61,16 @@ def run_chain(label: str, units: Sequence[int], pools: Sequence[Pool], threads: 
 
     Raises our own error as the stage raised it, InfrastructureError when Ray gave up or a unit was lost or came twice.
     """
-    window = UNITS_PER_ACTOR * sum(pool.num_actors for pool in pools)
     ledger_name = f"ledger-{uuid.uuid4().hex}"
     this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     ledger = ray.remote(Ledger).options(num_cpus=0, name=ledger_name, scheduling_strategy=this_node)
-    ledger_actor: Any = ledger.remote(list(units), window)
+    ledger_actor: Any = ledger.remote()
     # Not from_arrow, which would start a task for each block to describe it.
     dataset: Dataset = ray.data.from_items(
         [{"unit": unit, "payload": b""} for unit in units], override_num_blocks=len(units)
     )
     for position, pool in enumerate(pools):
-        arguments = {
-            "stage": pool.stage,
-            "position": position,
-            "is_last": position == len(pools) - 1,
-            "ledger": ledger_name,
-            "threads": threads,
-        }
+        arguments = {"stage": pool.stage, "position": position, "ledger": ledger_name, "threads": threads}
         dataset = _add_stage(dataset, pool, arguments)
     finished: Counter[int] = Counter()
     progress = Progress(label, len(units))
@@ -120,57 +111,27 @@ def with_backoff(call: Callable[[], Result], wait_seconds: float = FIRST_WAIT_SE
     return call()
 
 
-class Window:
-    """Admits `size` units at a time: the first unfinished unit and its successors, in the order of `units`.
-
-    Without a window, a fast first stage would encode all queries of the night before the search gets to them: Ray Data
-    limits the payloads between two stages only by a share of its object store.
-    """
-
-    def __init__(self, units: Sequence[int], size: int) -> None:
-        self._position = {unit: position for position, unit in enumerate(units)}
-        self._size, self._first = size, 0
-        self._finished: set[int] = set()  # positions after the first unfinished one
-
-    def admits(self, unit: int) -> bool:
-        return self._position[unit] < self._first + self._size
-
-    def finish(self, unit: int) -> None:
-        self._finished.add(self._position[unit])
-        while self._first in self._finished:
-            self._finished.remove(self._first)
-            self._first += 1
-
-
 class Ledger:
-    """An actor on the driver's node: admits units to the chain and counts each stage's attempts at each unit."""
+    """An actor on the driver's node that counts each stage's attempts at each unit."""
 
-    def __init__(self, units: Sequence[int], window: int) -> None:
-        self._window, self._changed = Window(units, window), asyncio.Condition()
+    def __init__(self) -> None:
         self._attempts: Counter[tuple[int, int]] = Counter()  # by (position of the stage, unit)
 
-    async def begin(self, position: int, unit: int) -> int:
-        """Wait until the window admits the unit; return the number of attempts of this stage at it, this one included.
+    def begin(self, position: int, unit: int) -> int:
+        """Return the number of attempts of this stage at the unit, this one included.
 
         An attempt also counts when its actor dies.
         """
         self._attempts[position, unit] += 1
-        async with self._changed:
-            await self._changed.wait_for(lambda: position > 0 or self._window.admits(unit))
         return self._attempts[position, unit]
-
-    async def finish(self, unit: int) -> None:
-        async with self._changed:
-            self._window.finish(unit)
-            self._changed.notify_all()
 
 
 class StageActor:
     """Runs one stage for Ray Data: turns a row (one unit) into the row for the next stage."""
 
-    def __init__(self, stage: Stage, position: int, is_last: bool, ledger: str, threads: int) -> None:
+    def __init__(self, stage: Stage, position: int, ledger: str, threads: int) -> None:
         torch.set_num_threads(threads)  # Ray sets OMP_NUM_THREADS from num_cpus
-        self._stage, self._position, self._is_last = stage, position, is_last
+        self._stage, self._position = stage, position
         self._ledger: Any = ray.get_actor(ledger)
         try:
             self._function: StageFunction = with_backoff(lambda: stage.function(**stage.arguments))
@@ -194,8 +155,6 @@ class StageActor:
         except torch.AcceleratorError as error:
             log.error("%s, unit %d: %s; ending this process, Ray starts another", self._stage.name, unit, error)
             os._exit(1)  # after a fault on the GPU every later call in this process fails too
-        if self._is_last:
-            ray.get(self._ledger.finish.remote(unit))
         return row(unit, result)
 
 

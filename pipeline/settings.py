@@ -19,6 +19,15 @@ Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=0)]
 Rank = Annotated[int, Field(ge=2)]
 
+
+def _ray_can_give(gpus: float) -> float:
+    if gpus > 1 and gpus != int(gpus):
+        raise ValueError(f"{gpus:g}: give a share of one GPU, or a whole number of GPUs")
+    return gpus
+
+
+Gpus = Annotated[float, Field(ge=0.0), AfterValidator(_ray_can_give)]  # per actor
+
 TABLE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 SIMULATED = "simulated"
 
@@ -229,10 +238,12 @@ class ClusterSettings(Config):
     mode: Literal["ray", "local"] = "ray"
     replicas: PositiveInt = 1  # actors per shard
     cpus_per_actor: PositiveFloat = 0.25
-    gpus_per_actor: Annotated[float, Field(ge=0.0)] = 0.0
+    gpus_per_actor: Gpus = 0.0  # of what searches and embeds items
+    gpus_per_encoder: Gpus = 0.0  # of what encodes queries
     threads_per_actor: PositiveInt = 1
     max_stages_per_wave: PositiveInt = 64
     deadline_minutes: PositiveInt = 720
+    wait_minutes: Annotated[float, Field(ge=0.0)] = 10.0  # for a node to join when a step does not fit on the cluster
     no_progress_minutes: PositiveInt = 5  # a search fails when no unit moves for this long
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from functools import cache
 
 import ray
-from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.distributed.cluster import Cluster
-from pipeline.errors import InfrastructureError
+from pipeline.distributed.errors import ray_errors_translated
 from pipeline.retrieval.backends import Backend, describe_backend, require_backend
 from pipeline.settings import ClusterSettings, SearchSettings, Settings
+from pipeline.stages.devices import device_for
 
 PROBE_SECONDS = 900.0  # a node without kernels for its CPU compiles them first
 
@@ -29,13 +29,13 @@ class SearchNode:
 
 
 def check_backends(cluster: Cluster, settings: Settings) -> None:
-    """Log the backend of every node, once per process.
+    """Log the backend of every node, once per process and set of nodes.
 
-    Raises InputError when a node does not have `search.backend`, InfrastructureError when a node does not answer.
+    Raises InputError when a node does not have `search.backend`, or no GPU that PyTorch can use where the settings ask
+    for GPUs; InfrastructureError when a node does not answer.
     """
-    device_type = "cuda" if settings.cluster.gpus_per_actor else "cpu"
     nodes = () if cluster.is_local else search_nodes(settings.cluster)
-    _check(nodes, settings.search, device_type)
+    _check(nodes, settings.search, settings.cluster.gpus_per_actor)
 
 
 def search_nodes(settings: ClusterSettings) -> tuple[SearchNode, ...]:
@@ -48,26 +48,30 @@ def search_nodes(settings: ClusterSettings) -> tuple[SearchNode, ...]:
     )
 
 
-def probe_backends(
-    nodes: Sequence[SearchNode], search: SearchSettings, device_type: str
-) -> Mapping[SearchNode, Backend]:
-    """Ask each node for its backend, with a task on that node. Raises InfrastructureError when one does not answer."""
-    probe = ray.remote(num_cpus=0)(describe_backend)
+def probe_backends(nodes: Sequence[SearchNode], search: SearchSettings, gpus: float) -> Mapping[SearchNode, Backend]:
+    """Ask each node for its backend, with a task on that node, which sees a GPU if `gpus` is not 0.
+
+    Raises InfrastructureError when one does not answer, InputError when a GPU cannot be used.
+    """
+    probe = ray.remote(num_cpus=0, num_gpus=gpus)(usable_backend)
     strategies = [NodeAffinitySchedulingStrategy(node.node_id, soft=False) for node in nodes]
-    answers = [probe.options(scheduling_strategy=strategy).remote(search, device_type) for strategy in strategies]
-    try:
+    answers = [probe.options(scheduling_strategy=strategy).remote(search, gpus) for strategy in strategies]
+    with ray_errors_translated():
         return dict(zip(nodes, ray.get(answers, timeout=PROBE_SECONDS), strict=True))
-    except RayError as error:
-        raise InfrastructureError(f"a node did not name its search backend: {error}") from error
+
+
+def usable_backend(search: SearchSettings, gpus: float) -> Backend:
+    """This machine's backend. Raises InputError when `gpus` is not 0 and PyTorch can use no GPU here."""
+    return describe_backend(search, device_for(gpus).type)
 
 
 @cache
-def _check(nodes: tuple[SearchNode, ...], search: SearchSettings, device_type: str) -> None:
+def _check(nodes: tuple[SearchNode, ...], search: SearchSettings, gpus: float) -> None:
     """Check the backends of the nodes, or of this machine if there are none: then the cluster is local."""
     if nodes:
-        backends = probe_backends(nodes, search, device_type)
+        backends = probe_backends(nodes, search, gpus)
     else:
-        backends = {SearchNode("this machine", ""): describe_backend(search, device_type)}
+        backends = {SearchNode("this machine", ""): usable_backend(search, gpus)}
     hosts_by_backend: dict[Backend, list[str]] = defaultdict(list)
     for node, backend in backends.items():
         require_backend(backend, search, f" on {node.host}")

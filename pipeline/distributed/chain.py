@@ -22,16 +22,18 @@ import torch
 from ray.data import ActorPoolStrategy, Dataset
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.distributed.cluster import ActorNeed
 from pipeline.distributed.errors import ray_errors_translated
 from pipeline.errors import InfrastructureError, NightrailsError
 from pipeline.stages.progress import Progress
 from pipeline.stages.runner import Payload, Stage, StageFunction
 
 # Ray 2.60 restarts a dying actor forever: its max_restarts goes through arguments that 2.64 removes. After so many
-# attempts at one unit we blame the unit and fail.
+# attempts at one unit we blame the unit and fail, and after as many at loading we blame the stage.
 MAX_ATTEMPTS = 4
+LOADING = -1  # the work of an actor before its first unit
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 LESS_MEMORY = "raise output.num_buckets or corpus.num_shards"
+LESS_TO_LOAD = "raise corpus.num_shards, or let fewer actors share a machine or GPU"
 # Storage and network errors: attempts in one process, with waits of about 1, 2 and 4 seconds between them.
 MAX_TRIES = 4
 FIRST_WAIT_SECONDS = 1.0
@@ -49,11 +51,6 @@ class Pool:
     stage: Stage
     num_actors: int
     num_cpus: float  # per actor
-    num_gpus: float = 0.0  # per actor
-
-    @property
-    def need(self) -> ActorNeed:
-        return ActorNeed(self.stage.name, self.num_actors, self.num_cpus, self.num_gpus)
 
 
 def run_chain(label: str, units: Sequence[int], pools: Sequence[Pool], threads: int) -> None:
@@ -70,7 +67,7 @@ def run_chain(label: str, units: Sequence[int], pools: Sequence[Pool], threads: 
         [{"unit": unit, "payload": b""} for unit in units], override_num_blocks=len(units)
     )
     for position, pool in enumerate(pools):
-        arguments = {"stage": pool.stage, "position": position, "ledger": ledger_name, "threads": threads}
+        arguments = {"pool": pool, "position": position, "ledger": ledger_name, "threads": threads}
         dataset = _add_stage(dataset, pool, arguments)
     finished: Counter[int] = Counter()
     progress = Progress(label, len(units))
@@ -112,49 +109,71 @@ def with_backoff(call: Callable[[], Result], wait_seconds: float = FIRST_WAIT_SE
 
 
 class Ledger:
-    """An actor on the driver's node that counts each stage's attempts at each unit."""
+    """An actor on the driver's node that counts the work that each stage has begun and not ended.
+
+    What an actor has begun stays begun when the actor dies.
+    """
 
     def __init__(self) -> None:
-        self._attempts: Counter[tuple[int, int]] = Counter()  # by (position of the stage, unit)
+        self._begun: Counter[tuple[int, int]] = Counter()  # by (position of the stage, unit or LOADING)
 
-    def begin(self, position: int, unit: int) -> int:
-        """Return the number of attempts of this stage at the unit, this one included.
+    def begin(self, position: int, work: int) -> int:
+        """Return how often this stage has begun this work and not ended it, this time included."""
+        self._begun[position, work] += 1
+        return self._begun[position, work]
 
-        An attempt also counts when its actor dies.
-        """
-        self._attempts[position, unit] += 1
-        return self._attempts[position, unit]
+    def end(self, position: int, work: int) -> None:
+        del self._begun[position, work]
 
 
 class StageActor:
     """Runs one stage for Ray Data: turns a row (one unit) into the row for the next stage."""
 
-    def __init__(self, stage: Stage, position: int, ledger: str, threads: int) -> None:
+    def __init__(self, pool: Pool, position: int, ledger: str, threads: int) -> None:
         torch.set_num_threads(threads)  # Ray sets OMP_NUM_THREADS from num_cpus
-        self._stage, self._position = stage, position
+        self._name, self._position = pool.stage.name, position
         self._ledger: Any = ray.get_actor(ledger)
         try:
-            self._function: StageFunction = with_backoff(lambda: stage.function(**stage.arguments))
+            self._function = self._load(pool)
         except NightrailsError as error:
             # Raise it for the first unit: raised here, it would end the process, and Ray would start another.
             self._function = _failing(error)
 
+    def _load(self, pool: Pool) -> StageFunction:
+        num_dead = self._begin(LOADING) - pool.num_actors  # at least: all actors may be loading at once
+        if num_dead >= MAX_ATTEMPTS:
+            raise InfrastructureError(
+                f"{self._name} has ended its process {num_dead} times while it loaded (out of memory?); {LESS_TO_LOAD}"
+            )
+        try:
+            function = with_backoff(lambda: pool.stage.function(**pool.stage.arguments))
+        except OUT_OF_MEMORY as error:
+            raise InfrastructureError(f"{self._name}, while it loads: {error!r}; {LESS_TO_LOAD}") from None
+        self._end(LOADING)
+        return function
+
+    def _begin(self, work: int) -> int:
+        return int(ray.get(self._ledger.begin.remote(self._position, work)))
+
+    def _end(self, work: int) -> None:
+        self._ledger.end.remote(self._position, work)
+
     def __call__(self, batch: pa.Table) -> pa.Table:
         (unit,) = batch["unit"].to_pylist()
         payload = batch["payload"].chunk(0)[0].as_buffer()
-        attempt = int(ray.get(self._ledger.begin.remote(self._position, unit)))
-        if attempt > MAX_ATTEMPTS:
+        if self._begin(unit) > MAX_ATTEMPTS:
             raise InfrastructureError(
-                f"unit {unit} has ended the process of {self._stage.name} {MAX_ATTEMPTS} times (out of memory?); "
+                f"unit {unit} has ended the process of {self._name} {MAX_ATTEMPTS} times (out of memory?); "
                 + LESS_MEMORY
             )
         try:
             result = with_backoff(lambda: self._function(unit, payload))
-        except torch.OutOfMemoryError as error:
-            raise InfrastructureError(f"{self._stage.name}, unit {unit}: {error}; {LESS_MEMORY}") from None
+        except OUT_OF_MEMORY as error:
+            raise InfrastructureError(f"{self._name}, unit {unit}: {error!r}; {LESS_MEMORY}") from None
         except torch.AcceleratorError as error:
-            log.error("%s, unit %d: %s; ending this process, Ray starts another", self._stage.name, unit, error)
+            log.error("%s, unit %d: %s; ending this process, Ray starts another", self._name, unit, error)
             os._exit(1)  # after a fault on the GPU every later call in this process fails too
+        self._end(unit)
         return row(unit, result)
 
 
@@ -186,6 +205,7 @@ def _add_stage(dataset: Dataset, pool: Pool, arguments: dict[str, Any]) -> Datas
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=pool.num_actors),
         num_cpus=pool.num_cpus,
-        num_gpus=pool.num_gpus or None,
+        num_gpus=pool.stage.gpus or None,
+        memory=pool.stage.memory or None,
         udf_modifying_row_count=False,
     )

@@ -1,12 +1,15 @@
 """The Ray cluster of a job: joining or starting it, its resources, and whether the actors of a step fit on it."""
 
 import logging
+import math
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ray
 import torch  # noqa: F401 - here, while this process has one thread: loaded amid Ray's threads, its MKL once aborted
+from ray.autoscaler.sdk import request_resources
 from ray.data import DataContext
 from ray.exceptions import AuthenticationError
 
@@ -24,15 +27,20 @@ QUIET = {
     "_internal.progress": logging.ERROR,
 }
 
+GB = 1e9
+ROUNDING = 1e-6  # of adding and subtracting fractions of a CPU or GPU
+SECONDS_BETWEEN_LOOKS = 2.0  # at the nodes, while a step waits for one to join
+
 log = logging.getLogger("nightrails")
 
 
 @dataclass(frozen=True)
 class Node:
-    """The CPUs and GPUs of one alive node."""
+    """The CPUs, whole GPUs and bytes of memory that Ray may give away on one alive node."""
 
     cpus: float
-    gpus: float = 0.0
+    gpus: int = 0
+    memory: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -58,12 +66,24 @@ class Cluster:
 
 @dataclass(frozen=True)
 class ActorNeed:
-    """The resources of a step's actors of one kind; an actor needs all its CPUs and GPUs on the same node."""
+    """The resources of a step's actors of one kind; an actor needs all of its own on the same node.
+
+    Ray gives a fraction of a GPU from one GPU only: at 0.6 each a GPU holds one actor, not 1⅔.
+    """
 
     name: str
     count: int
     cpus: float  # per actor
-    gpus: float = 0.0  # per actor
+    gpus: float = 0.0  # per actor: at most 1, or a whole number
+    memory: int = 0  # bytes per actor
+
+    def __str__(self) -> str:
+        parts = [f"{self.cpus:g} CPUs"]
+        if self.gpus:
+            parts.append(f"{self.gpus:g} GPUs")
+        if self.memory:
+            parts.append(f"{self.memory / GB:.1f} GB of memory")
+        return f"{self.count} {self.name}s of {' and '.join(parts)} each"
 
 
 def connect(settings: Settings) -> Cluster:
@@ -102,7 +122,10 @@ def connect(settings: Settings) -> Cluster:
 def describe() -> Cluster:
     """The nodes that are alive now in the cluster of this process."""
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    nodes = tuple(Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive)
+    nodes = tuple(
+        Node(resources.get("CPU", 0.0), int(resources.get("GPU", 0.0)), resources.get("memory", 0.0))
+        for resources in alive
+    )
     return Cluster(nodes, is_local=os.environ.get("RAY_ADDRESS") in (None, "", "local"))
 
 
@@ -119,39 +142,96 @@ def check_root(settings: Settings, cluster: Cluster) -> None:
         )
 
 
-def preflight(cluster: Cluster, needs: Sequence[ActorNeed]) -> None:
-    """Refuse actors that do not fit on the cluster: Ray would hold the ones that fit and wait forever for the others.
+def preflight(needs: Sequence[ActorNeed], wait_minutes: float) -> Cluster:
+    """Return the cluster once the actors fit on it.
 
-    Raises InputError on a local cluster, which cannot grow, else InfrastructureError, because a node may join later.
+    Ray would hold the actors that fit and wait forever for the others. Raises InputError at once on a local cluster,
+    which cannot grow; else InfrastructureError after `wait_minutes`.
     """
-    missing = shortage(cluster.nodes, needs)
-    if missing:
+    cluster = wait_for_nodes(needs, wait_minutes)
+    require(cluster, needs)
+    return cluster
+
+
+def require(cluster: Cluster, needs: Sequence[ActorNeed]) -> None:
+    """Raise InputError for a local cluster, InfrastructureError for another, when the actors do not fit on it."""
+    if missing := shortage(cluster.nodes, needs):
         error = InputError if cluster.is_local else InfrastructureError
         remedy = "add a node of this kind, or lower the cluster.* settings"
         raise error(f"{cluster}: no place for {missing}; {remedy}")
 
 
+def wait_for_nodes(needs: Sequence[ActorNeed], wait_minutes: float) -> Cluster:
+    """Wait until the actors fit, at most `wait_minutes`, and return the cluster as it is then.
+
+    A cluster that was joined may grow: its autoscaler, if it has one, is asked for the resources. A local cluster is
+    not waited for.
+    """
+    cluster = describe()
+    missing = shortage(cluster.nodes, needs)
+    if not missing or cluster.is_local:
+        return cluster
+    log.info(
+        "%s: no place for %s; nodes may join for %g minutes (cluster.wait_minutes)", cluster, missing, wait_minutes
+    )
+    request_resources(bundles=[_bundle(need) for need in needs for _ in range(need.count)])
+    try:
+        give_up = time.monotonic() + wait_minutes * 60
+        while shortage(cluster.nodes, needs) and time.monotonic() < give_up:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            cluster = describe()
+    finally:
+        request_resources(bundles=[])  # from now on the actors themselves keep their nodes
+    return cluster
+
+
 def shortage(nodes: Sequence[Node], needs: Sequence[ActorNeed]) -> str:
-    """Describe the first kind of actor that does not fit beside the others; "" when all actors fit."""
-    free = [[node.cpus, node.gpus] for node in nodes]
-    for need in sorted(needs, key=lambda n: (-n.gpus, -n.cpus)):
-        placed = 0
-        # Actors without GPUs go to the nodes with the fewest GPUs first.
-        for node in sorted(free, key=lambda f: f[1]):
-            while placed < need.count and _has_room(node, need):
-                node[0] -= need.cpus
-                node[1] -= need.gpus
-                placed += 1
-        if placed < need.count:
-            gpus = f" and {need.gpus:g} GPUs" if need.gpus else ""
-            return f"{need.count - placed} of {need.count} {need.name}s of {need.cpus:g} CPUs{gpus} each"
+    """Describe the actors of the first kind that do not fit beside the others; "" when all actors fit."""
+    free = [_Free(node) for node in nodes]
+    for need in sorted(needs, key=lambda n: (-n.gpus, -n.memory, -n.cpus)):
+        left = need.count - _place(free, need)
+        if left:
+            return f"{left} of {need}"
     return ""
 
 
-def _has_room(free: list[float], need: ActorNeed) -> bool:
-    """Compare the free CPUs and GPUs of a node with those of one actor."""
-    rounding = 1e-6  # of adding and subtracting fractions of a CPU
-    return free[0] + rounding >= need.cpus and free[1] + rounding >= need.gpus
+def num_fitting(nodes: Sequence[Node], need: ActorNeed) -> int:
+    """The number of actors, at most `need.count`, that fit on empty nodes."""
+    return _place([_Free(node) for node in nodes], need)
+
+
+class _Free:
+    """The resources of a node that are not given away yet; `gpus` has the free share of each GPU."""
+
+    def __init__(self, node: Node) -> None:
+        self.cpus, self.memory, self.gpus = node.cpus, node.memory, [1.0] * node.gpus
+
+    def take(self, need: ActorNeed) -> bool:
+        """Give an actor its resources; False when the node does not have them all."""
+        gpus = [gpu for gpu, share in enumerate(self.gpus) if share + ROUNDING >= min(need.gpus, 1.0)]
+        num_gpus = math.ceil(need.gpus)
+        if self.cpus + ROUNDING < need.cpus or self.memory < need.memory or len(gpus) < num_gpus:
+            return False
+        self.cpus -= need.cpus
+        self.memory -= need.memory
+        for gpu in gpus[:num_gpus]:
+            self.gpus[gpu] -= min(need.gpus, 1.0)
+        return True
+
+
+def _place(free: Sequence[_Free], need: ActorNeed) -> int:
+    """Place actors, at most `need.count`, on the nodes with the fewest GPUs first; return their number."""
+    placed = 0
+    for node in sorted(free, key=lambda node: len(node.gpus)):
+        while placed < need.count and node.take(need):
+            placed += 1
+    return placed
+
+
+def _bundle(need: ActorNeed) -> dict[str, float]:
+    """The resources of one actor, as Ray's autoscaler is asked for them."""
+    resources = {"CPU": need.cpus, "GPU": need.gpus, "memory": need.memory}
+    return {name: amount for name, amount in resources.items() if amount}
 
 
 def _set_data_defaults(settings: Settings) -> None:

@@ -1,11 +1,22 @@
 """The runner on Ray: the number and size of the actors of each stage."""
 
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from pipeline.distributed.backends import check_backends
 from pipeline.distributed.chain import Pool, run_chain
-from pipeline.distributed.cluster import ActorNeed, Cluster, connect, preflight, shortage
+from pipeline.distributed.cluster import (
+    ActorNeed,
+    Cluster,
+    connect,
+    describe,
+    num_fitting,
+    preflight,
+    require,
+    shortage,
+    wait_for_nodes,
+)
 from pipeline.distributed.tasks import run_tasks
 from pipeline.distributed.train import train
 from pipeline.io.night import Night
@@ -14,7 +25,7 @@ from pipeline.stages.runner import Actors, Stage
 
 T = TypeVar("T")
 
-MAX_ACTORS_PER_NODE = 4  # of a stage that runs as many actors as fit: each may hold the whole model in memory
+MAX_ACTORS_PER_NODE = 4  # of a stage that runs as many actors as fit, without GPUs: more would wait for memory
 
 
 class RayRunner:
@@ -22,7 +33,7 @@ class RayRunner:
 
     def __init__(self, settings: Settings) -> None:
         self._all_settings, self._settings = settings, settings.cluster
-        self._cluster = connect(settings)
+        connect(settings)
 
     def run_tasks(
         self, label: str, function: Callable[..., T], arguments: Sequence[tuple[Any, ...]]
@@ -31,57 +42,68 @@ class RayRunner:
         return run_tasks(label, function, arguments)
 
     def run_chain(self, label: str, units: Sequence[int], stages: Sequence[Stage]) -> None:
-        """Run each stage in a pool of actors of fixed size."""
-        pools = [self._pool(stage, len(units)) for stage in stages]
-        preflight(self._cluster, [pool.need for pool in pools])
-        if any(stage.uses_gpus for stage in stages):
-            check_backends(self._cluster, self._all_settings)
-        run_chain(label, units, pools, self._settings.threads_per_actor)
+        """Run each stage in a pool of actors of fixed size, when all of them fit on the cluster."""
+        settings = self._settings
+        cluster = preflight([need_of(stage, settings) for stage in stages], settings.wait_minutes)
+        if any(stage.searches for stage in stages):
+            check_backends(cluster, self._all_settings)
+        counts = [num_actors(stage, len(units), cluster, settings) for stage in stages]
+        pools = [Pool(stage, count, settings.cpus_per_actor) for stage, count in zip(stages, counts, strict=True)]
+        run_chain(label, units, pools, settings.threads_per_actor)
 
-    def shards_per_wave(self, num_shards: int) -> int:
-        """The number of shards that fit at once, at most cluster.max_stages_per_wave."""
-        return shards_per_wave(num_shards, self._cluster, self._settings)
+    def num_fitting(self, stages: Sequence[Stage], beside: Sequence[Stage]) -> int:
+        """The number of `stages` that fit at once, at most cluster.max_stages_per_wave.
+
+        While not even one of them fits, the cluster gets cluster.wait_minutes to grow until all of them do.
+        """
+        settings = self._settings
+        needs = wave_needs(stages[: settings.max_stages_per_wave], beside, settings)
+        cluster = describe()
+        if shortage(cluster.nodes, needs[-1]) and shortage(cluster.nodes, needs[0]):
+            cluster = wait_for_nodes(needs[-1], settings.wait_minutes)
+        return wave_size(cluster, needs)
 
     def train(self, night: Night, settings: Settings) -> None:
         """Train on Ray Train."""
-        train(self._cluster, night, settings)
-
-    def _pool(self, stage: Stage, num_units: int) -> Pool:
-        settings = self._settings
-        num_actors = {
-            Actors.ONE: 1,
-            Actors.REPLICAS: settings.replicas,
-            Actors.AS_MANY_AS_FIT: min(num_units, max_actors(self._cluster, settings)),
-        }[stage.actors]
-        return Pool(stage, num_actors, settings.cpus_per_actor, settings.gpus_per_actor if stage.uses_gpus else 0.0)
+        train(night, settings)
 
 
-def shards_per_wave(num_shards: int, cluster: Cluster, settings: ClusterSettings) -> int:
-    """The number of shards that fit at once, from 1 to `num_shards`: Ray would wait forever for actors that do not fit.
+def wave_needs(stages: Sequence[Stage], beside: Sequence[Stage], settings: ClusterSettings) -> list[list[ActorNeed]]:
+    """The actors of a wave of the first stage, of the first two, and so on, beside other stages.
 
-    Raises the errors of `preflight` when not even one shard fits.
+    One actor's CPUs stay free, so that an actor can start again on another node.
     """
-    preflight(cluster, chain_needs(1, settings))
-    limit = min(num_shards, settings.max_stages_per_wave)
-    num_fitting = 1
-    while num_fitting < limit and not shortage(cluster.nodes, chain_needs(num_fitting + 1, settings)):
-        num_fitting += 1
-    return num_fitting
+    spare = ActorNeed("spare", 1, settings.cpus_per_actor)
+    others = [*(need_of(stage, settings) for stage in beside), spare]
+    needs = [need_of(stage, settings) for stage in stages]
+    return [[*needs[:size], *others] for size in range(1, len(needs) + 1)]
 
 
-def chain_needs(num_shards: int, settings: ClusterSettings) -> list[ActorNeed]:
-    """The actors of a wave of a search: searchers, encoders, a writer, and room to restart one of the last two."""
-    cpus = settings.cpus_per_actor
-    return [
-        ActorNeed("ShardSearcher", num_shards * settings.replicas, cpus, settings.gpus_per_actor),
-        ActorNeed("QueryEncoder", settings.replicas, cpus),
-        ActorNeed("writer or spare", 2, cpus),
-    ]
+def wave_size(cluster: Cluster, needs: Sequence[Sequence[ActorNeed]]) -> int:
+    """The size of the largest wave that fits, where `needs[i]` has the actors of a wave of size i + 1.
+
+    Raises InputError or InfrastructureError when not even the smallest fits.
+    """
+    require(cluster, needs[0])
+    size = 1
+    while size < len(needs) and not shortage(cluster.nodes, needs[size]):
+        size += 1
+    return size
 
 
-def max_actors(cluster: Cluster, settings: ClusterSettings) -> int:
-    """The number of actors of one stage that the cluster holds; one actor's CPUs stay free for reading and writing."""
-    if settings.gpus_per_actor:
-        return max(1, int(cluster.num_gpus / settings.gpus_per_actor))
+def need_of(stage: Stage, settings: ClusterSettings) -> ActorNeed:
+    """The actors without which the stage cannot run."""
+    count = settings.replicas if stage.actors is Actors.REPLICAS else 1
+    return ActorNeed(stage.name, count, settings.cpus_per_actor, stage.gpus, stage.memory)
+
+
+def num_actors(stage: Stage, num_units: int, cluster: Cluster, settings: ClusterSettings) -> int:
+    """The number of actors that run the stage."""
+    if stage.actors is not Actors.AS_MANY_AS_FIT:
+        return need_of(stage, settings).count
+    if stage.gpus:
+        return max(1, num_fitting(cluster.nodes, replace(need_of(stage, settings), count=num_units)))
     cpus = max(settings.cpus_per_actor, settings.threads_per_actor)
-    return max(1, min(int(cluster.num_cpus / cpus) - 1, MAX_ACTORS_PER_NODE * len(cluster.nodes)))
+    most = min(num_units, MAX_ACTORS_PER_NODE * len(cluster.nodes))
+    fitting = num_fitting(cluster.nodes, ActorNeed(stage.name, most + 1, cpus, memory=stage.memory))
+    return max(1, fitting - 1)  # one actor's CPUs stay free for reading and writing

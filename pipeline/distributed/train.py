@@ -16,7 +16,7 @@ from ray.actor import ActorHandle
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from pipeline.distributed.cluster import ActorNeed, Cluster, preflight
+from pipeline.distributed.cluster import ActorNeed, preflight
 from pipeline.distributed.errors import ray_errors_translated
 from pipeline.distributed.messages import Messages, messages_logged
 from pipeline.io.checkpoint import save_state
@@ -28,13 +28,14 @@ from pipeline.stages.train import STATES_KEPT, keep_best, progress_line, train_r
 MAX_FAILURES = 3  # of workers; the training resumes from its last epoch each time, then fails
 
 
-def train(cluster: Cluster, night: Night, settings: Settings) -> None:
+def train(night: Night, settings: Settings) -> None:
     """Train tonight's model on the cluster and leave it as the Checkpoint artifact.
 
     Raises InputError or InfrastructureError when the workers do not fit, our own error as a worker raised it, and
     InfrastructureError when workers died more than MAX_FAILURES times.
     """
-    preflight(cluster, [ActorNeed("training worker", settings.train.num_workers, *_resources(settings))])
+    needs = [ActorNeed("training worker", settings.train.num_workers, *_resources(settings))]
+    preflight(needs, settings.cluster.wait_minutes)
     with messages_logged() as messages, ray_errors_translated():
         result = _run(night, settings, messages)
     assert result.checkpoint is not None

@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -61,14 +62,21 @@ def load_model(storage: Storage, checkpoint: Artifact) -> RetrievalModel:
     manifest = require_manifest(storage, checkpoint, "train")
     try:
         config = ModelConfig.model_validate_json(_read(storage, checkpoint, manifest, "config"))
-        model = RetrievalModel(config.model, config.num_items)
-        model.load_state_dict(load_tensors(_read(storage, checkpoint, manifest, "model")))
+        with torch.device("meta"):  # draws no random weights, which would be replaced
+            model = RetrievalModel(config.model, config.num_items)
+        model.load_state_dict(load_tensors(_read(storage, checkpoint, manifest, "model")), assign=True)
     except (ValidationError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
             f"{storage.uri}/{checkpoint.prefix}: no model can be built from these files ({reason}); {REMEDY}"
         ) from None
     return model.eval().requires_grad_(False)
+
+
+def model_bytes(night: Night) -> int:
+    """The size of the weights' file. Raises InputError when the model is not trained yet."""
+    manifest = require_manifest(night.storage, night.checkpoint, "train")
+    return _entry(night.storage, night.checkpoint, manifest, "model").bytes
 
 
 def read_metrics(storage: Storage, checkpoint: Artifact) -> TrainingMetrics:

@@ -9,7 +9,7 @@ import torch
 from pipeline.artifacts import Manifest
 from pipeline.errors import InputError, MismatchError
 from pipeline.io.artifacts import read_manifest
-from pipeline.io.checkpoint import load_model
+from pipeline.io.checkpoint import load_model, model_bytes
 from pipeline.io.corpus import low_rank_claims, read_low_rank, seal_corpus, shard_claims, write_shard
 from pipeline.io.histories import read_items
 from pipeline.io.night import Night
@@ -18,7 +18,7 @@ from pipeline.retrieval.backends import open_index
 from pipeline.retrieval.low_rank import low_rank_table
 from pipeline.retrieval.shard import Shard, embed_rows, make_shard, shard_bounds
 from pipeline.settings import Settings
-from pipeline.stages.devices import device_for
+from pipeline.stages.devices import device_for, memory_to_hold
 from pipeline.stages.low_rank import LowRankFitter
 from pipeline.stages.runner import Actors, Payload, Runner, Stage
 
@@ -33,13 +33,14 @@ def embed_corpus(runner: Runner, night: Night, settings: Settings) -> Manifest:
     if existing is not None:
         return existing
     arguments = {"night": night, "settings": settings}
+    gpus, memory = settings.cluster.gpus_per_actor, memory_to_hold(model_bytes(night))
     if settings.has_low_rank and low_rank_claims(night.storage, night.corpus).read(0) is None:
-        fitter = Stage(LowRankFitter, arguments, Actors.ONE, uses_gpus=True)
+        fitter = Stage(LowRankFitter, arguments, Actors.ONE, gpus=gpus, memory=memory, searches=True)
         runner.run_chain("fit the low-rank table", [0], [fitter])
     shards = shard_claims(night.storage, night.corpus)
     missing = shards.missing(range(settings.corpus.num_shards))
     if missing:
-        embedder = Stage(ShardEmbedder, arguments, Actors.AS_MANY_AS_FIT, uses_gpus=True)
+        embedder = Stage(ShardEmbedder, arguments, Actors.AS_MANY_AS_FIT, gpus=gpus, memory=memory, searches=True)
         runner.run_chain("embed shards", missing, [embedder])
     return seal_corpus(night, settings, shards.done())
 
@@ -49,7 +50,7 @@ class ShardEmbedder:
 
     def __init__(self, night: Night, settings: Settings) -> None:
         self._night, self._settings = night, settings
-        self._device = device_for(settings.cluster)
+        self._device = device_for(settings.cluster.gpus_per_actor)
         self._model = load_model(night.storage, night.checkpoint).to(self._device)
         fit = read_low_rank(night.storage, night.corpus)
         self._low_rank = fit.low_rank.to(self._device) if fit else None

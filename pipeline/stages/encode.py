@@ -49,11 +49,15 @@ def encode_queries(model: RetrievalModel, bucket: Bucket, source: QuerySource, u
 
 @torch.inference_mode()
 def encode_sequences(model: RetrievalModel, histories: Lists, user_keys: Int64) -> QuerySide:
-    """The query side of each history (item rows, oldest first), computed in tiles of one shape."""
-    rows_BL, _ = histories.last(model.settings.max_length)
-    num_queries = len(rows_BL)
+    """The query side, on the CPU, of each history (item rows, oldest first), computed in tiles of one shape."""
+    last_rows, _ = histories.last(model.settings.max_length)
+    num_queries = len(last_rows)
     padding = max(SEQUENCE_TILE, -(-num_queries // SEQUENCE_TILE) * SEQUENCE_TILE) - num_queries
-    rows = torch.from_numpy(np.pad(rows_BL, ((0, padding), (0, 0)), constant_values=NO_ITEM)).split(SEQUENCE_TILE)
-    keys = torch.from_numpy(np.pad(user_keys, (0, padding))).split(SEQUENCE_TILE)
-    tiles = [model.query_side(QueryInput(Events(r_BL), k_B)) for r_BL, k_B in zip(rows, keys, strict=True)]
+    rows = torch.from_numpy(np.pad(last_rows, ((0, padding), (0, 0)), constant_values=NO_ITEM))
+    keys = torch.from_numpy(np.pad(user_keys, (0, padding)))
+    device = model.device
+    tiles = [
+        model.query_side(QueryInput(Events(rows_BL.to(device)), keys_B.to(device))).to("cpu")
+        for rows_BL, keys_B in zip(rows.split(SEQUENCE_TILE), keys.split(SEQUENCE_TILE), strict=True)
+    ]
     return QuerySide.cat(tiles).take(slice(0, num_queries))

@@ -44,9 +44,9 @@ class LocalRunner:
             progress.report(1)
         progress.finish()
 
-    def shards_per_wave(self, num_shards: int) -> int:
-        """All shards: memory is not checked."""
-        return max(1, num_shards)
+    def num_fitting(self, stages: Sequence[Stage], beside: Sequence[Stage]) -> int:
+        """All of them: memory is not checked."""
+        return len(stages)
 
     def train(self, night: Night, settings: Settings) -> None:
         """Train as the only rank."""

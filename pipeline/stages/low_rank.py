@@ -34,7 +34,7 @@ class LowRankFitter:
 
     def __init__(self, night: Night, settings: Settings) -> None:
         self._night, self._settings = night, settings
-        self._device = device_for(settings.cluster)
+        self._device = device_for(settings.cluster.gpus_per_actor)
 
     def __call__(self, unit: int, payload: Payload) -> Payload:
         """Write the fit; the unit is not used and the payload passes through. Raises InputError for too few users."""

@@ -38,7 +38,9 @@ class Stage:
     function: Callable[..., StageFunction]
     arguments: Mapping[str, Any]
     actors: Actors = Actors.REPLICAS
-    uses_gpus: bool = False  # each actor gets cluster.gpus_per_actor GPUs, and its node must have the search backend
+    gpus: float = 0.0  # per actor
+    memory: int = 0  # bytes per actor, at most; 0: little
+    searches: bool = False  # a node must have search.backend to run it
 
     @property
     def name(self) -> str:
@@ -63,10 +65,10 @@ class Runner(Protocol):
         when the stages do not fit on the cluster, and InfrastructureError when a unit was lost or came out twice.
         """
 
-    def shards_per_wave(self, num_shards: int) -> int:
-        """The number of shards, from 1 to `num_shards`, that a search can hold at once beside its other stages.
+    def num_fitting(self, stages: Sequence[Stage], beside: Sequence[Stage]) -> int:
+        """The number of `stages`, from the first one on, that fit at once beside those of `beside`; at least 1.
 
-        Raises InputError or InfrastructureError, which say what is missing, when not even one shard fits.
+        Raises InputError or InfrastructureError, which say what is missing, when not even the first one fits.
         """
 
     def train(self, night: Night, settings: Settings) -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pipeline.artifacts import FileEntry, Manifest
 from pipeline.errors import InfrastructureError, InputError
 from pipeline.io.artifacts import Claims, read_file, sizes_of, write_file
-from pipeline.io.checkpoint import load_model
+from pipeline.io.checkpoint import load_model, model_bytes
 from pipeline.io.corpus import open_corpus, read_low_rank, read_shard, shard_entries
 from pipeline.io.histories import read_bucket
 from pipeline.io.night import Night
@@ -25,7 +25,7 @@ from pipeline.retrieval.filters import Rules
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.topk import TopK, empty_topk
 from pipeline.settings import Settings
-from pipeline.stages.devices import device_for
+from pipeline.stages.devices import device_for, memory_to_hold
 from pipeline.stages.encode import encode_queries
 from pipeline.stages.queries import QuerySource
 from pipeline.stages.query_batch import (
@@ -84,14 +84,15 @@ def search_units(runner: Runner, search: Search, units: Sequence[int], sink: Sin
     manifest = open_corpus(night.storage, night.corpus)
     check_k(settings, manifest)
     if units:
-        entries = shard_entries(manifest)
-        *earlier, last = plan_waves(len(entries), runner.shards_per_wave(len(entries)))
+        searchers = searcher_stages(search, shard_entries(manifest))
+        writer = Stage(Writer, {"night": night, "settings": settings, "sink": sink}, Actors.ONE)
+        at_once = runner.num_fitting(searchers, beside=[encoder_stage(search), writer])
+        *earlier, last = plan_waves(len(searchers), at_once)
         for wave in earlier:
             missing = search.running_claims(wave.last).missing(units)
             keeper = Stage(RunningKeeper, {"search": search, "num_covered": wave.last}, Actors.ONE)
-            _run_wave(runner, search, entries, wave, missing, keeper)
-        writer = Stage(Writer, {"night": night, "settings": settings, "sink": sink}, Actors.ONE)
-        _run_wave(runner, search, entries, last, units, writer)
+            _run_wave(runner, search, searchers, wave, missing, keeper)
+        _run_wave(runner, search, searchers, last, units, writer)
     remove_running(night.storage, search.scratch)
 
 
@@ -103,19 +104,36 @@ def plan_waves(num_shards: int, per_wave: int) -> tuple[Wave, ...]:
 
 
 def _run_wave(
-    runner: Runner, search: Search, entries: Sequence[FileEntry], wave: Wave, units: Sequence[int], end: Stage
+    runner: Runner, search: Search, searchers: Sequence[Stage], wave: Wave, units: Sequence[int], end: Stage
 ) -> None:
     """Send the units through an encoder, the shards of the wave and the stage `end`."""
-    if not units:
-        return
+    if units:
+        label = f"search shards {wave.first} to {wave.last - 1} of {len(searchers)}"
+        encoder = encoder_stage(search, wave.first)
+        runner.run_chain(label, units, [encoder, *searchers[wave.first : wave.last], end])
+
+
+def encoder_stage(search: Search, num_covered: int = 0) -> Stage:
+    """The stage that encodes the queries, after waves over the first `num_covered` shards."""
+    arguments = {"search": search, "num_covered": num_covered}
+    gpus = search.settings.cluster.gpus_per_encoder
+    return Stage(QueryEncoder, arguments, gpus=gpus, memory=memory_to_hold(model_bytes(search.night)))
+
+
+def searcher_stages(search: Search, shards: Sequence[FileEntry]) -> list[Stage]:
+    """A stage for each shard, in order."""
     night, settings = search.night, search.settings
-    encoder = Stage(QueryEncoder, {"search": search, "num_covered": wave.first})
-    searchers = [
-        Stage(ShardSearcher, {"night": night, "settings": settings, "entry": entry}, uses_gpus=True)
-        for entry in entries[wave.first : wave.last]
+    model, gpus = model_bytes(night), settings.cluster.gpus_per_actor
+    return [
+        Stage(
+            ShardSearcher,
+            {"night": night, "settings": settings, "entry": entry},
+            gpus=gpus,
+            memory=memory_to_hold(model, entry.bytes),
+            searches=True,
+        )
+        for entry in shards
     ]
-    label = f"search shards {wave.first} to {wave.last - 1} of {len(entries)}"
-    runner.run_chain(label, units, [encoder, *searchers, end])
 
 
 class QueryEncoder:
@@ -123,7 +141,8 @@ class QueryEncoder:
 
     def __init__(self, search: Search, num_covered: int) -> None:
         self._search, self._num_covered = search, num_covered
-        self._model = load_model(search.night.storage, search.night.checkpoint)
+        device = device_for(search.settings.cluster.gpus_per_encoder)
+        self._model = load_model(search.night.storage, search.night.checkpoint).to(device)
 
     def __call__(self, unit: int, payload: Payload) -> pa.Buffer:
         """Return the unit's queries with a top-k over the first `num_covered` shards; the payload is not used."""
@@ -141,7 +160,7 @@ class ShardSearcher:
     """Holds one item shard for the life of the process and improves each query's top-k with its items."""
 
     def __init__(self, night: Night, settings: Settings, entry: FileEntry) -> None:
-        self._device = device_for(settings.cluster)
+        self._device = device_for(settings.cluster.gpus_per_actor)
         self._search = settings.search
         mol = load_model(night.storage, night.checkpoint).mol.to(self._device)
         shard = read_shard(night.storage, night.corpus, entry).to(self._device)

@@ -37,7 +37,8 @@ def tune_search(runner: Runner, night: Night, settings: Settings) -> TuningRecor
     if existing is not None:
         return existing
     open_corpus(night.storage, night.corpus)
-    tuner = Stage(Tuner, {"night": night, "settings": settings}, Actors.ONE, uses_gpus=True)
+    arguments = {"night": night, "settings": settings}
+    tuner = Stage(Tuner, arguments, Actors.ONE, gpus=settings.cluster.gpus_per_actor, searches=True)
     runner.run_chain("choose a search", [0], [tuner])
     return claims.require(0, "run jobs/tune.py again")
 
@@ -47,7 +48,7 @@ class Tuner:
 
     def __init__(self, night: Night, settings: Settings) -> None:
         self._night, self._settings = night, settings
-        self._device = device_for(settings.cluster)
+        self._device = device_for(settings.cluster.gpus_per_actor)
 
     def __call__(self, unit: int, payload: Payload) -> Payload:
         """Write the choice; the unit is not used and the payload passes through."""

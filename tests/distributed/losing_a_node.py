@@ -45,7 +45,7 @@ def main(folder: str) -> None:
     connect(Settings(root=folder, root_is_shared=True, cluster={"no_progress_minutes": 1}))
     pools = [
         Pool(Stage(Stops, {"folder": folder, "name": "encoded", "seconds": 0.02}), 1, 0.25),
-        Pool(Stage(Stops, {"folder": folder, "name": "searched", "seconds": 0.3}, uses_gpus=True), 1, 0.25, 1.0),
+        Pool(Stage(Stops, {"folder": folder, "name": "searched", "seconds": 0.3}, gpus=1.0), 1, 0.25),
         Pool(Stage(Stops, {"folder": folder, "name": "written", "seconds": 0.6}), 1, 0.25),
     ]
     ended: list[BaseException | None] = []

@@ -1,6 +1,7 @@
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from pipeline.distributed import backends
 from pipeline.distributed.backends import SearchNode, check_backends, probe_backends, search_nodes
@@ -32,7 +33,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[SearchNode, Backend]:
     """The answers of a cluster of two nodes; a test changes them."""
     backend_of = dict.fromkeys(TWO, NATIVE)
     monkeypatch.setattr(backends, "search_nodes", lambda settings: TWO)
-    monkeypatch.setattr(backends, "probe_backends", lambda nodes, search, device_type: backend_of)
+    monkeypatch.setattr(backends, "probe_backends", lambda nodes, search, gpus: backend_of)
     return backend_of
 
 
@@ -59,7 +60,7 @@ def test_a_backend_that_one_node_cannot_have_is_refused_with_the_nodes_name(answ
 
 def test_a_local_cluster_is_asked_without_ray(monkeypatch, caplog):
     caplog.set_level("INFO", logger="nightrails")
-    monkeypatch.setattr(backends, "describe_backend", lambda search, device_type: Backend(device_type))
+    monkeypatch.setattr(backends, "usable_backend", lambda search, gpus: Backend("cpu"))
     check_backends(Cluster((Node(4.0),), is_local=True), settings())
     assert caplog.messages == ["1 node searches with cpu"]
 
@@ -71,4 +72,11 @@ def test_a_node_that_can_hold_a_shard_answers_for_itself(local_ray, monkeypatch)
     monkeypatch.setattr("pipeline.retrieval.backends.native_kernels", lambda: here)
     (node,) = search_nodes(ClusterSettings())
     assert search_nodes(ClusterSettings(cpus_per_actor=5.0)) == ()
-    assert probe_backends([node], SearchSettings(), "cpu") == {node: expected}
+    assert probe_backends([node], SearchSettings(), gpus=0.0) == {node: expected}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="PyTorch can use a GPU here")
+def test_gpus_that_pytorch_cannot_use_are_refused_before_the_search(monkeypatch):
+    asked = Settings(cluster=ClusterSettings(gpus_per_actor=0.5))
+    with pytest.raises(InputError, match=r"0\.5 GPUs, but PyTorch can use none on .*CPU build.*gpus_per_actor 0"):
+        check_backends(Cluster((Node(4.0, 1),), is_local=True), asked)

@@ -1,4 +1,4 @@
-"""The chain on Ray: attempts, accounting, the window, and Ray's notice."""
+"""The chain on Ray: attempts, accounting, lost nodes, and Ray's notice."""
 
 import os
 import signal
@@ -11,8 +11,8 @@ import pytest
 from pipeline.distributed.chain import (
     MAX_ATTEMPTS,
     MAX_TRIES,
+    Ledger,
     Pool,
-    Window,
     check_accounted,
     row,
     run_chain,
@@ -38,6 +38,26 @@ class Dies:
             if begun < self._times:
                 os.kill(os.getpid(), signal.SIGKILL)
         return bytes(payload) + b"x"
+
+
+class DiesWhileLoading:
+    """A stage whose process is killed, as Linux kills one that takes too much memory."""
+
+    def __init__(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def __call__(self, unit: int, payload: bytes) -> bytes:
+        return payload
+
+
+class IsTooLarge:
+    """A stage for which the machine has too little memory."""
+
+    def __init__(self) -> None:
+        raise MemoryError("400 GB")
+
+    def __call__(self, unit: int, payload: bytes) -> bytes:
+        return payload
 
 
 @pytest.mark.parametrize("failure", [OSError("reset"), InfrastructureError("503")])
@@ -87,14 +107,13 @@ def test_units_that_go_missing_or_come_twice_are_noticed(finished, complaint):
         check_accounted("search", [0, 1], finished)
 
 
-def test_a_window_admits_the_first_unfinished_unit_and_as_many_units_as_its_size():
-    window = Window([10, 20, 30, 40], size=2)
-    assert [window.admits(unit) for unit in (10, 20, 30, 40)] == [True, True, False, False]
-    window.finish(20)
-    assert not window.admits(30)  # 10 is still under way
-    window.finish(20)  # a second attempt, after a lost actor
-    window.finish(10)
-    assert [window.admits(unit) for unit in (10, 30, 40)] == [True, True, True]
+def test_only_work_that_was_begun_and_not_ended_is_counted():
+    ledger = Ledger()
+    assert [ledger.begin(0, 7) for _ in range(3)] == [1, 2, 3]
+    assert (ledger.begin(1, 7), ledger.begin(0, 8)) == (1, 1)  # another stage, another unit
+    ledger.end(0, 7)
+    assert ledger.begin(0, 7) == 1  # begun again because its result was lost with a node
+    ledger.end(0, 9)  # a message that comes twice
 
 
 def test_a_row_carries_any_payload():
@@ -111,6 +130,28 @@ def test_a_unit_that_always_ends_its_process_is_given_up_by_name(local_ray, tmp_
     with pytest.raises(InfrastructureError, match=f"unit 1 has ended the process of Dies {MAX_ATTEMPTS} times"):
         run_chain("test", [0, 1, 2], [stage], threads=1)
     assert len(list(tmp_path.iterdir())) == MAX_ATTEMPTS
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("stage", "complaint"),
+    [
+        (Stage(DiesWhileLoading, {}), f"DiesWhileLoading has ended its process {MAX_ATTEMPTS} times while it loaded"),
+        (Stage(IsTooLarge, {}), r"IsTooLarge, while it loads: MemoryError\('400 GB'\)"),
+    ],
+    ids=["killed", "refused"],
+)
+def test_a_shard_that_does_not_fit_in_memory_is_named_with_the_way_out(local_ray, tmp_path, stage, complaint):
+    connect(Settings(root=str(tmp_path)))
+    with pytest.raises(InfrastructureError, match=f"{complaint}.*; raise corpus.num_shards"):
+        run_chain("test", [0, 1], [Pool(stage, num_actors=1, num_cpus=0.25)], threads=1)
+
+
+@pytest.mark.ray
+def test_a_chain_survives_the_loss_of_a_node(tmp_path):
+    program = [sys.executable, "-m", "tests.distributed.losing_a_node", str(tmp_path)]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2_000:]
 
 
 CHAIN_OF_ITS_OWN = """

@@ -46,7 +46,7 @@ def _one_thread():
 @pytest.fixture(params=["exact", "topk_low_rank"])
 def settings(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """A night with its log on disk; everything else goes to the store that a test gives it. A wave holds one shard."""
-    monkeypatch.setattr(LocalRunner, "shards_per_wave", lambda self, num_shards: 1)
+    monkeypatch.setattr(LocalRunner, "num_fitting", lambda self, stages, beside: 1)
     keys = TINY | SMALLER | {"root": tmp_path, "search.method": request.param}
     made = validate(Settings, apply_overrides({}, [f"{key}={value}" for key, value in keys.items()]), "test")
     simulate_log.run(made, None)

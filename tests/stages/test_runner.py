@@ -106,7 +106,7 @@ def test_our_error_in_a_task_comes_out_as_it_was_raised(runner):
 
 @pytest.mark.parametrize("num_shards", [1, 3, 1_000])
 def test_a_wave_holds_at_least_one_shard_and_at_most_all(runner, num_shards):
-    assert 1 <= runner.shards_per_wave(num_shards) <= num_shards
+    assert 1 <= runner.num_fitting([Stage(Refuses, {})] * num_shards, [Stage(Refuses, {})]) <= num_shards
 
 
 def test_one_worker_trains_the_same_model_on_every_runner(runner, tmp_path):

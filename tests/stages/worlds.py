@@ -85,8 +85,8 @@ class RecordingRunner(LocalRunner):
         self.ran.append(("+".join(stage.name for stage in stages), list(units)))
         super().run_chain(label, units, stages)
 
-    def shards_per_wave(self, num_shards: int) -> int:
-        return min(super().shards_per_wave(num_shards), self._shards_at_once)
+    def num_fitting(self, stages: Sequence[Stage], beside: Sequence[Stage]) -> int:
+        return min(super().num_fitting(stages, beside), self._shards_at_once)
 
 
 def night_of(settings: Settings) -> Night:

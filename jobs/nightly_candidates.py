@@ -29,9 +29,11 @@ def run(settings: "Settings", ds: date | None) -> Outcome:
 
 
 def run_night(settings: "Settings", night: "Night") -> Outcome:
-    """Run every step of a night that is not published yet."""
+    """Run every step of a night that is not published yet; raises GateError before the search for everybody."""
     from jobs import embed_items, evaluate, prepare, publish, retrieve, train, tune
+    from pipeline.io.evaluation import read_metrics
     from pipeline.io.storage.base import check_store
+    from pipeline.quality.gates import check_gates
     from pipeline.quality.report import how_to_read, three_users
     from pipeline.quality.stories import read_stories
 
@@ -40,13 +42,15 @@ def run_night(settings: "Settings", night: "Night") -> Outcome:
     open_runner(settings)  # likewise a cluster that does not answer
     seconds: dict[str, float] = {}
     outcome: Outcome = {}
-    for step in (prepare, train, embed_items, tune, retrieve, evaluate, publish):
+    for step in (prepare, train, embed_items, tune, evaluate, retrieve, publish):
         name = step.__name__.removeprefix("jobs.")
         log.info("── %s", name)
         started = time.monotonic()
         outcome = step.run(settings, night)
         seconds[name] = round(time.monotonic() - started, 1)
         log.info("   %s: %s in %.1f s", name, outcome["status"], seconds[name])
+        if step is evaluate:
+            check_gates(read_metrics(night.storage, night.evaluation), settings.gates)
     log.info("three of its users:\n\n%s\n", three_users(read_stories(night)))
     instructions = how_to_read(night.storage.uri, settings.name)
     log.info("the table of ds=%s is in %s\n%s", night.ds, outcome["uri"], instructions)

@@ -21,7 +21,7 @@ from tests.jobs.crashing import Crash, CrashingStorage
 from tests.jobs.nightly import TINY
 from tests.quality.nights import fresh_memory
 
-STEPS = (prepare, train, embed_items, tune, retrieve, evaluate, publish)
+STEPS = (prepare, train, embed_items, tune, evaluate, retrieve, publish)
 SMALLER = {
     "cluster.mode": "local",
     "simulate.num_users": 40,

@@ -1,7 +1,7 @@
 """Check, clean, order and split tonight's log, and write histories by user bucket.
 
-Writes <root>/histories/<id>/: one Parquet file per user bucket, items.parquet, quarantine.parquet (bad rows with the
-reason), validation.json (numbers of rows kept, repeated and rejected) and manifest.json.
+Writes <root>/histories/<id>/: a Parquet file per user bucket, items-….parquet, quarantine-….parquet (bad rows with the
+reason), validation-….json (numbers of rows kept, repeated and rejected) and manifest.json. … is a hash of the content.
 """
 
 from typing import TYPE_CHECKING
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 def run(settings: "Settings", night: "Night") -> Outcome:
     from pipeline.errors import InputError
     from pipeline.io.artifacts import read_manifest
-    from pipeline.io.histories import ITEMS
     from pipeline.stages.prepare.passes import open_job, prepare
     from pipeline.stages.prepare.segments import remove_scratch
 
@@ -27,7 +26,7 @@ def run(settings: "Settings", night: "Night") -> Outcome:
         manifest, status = prepare(open_runner(settings), job), MADE
     else:
         remove_scratch(night.storage, night.histories)  # left by a crash right after the manifest
-    faults = settings.faults_with(manifest.counts["items"], night.histories.key(ITEMS))
+    faults = settings.faults_with(manifest.counts["items"], night.histories.prefix)
     if faults:  # before hours of training
         raise InputError("; ".join(faults))
     return {

@@ -26,7 +26,8 @@ def interactions(user_type: pa.DataType, item_type: pa.DataType) -> Schema:
 
 def histories(user_type: pa.DataType) -> Schema:
     """One row per user, events in order. The first `num_train` events are for training, the next
-    `num_validation` for model selection, the rest is the test. `event_ts` is in µs since 1970 UTC."""
+    `num_validation` for model selection, the rest is the test. `event_ts` is in µs since 1970 UTC. `left_out` says why
+    a user gets no list, and is empty for everybody else."""
     return pa.schema(
         [
             pa.field("user_id", user_type, nullable=False),
@@ -35,6 +36,7 @@ def histories(user_type: pa.DataType) -> Schema:
             pa.field("weights", pa.list_(pa.field("element", pa.float32(), nullable=False)), nullable=False),
             pa.field("num_train", pa.int32(), nullable=False),
             pa.field("num_validation", pa.int32(), nullable=False),
+            pa.field("left_out", pa.string(), nullable=False),
         ]
     )
 
@@ -43,6 +45,7 @@ def items(item_type: pa.DataType, attributes: tuple[pa.Field, ...] = ()) -> Sche
     """The item index: row i of the table is item row i, in ascending order of `item_id`.
 
     The counts are of clean events: `num_events` of all, the two others of the training and the validation part.
+    `is_eligible` says that the item may be shown tonight.
     """
     return pa.schema(
         [
@@ -50,6 +53,7 @@ def items(item_type: pa.DataType, attributes: tuple[pa.Field, ...] = ()) -> Sche
             pa.field("num_events", pa.int64(), nullable=False),
             pa.field("num_train_events", pa.int64(), nullable=False),
             pa.field("num_validation_events", pa.int64(), nullable=False),
+            pa.field("is_eligible", pa.bool_(), nullable=False),
             *attributes,
         ]
     )

@@ -10,7 +10,15 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from pipeline.config import Config
 
@@ -18,6 +26,9 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=0)]
 Rank = Annotated[int, Field(ge=2)]
+Words = Annotated[
+    tuple[Annotated[str, StringConstraints(to_lower=True, strip_whitespace=True)], ...], Field(strict=False)
+]
 
 
 def _ray_can_give(gpus: float) -> float:
@@ -84,10 +95,22 @@ class LogSettings(Config):
         return self
 
 
-class SnapshotSettings(Config):
-    """An optional Parquet table: the catalogue (`items`) or the users to serve tonight (`queries`)."""
+class ItemsSettings(Config):
+    """The catalogue, an optional Parquet table. Items that its columns `status`, `available_from` and `available_until`
+    hide on the day are not shown; every status must be in one of the two lists, in lower case."""
 
-    uri: Location | None = None  # None: the ids in the log
+    uri: Location | None = None  # None: the items of the log
+    live_statuses: Words = ("active", "available", "enabled", "in_stock", "live", "online", "published")
+    hidden_statuses: Words = (
+        *("archived", "deleted", "disabled", "discontinued", "draft", "expired", "hidden", "inactive", "offline"),
+        *("out_of_stock", "paused", "removed", "retired", "sold", "sold_out", "unavailable", "unpublished"),
+    )
+
+
+class QueriesSettings(Config):
+    """The users to serve tonight, an optional Parquet table."""
+
+    uri: Location | None = None  # None: everybody with a history
 
 
 class SplitSettings(Config):
@@ -226,13 +249,11 @@ class SearchSettings(Config):
     def _preselects_enough(self) -> Self:
         if self.method in ("topk_avg", "topk_low_rank", "comb_topk") and self.num_preselected < self.k:
             raise ValueError(f"search.num_preselected ({self.num_preselected}) must be at least search.k ({self.k})")
-        if self.method == "topk_per_embd" and self.num_per_embd < self.k:
-            raise ValueError(f"search.num_per_embd ({self.num_per_embd}) must be at least search.k ({self.k})")
         return self
 
 
 class ClusterSettings(Config):
-    """Where and how the stages run. No key here changes the result."""
+    """Where and how the stages run. Only GPUs change a result: its last bits."""
 
     # local: everything runs in this process, without Ray; for small logs, debugging and tests.
     mode: Literal["ray", "local"] = "ray"
@@ -278,8 +299,8 @@ class Settings(Config):
     root_is_shared: bool = False  # a local root that every node of the cluster mounts
     name: str = "candidates"
     log: LogSettings = LogSettings()
-    items: SnapshotSettings = SnapshotSettings()
-    queries: SnapshotSettings = SnapshotSettings()
+    items: ItemsSettings = ItemsSettings()
+    queries: QueriesSettings = QueriesSettings()
     simulate: SimulateSettings = SimulateSettings()
     prepare: PrepareSettings = PrepareSettings()
     split: SplitSettings = SplitSettings()
@@ -309,6 +330,17 @@ class Settings(Config):
                 f"{name!r}: lower-case letters, digits, - and _, at most 63, starting with a letter or digit"
             )
         return name
+
+    @model_validator(mode="after")
+    def _preselects_enough(self) -> Self:
+        num_pairs = self.model.mol.num_query_components * self.model.mol.num_item_components
+        search, most = self.search, num_pairs * self.search.num_per_embd
+        if search.method == "topk_per_embd" and most < search.k:
+            raise ValueError(
+                f"search.num_per_embd ({search.num_per_embd}) times {num_pairs} pairs of components must be at least "
+                f"search.k ({search.k})"
+            )
+        return self
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:

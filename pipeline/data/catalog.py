@@ -4,18 +4,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import schema
-from pipeline.data.columns import decode_text, id_type
+from pipeline.data.columns import Mask, decode_text, id_type
 from pipeline.data.lists import Int64
 from pipeline.errors import InputError
 
 COUNTS = ("num_events", "num_train_events", "num_validation_events")
+OURS = (*COUNTS, "is_eligible")  # columns of the item index that a catalogue must not have
 
 
 def index_catalogue(catalogue: pa.Table, item_type: pa.DataType, origin: str) -> pa.Table:
     """The catalogue in ascending order of `item_id`, which comes first and has the log's type.
 
     Raises InputError for ids that are missing, null, doubled, or of another type than the log's, and for an attribute
-    with a name of COUNTS.
+    with a name of OURS.
     """
     if "item_id" not in catalogue.column_names:
         raise InputError(f"{origin}: no column 'item_id'; the catalogue has {', '.join(catalogue.column_names)}")
@@ -28,7 +29,7 @@ def index_catalogue(catalogue: pa.Table, item_type: pa.DataType, origin: str) ->
     ids = decode_text(ids)[0].cast(item_type)
     if ids.null_count:
         raise InputError(f"{origin}: {ids.null_count} items have no item_id, or one that is no UTF-8; remove them")
-    taken = set(COUNTS) & set(catalogue.column_names)
+    taken = set(OURS) & set(catalogue.column_names)
     if taken:
         raise InputError(f"{origin}: column {min(taken)!r} has a name that the item index needs; rename it")
     order = pc.sort_indices(ids)
@@ -43,11 +44,15 @@ def index_catalogue(catalogue: pa.Table, item_type: pa.DataType, origin: str) ->
     return pa.Table.from_arrays(columns, schema=pa.schema(fields))
 
 
-def items_table(catalogue: pa.Table, counts: Int64) -> pa.Table:
+def items_table(catalogue: pa.Table, counts: Int64, is_eligible: Mask) -> pa.Table:
     """The item index (`schema.items`): the indexed catalogue with `counts`, (3, items) in the order of COUNTS."""
     attributes = tuple(field for field in catalogue.schema if field.name != "item_id")
     wanted = schema.items(catalogue.schema.field("item_id").type, attributes)
-    columns = [catalogue["item_id"], *(pa.array(row) for row in counts), *(catalogue[f.name] for f in attributes)]
+    columns = [
+        catalogue["item_id"],
+        *(pa.array(row) for row in (*counts, is_eligible)),
+        *(catalogue[f.name] for f in attributes),
+    ]
     return pa.Table.from_arrays(
         [pa.chunked_array([c]) if isinstance(c, pa.Array) else c for c in columns], schema=wanted
     )

@@ -23,6 +23,7 @@ class Bucket:
     weights: Float32
     num_train: Int32
     num_validation: Int32
+    left_out: pa.Array  # string: why the user gets no list; "" for everybody else
 
     @property
     def num_users(self) -> int:

@@ -52,7 +52,7 @@ def clean_bucket(
     `item_ids` are all items in ascending order: an id's position is its item row. Two rows are one event when they have
     the same user and `event_id`, or, without an `event_id`, the same user, item, type and time; the first stays.
     A user's events are in order of `event_ts`; of equal times, the one that comes first in the log (by key of its
-    file, then by row) comes first.
+    file, then by row) comes first. A bot is a user without events, whose `left_out` says so.
     """
     first = _first_deliveries(events)
     duplicates = int((~first).sum())
@@ -70,8 +70,10 @@ def clean_bucket(
     bots = _reject(events, _first_of_each_user(users, of_bots)[:max_rejected], BOT)
     order = np.lexsort((times, users))  # stable: of equal times, the first in the log stays first
     order = order[~of_bots[order]]
+    reasons = pa.array(["", f"taken for a bot: over {max_user_events_per_day} events on a day"])
+    left_out = reasons.take(pa.array(is_bot.astype(np.int8)))
     bucket = _cut(
-        user_ids, ~is_bot, users[order], item_rows[order], times[order], numpy_of(events["weight"])[order], split, ds
+        user_ids, left_out, users[order], item_rows[order], times[order], numpy_of(events["weight"])[order], split, ds
     )
     counts = {
         "kept": len(order),
@@ -152,7 +154,7 @@ def _bots(users: Int32, times: Int64, num_users: int, max_per_day: int) -> Mask:
 
 def _cut(
     user_ids: pa.Array,
-    is_kept: Mask,
+    left_out: pa.Array,
     users: Int32,
     item_rows: Int32,
     times: Int64,
@@ -160,7 +162,7 @@ def _cut(
     split: SplitSettings,
     ds: date,
 ) -> Bucket:
-    """The bucket of the kept users; the events are in order of user and time, `times` in µs."""
+    """The bucket of these users; the events are in order of user and time, `times` in µs."""
     num_users = len(user_ids)
     lengths = np.bincount(users, minlength=num_users)
     if split.method == "leave_one_out":  # shorter histories have nothing to predict from: all train
@@ -171,13 +173,14 @@ def _cut(
         num_train = np.bincount(users[times < bounds.validation], minlength=num_users)
         num_validation = np.bincount(users[times < bounds.test], minlength=num_users) - num_train
     return Bucket(
-        user_ids=user_ids.filter(pa.array(is_kept)),
-        offsets=offsets_of(lengths[is_kept]),
+        user_ids=user_ids,
+        offsets=offsets_of(lengths),
         item_rows=item_rows,
         event_ts=times,
         weights=weights,
-        num_train=num_train[is_kept].astype(np.int32),
-        num_validation=num_validation[is_kept].astype(np.int32),
+        num_train=num_train.astype(np.int32),
+        num_validation=num_validation.astype(np.int32),
+        left_out=left_out,
     )
 
 

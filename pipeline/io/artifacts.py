@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.artifacts import Artifact, FileEntry, Manifest
 from pipeline.config import Config
 from pipeline.errors import InfrastructureError, InputError
-from pipeline.io.storage.base import ObjectNotFoundError, Storage, put, put_hashed
+from pipeline.io.storage.base import ObjectNotFoundError, Storage, put_hashed
 
 RECORDED_PACKAGES = ("nightrails", "numpy", "polars", "pyarrow", "ray", "torch")
 READERS = 16  # threads: reading small claims is mostly waiting
@@ -38,12 +38,6 @@ def write_file(storage: Storage, prefix: str, name: str, data: bytes, rows: int)
     stem, dot, suffix = name.rpartition(".")
     key = f"{stem}-{hashlib.sha256(data).hexdigest()[:16]}{dot}{suffix}"
     put_hashed(storage, f"{prefix}/{key}", data)
-    return file_entry(key, data, rows)
-
-
-def write_named_file(storage: Storage, prefix: str, key: str, data: bytes, rows: int) -> FileEntry:
-    """Write `data` under a key that determines the content. Raises ConflictError when the key holds other bytes."""
-    put(storage, f"{prefix}/{key}", data)
     return file_entry(key, data, rows)
 
 

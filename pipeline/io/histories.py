@@ -1,41 +1,63 @@
 """The Histories artifact: one Parquet file per user bucket, and the item index."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 
 from pipeline.artifacts import Artifact, FileEntry
-from pipeline.data.columns import numpy_of
+from pipeline.data.columns import Mask, mask_of, numpy_of
 from pipeline.data.histories import Bucket
 from pipeline.data.lists import Int64, offsets_of
 from pipeline.errors import InputError
-from pipeline.io.artifacts import write_named_file
+from pipeline.io.artifacts import Claims, sizes_of, write_file
 from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
-from pipeline.io.storage.base import ObjectNotFoundError, Storage
+from pipeline.io.storage.base import Storage
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.schema import histories as histories_schema
 
-ITEMS = "items.parquet"
+
+def bucket_claims(storage: Storage, histories: Artifact) -> Claims[FileEntry]:
+    """The claims of the user buckets: part n is bucket n."""
+    return Claims(storage, histories.prefix, "bucket", FileEntry, lambda entry: sizes_of(histories.prefix, entry))
 
 
-def bucket_name(bucket: int) -> str:
-    """The file of a user bucket, within the artifact."""
-    return f"bucket-{bucket:05d}.parquet"
+def items_claims(storage: Storage, histories: Artifact) -> Claims[FileEntry]:
+    """The claim of the item index: part 0 is the only one."""
+    return Claims(storage, histories.prefix, "items", FileEntry, lambda entry: sizes_of(histories.prefix, entry))
 
 
 def read_bucket(storage: Storage, histories: Artifact, bucket: int) -> Bucket:
     """Read the histories of one user bucket. Raises InputError when they are not prepared yet."""
-    return bucket_from_table(_read(storage, histories.key(bucket_name(bucket))))
+    return bucket_from_table(_read(bucket_claims(storage, histories), bucket))
 
 
 def write_bucket(storage: Storage, histories: Artifact, index: int, bucket: Bucket) -> FileEntry:
-    """Write bucket number `index`; writing the same bucket again is fine."""
-    data = write_parquet_bytes(bucket_to_table(bucket), footer(histories))
-    return write_named_file(storage, histories.prefix, bucket_name(index), data, bucket.num_users)
+    """Write bucket number `index` and its claim. The first attempt's entry stands."""
+    return _write(bucket_claims(storage, histories), index, bucket_to_table(bucket), histories)
 
 
-def read_items(storage: Storage, histories: Artifact) -> pa.Table:
-    """Read the item index (`schema.items`): row i is item row i, in ascending order of `item_id`."""
-    return _read(storage, histories.key(ITEMS))
+def read_items(storage: Storage, histories: Artifact, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read columns of the item index (`schema.items`), or all: row i is item row i, in ascending order of `item_id`.
+
+    Raises InputError when the histories are not prepared yet.
+    """
+    return _read(items_claims(storage, histories), 0, columns)
+
+
+def read_item_ids(storage: Storage, histories: Artifact) -> pa.Array:
+    """Read the id of each item. Raises InputError when the histories are not prepared yet."""
+    return read_items(storage, histories, ["item_id"])["item_id"].combine_chunks()
+
+
+def read_eligible(storage: Storage, histories: Artifact) -> Mask:
+    """Read which items may be shown tonight; (N,). Raises InputError when the histories are not prepared yet."""
+    return mask_of(read_items(storage, histories, ["is_eligible"])["is_eligible"])
+
+
+def write_items(storage: Storage, histories: Artifact, items: pa.Table) -> FileEntry:
+    """Write the item index (`schema.items`) and its claim. The first attempt's entry stands."""
+    return _write(items_claims(storage, histories), 0, items, histories)
 
 
 def footer(histories: Artifact) -> dict[str, str]:
@@ -59,6 +81,7 @@ def bucket_to_table(bucket: Bucket) -> pa.Table:
         ),
         pa.array(bucket.num_train),
         pa.array(bucket.num_validation),
+        bucket.left_out,
     ]
     return pa.Table.from_arrays(columns, schema=schema)
 
@@ -74,13 +97,20 @@ def bucket_from_table(table: pa.Table) -> Bucket:
         weights=numpy_of(table["weights"].combine_chunks().flatten()),
         num_train=numpy_of(table["num_train"]),
         num_validation=numpy_of(table["num_validation"]),
+        left_out=table["left_out"].combine_chunks(),
     )
 
 
-def _read(storage: Storage, key: str) -> pa.Table:
-    try:
-        source = storage.open(key)
-    except ObjectNotFoundError:
-        raise InputError(f"{storage.uri}/{key}: not there; run jobs/prepare.py first") from None
-    with source:
-        return read_parquet_bytes(source, f"{storage.uri}/{key}")
+def _write(claims: Claims[FileEntry], part: int, table: pa.Table, histories: Artifact) -> FileEntry:
+    data = write_parquet_bytes(table, footer(histories))
+    name = f"{claims.stem}-{part:05d}.parquet"
+    return claims.claim(part, write_file(claims.storage, claims.prefix, name, data, table.num_rows))
+
+
+def _read(claims: Claims[FileEntry], part: int, columns: Sequence[str] | None = None) -> pa.Table:
+    storage, entry = claims.storage, claims.read(part)
+    if entry is None:
+        raise InputError(f"{storage.uri}/{claims.key(part)}: not there, or its file is gone; run jobs/prepare.py first")
+    key = f"{claims.prefix}/{entry.key}"
+    with storage.open(key) as source:
+        return read_parquet_bytes(source, f"{storage.uri}/{key}", columns)

@@ -164,7 +164,7 @@ def _log_files(settings: Settings, source: SourceSpec) -> Files:
 def list_items(settings: Settings, ds: date) -> Files | None:
     """List the catalogue; None when there is none. A simulated log has its own. Raises InputError as `list_log`."""
     if settings.items.uri is None and settings.log.source == SIMULATED:
-        return _simulated(settings, "items.parquet")
+        return _simulated(settings, "items-")
     return _snapshot(settings.items.uri, "items.uri", ds)
 
 

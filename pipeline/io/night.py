@@ -37,7 +37,8 @@ class Recipe:
     """The ingredients of an artifact's id: a version, the ids in `made_from`, and some of the settings.
 
     Raise `version` by hand when the same inputs would give other content. Settings that cannot change the content
-    (threads, tiles, locations) stay out, so that a night that changes them finds its finished work.
+    (replicas, tiles, locations) stay out, so that a night that changes them finds its finished work. Threads of the
+    training and GPUs change the last bits of sums, so they are in the ids.
     """
 
     version: int
@@ -50,29 +51,28 @@ def _of_histories(settings: Settings) -> dict[str, Any]:
         "prepare": settings.prepare.model_dump(mode="json", exclude={"rows_per_task"}),
         "split": settings.split.model_dump(mode="json"),
         "num_buckets": settings.output.num_buckets,
+        "items": settings.items.model_dump(mode="json", exclude={"uri"}),
     }
 
 
 def _of_checkpoint(settings: Settings) -> dict[str, Any]:
-    placement = {"threads_per_worker", "use_gpu"}
-    return {
-        "model": settings.model.model_dump(mode="json"),
-        "train": settings.train.model_dump(mode="json", exclude=placement),
-    }
+    return {"model": settings.model.model_dump(mode="json"), "train": settings.train.model_dump(mode="json")}
 
 
 def _of_corpus(settings: Settings) -> dict[str, Any]:
+    device = {"on_gpu": settings.cluster.gpus_per_actor > 0}
     if not settings.has_low_rank:
-        return settings.corpus.model_dump(mode="json", exclude={"low_rank"})
+        return device | settings.corpus.model_dump(mode="json", exclude={"low_rank"})
     # The low-rank table is made from quick scores, whose rounding differs between backends.
-    return settings.corpus.model_dump(mode="json") | {"backend": settings.search.backend}
+    return device | settings.corpus.model_dump(mode="json") | {"backend": settings.search.backend}
 
 
 def _of_search(settings: Settings) -> dict[str, Any]:
     chosen_tonight = {"num_preselected", "num_per_embd"}
     only_for_the_choice = {"target_recall", "tuning"}
     left_out = chosen_tonight if settings.search.method == "tuned" else only_for_the_choice
-    return settings.search.model_dump(mode="json", exclude=left_out)
+    device = {"encoded_on_gpu": settings.cluster.gpus_per_encoder > 0}
+    return device | settings.search.model_dump(mode="json", exclude=left_out)
 
 
 def _of_evaluation(settings: Settings) -> dict[str, Any]:
@@ -85,10 +85,10 @@ def _of_run(settings: Settings) -> dict[str, Any]:
 
 # In the order of the night. `day`, `log`, `items` and `queries` are inputs, the other names are artifacts.
 RECIPES = {
-    "histories": Recipe(2, ("day", "log", "items"), _of_histories),
-    "model": Recipe(2, ("histories",), _of_checkpoint),
-    "corpus": Recipe(6, ("model",), _of_corpus),
-    "search": Recipe(5, ("corpus",), _of_search),
+    "histories": Recipe(3, ("day", "log", "items"), _of_histories),
+    "model": Recipe(3, ("histories",), _of_checkpoint),
+    "corpus": Recipe(7, ("model",), _of_corpus),
+    "search": Recipe(6, ("corpus",), _of_search),
     "evaluation": Recipe(3, ("search",), _of_evaluation),
     "run": Recipe(3, ("search", "queries", "day"), _of_run),
 }

@@ -4,7 +4,7 @@ import logging
 
 from pipeline.artifacts import Artifact, FileEntry, Manifest
 from pipeline.data.simulation.log import simulate_days, simulate_items, simulated_prefix
-from pipeline.io.artifacts import read_manifest, seal, write_named_file
+from pipeline.io.artifacts import read_manifest, seal, write_file
 from pipeline.io.parquet import write_parquet_bytes
 from pipeline.io.storage.base import Storage
 from pipeline.schema import SCHEMA_VERSION
@@ -22,11 +22,11 @@ def write_simulated_log(storage: Storage, settings: SimulateSettings) -> tuple[M
         return existing, True
     items = simulate_items(settings)
     item_bytes = write_parquet_bytes(items, FOOTER)
-    files: list[FileEntry] = [write_named_file(storage, prefix, "items.parquet", item_bytes, items.num_rows)]
+    files: list[FileEntry] = [write_file(storage, prefix, "items.parquet", item_bytes, items.num_rows)]
     num_events = 0
     for num_done, (day, events) in enumerate(simulate_days(settings), start=1):
         key = f"log/ds={day.isoformat()}/part-00000.parquet"
-        files.append(write_named_file(storage, prefix, key, write_parquet_bytes(events, FOOTER), events.num_rows))
+        files.append(write_file(storage, prefix, key, write_parquet_bytes(events, FOOTER), events.num_rows))
         num_events += events.num_rows
         if num_done % 10 == 0 or num_done == settings.num_days:
             log.info("simulated %d of %d days, %d events", num_done, settings.num_days, num_events)

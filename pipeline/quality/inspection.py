@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from pipeline.artifacts import CandidateRun, FileEntry
 from pipeline.errors import InvalidRunError
 from pipeline.io.artifacts import read_file, versions
-from pipeline.io.histories import read_bucket, read_items
+from pipeline.io.histories import read_bucket, read_eligible, read_item_ids
 from pipeline.io.night import Night
 from pipeline.io.parquet import read_parquet_bytes
 from pipeline.io.publication.commits import RunFile, RunManifest, describe_schema
@@ -44,7 +44,8 @@ def inspect_run(night: Night, settings: Settings, sidecars: Mapping[int, Sidecar
     Raises InputError for a damaged file and InvalidRunError for the first unit that breaks a promise.
     """
     storage = night.storage
-    item_ids = read_items(storage, night.histories)["item_id"].combine_chunks()
+    item_ids = read_item_ids(storage, night.histories)
+    is_eligible_N = read_eligible(storage, night.histories)
     users = TonightsUsers(night.inputs.queries, settings.output.num_buckets)
 
     def inspect(unit: int) -> _InspectedUnit:
@@ -53,6 +54,7 @@ def inspect_run(night: Night, settings: Settings, sidecars: Mapping[int, Sidecar
             requested=users.select(unit, bucket).user_ids,
             histories=bucket,
             item_ids=item_ids,
+            is_eligible_N=is_eligible_N,
             k=settings.search.k,
             layout=settings.output.layout,
             surface=settings.output.surface,

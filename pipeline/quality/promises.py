@@ -34,6 +34,7 @@ class Expected:
     requested: pa.Array  # the users that must be accounted for
     histories: Bucket
     item_ids: pa.Array  # of the item index, ascending
+    is_eligible_N: Bools  # whether each of these items may be shown tonight
     k: int
     layout: Literal["long", "nested"]
     surface: str
@@ -140,6 +141,12 @@ def history_faults(rows: Rows, matches: Matches, user_ids: pa.ChunkedArray, expe
     seen = np.sort(matches.keys_of(user_of_event, histories.item_rows)[user_of_event >= 0])
     is_seen_R = _is_in_sorted(matches.keys_R, seen) & (matches.user_R >= 0)
     yield from _rows_where(is_seen_R, "the item is not in the user's history", rows.name)
+
+
+def eligibility_faults(rows: Rows, matches: Matches, expected: Expected) -> Iterator[Violation]:
+    """Check that no list holds an item that the catalogue hides tonight."""
+    is_hidden_R = (matches.item_R >= 0) & ~expected.is_eligible_N[matches.item_R]
+    yield from _rows_where(is_hidden_R, "the catalogue lets the item be shown", rows.name)
 
 
 def accounting_faults(user_table: pa.Table, matches: Matches, expected: Expected) -> Iterator[Violation]:
@@ -276,6 +283,7 @@ def audit_unit(candidate_table: pa.Table, user_table: pa.Table, expected: Expect
     violations = [
         *list_faults(rows, matches),
         *history_faults(rows, matches, user_table["user_id"], expected),
+        *eligibility_faults(rows, matches, expected),
         *accounting_faults(user_table, matches, expected),
         *provenance_faults(candidate_table, user_table, expected),
     ]

@@ -90,7 +90,7 @@ class _Search:
             case "topk_avg":
                 return stage1.topk_avg(index, queries, settings.num_preselected, mask)
             case "topk_per_embd":
-                return stage1.topk_per_embd(index, queries, settings.num_per_embd, mask)
+                return stage1.topk_per_embd(index, queries, settings.num_per_embd, mask, at_least=settings.k)
             case "comb_topk":
                 return stage1.comb_topk(index, queries, settings.num_per_embd, settings.num_preselected, mask)
             case "topk_low_rank" if self.query_map is not None:

@@ -31,8 +31,12 @@ def topk_low_rank(
     return _no_bound(index.preselect("low_rank", query_map(queries), num_kept, mask), len(index))
 
 
-def topk_per_embd(index: ShardIndex, queries: QuerySide, num_kept: int, mask: ShardMask) -> Candidates:
+def topk_per_embd(
+    index: ShardIndex, queries: QuerySide, num_kept: int, mask: ShardMask, at_least: int = 0
+) -> Candidates:
     """TopKPerEmbd(K'): the union of the best K' items by each pair of components alone.
+
+    The lists overlap. While the union of some query has fewer than `at_least` items, K' is doubled for all.
 
     With t_p the worst logit in the list of pair p, every item outside all lists has logits of at most t_p, and a
     score of at most max_p t_p, because gates sum to one.
@@ -46,7 +50,11 @@ def topk_per_embd(index: ShardIndex, queries: QuerySide, num_kept: int, mask: Sh
         is_full = (shortlist.at_BM != NO_ITEM).all(dim=1) & (shortlist.at_BM.shape[1] < len(index))
         worst.append(shortlist.scores_BM.amin(dim=1).where(is_full, -torch.inf).view(len(mask), -1))
     bound_B = (torch.cat(worst, dim=1).amax(dim=1) + index.product_error) / index.temperature
-    return distinct(torch.cat(items, dim=1)), bound_B
+    at_BM = distinct(torch.cat(items, dim=1))
+    has_too_few = ((at_BM != NO_ITEM).sum(dim=1) < at_least) & (bound_B > -torch.inf)  # -inf: there are no others
+    if has_too_few.any() and num_kept < at_least:  # a list of `at_least` items is enough by itself
+        return topk_per_embd(index, queries, min(2 * num_kept, at_least), mask, at_least)
+    return at_BM, bound_B
 
 
 def comb_topk(index: ShardIndex, queries: QuerySide, num_per_embd: int, num_kept: int, mask: ShardMask) -> Candidates:

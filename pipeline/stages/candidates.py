@@ -7,8 +7,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.lists import NO_ITEM
-from pipeline.io.histories import read_items
+from pipeline.data.lists import NO_ITEM, Int64
+from pipeline.io.histories import read_item_ids
 from pipeline.io.night import Night
 from pipeline.io.publication.units import write_unit
 from pipeline.retrieval.topk import TopK
@@ -16,7 +16,8 @@ from pipeline.schema import candidates as long_schema
 from pipeline.schema import nested_candidates as nested_schema
 from pipeline.schema import users as users_schema
 from pipeline.settings import Settings
-from pipeline.stages.query_batch import NO_HISTORY, SEARCHED, QueryBatch
+from pipeline.stages.query_batch import NOT_FINITE, SEARCHED, QueryBatch
+from pipeline.stages.rules import TonightsRules
 
 SOURCE = "mol"
 
@@ -35,13 +36,15 @@ class CandidateSink:
 
     def __init__(self, night: Night, settings: Settings) -> None:
         self._night, self._settings = night, settings
-        self._item_ids = read_items(night.storage, night.histories)["item_id"].combine_chunks()
+        self._item_ids = read_item_ids(night.storage, night.histories)
+        self._rules = TonightsRules(night)
 
     def write(self, unit: int, batch: QueryBatch, result: TopK) -> None:
         results = to_results(result, self._item_ids)
         layout = nested_table if self._settings.output.layout == "nested" else long_table
         candidates = layout(batch, results, self._night, self._settings)
-        users = users_table(batch, results, Certificates.of(result), self._night, self._settings.search.k)
+        num_hidden = self._rules.num_hidden(batch.excluded)
+        users = users_table(batch, results, Certificates.of(result), num_hidden, self._night, self._settings.search.k)
         statuses = {entry["values"]: entry["counts"] for entry in pc.value_counts(users["status"]).to_pylist()}
         num_candidates, backends = len(results.item_ids), tuple(sorted(batch.backends))
         write_unit(self._night.storage, self._night.run, unit, candidates, users, num_candidates, statuses, backends)
@@ -97,31 +100,35 @@ def nested_table(batch: QueryBatch, results: Results, night: Night, settings: Se
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def users_table(batch: QueryBatch, results: Results, certificates: Certificates, night: Night, k: int) -> pa.Table:
-    """The accounting: one row per requested user (`schema.users`).
+def users_table(
+    batch: QueryBatch, results: Results, certificates: Certificates, num_hidden: Int64, night: Night, k: int
+) -> pa.Table:
+    """The accounting: one row per requested user (`schema.users`); a rule hides `num_hidden` items from each query.
 
-    Status: ok (k items), short (fewer unseen items than k), skipped (no history) or error (no finite query).
+    Status: ok (k items), short (fewer unseen items than k), skipped (no history, or left out by `prepare`) or error (no
+    finite query).
     """
     num_users, searched = len(batch.user_ids), batch.searched
-    num_returned, num_seen = np.zeros(num_users, dtype=np.int32), np.zeros(num_users, dtype=np.int32)
+    num_returned, num_seen, num_by_rule = (np.zeros(num_users, dtype=np.int32) for _ in range(3))
     num_returned[searched] = results.num_returned
     num_seen[searched] = batch.excluded.lengths
+    num_by_rule[searched] = num_hidden
     is_proven, max_gap = np.zeros(num_users, dtype=bool), np.full(num_users, np.inf, dtype=np.float32)
     is_proven[searched], max_gap[searched] = certificates.is_proven, certificates.max_gap
     is_searched = pc.equal(batch.reasons, SEARCHED)
     is_short = pc.and_(is_searched, pc.less(pa.array(num_returned), k))
     shortage = pc.binary_join_element_wise(
-        "only", pa.array(num_returned).cast(pa.string()), "unseen items are left", " "
+        "only", pa.array(num_returned).cast(pa.string()), "unseen items may be shown", " "
     )
     status = pc.case_when(
-        pc.make_struct(is_short, is_searched, pc.equal(batch.reasons, NO_HISTORY)), "short", "ok", "skipped", "error"
+        pc.make_struct(is_short, is_searched, pc.equal(batch.reasons, NOT_FINITE)), "short", "ok", "error", "skipped"
     )
     columns = [
         batch.user_ids,
         status,
         pa.array(num_returned),
         pa.array(num_seen),
-        pa.repeat(pa.scalar(0, pa.int32()), num_users),
+        pa.array(num_by_rule),
         pc.if_else(is_short, shortage, batch.reasons),
         pa.array(is_proven),
         pa.array(max_gap, mask=np.isinf(max_gap)),

@@ -11,7 +11,7 @@ from pipeline.errors import InputError, MismatchError
 from pipeline.io.artifacts import read_manifest
 from pipeline.io.checkpoint import load_model, model_bytes
 from pipeline.io.corpus import low_rank_claims, read_low_rank, seal_corpus, shard_claims, write_shard
-from pipeline.io.histories import read_items
+from pipeline.io.histories import read_item_ids
 from pipeline.io.night import Night
 from pipeline.model.model import RetrievalModel
 from pipeline.retrieval.backends import open_index
@@ -64,7 +64,7 @@ class ShardEmbedder:
 
     @cached_property
     def _item_ids(self) -> pa.Array:
-        return read_items(self._night.storage, self._night.histories)["item_id"].combine_chunks()
+        return read_item_ids(self._night.storage, self._night.histories)
 
     def __call__(self, unit: int, payload: Payload) -> Payload:
         """Make shard number `unit`; the payload passes through."""

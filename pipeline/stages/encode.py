@@ -37,7 +37,8 @@ def encode_queries(model: RetrievalModel, bucket: Bucket, source: QuerySource, u
     queries = encode_sequences(model, histories, bucket.user_keys[searched_rows])
     is_finite = torch.isfinite(queries.components_BQD).flatten(1).all(1) & torch.isfinite(queries.gate_BP).all(1)
     kept = is_finite.nonzero()[:, 0]
-    reasons = np.full(len(requested.bucket_rows), NO_HISTORY, dtype=object)
+    reasons = np.array(requested.left_out(bucket), dtype=object)
+    reasons[reasons == ""] = NO_HISTORY
     reasons[has_history] = np.where(is_finite.numpy(), SEARCHED, NOT_FINITE)
     return QueryBatch(
         requested.user_ids,

@@ -27,11 +27,11 @@ from pipeline.io.evaluation import (
 from pipeline.io.histories import read_bucket, read_items
 from pipeline.io.night import Night
 from pipeline.retrieval.brute_force import brute_force
-from pipeline.retrieval.filters import Rules
 from pipeline.retrieval.topk import TopK
 from pipeline.settings import Settings
 from pipeline.stages.queries import Requested
 from pipeline.stages.query_batch import QueryBatch
+from pipeline.stages.rules import TonightsRules
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ class EvaluationSink:
         sample = sample_claims(night).require(0, REMEDY)
         self._users = HeldOutUsers(sample, settings.evaluate.seed)
         self._checked = CheckedUsers(sample, settings.evaluate.seed)
-        items = read_items(night.storage, night.histories)
-        counts = (items[name].to_numpy() for name in ("num_train_events", "num_validation_events"))
-        self._popularity_N = sum(counts, start=np.zeros(items.num_rows, dtype=np.int64))
+        self._rules = TonightsRules(night)
+        items = read_items(night.storage, night.histories, ["num_train_events", "num_validation_events"])
+        self._popularity_N = sum((column.to_numpy() for column in items), start=np.zeros(len(items), dtype=np.int64))
 
     def write(self, unit: int, batch: QueryBatch, result: TopK) -> None:
         search = self._settings.search
@@ -89,7 +89,7 @@ class EvaluationSink:
         ranked_BK = np.full((len(requested.bucket_rows), search.k), NO_ITEM, dtype=np.int64)
         ranked_BK[batch.searched] = result.rows_BK.numpy()
         seen = bucket.cut(self._users.part).take(requested.bucket_rows)
-        popular_BK = rank_by_popularity(self._popularity_N, seen, search.k)
+        popular_BK = rank_by_popularity(self._popularity_N, seen, search.k, self._rules.is_eligible_N)
         targets = held_out_targets(bucket).take(requested.bucket_rows)
         cutoffs = measured_cutoffs(self._settings.evaluate.cutoffs, search.k)
         is_checked = np.isin(requested.bucket_rows, self._checked.select(unit, bucket).bucket_rows)
@@ -114,7 +114,8 @@ class EvaluationSink:
         mol = load_model(storage, self._night.checkpoint).mol
         k = self._settings.search.k
         checked = batch.queries.take(torch.from_numpy(queries))
-        _, exact_BK = brute_force(mol, checked, shards, Rules(batch.excluded.take(queries)), k)
+        rules = self._rules.for_queries(batch.excluded.take(queries))
+        _, exact_BK = brute_force(mol, checked, shards, rules, k)
         overlap = MeanSum.of(overlap_at_k(ranked_BK[batch.searched[queries]], exact_BK, k))
         overlap_claims(self._night).claim(unit, UnitOverlap(overlap=overlap))
 

@@ -22,6 +22,11 @@ class Requested:
     user_ids: pa.Array  # (R,)
     bucket_rows: Int64  # (R,): the user's row in the bucket, -1 for a user without a history
 
+    def left_out(self, bucket: Bucket) -> list[str]:
+        """Why each user gets no list, as the bucket says; "" for everybody else."""
+        rows = pa.array(self.bucket_rows, mask=self.bucket_rows < 0)
+        return [reason or "" for reason in bucket.left_out.take(rows).to_pylist()]
+
 
 class QuerySource(Protocol):
     """Selects the users of a bucket that ask. It is small, because it is sent to the process that encodes."""

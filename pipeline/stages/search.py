@@ -21,7 +21,6 @@ from pipeline.io.night import Night
 from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
 from pipeline.io.storage.base import Storage
 from pipeline.retrieval.backends import describe_backend, open_index
-from pipeline.retrieval.filters import Rules
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.topk import TopK, empty_topk
 from pipeline.settings import Settings
@@ -37,6 +36,7 @@ from pipeline.stages.query_batch import (
     topk_columns,
     topk_from_columns,
 )
+from pipeline.stages.rules import TonightsRules
 from pipeline.stages.runner import Actors, Payload, Runner, Stage
 
 AGAIN = "has another process finished this search meanwhile? Run again"
@@ -166,13 +166,14 @@ class ShardSearcher:
         shard = read_shard(night.storage, night.corpus, entry).to(self._device)
         self._index = open_index(mol, shard, settings.search)
         self._backend = str(describe_backend(settings.search, self._device.type))
+        self._rules = TonightsRules(night)
         fit = read_low_rank(night.storage, night.corpus)
         self._query_map = fit.query_map.to(self._device) if fit else None
 
     def __call__(self, unit: int, payload: Payload) -> pa.Buffer:
         batch, running = decode_batch(payload)
         queries, running = batch.queries.to(self._device), running.to(self._device)
-        rules = Rules(batch.excluded)
+        rules = self._rules.for_queries(batch.excluded)
         result = search_shard(self._index, queries, rules, self._search, running, self._query_map)
         return encode_batch(replace(batch, backends=batch.backends | {self._backend}), result)
 

@@ -8,7 +8,7 @@ import torch
 from pipeline.artifacts import Manifest
 from pipeline.io.artifacts import read_manifest, require_manifest
 from pipeline.io.checkpoint import load_state, read_best_weights, read_history, write_checkpoint
-from pipeline.io.histories import read_items
+from pipeline.io.histories import read_eligible
 from pipeline.io.night import Night
 from pipeline.model.model import RetrievalModel
 from pipeline.model.results import training_metrics
@@ -73,7 +73,7 @@ def keep_best(night: Night, settings: Settings, state_folder: Path, popularity: 
     `popularity` is the hit rate of popularity on the validation users.
     """
     history = read_history(state_folder)
-    model = RetrievalModel(settings.model, len(read_items(night.storage, night.histories)))
+    model = RetrievalModel(settings.model, len(read_eligible(night.storage, night.histories)))
     model.load_state_dict(read_best_weights(state_folder))
     return write_checkpoint(night, model, settings, training_metrics(history, popularity))
 

@@ -39,7 +39,7 @@ def read_training_data(night: Night, settings: Settings, ranks: Ranks, device: t
         )
     num_users = sum(counts_by_rank(len(own_users), ranks, device))
     share = settings.train.validation_queries / max(num_users, 1)
-    counts = read_items(night.storage, night.histories)["num_train_events"].to_numpy().copy()
+    counts = read_items(night.storage, night.histories, ["num_train_events"])["num_train_events"].to_numpy().copy()
     return TrainingData(
         own_windows,
         num_steps(num_windows, settings.train.batch_size),

@@ -15,7 +15,6 @@ from pipeline.io.night import Night
 from pipeline.io.tuning import TuningRecord, tuning_claims, write_tuning
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval.backends import open_index
-from pipeline.retrieval.filters import Rules
 from pipeline.retrieval.index import ShardIndex
 from pipeline.retrieval.tuning import SampleQueries, tune
 from pipeline.settings import Settings, TableDtype
@@ -24,6 +23,7 @@ from pipeline.stages.encode import encode_queries
 from pipeline.stages.low_rank import SEED, judging_users
 from pipeline.stages.queries import Requested
 from pipeline.stages.query_batch import QueryBatch
+from pipeline.stages.rules import TonightsRules
 from pipeline.stages.runner import Actors, Payload, Runner, Stage
 
 
@@ -71,7 +71,7 @@ class Tuner:
         # k is not divided by the number of shards: one shard may hold a whole list, as similar items often have
         # neighbouring ids.
         shard_search = search.model_copy(update={"k": min(search.k, entry.rows)})
-        rules = Rules(Lists.concat(batch.excluded for batch in batches))
+        rules = TonightsRules(night).for_queries(Lists.concat(batch.excluded for batch in batches))
         sample = SampleQueries(queries, rules, query_map)
         write_tuning(night, tune(open_with, sample, shard_search, search.tuning.max_seconds))
         return payload

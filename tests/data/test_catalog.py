@@ -10,12 +10,13 @@ def test_the_index_ascends_by_id_with_its_attributes():
     catalogue = pa.table({"title": ["B", "A"], "item_id": ["b", "a"]})
     indexed = index_catalogue(catalogue, pa.string(), "items")
     assert indexed.to_pylist() == [{"item_id": "a", "title": "A"}, {"item_id": "b", "title": "B"}]
-    table = items_table(indexed, np.array([[3, 1], [2, 0], [1, 0]]))
+    table = items_table(indexed, np.array([[3, 1], [2, 0], [1, 0]]), np.array([False, True]))
     assert table.to_pylist()[0] == {
         "item_id": "a",
         "num_events": 3,
         "num_train_events": 2,
         "num_validation_events": 1,
+        "is_eligible": False,
         "title": "A",
     }
     assert table.schema.field("item_id").nullable is False

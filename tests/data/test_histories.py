@@ -16,6 +16,7 @@ def make_bucket() -> Bucket:
         weights=np.ones(7, dtype=np.float32),
         num_train=np.array([1, 0, 2], dtype=np.int32),
         num_validation=np.array([1, 0, 1], dtype=np.int32),
+        left_out=pa.array(["", "a bot", ""]),
     )
 
 
@@ -56,6 +57,6 @@ def test_user_keys_are_ids_or_their_checksums():
     empty = np.zeros(0, dtype=np.int32)
     bucket = Bucket(
         pa.array([2**53 + 1], pa.int64()), np.array([0, 0]), empty, empty.astype(np.int64), empty.astype(np.float32),
-        np.zeros(1, np.int32), np.zeros(1, np.int32),
+        np.zeros(1, np.int32), np.zeros(1, np.int32), pa.array([""]),
     )  # fmt: skip
     assert bucket.user_keys.tolist() == [2**53 + 1]

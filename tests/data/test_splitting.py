@@ -67,6 +67,7 @@ def slowly(events: list[dict], method: str) -> tuple[dict[str, tuple], dict[str,
         if max(per_day.values()) > MAX_PER_DAY:
             counts["bot_users"] += 1
             counts["bot_events"] += len(histories[user])
+            found[user] = ([], [], 0, 0)
             continue
         history = sorted(histories[user], key=lambda e: e["event_ts"])  # Python's sort is stable too
         counts["kept"] += len(history)
@@ -159,7 +160,9 @@ def test_a_bot_is_left_out_whole_and_reported_once():
     earlier = [{"user_id": "u", "item_id": "b", "event_ts": FIRST - DAY}]
     person = [{"user_id": "v", "item_id": "a", "event_ts": FIRST + i} for i in range(MAX_PER_DAY)]
     found = clean(bot + earlier + person)
-    assert found.bucket.user_ids.to_pylist() == ["v"]
+    assert found.bucket.user_ids.to_pylist() == ["u", "v"]
+    assert found.bucket.left_out.to_pylist() == [f"taken for a bot: over {MAX_PER_DAY} events on a day", ""]
+    assert np.diff(found.bucket.offsets).tolist() == [0, MAX_PER_DAY]
     assert found.counts["bot_users"] == 1
     assert found.counts["bot_events"] == MAX_PER_DAY + 2
     assert found.rejected.select(["row", "reason", "user_id"]).to_pylist() == [

@@ -21,6 +21,7 @@ def bucket(*users: tuple[list[int], list[int], list[int]]) -> Bucket:
         np.ones(len(rows), dtype=np.float32),
         np.array([len(train) for train, _, _ in users], dtype=np.int32),
         np.array([len(validation) for _, validation, _ in users], dtype=np.int32),
+        pa.repeat("", len(users)),
     )
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.artifacts import Artifact, FileEntry, Manifest
 from pipeline.config import Config
-from pipeline.errors import ConflictError, InfrastructureError, InputError
+from pipeline.errors import InfrastructureError, InputError
 from pipeline.io.artifacts import (
     Claims,
     file_entry,
@@ -24,7 +24,6 @@ from pipeline.io.artifacts import (
     sizes_of,
     versions,
     write_file,
-    write_named_file,
 )
 from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import Storage
@@ -138,18 +137,6 @@ def test_bytes_that_rotted_under_a_name_with_their_hash_are_written_again(storag
     storage.create(f"work/{entry.key}", b"dat\0")
     assert write_file(storage, "work", "a.bin", b"data", rows=1) == entry
     assert read_file(storage, "work", entry, "") == b"data"
-
-
-def test_a_file_whose_name_is_given_is_never_replaced(storage: Storage) -> None:
-    entry = write_named_file(storage, "work", "items.parquet", b"first", rows=2)
-    assert entry == write_named_file(storage, "work", "items.parquet", b"first", rows=2)
-    assert (entry.key, entry.bytes, entry.rows) == ("items.parquet", 5, 2)
-    with pytest.raises(
-        ConflictError,
-        match=r"work/items\.parquet: holds other bytes than this run makes.*remove this file and run again",
-    ):
-        write_named_file(storage, "work", "items.parquet", b"other", rows=2)
-    assert storage.read("work/items.parquet") == b"first"
 
 
 @pytest.mark.parametrize("part", [0, 7, 99_999, 100_000, 12_345_678])

@@ -39,8 +39,11 @@ SECTIONS = {
 KEYS = {
     "prepare.rows_per_task": NOTHING,
     "output.num_buckets": EVERYTHING,
-    **dict.fromkeys(("train.threads_per_worker", "train.use_gpu", "train.max_failures"), NOTHING),
-    **dict.fromkeys(("search.query_tile", "search.item_tile", "search.target_recall"), NOTHING),
+    "search.target_recall": NOTHING,
+    "items.live_statuses": EVERYTHING,
+    "items.hidden_statuses": EVERYTHING,
+    "cluster.gpus_per_actor": FROM_CORPUS,
+    "cluster.gpus_per_encoder": FROM_SEARCH,
 }
 # With an exact search there is no low-rank table, and nothing is chosen.
 PREFIXES = {"corpus.low_rank": NOTHING, "search.tuning": NOTHING}

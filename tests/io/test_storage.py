@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import ConflictError, InfrastructureError, InputError
+from pipeline.errors import InfrastructureError, InputError
 from pipeline.io.storage import open_storage
 from pipeline.io.storage import s3 as storage_s3
-from pipeline.io.storage.base import ObjectInfo, ObjectNotFoundError, Storage, check_store, put
+from pipeline.io.storage.base import ObjectInfo, ObjectNotFoundError, Storage, check_store, put_hashed
 from pipeline.io.storage.memory import MemoryStorage
 from tests.s3_server import Fault, S3Server
 
@@ -144,12 +144,10 @@ class TestEveryStore:
         assert pickle.loads(pickled).read("a") == b"1"  # noqa: S301
         assert open_storage(storage.uri).read("a") == b"1"
 
-    def test_put_takes_the_same_bytes_twice_and_no_others(self, storage: Storage) -> None:
-        put(storage, "a", b"1")
-        put(storage, "a", b"1")
-        for other in (b"2", b"11"):
-            with pytest.raises(ConflictError, match="other bytes"):
-                put(storage, "a", other)
+    def test_other_bytes_under_a_name_with_a_hash_are_replaced(self, storage: Storage) -> None:
+        for data in (b"1", b"1", b"2", b"11"):
+            put_hashed(storage, "a", data)
+            assert storage.read("a") == data
 
     def test_an_honest_store_passes_the_probe_and_keeps_one_small_object(self, storage: Storage) -> None:
         check_store(storage)

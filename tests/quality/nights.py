@@ -7,12 +7,10 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.config import validate
-from pipeline.io.histories import ITEMS, write_bucket
+from pipeline.io.histories import write_bucket, write_items
 from pipeline.io.night import Night, open_night
-from pipeline.io.parquet import write_parquet_bytes
 from pipeline.io.publication.units import write_unit
 from pipeline.io.storage import open_storage
-from pipeline.io.storage.base import put
 from pipeline.schema import items
 from pipeline.settings import Settings
 from tests.quality.units import DS, NUM_ITEMS, K, Unit, make_unit
@@ -51,8 +49,8 @@ def compute_night(settings: Settings) -> Night:
         write_unit(storage, night.run, unit, *made.tables(), len(made.candidates), {"ok": USERS_PER_UNIT})
     item_ids = made.expected.item_ids
     counts = [pa.repeat(1, NUM_ITEMS)] * 3
-    index = pa.Table.from_arrays([item_ids, *counts], schema=items(item_ids.type))
-    put(storage, night.histories.key(ITEMS), write_parquet_bytes(index))
+    index = pa.Table.from_arrays([item_ids, *counts, pa.repeat(True, NUM_ITEMS)], schema=items(item_ids.type))
+    write_items(storage, night.histories, index)
     return night
 
 

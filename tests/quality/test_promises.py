@@ -12,7 +12,7 @@ from hypothesis import given, settings
 
 from pipeline.errors import InvalidRunError
 from pipeline.quality.promises import audit_unit, require_sound
-from tests.quality.units import K, Row, Unit, is_sound, make_unit
+from tests.quality.units import HIDDEN_ITEM, K, Row, Unit, is_sound, make_unit
 
 Lie = Callable[[list[Row], list[Row]], object]
 
@@ -62,6 +62,10 @@ LIES: dict[str, tuple[Lie, str]] = {
     "seen item": (
         setting("item_id", "item 003", row=4),
         "the item is not in the user's history: 1 times, first user ü001",
+    ),
+    "hidden item": (
+        setting("item_id", f"item {HIDDEN_ITEM:03d}"),
+        "the catalogue lets the item be shown: 1 times, first user ü000, rank 2",
     ),
     "doubled item": (lambda c, _: c[1].update(item_id=c[0]["item_id"]), "an item is once in a list: 1 times"),
     "unknown user": (

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.evaluation.results import Comparison, Estimate, Metrics, Overlap
-from pipeline.io.histories import ITEMS
-from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
+from pipeline.io.histories import read_items
 from pipeline.quality.report import (
     Event,
     Suggestion,
@@ -19,7 +18,7 @@ from pipeline.quality.report import (
 )
 from pipeline.quality.stories import read_stories
 from pipeline.stages.local import LocalRunner
-from tests.stages.worlds import World, make_world, read_table, run_search
+from tests.stages.worlds import World, make_world, read_table, replace_items, run_search
 
 METRICS = Metrics(
     queries=1234,
@@ -78,7 +77,7 @@ def test_a_user_is_told_in_words():
         (Suggestion("Jazz Nights 9 (Music)", 17.25), Suggestion("Night Trains 1 (Travel)", 3.0)),
     )
     skipped = UserStory("u2", "skipped", "no history", 0, (), 0, ())
-    once = UserStory("u3", "short", "only 1 unseen items are left", 1, (Event("2026-11-01", "i5"),), 1, ())
+    once = UserStory("u3", "short", "only 1 unseen items may be shown", 1, (Event("2026-11-01", "i5"),), 1, ())
     assert three_users([rich, skipped, once]).split("\n\n") == [
         "user u1: 40 events, status ok\n"
         "  did last\n"
@@ -88,7 +87,7 @@ def test_a_user_is_told_in_words():
         "    1. Jazz Nights 9 (Music)  17.250\n"
         "    2. Night Trains 1 (Travel)  3.000",
         "user u2: 0 events, status skipped (no history)\n  gets nothing tonight",
-        "user u3: 1 event, status short (only 1 unseen items are left)\n"
+        "user u3: 1 event, status short (only 1 unseen items may be shown)\n"
         "  did last\n    2026-11-01  i5\n  gets nothing tonight",
     ]
 
@@ -104,11 +103,9 @@ def test_the_lines_for_readers_are_python_that_names_the_place():
 @pytest.fixture(scope="module", params=["long", "nested"])
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
     made = make_world(tmp_path_factory.mktemp("night"), num_users=30, overrides=[f"output.layout={request.param}"])
-    key = made.night.histories.key(ITEMS)
-    items = read_parquet_bytes(made.storage.read(key), key)
+    items = read_items(made.storage, made.night.histories)
     titles = [f"Title of {item}" for item in items["item_id"].to_pylist()]
-    made.storage.delete(key)
-    made.storage.create(key, write_parquet_bytes(items.append_column("title", [titles])))
+    replace_items(made.night, items.append_column("title", [titles]))
     run_search(made, LocalRunner(made.settings))
     return made
 

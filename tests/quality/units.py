@@ -18,6 +18,8 @@ RUN_ID = "run-0123456789abcdef"
 MODEL = "fedcba9876543210"
 K = 4
 NUM_ITEMS = 30
+HIDDEN_ITEM = 17
+VISIBLE_ITEMS = set(range(NUM_ITEMS)) - {HIDDEN_ITEM}
 
 Row = dict[str, Any]
 
@@ -60,7 +62,7 @@ def make_unit(
     users: list[Row] = []
     for user in range(num_users):
         scores = {item: float(np.float32(rng.choice([-0.5, 0.25, rng.random()]))) for item in range(NUM_ITEMS)}
-        unseen = sorted(set(range(NUM_ITEMS)) - set(histories.get(user, ())), key=lambda item: (-scores[item], item))
+        unseen = sorted(VISIBLE_ITEMS - set(histories.get(user, ())), key=lambda item: (-scores[item], item))
         best = unseen[:K] if user in histories else []
         provenance = {"source": "mol", "surface": "home", "ds": DS, "model_version": model, "run_id": run_id}
         for rank, item in enumerate(best, 1):
@@ -86,6 +88,7 @@ def make_unit(
         requested=pa.array([name_user(user) for user in range(num_users)], id_type),
         histories=_bucket([name_user(user) for user in range(8)], [histories[user] for user in range(8)], id_type),
         item_ids=pa.array([name_item(item) for item in range(NUM_ITEMS)], id_type),
+        is_eligible_N=np.arange(NUM_ITEMS) != HIDDEN_ITEM,
         k=K,
         layout=layout,  # type: ignore[arg-type]
         surface="home",
@@ -170,6 +173,7 @@ def _bucket(user_ids: list[Any], histories: list[list[int]], id_type: pa.DataTyp
         weights=np.ones(num_events, dtype=np.float32),
         num_train=np.array(lengths, dtype=np.int32),
         num_validation=np.zeros(len(lengths), dtype=np.int32),
+        left_out=pa.repeat("", len(lengths)),
     )
 
 

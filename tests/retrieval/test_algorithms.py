@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.data.lists import NO_ITEM, Lists
 from pipeline.retrieval import stage1 as candidates
+from pipeline.retrieval.filters import Rules
 from pipeline.retrieval.low_rank_fit import fit_low_rank
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.topk import TopK
@@ -192,3 +193,15 @@ def test_a_query_with_fifty_thousand_exclusions_gets_the_best_of_the_rest():
     expected = brute_force(all_scores(world), K)
     for method in ("exact", "comb_topk"):
         assert as_lists(search(world, ask(method, 2_000)))[0] == expected[0]
+
+
+@given(st.integers(0, 1_000), st.integers(1, 6), st.integers(1, 60))
+def test_short_lists_of_topk_per_embd_grow_until_every_query_has_k_candidates(seed, num_kept, num_items):
+    """The lists of the pairs of components overlap, so that their union may have fewer than k items."""
+    world = make_world(num_queries=5, num_items=num_items, seed=seed)
+    config = SearchSettings(k=12, method="topk_per_embd", num_per_embd=num_kept)
+    (shard,) = world.shards(1)
+    excluded = Lists.of([np.arange(0, num_items, step) for step in (1, 2, 3, num_items + 1, 5)])
+    found = search_shard(open_index(world.mol, shard, config), world.queries, Rules(excluded), config)
+    num_allowed = num_items - excluded.lengths
+    assert (found.rows_BK != NO_ITEM).sum(dim=1).tolist() == np.minimum(num_allowed, 12).tolist()

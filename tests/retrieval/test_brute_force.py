@@ -14,20 +14,22 @@ from pipeline.settings import SearchSettings
 from tests.retrieval.worlds import make_world
 
 
+@pytest.mark.parametrize("share_eligible", [1.0, 0.5, 0.0])
 @pytest.mark.parametrize("k", [1, 4, 60])
-def test_popularity_equals_a_sorted_list_without_what_each_has_seen(k):
+def test_popularity_equals_a_sorted_list_without_what_each_has_seen_or_may_not_be_shown(k, share_eligible):
     rng = np.random.default_rng(0)
     counts = rng.integers(0, 5, 50)  # many ties
     seen = [rng.choice(50, size, replace=False) for size in (0, 3, 30, 50)]
-    found = rank_by_popularity(counts, Lists.of(seen), k)
-    by_popularity = sorted(range(50), key=lambda row: (-counts[row], row))
+    is_eligible_N = rng.random(50) < share_eligible
+    found = rank_by_popularity(counts, Lists.of(seen), k, is_eligible_N)
+    by_popularity = [row for row in sorted(range(50), key=lambda row: (-counts[row], row)) if is_eligible_N[row]]
     for query, hidden in enumerate(seen):
         expected = [row for row in by_popularity if row not in set(hidden.tolist())][:k]
         assert found[query].tolist() == expected + [-1] * (k - len(expected))
 
 
 def test_popularity_of_nobody_is_empty():
-    assert rank_by_popularity(np.array([3, 1]), Lists.of([]), 2).shape == (0, 2)
+    assert rank_by_popularity(np.array([3, 1]), Lists.of([]), 2, np.array([True, False])).shape == (0, 2)
 
 
 @pytest.mark.parametrize("num_shards", [1, 4])

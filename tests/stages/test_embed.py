@@ -3,13 +3,12 @@ import torch
 
 from pipeline.errors import InputError, MismatchError
 from pipeline.io.corpus import open_corpus, read_low_rank, read_shard, shard_claims, shard_entries
-from pipeline.io.histories import ITEMS, read_items
-from pipeline.io.parquet import write_parquet_bytes
+from pipeline.io.histories import read_items
 from pipeline.retrieval import shard
 from pipeline.stages.embed import ShardEmbedder, embed_corpus, embed_items
 from pipeline.stages.local import LocalRunner
 from pipeline.stages.low_rank import sample_queries
-from tests.stages.worlds import RecordingRunner, World, make_world, model_of
+from tests.stages.worlds import RecordingRunner, World, make_world, model_of, replace_items
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +81,7 @@ def test_an_item_that_is_not_finite_stops_the_embedding_by_name(tmp_path, monkey
 def test_a_model_of_another_catalogue_is_refused(tmp_path):
     world = make_world(tmp_path, num_items=50)
     items = read_items(world.storage, world.night.histories)
-    world.storage.delete(world.night.histories.key(ITEMS))
-    world.storage.create(world.night.histories.key(ITEMS), write_parquet_bytes(items.slice(1)))
+    replace_items(world.night, items.slice(1))
     with pytest.raises(MismatchError, match=r"knows 50 items, but histories .* have 49"):
         ShardEmbedder(world.night, world.settings)
 

@@ -15,8 +15,7 @@ from pipeline.evaluation.metrics import overlap_at_k
 from pipeline.evaluation.results import Metrics
 from pipeline.evaluation.targets import evaluable_users, sampling_keys
 from pipeline.io.evaluation import Sample, overlap_claims, read_metrics, sample_claims, score_claims
-from pipeline.io.histories import ITEMS, read_bucket
-from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
+from pipeline.io.histories import read_bucket, read_items, write_items
 from pipeline.retrieval.filters import Eligibility, Rules
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.topk import TopK
@@ -29,7 +28,7 @@ from pipeline.stages.local import LocalRunner
 from pipeline.stages.query_batch import QueryBatch
 from pipeline.stages.runner import Runner
 from pipeline.stages.sample import NUM_VERIFIED, draw_unit, make_sample
-from tests.stages.worlds import RecordingRunner, World, make_world, model_of, write_histories
+from tests.stages.worlds import RecordingRunner, World, make_world, model_of, replace_items, write_histories
 
 CUTOFFS = (3, 10)
 
@@ -41,13 +40,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     counts = np.zeros(120, dtype=np.int64)
     for bucket in buckets(made):
         np.add.at(counts, bucket.cut("before_test").values, 1)
-    key = made.night.histories.key(ITEMS)
-    items = read_parquet_bytes(made.storage.read(key), key)
+    items = read_items(made.storage, made.night.histories)
     for name, part in (("num_train_events", counts - counts // 3), ("num_validation_events", counts // 3)):
         column = items.column_names.index(name)
         items = items.set_column(column, items.field(column), pa.array(part))
-    made.storage.delete(key)
-    made.storage.create(key, write_parquet_bytes(items))
+    replace_items(made.night, items)
     embed_corpus(LocalRunner(made.settings), made.night, made.settings)
     return made
 
@@ -260,7 +257,7 @@ def test_nobody_to_ask_is_an_error_that_says_what_to_do(world):
     empty = other(world, "evaluate.seed=14")
     night = replace(empty.night, histories=replace(empty.night.histories, id="nobody"))
     write_histories(night, 3, {"a": np.array([5, 5, 5]), "b": np.array([4])})
-    world.storage.create(night.histories.key(ITEMS), world.storage.read(world.night.histories.key(ITEMS)))
+    write_items(world.storage, night.histories, read_items(world.storage, world.night.histories))
     with pytest.raises(InputError, match=r"nobody has a test event .*\(1 users .* split\.test_days"):
         evaluate(LocalRunner(empty.settings), night, empty.settings)
 

@@ -16,9 +16,10 @@ from pipeline.data.histories import Bucket, user_bucket
 from pipeline.data.simulation.log import simulate_days
 from pipeline.distributed.runner import RayRunner
 from pipeline.errors import InfrastructureError, InputError
-from pipeline.io.histories import read_bucket, read_items
+from pipeline.io.artifacts import require_manifest
+from pipeline.io.histories import bucket_claims, items_claims, read_bucket, read_items
 from pipeline.io.inputs import list_log
-from pipeline.io.night import open_night
+from pipeline.io.night import Night, open_night
 from pipeline.io.rows import check_columns
 from pipeline.io.simulated import write_simulated_log
 from pipeline.io.storage import open_storage
@@ -57,7 +58,14 @@ def run(settings: Settings, ds: date | None = None, runner: Runner | None = None
 
 def validation_of(settings: Settings) -> dict:
     night = open_night(settings)
-    return json.loads(night.storage.read(night.histories.key("validation.json")))
+    return json.loads(night.storage.read(file_of(night, "validation")))
+
+
+def file_of(night: Night, name: str) -> str:
+    """The key of a file of the Histories artifact."""
+    manifest = require_manifest(night.storage, night.histories, "prepare")
+    (key,) = (file.key for file in manifest.files if file.key.startswith(f"{name}-"))
+    return night.histories.key(key)
 
 
 def by_user(settings: Settings, buckets: list[Bucket]) -> dict:
@@ -73,6 +81,7 @@ def by_user(settings: Settings, buckets: list[Bucket]) -> dict:
         )
         for bucket in buckets
         for u, user in enumerate(bucket.user_ids.to_pylist())
+        if not bucket.left_out[u].as_py()
     }
 
 
@@ -160,13 +169,12 @@ def test_a_manifest_names_the_files_and_nothing_else_is_left(tmp_path):
     night = open_night(settings)
     named = {f"{night.histories.prefix}/{file.key}" for file in manifest.files}
     listed = {info.key: info.size for info in night.storage.list(f"{night.histories.prefix}/")}
-    assert set(listed) == named | {f"{night.histories.prefix}/manifest.json"}
+    claims = {bucket_claims(night.storage, night.histories).key(bucket) for bucket in range(8)}
+    claims.add(items_claims(night.storage, night.histories).key(0))
+    assert set(listed) == named | claims | {f"{night.histories.prefix}/manifest.json"}
     assert all(listed[f"{night.histories.prefix}/{file.key}"] == file.bytes for file in manifest.files)
-    assert {f"bucket-{b:05d}.parquet" for b in range(8)} | {
-        "items.parquet",
-        "quarantine.parquet",
-        "validation.json",
-    } == {file.key for file in manifest.files}
+    names = {file.key.rpartition("-")[0] for file in manifest.files}
+    assert names == {f"bucket-{b:05d}" for b in range(8)} | {"items-00000", "quarantine", "validation"}
 
 
 @pytest.mark.parametrize("dies_after", [0, 3, 8, 12])
@@ -288,7 +296,7 @@ def test_so_it_is_for_a_bucket_that_nobody_is_in(tmp_path):
     in_others = users.filter(pa.array(user_bucket(users, 8) > 0))
     write(tmp_path / "lake" / "ds=2026-11-20" / "a.parquet", events(len(in_others), user_id=in_others))
     settings = settings_for(tmp_path, tmp_path / "lake", output={"num_buckets": 8})
-    with pytest.raises(InfrastructureError, match=r"item-ids\.parquet: removed before it was read; run again"):
+    with pytest.raises(InfrastructureError, match=r"item-ids-\w{16}\.parquet: removed before it was read; run again"):
         run(settings, runner=Overtaken(settings, "writing histories", 0))
 
 
@@ -322,7 +330,7 @@ def test_bad_rows_below_the_limit_lie_in_the_quarantine(tmp_path):
     settings = settings_for(tmp_path, tmp_path / "lake")
     run(settings)
     night = open_night(settings)
-    (row,) = pq.read_table(pa.BufferReader(night.storage.read(night.histories.key("quarantine.parquet")))).to_pylist()
+    (row,) = pq.read_table(pa.BufferReader(night.storage.read(file_of(night, "quarantine")))).to_pylist()
     assert (row["file"], row["row"], row["reason"], row["item_id"]) == ("a.parquet", 7, "user_id_null", "i1")
     assert validation_of(settings)["quarantined"] == {"user_id_null": 1}
 
@@ -355,7 +363,7 @@ def test_rows_are_numbered_through_a_file_whatever_is_read_at_once(tmp_path, mon
     monkeypatch.setattr("pipeline.io.rows.BATCH_ROWS", 3)
     run(settings)
     night = open_night(settings)
-    quarantine = pq.read_table(pa.BufferReader(night.storage.read(night.histories.key("quarantine.parquet"))))
+    quarantine = pq.read_table(pa.BufferReader(night.storage.read(file_of(night, "quarantine"))))
     assert sorted(quarantine["row"].to_pylist()) == [2, 7, 19]
 
 

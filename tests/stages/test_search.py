@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,12 @@ import torch
 
 from pipeline.data.histories import user_bucket
 from pipeline.errors import InfrastructureError, InputError, MismatchError
-from pipeline.io.histories import read_bucket
+from pipeline.io.histories import bucket_claims, read_bucket, read_item_ids, read_items, write_bucket
 from pipeline.io.publication.units import finished_units, units_of
 from pipeline.retrieval import backends
 from pipeline.retrieval.backends import describe_backend
 from pipeline.retrieval.backends.native.loader import Kernels
+from pipeline.retrieval.search import QUERIES_AT_ONCE
 from pipeline.settings import SearchSettings
 from pipeline.stages.candidates import CandidateSink
 from pipeline.stages.embed import embed_corpus
@@ -24,6 +26,7 @@ from tests.stages.worlds import (
     make_world,
     model_of,
     read_table,
+    replace_items,
     retrieve,
     search_of,
     write_histories,
@@ -190,6 +193,67 @@ def test_k_is_at_most_the_number_of_items(tmp_path: Path):
         retrieve(make_world(tmp_path, num_users=2, num_items=4))
 
 
+def test_a_user_who_was_taken_for_a_bot_gets_the_reason_and_no_list(tmp_path: Path):
+    world = make_world(tmp_path, num_users=2, num_items=40, overrides=["output.num_buckets=1"])
+    bucket = read_bucket(world.storage, world.night.histories, 0)
+    rest = bucket.cut("whole").take(np.array([1]))
+    bot = replace(
+        bucket,
+        offsets=np.array([0, 0, len(rest.values)]),
+        item_rows=rest.values.astype(np.int32),
+        num_train=np.array([0, 1], dtype=np.int32),
+        num_validation=np.zeros(2, dtype=np.int32),
+        left_out=pa.array(["taken for a bot: over 9 events on a day", ""]),
+    )
+    world.storage.delete(bucket_claims(world.storage, world.night.histories).key(0))
+    write_bucket(world.storage, world.night.histories, 0, bot)
+    assert set(retrieve(world)["user_id"].to_pylist()) == {"u00001"}
+    accounts = read_table(world, "users").select(["user_id", "status", "num_returned", "reason"]).to_pylist()
+    assert [tuple(account.values()) for account in accounts] == [
+        ("u00000", "skipped", 0, "taken for a bot: over 9 events on a day"),
+        ("u00001", "ok", 10, ""),
+    ]
+
+
+def test_an_item_that_the_catalogue_hides_is_shown_to_nobody_and_counted(tmp_path: Path):
+    world = make_world(tmp_path, num_users=30, num_items=40, overrides=["search.k=9"])
+    shown = retrieve(world)
+    items = read_items(world.storage, world.night.histories)
+    hidden = set(items["item_id"].to_pylist()[::3])
+    eligible = pa.array([item not in hidden for item in items["item_id"].to_pylist()])
+    other = make_world(tmp_path / "other", num_users=30, num_items=40, overrides=["search.k=9"])
+    column = items.column_names.index("is_eligible")
+    replace_items(other.night, items.set_column(column, items.field(column), eligible))
+    lists = retrieve(other)
+    assert hidden & set(shown["item_id"].to_pylist())
+    assert not hidden & set(lists["item_id"].to_pylist())
+    for account in read_table(other, "users").to_pylist():
+        seen = seen_by(other, account["user_id"])
+        assert account["num_rule_filtered"] == len(hidden - seen)
+        assert account["num_returned"] == min(9, 40 - len(hidden | seen))
+
+
+def seen_by(world: World, user_id: str) -> set[str]:
+    item_ids = read_item_ids(world.storage, world.night.histories).to_pylist()
+    (unit,) = user_bucket(pa.array([user_id]), world.settings.output.num_buckets)
+    bucket = read_bucket(world.storage, world.night.histories, int(unit))
+    rows = bucket.cut("whole")[bucket.user_ids.to_pylist().index(user_id)]
+    return {item_ids[row] for row in rows}
+
+
+def test_a_bucket_of_more_queries_than_are_searched_at_once_gives_the_lists_of_small_buckets(tmp_path: Path):
+    num_users = 2 * QUERIES_AT_ONCE + 100
+
+    def lists_in(num_buckets: int) -> list[dict]:
+        keys = [f"output.num_buckets={num_buckets}", "search.k=3", "corpus.num_shards=2"]
+        world = make_world(tmp_path / str(num_buckets), num_users=num_users, num_items=40, overrides=keys)
+        return retrieve(world).sort_by([("user_id", "ascending"), ("rank", "ascending")]).to_pylist()
+
+    whole = lists_in(1)
+    assert whole == lists_in(9)
+    assert len({row["user_id"] for row in whole}) == num_users
+
+
 def test_every_user_is_accounted_for(tmp_path: Path):
     world = make_world(tmp_path, num_users=6, num_items=12, overrides=["search.k=9", "output.num_buckets=2"])
     for info in world.storage.list(world.night.histories.prefix + "/bucket"):
@@ -205,8 +269,8 @@ def test_every_user_is_accounted_for(tmp_path: Path):
     users = read_table(world, "users").to_pylist()
     accounts = {u["user_id"]: (u["status"], u["num_returned"], u["num_seen_filtered"], u["reason"]) for u in users}
     assert accounts == {
-        "greedy": ("short", 1, 11, "only 1 unseen items are left"),
-        "none left": ("short", 0, 12, "only 0 unseen items are left"),
+        "greedy": ("short", 1, 11, "only 1 unseen items may be shown"),
+        "none left": ("short", 0, 12, "only 0 unseen items may be shown"),
         "often": ("ok", 9, 2, ""),
         "plain": ("ok", 9, 1, ""),
     }

@@ -13,10 +13,9 @@ from pipeline.config import apply_overrides
 from pipeline.errors import InfrastructureError, InputError
 from pipeline.io.artifacts import read_file, seal
 from pipeline.io.checkpoint import load_model, read_metrics
-from pipeline.io.histories import ITEMS
+from pipeline.io.histories import write_items
 from pipeline.io.night import Night
-from pipeline.io.parquet import write_parquet_bytes
-from pipeline.io.storage.base import Storage, put
+from pipeline.io.storage.base import Storage
 from pipeline.io.storage.local import LocalStorage
 from pipeline.model.training import Ranks
 from pipeline.schema import items as items_schema
@@ -50,9 +49,10 @@ def prepared(root: Path | str, overrides: list[str] | None = None, rows: list[np
     rows = histories(NUM_USERS) if rows is None else rows
     write_histories(night, settings.output.num_buckets, {f"u{u:04d}": row for u, row in enumerate(rows)})
     counts = np.bincount(np.concatenate([row[:-2] for row in rows]).astype(np.int64), minlength=NUM_ITEMS)
-    columns = [pa.array([f"i{row:03d}" for row in range(NUM_ITEMS)]), *[pa.array(counts)] * 3]
+    ids = pa.array([f"i{row:03d}" for row in range(NUM_ITEMS)])
+    columns = [ids, *[pa.array(counts)] * 3, pa.repeat(True, NUM_ITEMS)]
     items = pa.Table.from_arrays(columns, schema=items_schema(pa.string()))
-    put(night.storage, night.histories.key(ITEMS), write_parquet_bytes(items))
+    write_items(night.storage, night.histories, items)
     seal(night.storage, night.histories, kind="histories", lineage={}, settings={}, files=(), counts={})
     return night, settings
 

@@ -13,12 +13,12 @@ from pipeline.config import apply_overrides
 from pipeline.data.histories import Bucket, user_bucket
 from pipeline.data.lists import offsets_of
 from pipeline.io.checkpoint import load_model, write_checkpoint
-from pipeline.io.histories import ITEMS, write_bucket
+from pipeline.io.histories import items_claims, write_bucket, write_items
 from pipeline.io.inputs import Inputs, Log, list_queries
 from pipeline.io.night import Night, name_night
-from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
+from pipeline.io.parquet import read_parquet_bytes
 from pipeline.io.storage import open_storage
-from pipeline.io.storage.base import ObjectInfo, Storage, put
+from pipeline.io.storage.base import ObjectInfo, Storage
 from pipeline.model.model import RetrievalModel
 from pipeline.model.results import training_metrics
 from pipeline.schema import items as items_schema
@@ -103,8 +103,9 @@ def make_world(root: Path, num_users: int = 40, num_items: int = 120, overrides:
     rng = np.random.default_rng(0)
     ids = pa.array(sorted(f"i{number:06d}" for number in range(num_items)))
     counts = pa.array(np.zeros(num_items, dtype=np.int64))
-    table = pa.Table.from_arrays([ids, counts, counts, counts], schema=items_schema(pa.string()))
-    put(night.storage, night.histories.key(ITEMS), write_parquet_bytes(table))
+    eligible = pa.repeat(True, num_items)
+    table = pa.Table.from_arrays([ids, counts, counts, counts, eligible], schema=items_schema(pa.string()))
+    write_items(night.storage, night.histories, table)
     lengths = {f"u{number:05d}": int(rng.integers(1, 31)) for number in range(num_users)}
     histories = {user: rng.integers(0, num_items, size=length) for user, length in lengths.items()}
     write_histories(night, settings.output.num_buckets, histories)
@@ -114,6 +115,12 @@ def make_world(root: Path, num_users: int = 40, num_items: int = 120, overrides:
         model.item_embedding.weight.normal_()
     write_checkpoint(night, model, settings, training_metrics([report(1, 0.1)], 0.1))
     return World(settings, night)
+
+
+def replace_items(night: Night, items: pa.Table) -> None:
+    """Put another item index in the place of the night's own."""
+    night.storage.delete(items_claims(night.storage, night.histories).key(0))
+    write_items(night.storage, night.histories, items)
 
 
 def write_histories(night: Night, num_buckets: int, histories: Mapping[str, np.ndarray]) -> None:
@@ -137,6 +144,7 @@ def write_histories(night: Night, num_buckets: int, histories: Mapping[str, np.n
                 np.ones(len(events), dtype=np.float32),
                 np.maximum(lengths - 2, 0).astype(np.int32),
                 np.where(lengths > 1, 1, 0).astype(np.int32),
+                pa.repeat("", len(user_ids)),
             ),
         )
 

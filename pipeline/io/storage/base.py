@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 from pyarrow import fs
 
-from pipeline.errors import ConflictError, InputError
+from pipeline.errors import InputError
 
 MAX_KEY_BYTES = 1_024  # S3's limit
 MAX_SEGMENT_BYTES = 255  # Linux's limit for one name
@@ -73,28 +73,13 @@ class Storage(ABC):
         return type(self), (self.uri,)
 
 
-def put(storage: Storage, key: str, data: bytes) -> None:
-    """Write an object whose key determines its content; writing the same bytes again is fine.
-
-    Raises ConflictError when the key already holds other bytes.
-    """
-    if storage.create(key, data):
-        return
-    existing = storage.head(key)
-    if existing is None or existing.size != len(data) or storage.read(key) != data:
-        raise ConflictError(
-            f"{storage.uri}/{key}: holds other bytes than this run makes. They are damaged, or other versions of the "
-            "libraries wrote them: remove this file and run again"
-        )
-
-
 def put_hashed(storage: Storage, key: str, data: bytes) -> None:
     """Write an object whose key carries the hash of its content: other bytes there are damage and are replaced."""
-    try:
-        put(storage, key, data)
-    except ConflictError:
+    while not storage.create(key, data):
+        existing = storage.head(key)
+        if existing is not None and existing.size == len(data) and storage.read(key) == data:
+            return
         storage.delete(key)
-        put(storage, key, data)
 
 
 _checked: set[str] = set()  # URIs

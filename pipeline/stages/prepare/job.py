@@ -48,10 +48,6 @@ class Job:
         """The prefix that the first pass writes below, one per task size: tasks of two sizes must not be mixed."""
         return f"{scratch_prefix(self.night.histories)}/rows-{self.settings.prepare.rows_per_task}"
 
-    @property
-    def item_ids_key(self) -> str:
-        return f"{scratch_prefix(self.night.histories)}/item-ids.parquet"
-
 
 def read_catalogue(items: Files, item_type: pa.DataType) -> pa.Table:
     """The catalogue in ascending order of `item_id`.

@@ -12,17 +12,25 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.artifacts import Manifest
+from pipeline.data.availability import is_eligible
 from pipeline.data.cleaning import REJECTED
-from pipeline.data.columns import DistinctIds
+from pipeline.data.columns import DistinctIds, Mask
 from pipeline.errors import InputError
+from pipeline.io.artifacts import write_file
 from pipeline.io.night import Night
 from pipeline.io.parquet import write_parquet_bytes
 from pipeline.io.rows import check_columns
-from pipeline.io.storage.base import put
 from pipeline.settings import Settings
 from pipeline.stages.prepare.job import Job, cut_pieces, read_catalogue
 from pipeline.stages.prepare.report import Prepared, check_bad_share, check_orphans, write_histories
-from pipeline.stages.prepare.segments import MapResult, Segment, add_rejected, read_segment, remove_scratch
+from pipeline.stages.prepare.segments import (
+    MapResult,
+    Segment,
+    add_rejected,
+    read_segment,
+    remove_scratch,
+    scratch_prefix,
+)
 from pipeline.stages.prepare.tasks import map_pieces, reduce_bucket
 from pipeline.stages.runner import Runner
 
@@ -39,14 +47,15 @@ def prepare(runner: Runner, job: Job) -> Manifest:
     """
     night, log = job.night, job.log
     items = night.inputs.items
-    catalogue = read_catalogue(items, job.columns.item_type) if items else None
+    catalogue = read_catalogue(items, job.columns.item_type) if items else pa.table({"item_id": []})
+    eligible = is_eligible(catalogue, job.settings.items, night.ds, items.uri if items else "")
     mapped = _first_pass(runner, job)
-    if catalogue is None:
+    if items is None:
         catalogue = pa.table({"item_id": mapped.item_ids})
+        eligible = np.ones(catalogue.num_rows, dtype=bool)
     if not catalogue.num_rows:
         raise InputError(f"{log.uri}: no row of the log is left to learn from; counts: {dict(mapped.counts)}")
-    put(night.storage, job.item_ids_key, write_parquet_bytes(catalogue.select(["item_id"])))
-    prepared = _second_pass(runner, job, mapped, catalogue)
+    prepared = _second_pass(runner, job, mapped, catalogue, eligible)
     check_orphans(log, job.settings, prepared.counts, prepared.rejected)
     manifest = write_histories(night, job.settings, job.columns, prepared)
     remove_scratch(night.storage, night.histories)
@@ -90,18 +99,22 @@ def _first_pass(runner: Runner, job: Job) -> Mapped:
     return Mapped(counts, rejected, item_ids, segments)
 
 
-def _second_pass(runner: Runner, job: Job, mapped: Mapped, catalogue: pa.Table) -> Prepared:
+def _second_pass(runner: Runner, job: Job, mapped: Mapped, catalogue: pa.Table, eligible: Mask) -> Prepared:
     """Run the second pass and add up the results as they come."""
+    night, ids = job.night, write_parquet_bytes(catalogue.select(["item_id"]))
+    prefix = scratch_prefix(night.histories)
+    item_ids = write_file(night.storage, prefix, "item-ids.parquet", ids, catalogue.num_rows)
     totals = np.zeros((3, catalogue.num_rows), dtype=np.int64)
     files = {}
     counts, rejected = Counter(mapped.counts), mapped.rejected
     del counts["kept"]  # the second pass counts these rows again, as kept or rejected
     buckets = range(job.settings.output.num_buckets)
-    arguments = [(job, bucket, mapped.segments.get(bucket, [])) for bucket in buckets]
+    key = f"{prefix}/{item_ids.key}"
+    arguments = [(job, bucket, mapped.segments.get(bucket, []), key) for bucket in buckets]
     with closing(runner.run_tasks("writing histories", reduce_bucket, arguments)) as finished:
         for bucket, result, item_rows, item_counts in finished:
             files[bucket] = result.file
             counts.update(result.counts)
             totals[:, item_rows] += item_counts
             rejected = add_rejected(job.storage, rejected, result.rejected)
-    return Prepared(counts, rejected, tuple(files[bucket] for bucket in buckets), catalogue, totals)
+    return Prepared(counts, rejected, tuple(files[bucket] for bucket in buckets), catalogue, eligible, totals)

@@ -11,11 +11,11 @@ import pyarrow as pa
 from pipeline.artifacts import FileEntry, Manifest
 from pipeline.data.catalog import items_table
 from pipeline.data.cleaning import LEFT_OUT, MALFORMED, ORPHAN, REASONS
-from pipeline.data.columns import suspected_unit
+from pipeline.data.columns import Mask, suspected_unit
 from pipeline.data.lists import Int64
 from pipeline.errors import InputError
-from pipeline.io.artifacts import seal, write_named_file
-from pipeline.io.histories import ITEMS, footer
+from pipeline.io.artifacts import seal, write_file
+from pipeline.io.histories import footer, write_items
 from pipeline.io.inputs import Log
 from pipeline.io.night import Night
 from pipeline.io.parquet import write_parquet_bytes
@@ -45,6 +45,7 @@ class Prepared:
     rejected: pa.Table  # the first bad rows of each reason
     files: tuple[FileEntry, ...]  # by bucket
     catalogue: pa.Table  # in ascending order of item_id
+    is_eligible: Mask  # whether each item may be shown tonight
     item_counts: Int64  # (3, items): events in all, for training, for validation
 
 
@@ -82,15 +83,15 @@ def check_orphans(log: Log, settings: Settings, counts: Counter[str], rejected: 
 
 
 def write_histories(night: Night, settings: Settings, columns: LogColumns, prepared: Prepared) -> Manifest:
-    """Write the item index, the quarantine and `validation.json` beside the buckets, and last the manifest."""
+    """Write the item index, the quarantine and the validation beside the buckets, and last the manifest."""
     log, histories = night.inputs.log, night.histories
     validation = describe(night.ds, log, columns, prepared)
-    items = items_table(prepared.catalogue, prepared.item_counts)
+    items = items_table(prepared.catalogue, prepared.item_counts, prepared.is_eligible)
     names = pa.array([file.key for file in log.files])
     quarantine = prepared.rejected.set_column(0, "file", names.take(prepared.rejected["file"].combine_chunks()))
 
     def write(name: str, data: bytes, rows: int) -> FileEntry:
-        return write_named_file(night.storage, histories.prefix, name, data, rows)
+        return write_file(night.storage, histories.prefix, name, data, rows)
 
     return seal(
         night.storage,
@@ -105,7 +106,7 @@ def write_histories(night: Night, settings: Settings, columns: LogColumns, prepa
         },
         files=(
             *prepared.files,
-            write(ITEMS, write_parquet_bytes(items, footer(histories)), items.num_rows),
+            write_items(night.storage, histories, items),
             write("quarantine.parquet", write_parquet_bytes(quarantine, footer(histories)), quarantine.num_rows),
             write("validation.json", json.dumps(validation, indent=1).encode(), 0),
         ),
@@ -114,7 +115,7 @@ def write_histories(night: Night, settings: Settings, columns: LogColumns, prepa
 
 
 def describe(ds: date, log: Log, columns: LogColumns, prepared: Prepared) -> dict[str, Any]:
-    """The content of `validation.json`. Each row of the log is counted in exactly one entry of `rows`."""
+    """The content of `validation-….json`. Each row of the log is counted in exactly one entry of `rows`."""
     counts = prepared.counts
     rows = {name: counts[name] for name in ("kept", "duplicates", "bot_events", *LEFT_OUT)}
     quarantined = {reason: counts[reason] for reason in (*BAD, ORPHAN) if counts[reason]}
@@ -129,8 +130,9 @@ def describe(ds: date, log: Log, columns: LogColumns, prepared: Prepared) -> dic
         "quarantined": quarantined,
         "bot_users": counts["bot_users"],
         "late_rows": counts["late"],
-        "users": sum(file.rows for file in prepared.files),
+        "users": sum(file.rows for file in prepared.files) - counts["bot_users"],
         "items": prepared.catalogue.num_rows,
+        "hidden_items": int((~prepared.is_eligible).sum()),
         "events": num_events,
         "train_events": num_train,
         "validation_events": num_validation,

@@ -76,8 +76,10 @@ def _clean_piece(job: Job, piece: Piece) -> Iterator[Cleaned]:
         yield Cleaned(cleaned.events, pa.concat_tables([malformed, cleaned.rejected]), cleaned.counts | counts)
 
 
-def reduce_bucket(job: Job, bucket: int, segments: list[Segment]) -> tuple[int, ReduceResult, Int64, Int64]:
-    """Run one task of the second pass: make the histories of a bucket.
+def reduce_bucket(
+    job: Job, bucket: int, segments: list[Segment], item_ids_key: str
+) -> tuple[int, ReduceResult, Int64, Int64]:
+    """Run one task of the second pass: make the histories of a bucket; the item ids lie at `item_ids_key`.
 
     Returns the bucket, the result, the bucket's item rows, and their numbers of events: in all, for training, for
     validation, as (3, rows). Raises InfrastructureError when a segment is gone or damaged.
@@ -90,7 +92,7 @@ def reduce_bucket(job: Job, bucket: int, segments: list[Segment]) -> tuple[int, 
     events = pa.concat_tables([event_table(job.columns), *(read_segment(storage, segment) for segment in segments)])
     clean = clean_bucket(
         events,
-        _item_ids(storage.uri, job.item_ids_key),
+        _item_ids(storage.uri, item_ids_key),
         job.settings.split,
         job.night.ds,
         job.settings.prepare.max_user_events_per_day,

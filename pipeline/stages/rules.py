@@ -1,0 +1,29 @@
+"""Tonight's rules about what may be shown: what a user has seen, and what the catalogue hides from everybody."""
+
+import numpy as np
+import torch
+
+from pipeline.data.lists import Int64, Lists
+from pipeline.io.histories import read_eligible
+from pipeline.io.night import Night
+from pipeline.retrieval.filters import Eligibility, Rules
+
+
+class TonightsRules:
+    """The rules of a night, for any batch of its queries. Raises InputError when the night is not prepared yet."""
+
+    def __init__(self, night: Night) -> None:
+        self.is_eligible_N = read_eligible(night.storage, night.histories)
+
+    def for_queries(self, excluded: Lists) -> Rules:
+        """The rules for queries whose users have seen the item rows `excluded`; (B,)."""
+        if self.is_eligible_N.all():
+            return Rules(excluded)
+        of_all_1N = torch.from_numpy(self.is_eligible_N)[None, :]
+        return Rules(excluded, Eligibility(of_all_1N, np.zeros(len(excluded), dtype=np.int64)))
+
+    def num_hidden(self, excluded: Lists) -> Int64:
+        """The number of unseen items that the catalogue hides from each query's user; `excluded` as above, distinct."""
+        is_hidden_N = ~self.is_eligible_N
+        seen_hidden_B = np.bincount(excluded.owners, weights=is_hidden_N[excluded.values], minlength=len(excluded))
+        return int(is_hidden_N.sum()) - seen_hidden_B.astype(np.int64)

@@ -181,6 +181,8 @@ class TrainSettings(Config):
     threads_per_worker: PositiveInt = 1
     use_gpu: bool = False
     max_epochs: PositiveInt = 20
+    # A training that is killed within an epoch goes on from the last state. Each state is written whole.
+    steps_between_states: PositiveInt = 2_000
     patience: PositiveInt = 3  # epochs without a better validation metric before training stops
     batch_size: PositiveInt = 64  # sequences per worker and step
     num_negatives: PositiveInt = 128
@@ -330,6 +332,15 @@ class Settings(Config):
                 f"{name!r}: lower-case letters, digits, - and _, at most 63, starting with a letter or digit"
             )
         return name
+
+    @model_validator(mode="after")
+    def _every_worker_has_a_bucket(self) -> Self:
+        if self.train.num_workers > self.output.num_buckets:
+            raise ValueError(
+                f"train.num_workers ({self.train.num_workers}) must be at most output.num_buckets "
+                f"({self.output.num_buckets}): each worker trains on user buckets of its own"
+            )
+        return self
 
     @model_validator(mode="after")
     def _preselects_enough(self) -> Self:

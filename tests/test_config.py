@@ -129,6 +129,15 @@ def test_a_day_may_be_written_plain_or_quoted():
         ),
         (["model.dim=65"], "model.dim (65) must be a multiple of model.num_heads (2)"),
         (
+            ["search.method=topk_per_embd", "search.num_per_embd=3"],
+            "search.num_per_embd (3) times 32 pairs of components must be at least search.k (100)",
+        ),
+        (
+            ["train.num_workers=9"],
+            "train.num_workers (9) must be at most output.num_buckets (8): each worker trains on user buckets of its own",
+        ),
+        (["cluster.gpus_per_actor=1.5"], "1.5: give a share of one GPU, or a whole number of GPUs"),
+        (
             ["model.mol.num_user_hashes=10", "model.mol.num_query_components=1"],
             "mol.num_query_components must be at least 2",
         ),

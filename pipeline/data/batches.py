@@ -60,13 +60,16 @@ def num_steps(num_windows_by_rank: Iterable[int], batch_size: int) -> int:
     return -(-max(num_windows_by_rank) // batch_size)
 
 
-def epoch_batches(windows: Windows, steps: int, seed: int, epoch: int, rank: int) -> Iterator[SequenceBatch]:
+def epoch_batches(
+    windows: Windows, steps: int, seed: int, epoch: int, rank: int, first: int = 0, last: int | None = None
+) -> Iterator[SequenceBatch]:
     """All windows of this rank in a new order, spread evenly over exactly `steps` batches (some may be empty).
 
-    The order depends on (seed, epoch, rank) alone: a resumed run sees what an uninterrupted one would.
+    Of these batches, those from `first` to `last` (exclusive) are made. The order depends on (seed, epoch, rank) alone:
+    a resumed run sees what an uninterrupted one would.
     """
     order = np.random.default_rng((seed, epoch, rank)).permutation(len(windows))
-    for chosen in np.array_split(order, steps):
+    for chosen in np.array_split(order, steps)[first:last]:
         yield _batch(windows, chosen)
 
 

@@ -20,8 +20,8 @@ import pyarrow as pa
 import ray
 import torch
 from ray.data import ActorPoolStrategy, Dataset
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.distributed.cluster import on_this_node
 from pipeline.distributed.errors import ray_errors_translated
 from pipeline.errors import InfrastructureError, NightrailsError
 from pipeline.stages.progress import Progress
@@ -59,8 +59,7 @@ def run_chain(label: str, units: Sequence[int], pools: Sequence[Pool], threads: 
     Raises our own error as the stage raised it, InfrastructureError when Ray gave up or a unit was lost or came twice.
     """
     ledger_name = f"ledger-{uuid.uuid4().hex}"
-    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    ledger = ray.remote(Ledger).options(num_cpus=0, name=ledger_name, scheduling_strategy=this_node)
+    ledger = ray.remote(Ledger).options(num_cpus=0, name=ledger_name, scheduling_strategy=on_this_node())
     ledger_actor: Any = ledger.remote()
     # Not from_arrow, which would start a task for each block to describe it.
     dataset: Dataset = ray.data.from_items(

@@ -12,6 +12,7 @@ import torch  # noqa: F401 - here, while this process has one thread: loaded ami
 from ray.autoscaler.sdk import request_resources
 from ray.data import DataContext
 from ray.exceptions import AuthenticationError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.distributed.restart_notice import swallow_restart_notice
 from pipeline.errors import InfrastructureError, InputError
@@ -129,6 +130,11 @@ def describe() -> Cluster:
     return Cluster(nodes, is_local=os.environ.get("RAY_ADDRESS") in (None, "", "local"))
 
 
+def on_this_node() -> NodeAffinitySchedulingStrategy:
+    """Place an actor on the node of this process: the loss of another node does not end it."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
 def check_root(settings: Settings, cluster: Cluster) -> None:
     """Raise InputError when the workers cannot share the root."""
     scheme, separator, _ = settings.root.partition("://")
@@ -239,6 +245,7 @@ def _set_data_defaults(settings: Settings) -> None:
     context = DataContext.get_current()
     context.execution_no_progress_timeout_s = settings.cluster.no_progress_minutes * 60
     context.max_consecutive_actor_init_deaths = MAX_DEATHS_WHILE_LOADING
+    context.issue_detectors_config.detectors = []  # they advise people who write pipelines; ours has its own limits
     context.enable_progress_bars = False  # the jobs log their own progress, in units
     context.print_on_execution_start = False
     context.raise_original_map_exception = True  # otherwise our own errors come back as text

@@ -9,6 +9,8 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
+from pipeline.distributed.cluster import on_this_node
+
 SECONDS_BETWEEN_FETCHES = 1.0
 
 log = logging.getLogger("nightrails")
@@ -31,7 +33,7 @@ class Messages:
 @contextmanager
 def messages_logged() -> Iterator[ActorHandle[Messages]]:
     """Yield a `Messages` actor; a thread of the driver logs the lines that workers send to its `say`."""
-    messages: Any = ray.remote(Messages).options(num_cpus=0).remote()
+    messages: Any = ray.remote(Messages).options(num_cpus=0, scheduling_strategy=on_this_node()).remote()
     is_over = threading.Event()
     thread = threading.Thread(target=_log_all, args=(messages, is_over), daemon=True)
     thread.start()

@@ -4,14 +4,13 @@ When a worker dies, Ray Train restarts all workers from the last saved state. Wh
 state by the name of the Ray Train run, which is the checkpoint's id.
 """
 
+import os
 import tempfile
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import ray.train
-import torch
 from ray.actor import ActorHandle
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -23,9 +22,12 @@ from pipeline.io.checkpoint import save_state
 from pipeline.io.night import Night
 from pipeline.model.training import Ranks, TrainingState
 from pipeline.settings import Settings
+from pipeline.stages.devices import device_for
 from pipeline.stages.train import STATES_KEPT, keep_best, progress_line, train_rank
 
-MAX_FAILURES = 3  # of workers; the training resumes from its last epoch each time, then fails
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+MAX_FAILURES = 10  # of workers or their nodes; the training resumes from its last state each time, then fails
+MAX_LATE_STARTS = 1  # times that not all workers could start within cluster.wait_minutes
 
 
 def train(night: Night, settings: Settings) -> None:
@@ -60,6 +62,8 @@ class _Trainer(TorchTrainer):
 
 
 def _run(night: Night, settings: Settings, messages: ActorHandle[Messages]) -> ray.train.Result:
+    # By default Ray Train gives up on a group of workers that has not started after a minute, and tries again for ever.
+    os.environ[START_TIMEOUT] = str(60 * max(1.0, settings.cluster.wait_minutes))
     cpus, gpus = _resources(settings)
     filesystem, path = night.storage.arrow_path("training")
     trainer = _Trainer(
@@ -75,7 +79,7 @@ def _run(night: Night, settings: Settings, messages: ActorHandle[Messages]) -> r
             name=night.checkpoint.id,
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            failure_config=FailureConfig(MAX_FAILURES, controller_failure_limit=MAX_LATE_STARTS),  # type: ignore[call-arg]
             checkpoint_config=CheckpointConfig(num_to_keep=STATES_KEPT),
         ),
     )
@@ -88,15 +92,16 @@ def _train_worker(config: dict[str, Any]) -> None:
     settings: Settings = config["settings"]
     context = ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size())
-    device = ray.train.torch.get_device() if settings.train.use_gpu else torch.device("cpu")
+    device = device_for(1.0 if settings.train.use_gpu else 0.0)
+    if settings.train.use_gpu:
+        device = ray.train.torch.get_device()  # of this worker
 
     def report(state: TrainingState, popularity: float) -> None:
-        last = state.history[-1]
-        metrics = asdict(last) | {"popularity_hit_rate": popularity}
+        metrics = {"number": state.number, "popularity_hit_rate": popularity}
         if ranks.rank != 0:
             ray.train.report(metrics)
             return
-        config["messages"].say.remote(progress_line(last, popularity, settings.train.max_epochs))
+        config["messages"].say.remote(progress_line(state, popularity, settings.train.max_epochs))
         with tempfile.TemporaryDirectory() as folder:
             save_state(Path(folder), state)
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))

@@ -20,7 +20,7 @@ from pipeline.io.night import Night
 from pipeline.io.storage.base import Storage
 from pipeline.model.model import RetrievalModel
 from pipeline.model.results import TrainingMetrics
-from pipeline.model.training import EpochReport, TrainingState
+from pipeline.model.training import EpochProgress, EpochReport, TrainingState
 from pipeline.settings import ModelSettings, Settings
 
 REMEDY = "remove the model and train again"
@@ -105,7 +105,9 @@ def save_state(folder: Path, state: TrainingState) -> None:
     for index, moments in state.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{name}": value for name, value in moments.items()}
     (folder / TENSORS).write_bytes(save_tensors({name: value.cpu().contiguous() for name, value in tensors.items()}))
-    (folder / HISTORY).write_text(json.dumps([asdict(report) for report in state.history]))
+    reports = [asdict(report) for report in state.history]
+    history = {"reports": reports, "progress": asdict(state.progress), "number": state.number}
+    (folder / HISTORY).write_text(json.dumps(history))
 
 
 def load_state(folder: Path, state: TrainingState) -> None:
@@ -119,12 +121,14 @@ def load_state(folder: Path, state: TrainingState) -> None:
         index, _, moment = name.partition(".")
         moments.setdefault(int(index), {})[moment] = value
     state.optimiser.load_state_dict(state.optimiser.state_dict() | {"state": moments})
+    history = json.loads((folder / HISTORY).read_text())
     state.history[:] = read_history(folder)
+    state.progress, state.number = EpochProgress(**history["progress"]), history["number"]
 
 
 def read_history(folder: Path) -> list[EpochReport]:
     """Read the reports of the epochs that the saved run has finished."""
-    return [EpochReport(**report) for report in json.loads((folder / HISTORY).read_text())]
+    return [EpochReport(**report) for report in json.loads((folder / HISTORY).read_text())["reports"]]
 
 
 def read_best_weights(folder: Path) -> dict[str, Tensor]:

@@ -65,14 +65,26 @@ class EpochReport:
         return self.hit_rate if self.num_validation_users else -self.loss
 
 
+@dataclass(frozen=True)
+class EpochProgress:
+    """The part of an epoch that is done: steps of each process, sums over all processes, seconds in this one."""
+
+    num_steps: int = 0
+    loss_sum: float = 0.0
+    num_positions: int = 0
+    seconds: float = 0.0
+
+
 @dataclass
 class TrainingState:
-    """Everything that a run needs to continue after its last finished epoch."""
+    """Everything that a run needs to continue: after its last finished epoch, or within an epoch."""
 
     model: RetrievalModel
     optimiser: torch.optim.Optimizer
     history: list[EpochReport] = field(default_factory=list)
     best_weights: dict[str, Tensor] = field(default_factory=dict)
+    progress: EpochProgress = EpochProgress()
+    number: int = 0  # of the states that were reported so far, this one included
 
     @property
     def best(self) -> EpochReport:
@@ -100,27 +112,34 @@ def fit(
     data: TrainingData,
     settings: TrainSettings,
     ranks: Ranks,
-    on_epoch: Callable[[TrainingState], None],
+    on_state: Callable[[TrainingState], None],
 ) -> None:
-    """Train until the state is finished; call `on_epoch` after each epoch.
+    """Train until the state is finished; call `on_state` after each epoch and every `steps_between_states` steps.
 
-    A state that `on_epoch` has saved continues exactly as if the run had never stopped.
+    A state that `on_state` has saved continues exactly as if the run had never stopped. All processes call it equally
+    often.
     """
     while not state.is_finished(settings):
-        epoch = len(state.history) + 1
-        seed_everything(settings.seed, epoch, ranks.rank)
-        batches = epoch_batches(data.windows, data.steps, settings.seed, epoch, ranks.rank)
-        started = time.monotonic()
-        loss, num_positions = train_epoch(state, batches, settings, ranks)
+        train_epoch(state, data, settings, ranks, on_state)
         trained = time.monotonic()
         num_hits = count_model_hits(state.model, data.validation, VALIDATION_CUTOFF)
         hit_rate, num_users = _hit_rate(num_hits, data, ranks, state.model.device)
-        validated = time.monotonic()
-        report = EpochReport(epoch, loss, hit_rate, num_users, num_positions, trained - started, validated - trained)
+        done = state.progress
+        report = EpochReport(
+            epoch=len(state.history) + 1,
+            loss=done.loss_sum / max(done.num_positions, 1),
+            hit_rate=hit_rate,
+            num_validation_users=num_users,
+            num_positions=done.num_positions,
+            seconds=done.seconds,
+            validation_seconds=time.monotonic() - trained,
+        )
         state.history.append(report)
+        state.progress = EpochProgress()
         if state.best is report:
             state.best_weights = {name: value.clone() for name, value in state.model.state_dict().items()}
-        on_epoch(state)
+        state.number += 1
+        on_state(state)
 
 
 def popular_hit_rate(data: TrainingData, ranks: Ranks, device: torch.device) -> float:
@@ -136,9 +155,36 @@ def _hit_rate(num_hits: int, data: TrainingData, ranks: Ranks, device: torch.dev
 
 
 def train_epoch(
+    state: TrainingState,
+    data: TrainingData,
+    settings: TrainSettings,
+    ranks: Ranks,
+    on_state: Callable[[TrainingState], None],
+) -> None:
+    """Make the steps of the epoch that the state's progress lacks; call `on_state` at each pause but the last."""
+    epoch = len(state.history) + 1
+    while (first := state.progress.num_steps) < data.steps:
+        last = min(first + settings.steps_between_states, data.steps)
+        started = time.monotonic()
+        seed_everything(settings.seed, epoch, first, ranks.rank)
+        batches = epoch_batches(data.windows, data.steps, settings.seed, epoch, ranks.rank, first, last)
+        loss_sum, num_positions = train_steps(state, batches, settings, ranks)
+        done, seconds = state.progress, time.monotonic() - started
+        state.progress = EpochProgress(
+            last, done.loss_sum + loss_sum, done.num_positions + num_positions, done.seconds + seconds
+        )
+        if last < data.steps:
+            state.number += 1
+            on_state(state)
+
+
+def train_steps(
     state: TrainingState, batches: Iterable[SequenceBatch], settings: TrainSettings, ranks: Ranks
 ) -> tuple[float, int]:
-    """Make one step per batch; returns the mean loss per target and the number of targets, over all processes."""
+    """Make one step per batch; returns the sum of the losses and the number of targets, over all processes.
+
+    Raises InputError when a loss is not finite.
+    """
     model = state.model.train()
     total = torch.zeros(2, dtype=torch.float64, device=model.device)
     for batch in batches:
@@ -148,10 +194,10 @@ def train_epoch(
         state.optimiser.step()
         total += torch.stack([loss_sum.double(), torch.full_like(total[0], num_positions)])
     ranks.sum_(total)
-    loss, count = total.tolist()
-    if not math.isfinite(loss):
-        raise InputError(f"training diverged (the loss is {loss}); lower train.learning_rate")
-    return loss / max(count, 1.0), int(count)
+    loss_sum, count = total.tolist()
+    if not math.isfinite(loss_sum):
+        raise InputError(f"training diverged (the loss is {loss_sum}); lower train.learning_rate")
+    return loss_sum, int(count)
 
 
 def seed_everything(*numbers: int) -> None:

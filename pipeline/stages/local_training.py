@@ -1,4 +1,4 @@
-"""Training in this process, as the only rank; a killed training resumes from its last epoch."""
+"""Training in this process, as the only rank; a killed training resumes from its last state."""
 
 import tempfile
 from collections.abc import Callable
@@ -20,13 +20,13 @@ STATE_FILES = (TENSORS, HISTORY)
 
 
 class SavedState(Config):
-    """The state after an epoch, in the store."""
+    """A state, in the store."""
 
     files: tuple[FileEntry, FileEntry]  # of STATE_FILES
 
 
 def train_locally(night: Night, settings: Settings, report_line: Callable[[str], None]) -> None:
-    """Train tonight's model and leave it as the Checkpoint artifact; `report_line` gets one line per epoch.
+    """Train tonight's model and leave it as the Checkpoint artifact; `report_line` gets one line per state.
 
     Raises InputError when the settings ask for a GPU, or for several workers, which would train another model;
     InfrastructureError when another process that trains the same model has meanwhile removed the state to resume from.
@@ -38,9 +38,9 @@ def train_locally(night: Night, settings: Settings, report_line: Callable[[str],
         folder = Path(name)  # holds the newest state
 
         def report(state: TrainingState, popularity: float) -> None:
-            report_line(progress_line(state.history[-1], popularity, settings.train.max_epochs))
+            report_line(progress_line(state, popularity, settings.train.max_epochs))
             save_state(folder, state)
-            upload(states, folder, state.history[-1].epoch)
+            upload(states, folder, state.number)
 
         state_folder = folder if fetch_last(states, folder) else None
         popularity = train_rank(night, settings, Ranks(0, 1), torch.device("cpu"), state_folder, report)
@@ -49,18 +49,18 @@ def train_locally(night: Night, settings: Settings, report_line: Callable[[str],
 
 
 def saved_states(night: Night) -> Claims[SavedState]:
-    """The epochs of an unfinished training in this process whose state lies in the store."""
+    """The numbers of the states of an unfinished training in this process that lie in the store."""
     prefix = f"training/{night.checkpoint.id}-local"
-    return Claims(night.storage, prefix, "epoch", SavedState, lambda state: sizes_of(prefix, *state.files))
+    return Claims(night.storage, prefix, "state", SavedState, lambda state: sizes_of(prefix, *state.files))
 
 
-def upload(states: Claims[SavedState], folder: Path, epoch: int) -> None:
+def upload(states: Claims[SavedState], folder: Path, number: int) -> None:
     """Write the state in `folder` to the store and delete all but the newest STATES_KEPT."""
     storage, prefix = states.storage, states.prefix
     tensors, history = (write_file(storage, prefix, name, (folder / name).read_bytes(), 1) for name in STATE_FILES)
-    states.claim(epoch, SavedState(files=(tensors, history)))
-    for old_epoch, old in sorted(states.done().items())[:-STATES_KEPT]:
-        storage.delete(states.key(old_epoch))
+    states.claim(number, SavedState(files=(tensors, history)))
+    for old_number, old in sorted(states.done().items())[:-STATES_KEPT]:
+        storage.delete(states.key(old_number))
         for entry in old.files:
             storage.delete(f"{prefix}/{entry.key}")
 
@@ -73,12 +73,12 @@ def fetch_last(states: Claims[SavedState], folder: Path) -> bool:
     done = states.done()
     if not done:
         return False
-    epoch = max(done)
+    number = max(done)
     try:
-        for name, entry in zip(STATE_FILES, done[epoch].files, strict=True):
+        for name, entry in zip(STATE_FILES, done[number].files, strict=True):
             data = read_file(states.storage, states.prefix, entry, "remove it to train from the start")
             (folder / name).write_bytes(data)
     except InputError:
-        states.require(epoch, "does another process train the same model? Run again")
+        states.require(number, "does another process train the same model? Run again")
         raise
     return True

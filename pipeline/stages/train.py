@@ -14,7 +14,6 @@ from pipeline.model.model import RetrievalModel
 from pipeline.model.results import training_metrics
 from pipeline.model.training import (
     VALIDATION_CUTOFF,
-    EpochReport,
     Ranks,
     TrainingState,
     fit,
@@ -52,8 +51,8 @@ def train_rank(
 ) -> float:
     """Train as one of the ranks, from the state in `state_folder`, or from the start without one.
 
-    Returns the hit rate of popularity on the validation users. `report` is called with the state and this hit rate
-    after each epoch. Raises InputError when no user has two events.
+    Returns the hit rate of popularity on the validation users. `report` is called with the state and this hit rate, as
+    `fit` calls `on_state`. Raises InputError when no user has two events.
     """
     torch.set_num_threads(settings.train.threads_per_worker)
     data = read_training_data(night, settings, ranks, device)
@@ -84,8 +83,12 @@ def remove_states(night: Night) -> None:
         night.storage.delete(info.key)
 
 
-def progress_line(report: EpochReport, popularity: float, max_epochs: int) -> str:
-    """The log line of an epoch."""
+def progress_line(state: TrainingState, popularity: float, max_epochs: int) -> str:
+    """The log line of a state: of the epoch that ended, or of the one under way."""
+    if state.progress.num_steps:
+        loss = state.progress.loss_sum / max(state.progress.num_positions, 1)
+        return f"epoch {len(state.history) + 1}: {state.progress.num_steps} steps are done, loss {loss:.3f}"
+    report = state.history[-1]
     return (
         f"epoch {report.epoch} of at most {max_epochs}: loss {report.loss:.3f}, HR@{VALIDATION_CUTOFF} "
         f"{report.hit_rate:.4f} (popularity {popularity:.4f}), {report.num_positions / report.seconds:,.0f} "

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -14,21 +15,25 @@ from pipeline.distributed import train
 from pipeline.distributed.runner import RayRunner
 from pipeline.io.checkpoint import load_model, read_metrics
 from pipeline.io.storage import open_storage
+from pipeline.model.training import TrainingState
 from pipeline.stages import train as stage
 from tests.stages.test_train import prepared
 
 
 def worker_that_dies_once(config: dict[str, Any]) -> None:
-    """The real worker, but rank 1 is killed once in its second epoch; records [rank, finished epochs] at each start."""
+    """The real worker, but rank 1 is killed once, at its third state within the second epoch.
+
+    Records [rank, finished epochs, whether it is within an epoch] at each start.
+    """
     real_fit, root = stage.fit, Path(config["night"].storage.uri)
 
     def fit(state, data, settings, ranks, on_epoch):
         with (root / "starts").open("a") as file:
-            file.write(json.dumps([ranks.rank, len(state.history)]) + "\n")
+            file.write(json.dumps([ranks.rank, len(state.history), state.progress.num_steps > 0]) + "\n")
 
         def report(state):
-            if ranks.rank == 1 and len(state.history) == 2 and not (root / "killed").exists():
-                wait_for_saved_state(root / "training")
+            if ranks.rank == 1 and second_epoch(state) == 3 and not (root / "killed").exists():
+                wait_for_saved_state(root / "training", state.number - 1)
                 (root / "killed").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             on_epoch(state)
@@ -39,26 +44,32 @@ def worker_that_dies_once(config: dict[str, Any]) -> None:
     real_worker(config)
 
 
-def wait_for_saved_state(folder: Path) -> None:
-    """Wait until Ray Train has registered a reported checkpoint, which takes it a moment."""
+def second_epoch(state: TrainingState) -> int:
+    """The number of steps that are done of the second epoch; 0 outside it."""
+    return state.progress.num_steps if len(state.history) == 1 else 0
+
+
+def wait_for_saved_state(folder: Path, number: int) -> None:
+    """Wait until Ray Train has registered the state with this number, which takes it a moment."""
     for _ in range(600):
-        if any("checkpoint_" in path.read_text() for path in folder.glob("*/checkpoint_manager_snapshot.json")):
-            return
+        for path in folder.glob("*/checkpoint_manager_snapshot.json"):
+            if re.search(rf'"number\W+{number}\b', path.read_text()):
+                return
         time.sleep(0.1)
-    raise TimeoutError(f"no checkpoint in {folder} after a minute")
+    raise TimeoutError(f"no state {number} in {folder} after a minute")
 
 
 real_worker = train._train_worker
 
 
 @pytest.mark.ray
-def test_when_a_worker_is_killed_training_resumes_from_the_last_epoch(local_ray, tmp_path, monkeypatch):
-    night, settings = prepared(tmp_path)
+def test_when_a_worker_is_killed_training_resumes_within_the_epoch(local_ray, tmp_path, monkeypatch):
+    night, settings = prepared(tmp_path, ["train.steps_between_states=1"])
     monkeypatch.setattr(train, "_train_worker", worker_that_dies_once)
     runner = RayRunner(settings)
     stage.train_checkpoint(runner, night, settings)
     starts = sorted(json.loads(line) for line in (tmp_path / "starts").read_text().splitlines())
-    assert starts == [[0, 0], [0, 1], [1, 0], [1, 1]], "both resumed after the first epoch"
+    assert starts == [[0, 0, False], [0, 1, True], [1, 0, False], [1, 1, True]], "both resumed in the second epoch"
     metrics = read_metrics(night.storage, night.checkpoint)
     assert [report.epoch for report in metrics.history] == [1, 2, 3]
     assert metrics.validation_hit_rate > 1.3 * metrics.popularity_hit_rate > 0

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -158,14 +159,17 @@ def test_a_manifest_without_one_of_the_files_is_refused(night, read, name):
 
 
 def test_a_saved_training_run_goes_on_as_if_it_had_never_stopped(tmp_path):
-    settings = TrainSettings(max_epochs=2, batch_size=32, num_negatives=16, learning_rate=5e-3, weight_decay=0.01)
-    data = training_data(settings, num_users=60)
+    settings = TrainSettings(
+        max_epochs=2, batch_size=32, num_negatives=16, learning_rate=5e-3, weight_decay=0.01, steps_between_states=1
+    )
+    data = replace(training_data(settings, num_users=60), steps=3)
     whole = start(settings)
-    fit(whole, data, settings, Ranks(), lambda state: save_state(tmp_path, state) if len(state.history) == 1 else None)
+    fit(whole, data, settings, Ranks(), lambda state: save_state(tmp_path, state) if state.number == 4 else None)
     torch.manual_seed(99)
     resumed = start(settings.model_copy(update={"seed": 5}))
     load_state(tmp_path, resumed)
     assert [entry.epoch for entry in resumed.history] == [1]
+    assert (resumed.number, resumed.progress.num_steps) == (4, 1), "in the second epoch"
     assert read_history(tmp_path) == resumed.history
     for name, value in read_best_weights(tmp_path).items():
         assert torch.equal(value, resumed.best_weights[name])

@@ -17,7 +17,7 @@ from pipeline.model.training import (
     average_gradients,
     fit,
     popular_hit_rate,
-    train_epoch,
+    train_steps,
 )
 from pipeline.settings import TrainSettings
 from tests.model.planted import NUM_ITEMS, SMALL_MODEL, SMALL_MOL, start, training_data
@@ -151,17 +151,17 @@ def test_the_softmax_is_taken_in_float32_over_tiles_of_bounded_size(monkeypatch,
     assert max(sizes) <= max(tile_pairs, settings.num_negatives)
 
 
-def test_the_loss_of_an_epoch_is_the_mean_over_its_targets():
+def test_the_loss_of_some_steps_is_the_sum_over_their_targets():
     settings = SETTINGS.model_copy(update={"learning_rate": 1e-30})
     data = training_data(settings, num_users=40)
     state = start(settings)
     batches = list(epoch_batches(data.windows, data.steps, seed=0, epoch=1, rank=0))
     torch.manual_seed(9)
-    loss, num_targets = train_epoch(state, batches, settings, Ranks())
+    loss_sum, num_targets = train_steps(state, batches, settings, Ranks())
     torch.manual_seed(9)
     sums, counts = zip(*(accumulate_gradients(state.model, batch, settings) for batch in batches), strict=True)
     assert num_targets == sum(counts) == data.windows.num_targets
-    assert loss == pytest.approx(sum(sums).item() / num_targets)
+    assert loss_sum == pytest.approx(sum(sums).item())
 
 
 def test_weights_without_a_gradient_decay_by_learning_rate_times_weight_decay():
@@ -201,23 +201,24 @@ def test_two_processes_with_the_same_data_report_what_one_does_on_twice_as_many_
     assert rates[0] == rates[1] > 0
 
 
-def test_a_run_that_stopped_goes_on_as_if_it_had_not():
-    data = training_data(SETTINGS, num_users=60)
-    whole, stopped = start(SETTINGS), start(SETTINGS)
-    fit(whole, data, SETTINGS, Ranks(), no_report)
+@pytest.mark.parametrize("ranks", [Ranks(), Twins(world_size=2)], ids=["alone", "two"])
+@pytest.mark.parametrize("steps_between_states", [1_000, 2])
+def test_a_run_that_stopped_at_any_state_goes_on_as_if_it_had_not(steps_between_states, ranks):
+    """With 2 steps between states, each epoch of 5 steps pauses twice."""
+    settings = SETTINGS.model_copy(update={"max_epochs": 2, "steps_between_states": steps_between_states})
+    data = replace(training_data(settings, num_users=60), steps=5)
+    whole = start(settings)
     saved: list[TrainingState] = []
-
-    def stop(state: TrainingState) -> None:
-        saved.append(copy.deepcopy(state))
-        raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        fit(stopped, data, SETTINGS, Ranks(), stop)
-    torch.manual_seed(12345)  # whatever happened in between
-    fit(saved[0], data, SETTINGS, Ranks(), no_report)
-    for left, right in zip(weights(whole), weights(saved[0]), strict=True):
-        assert torch.equal(left, right)
-    assert [report.loss for report in whole.history] == [report.loss for report in saved[0].history]
+    fit(whole, data, settings, ranks, lambda state: saved.append(copy.deepcopy(state)))
+    within_epoch = [state.progress.num_steps for state in saved]
+    assert within_epoch == ([0, 0] if steps_between_states > 5 else [2, 4, 0] * 2)
+    assert [state.number for state in saved] == list(range(1, len(saved) + 1))
+    for state in saved:
+        torch.manual_seed(12345)  # whatever happened in between
+        fit(state, data, settings, ranks, no_report)
+        for left, right in zip(weights(whole), weights(state), strict=True):
+            assert torch.equal(left, right)
+        assert [report.loss for report in whole.history] == [report.loss for report in state.history]
 
 
 def report(epoch: int, hit_rate: float, users: int = 10, loss: float = 1.0) -> EpochReport:

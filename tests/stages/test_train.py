@@ -114,11 +114,11 @@ def test_a_local_training_that_was_killed_goes_on_to_the_same_weights(tmp_path, 
     epochs: list[int] = []
     real_line, real_keep = local_training.progress_line, local_training.keep_best
 
-    def line(report, popularity, max_epochs):
-        epochs.append(report.epoch)
+    def line(state, popularity, max_epochs):
+        epochs.append(state.history[-1].epoch)
         if epochs == [1, 2, 3]:
             raise KeyboardInterrupt
-        return real_line(report, popularity, max_epochs)
+        return real_line(state, popularity, max_epochs)
 
     monkeypatch.setattr(local_training, "progress_line", line)
     with pytest.raises(KeyboardInterrupt):
@@ -146,7 +146,7 @@ class OvertakenStorage(LocalStorage):
 
     def create(self, key: str, data: bytes) -> bool:
         created = super().create(key, data)
-        if key.endswith(f"epoch-{self.epoch:05d}.json"):
+        if key.endswith(f"state-{self.epoch:05d}.json"):
             for info in self.list("training/"):
                 self.delete(info.key)
         return created

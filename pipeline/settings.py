@@ -129,6 +129,8 @@ class PrepareSettings(Config):
     max_bad_share: Share = 0.01  # of all rows; above it the log is refused
     max_orphan_share: Share = 0.05  # of events, on items that are not in the catalogue; above it the log is refused
     rows_per_task: PositiveInt = 1_000_000  # bounds the memory of one task
+    # Keep what was read of each ds= partition, below <root>/read, so that the next night reads the new ones only.
+    keep_partitions: bool = True
 
 
 class MolSettings(Config):
@@ -338,7 +340,7 @@ class Settings(Config):
         if self.train.num_workers > self.output.num_buckets:
             raise ValueError(
                 f"train.num_workers ({self.train.num_workers}) must be at most output.num_buckets "
-                f"({self.output.num_buckets}): each worker trains on user buckets of its own"
+                f"({self.output.num_buckets}): each worker trains on buckets of its own"
             )
         return self
 

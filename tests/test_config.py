@@ -134,7 +134,7 @@ def test_a_day_may_be_written_plain_or_quoted():
         ),
         (
             ["train.num_workers=9"],
-            "train.num_workers (9) must be at most output.num_buckets (8): each worker trains on user buckets of its own",
+            "train.num_workers (9) must be at most output.num_buckets (8): each worker trains on buckets of its own",
         ),
         (["cluster.gpus_per_actor=1.5"], "1.5: give a share of one GPU, or a whole number of GPUs"),
         (

@@ -68,6 +68,12 @@ class Period:
         end = ((ds - EPOCH).days + 1) * DAY_US
         return cls(end - lookback_days * DAY_US, end + HOUR_US, is_partitioned)
 
+    @classmethod
+    def of_partition(cls, day: date) -> "Period":
+        """All times that a row of this partition can have: what is older came late."""
+        end = ((day - EPOCH).days + 1) * DAY_US
+        return cls(int(np.iinfo(np.int64).min), end + HOUR_US, is_partitioned=True)
+
 
 @dataclass(frozen=True)
 class Cleaned:

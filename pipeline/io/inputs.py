@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +84,11 @@ class Log(Files):
     source_file: str = ""
     is_partitioned: bool = False  # its files are in ds= partitions
 
-    def until(self, ds: date) -> "Log":
-        """Cut a partitioned log after the partition of `ds`. Raises InputError when there is no partition `ds`."""
+    def until(self, ds: date, lookback_days: int) -> "Log":
+        """Keep the partitions of the last `lookback_days` until `ds`, and of the day before, whose clock may be ahead.
+
+        A log without partitions stays whole. Raises InputError when there is no partition `ds`.
+        """
         if not self.is_partitioned:
             return self
         days = [day for file in self.files if (day := day_of(file.key)) is not None]
@@ -93,7 +96,8 @@ class Log(Files):
             raise InputError(
                 f"log.uri {self.uri}: no partition ds={ds.isoformat()}; the newest is ds={max(days).isoformat()}"
             )
-        files = tuple(file for file, day in zip(self.files, days, strict=True) if day <= ds)
+        oldest = ds - timedelta(days=min(lookback_days, (ds - date.min).days))
+        files = tuple(file for file, day in zip(self.files, days, strict=True) if oldest <= day <= ds)
         return replace(self, files=files)
 
 

@@ -48,7 +48,7 @@ class Recipe:
 
 def _of_histories(settings: Settings) -> dict[str, Any]:
     return {
-        "prepare": settings.prepare.model_dump(mode="json", exclude={"rows_per_task"}),
+        "prepare": settings.prepare.model_dump(mode="json", exclude={"rows_per_task", "keep_partitions"}),
         "split": settings.split.model_dump(mode="json"),
         "num_buckets": settings.output.num_buckets,
         "items": settings.items.model_dump(mode="json", exclude={"uri"}),
@@ -102,7 +102,9 @@ def open_night(settings: Settings, ds: date | None = None) -> Night:
     """
     log = list_log(settings)
     day = newest_day(log) if ds is None else ds
-    inputs = Inputs(day, log.until(day), list_items(settings, day), list_queries(settings, day))
+    inputs = Inputs(
+        day, log.until(day, settings.prepare.lookback_days), list_items(settings, day), list_queries(settings, day)
+    )
     return name_night(open_storage(settings.root), settings, inputs)
 
 

@@ -1,6 +1,6 @@
 """Read the files of a log: check all their columns first, then read rows, a bounded number at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -76,8 +76,23 @@ def newest_day(log: Log) -> date:
 def check_columns(log: Log) -> LogColumns:
     """Read the header or footer of every file. Raises InputError that names the file and the column when a column is
     missing, has a type that cannot be read, or has another type than in the first file."""
+    return join_columns(log, read_columns(log, log.files))
+
+
+def read_columns(log: Log, files: Sequence[ObjectInfo]) -> list[FileColumns]:
+    """Read the header or footer of some files of the log.
+
+    Raises InputError that names the file and the column when a column is missing or has a type that cannot be read.
+    """
     with ThreadPoolExecutor(READERS) as pool:
-        heads = list(pool.map(lambda file: _head(log, file), log.files))
+        return list(pool.map(lambda file: _head(log, file), files))
+
+
+def join_columns(log: Log, heads: Sequence[FileColumns]) -> LogColumns:
+    """The columns of a log, from those of its files.
+
+    Raises InputError that names the file and the column when a column has another type than in the first file.
+    """
     first = heads[0]
     for file, head in zip(log.files, heads, strict=True):
         for name in first.types.keys() | head.types.keys():

@@ -43,7 +43,7 @@ def test_partitions_up_to_the_day_are_listed_in_order(tmp_path):
     (lake / "ds=2026-11-20" / "_SUCCESS").touch()
     (lake / "ds=2026-11-20" / ".part-0.parquet.crc").touch()
     settings = settings_for(tmp_path, lake)
-    keys = [file.key for file in list_log(settings).until(DS).files]
+    keys = [file.key for file in list_log(settings).until(DS, 3_650).files]
     assert keys == ["ds=2026-11-19/part-0.parquet", "ds=2026-11-20/part-0.parquet"]
     assert newest_day(list_log(settings)) == date(2026, 11, 21)
     assert len(list_log(settings).files) == 3
@@ -85,7 +85,7 @@ def test_a_file_of_zero_bytes_is_refused(tmp_path):
 def test_a_day_without_a_partition_is_refused(tmp_path):
     write(tmp_path / "lake" / "ds=2026-11-20" / "a.parquet", events())
     with pytest.raises(InputError, match="no partition ds=2026-11-25; the newest is ds=2026-11-20"):
-        list_log(settings_for(tmp_path, tmp_path / "lake")).until(date(2026, 11, 25))
+        list_log(settings_for(tmp_path, tmp_path / "lake")).until(date(2026, 11, 25), 3_650)
     write(tmp_path / "lake" / "ds=yesterday" / "a.parquet", events())
     with pytest.raises(InputError, match="ds=yesterday is no day"):
         list_log(settings_for(tmp_path, tmp_path / "lake"))
@@ -242,7 +242,7 @@ def test_a_log_on_s3_is_read_like_a_folder(s3_uri, tmp_path):
     storage.create("lake/ds=2026-11-20/a.parquet", data)
     settings = settings_for(tmp_path, f"{s3_uri}/lake")
     assert newest_day(list_log(settings)) == DS
-    log = list_log(settings).until(DS)
+    log = list_log(settings).until(DS, 3_650)
     (rows,) = read_rows(log, log.files[0], (0,), ("item_id",))
     assert rows.table["item_id"].to_pylist() == ["i0", "i1", "i0", "i1"]
     one_file = list_log(settings_for(tmp_path, f"{s3_uri}/lake/ds=2026-11-20/a.parquet"))

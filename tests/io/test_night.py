@@ -38,6 +38,7 @@ SECTIONS = {
 }
 KEYS = {
     "prepare.rows_per_task": NOTHING,
+    "prepare.keep_partitions": NOTHING,
     "output.num_buckets": EVERYTHING,
     "search.target_recall": NOTHING,
     "items.live_statuses": EVERYTHING,

@@ -18,7 +18,7 @@ from pipeline.distributed.runner import RayRunner
 from pipeline.errors import InfrastructureError, InputError
 from pipeline.io.artifacts import require_manifest
 from pipeline.io.histories import bucket_claims, items_claims, read_bucket, read_items
-from pipeline.io.inputs import list_log
+from pipeline.io.inputs import day_of
 from pipeline.io.night import Night, open_night
 from pipeline.io.rows import check_columns
 from pipeline.io.simulated import write_simulated_log
@@ -27,6 +27,7 @@ from pipeline.settings import Settings
 from pipeline.stages.local import LocalRunner
 from pipeline.stages.prepare import tasks
 from pipeline.stages.prepare.job import Piece, cut_pieces
+from pipeline.stages.prepare.parts import parts_of
 from pipeline.stages.prepare.passes import open_job, prepare
 from pipeline.stages.prepare.segments import read_segment, remove_scratch, write_segments
 from pipeline.stages.runner import Runner
@@ -284,8 +285,8 @@ class Overtaken(LocalRunner):
     ("label", "number"), [("reading the log", 1), ("writing histories", 0), ("writing histories", 1)]
 )
 def test_a_run_whose_scratch_another_process_has_removed_is_worth_a_retry(tmp_path, label, number):
-    whole = run(simulated(tmp_path / "whole", prepare={"rows_per_task": 800}))[1].files
-    settings = simulated(tmp_path / "overtaken", prepare={"rows_per_task": 800})
+    whole = run(simulated(tmp_path / "whole", prepare={"rows_per_task": 800, "keep_partitions": False}))[1].files
+    settings = simulated(tmp_path / "overtaken", prepare={"rows_per_task": 800, "keep_partitions": False})
     with pytest.raises(InfrastructureError, match="removed before it was read; run again"):
         run(settings, runner=Overtaken(settings, label, number))
     assert run(settings)[1].files == whole
@@ -309,8 +310,67 @@ def counted(function: Callable, calls: list) -> Callable:
 
 
 def cut_pieces_of(settings: Settings) -> list[tuple[Piece, ...]]:
-    log = list_log(settings).until(date(2026, 11, 20))
-    return cut_pieces(log, check_columns(log), settings.prepare.rows_per_task)
+    night = open_night(settings, date(2026, 11, 20))
+    columns = check_columns(night.inputs.log)
+    return [
+        pieces
+        for part in parts_of(night, settings)
+        for pieces in cut_pieces(night.inputs.log, columns, part, settings.prepare.rows_per_task)
+    ]
+
+
+@pytest.mark.parametrize("has_catalogue", [True, False])
+@pytest.mark.parametrize("lookback_days", [3, 3_650])
+def test_a_night_reads_what_is_new_and_leaves_what_a_night_that_reads_all_leaves(
+    tmp_path, monkeypatch, lookback_days, has_catalogue
+):
+    """Eight nights, of which each reads one partition, although each partition brings late events."""
+    simulated(tmp_path)
+    (lake,) = tmp_path.glob("simulated/*")
+    items = {"items": {"uri": str(next(lake.glob("items-*.parquet")))}} if has_catalogue else {}
+    sections = {"prepare": {"rows_per_task": 300, "lookback_days": lookback_days, "max_bad_share": 1.0}} | items
+    days = [date(2026, 11, 13) + timedelta(days=day) for day in range(8)]
+    read: set[str] = set()
+    real_rows = tasks.read_rows
+
+    def read_rows(log, file, row_groups, names):
+        read.add(file.key.partition("/")[0])
+        return real_rows(log, file, row_groups, names)
+
+    monkeypatch.setattr(tasks, "read_rows", read_rows)
+    nightly = settings_for(tmp_path / "nightly", lake / "log", **sections)
+    for number, day in enumerate(days):
+        read.clear()
+        _, manifest = run(nightly, day)
+        assert read == {f"ds={day}"}
+        read.clear()
+        _, expected = run(settings_for(tmp_path / f"whole-{day}", lake / "log", **sections), day)
+        assert len(read) == min(number, lookback_days) + 1
+        assert [file.sha256 for file in manifest.files] == [file.sha256 for file in expected.files]
+        assert manifest.counts == expected.counts
+    assert manifest.counts["late_rows"] > 0
+    kept = {day_of(info.key) for info in open_storage(nightly.root).list("read/")}
+    assert kept == set(days[-lookback_days - 1 :]), "what is older than the lookback is gone"
+
+
+def test_a_partition_that_has_changed_is_read_again_and_no_other(tmp_path, monkeypatch):
+    def on_day(day: int, number: int) -> pa.Table:
+        return events(number, event_ts=pa.array([NOON - timedelta(days=20 - day)] * number))
+
+    for day in (18, 19, 20):
+        write(tmp_path / "lake" / f"ds=2026-11-{day}" / "a.parquet", on_day(day, 30))
+    settings = settings_for(tmp_path, tmp_path / "lake")
+    run(settings)
+    write(tmp_path / "lake" / "ds=2026-11-19" / "b.parquet", on_day(19, 10))
+    read: list[object] = []
+    monkeypatch.setattr(tasks, "read_rows", counted(tasks.read_rows, read))
+    _, manifest = run(settings)
+    assert len(read) == 2, "both files of the partition"
+    assert manifest.counts["rows_read"] == 100
+    other = settings.model_copy(update={"root": str(tmp_path / "other")})
+    assert [file.sha256 for file in run(other)[1].files] == [file.sha256 for file in manifest.files]
+    kept = {tuple(info.key.split("/")[1:4]) for info in open_storage(settings.root).list("read/")}
+    assert len(kept) == 3, "one version of each partition"
 
 
 def test_a_task_has_some_row_groups_of_some_files(tmp_path):

@@ -12,19 +12,28 @@ from pipeline.io.parquet import read_parquet_bytes
 from pipeline.io.rows import LogColumns
 from pipeline.io.storage.base import Storage
 from pipeline.settings import Settings
-from pipeline.stages.prepare.segments import scratch_prefix
+from pipeline.stages.prepare.parts import Part
 
 TEXT_ROW_BYTES = 32  # bytes per row of a text file: a guess
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of one log file: some row groups of a Parquet file, or a whole text file."""
+    """A piece of one log file: some row groups of a Parquet file, or a whole text file."""
 
-    file: int  # index into `log.files`
+    file: int  # index into the files of its part
     first_row: int
     row_groups: tuple[int, ...] | None  # None: a text file
     num_rows: int  # a guess for a text file
+
+
+@dataclass(frozen=True)
+class MapTask:
+    """A task of the first pass; tasks of a part are numbered from 0."""
+
+    part: Part
+    number: int
+    pieces: tuple[Piece, ...]
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,7 @@ class Job:
     night: Night
     settings: Settings
     columns: LogColumns
+    parts: tuple[Part, ...]
 
     @property
     def storage(self) -> Storage:
@@ -42,11 +52,6 @@ class Job:
     @property
     def log(self) -> Log:
         return self.night.inputs.log
-
-    @property
-    def map_scratch(self) -> str:
-        """The prefix that the first pass writes below, one per task size: tasks of two sizes must not be mixed."""
-        return f"{scratch_prefix(self.night.histories)}/rows-{self.settings.prepare.rows_per_task}"
 
 
 def read_catalogue(items: Files, item_type: pa.DataType) -> pa.Table:
@@ -65,10 +70,11 @@ def read_catalogue(items: Files, item_type: pa.DataType) -> pa.Table:
     return index_catalogue(catalogue, item_type, items.uri)
 
 
-def cut_pieces(log: Log, columns: LogColumns, rows_per_task: int) -> list[tuple[Piece, ...]]:
-    """Cut the log, in its order, into tasks of about `rows_per_task` rows; row groups and text files stay whole."""
+def cut_pieces(log: Log, columns: LogColumns, part: Part, rows_per_task: int) -> list[tuple[Piece, ...]]:
+    """Cut a part, in its order, into tasks of about `rows_per_task` rows; row groups and text files stay whole."""
     pieces = []
-    for number, (file, group_rows) in enumerate(zip(log.files, columns.group_rows, strict=True)):
+    of_part = slice(part.first_file, part.first_file + part.num_files)
+    for number, (file, group_rows) in enumerate(zip(log.files[of_part], columns.group_rows[of_part], strict=True)):
         if log.source.format == "csv":
             pieces.append(Piece(number, 0, None, file.size // TEXT_ROW_BYTES))
         first = 0

@@ -4,7 +4,10 @@ Memory does not grow with the log: a task holds `rows_per_task` rows or one buck
 index and counts. A rerun after a crash does only the tasks that are not done.
 """
 
+import logging
 from collections import Counter
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -16,28 +19,32 @@ from pipeline.data.availability import is_eligible
 from pipeline.data.cleaning import REJECTED
 from pipeline.data.columns import DistinctIds, Mask
 from pipeline.errors import InputError
-from pipeline.io.artifacts import write_file
+from pipeline.io.artifacts import READERS, write_file
 from pipeline.io.night import Night
 from pipeline.io.parquet import write_parquet_bytes
-from pipeline.io.rows import check_columns
 from pipeline.settings import Settings
-from pipeline.stages.prepare.job import Job, cut_pieces, read_catalogue
+from pipeline.stages.prepare.job import Job, MapTask, cut_pieces, read_catalogue
+from pipeline.stages.prepare.parts import columns_of, parts_of, remove_old
 from pipeline.stages.prepare.report import Prepared, check_bad_share, check_orphans, write_histories
 from pipeline.stages.prepare.segments import (
     MapResult,
     Segment,
     add_rejected,
+    map_claims,
     read_segment,
     remove_scratch,
     scratch_prefix,
 )
-from pipeline.stages.prepare.tasks import map_pieces, reduce_bucket
+from pipeline.stages.prepare.tasks import map_pieces, oldest_visible, reduce_bucket, within_lookback
 from pipeline.stages.runner import Runner
+
+log = logging.getLogger("nightrails")
 
 
 def open_job(night: Night, settings: Settings) -> Job:
     """Check the columns of every file of the log. Raises InputError for a file that cannot be read."""
-    return Job(night, settings, check_columns(night.inputs.log))
+    parts = parts_of(night, settings)
+    return Job(night, settings, columns_of(night.inputs.log, parts, night.storage), tuple(parts))
 
 
 def prepare(runner: Runner, job: Job) -> Manifest:
@@ -59,6 +66,7 @@ def prepare(runner: Runner, job: Job) -> Manifest:
     check_orphans(log, job.settings, prepared.counts, prepared.rejected)
     manifest = write_histories(night, job.settings, job.columns, prepared)
     remove_scratch(night.storage, night.histories)
+    remove_old(night, job.settings, job.parts)
     return manifest
 
 
@@ -69,34 +77,62 @@ class Mapped:
     counts: Counter[str]
     rejected: pa.Table  # the first bad rows of each reason
     item_ids: pa.Array  # distinct, ascending; empty with a catalogue
-    segments: dict[int, list[Segment]]  # by bucket, in the order of the log
+    segments: dict[
+        int, list[tuple[int, Segment]]
+    ]  # by bucket, in the order of the log; each with its part's first file
 
 
 def _first_pass(runner: Runner, job: Job) -> Mapped:
     """Run the first pass and add up the results as they come. Raises InputError for too many bad rows."""
-    tasks = cut_pieces(job.log, job.columns, job.settings.prepare.rows_per_task)
-    results: dict[int, MapResult] = {}
+    results: dict[tuple[int, int], MapResult] = {}  # by (first file of the part, number of the task)
     ids = DistinctIds(job.columns.item_type)
     counts: Counter[str] = Counter()
     rejected = REJECTED.empty_table()
     num_rows = sum(sum(rows) for rows in job.columns.group_rows)  # 0 for text files, which do not say
-    arguments = [(job, number, pieces) for number, pieces in enumerate(tasks)]
-    with closing(runner.run_tasks("reading the log", map_pieces, arguments)) as finished:
-        for number, result in finished:
-            results[number] = result
+    with closing(_map_results(runner, job)) as finished:
+        for task, result in finished:
+            results[task.part.first_file, task.number] = result
             counts.update(result.counts)
-            for segment in result.item_ids:
-                ids.add(read_segment(job.storage, segment)["item_id"].combine_chunks())
-            rejected = add_rejected(job.storage, rejected, result.rejected)
+            if job.night.inputs.items is None:
+                for item_ids in _item_ids(job, result):
+                    ids.add(item_ids)
+            rejected = add_rejected(job.storage, rejected, result.rejected, task.part.first_file)
             if num_rows:  # a log with too many bad rows is refused before its end is read
                 check_bad_share(job.log, job.settings, counts, rejected, num_rows)
     item_ids = ids.ascending()
     check_bad_share(job.log, job.settings, counts, rejected, counts["rows_read"])
-    segments: dict[int, list[Segment]] = {}
-    for _, result in sorted(results.items()):
+    segments: dict[int, list[tuple[int, Segment]]] = {}
+    for (first_file, _), result in sorted(results.items(), key=lambda entry: entry[0]):
         for bucket, segment in result.buckets:
-            segments.setdefault(bucket, []).append(segment)
+            segments.setdefault(bucket, []).append((first_file, segment))
     return Mapped(counts, rejected, item_ids, segments)
+
+
+def _map_results(runner: Runner, job: Job) -> Generator[tuple[MapTask, MapResult], None, None]:
+    """Yield each task of the first pass with its result: first those that are done, then the others as they finish."""
+    rows_per_task = job.settings.prepare.rows_per_task
+    tasks = [
+        MapTask(part, number, pieces)
+        for part in job.parts
+        for number, pieces in enumerate(cut_pieces(job.log, job.columns, part, rows_per_task))
+    ]
+    with ThreadPoolExecutor(READERS) as pool:
+        done = list(pool.map(lambda task: map_claims(job.storage, task.part.prefix).read(task.number), tasks))
+    missing = [task for task, result in zip(tasks, done, strict=True) if result is None]
+    if len(missing) < len(tasks):
+        log.info("   %d of %d tasks of reading the log are done already", len(tasks) - len(missing), len(tasks))
+    yield from ((task, result) for task, result in zip(tasks, done, strict=True) if result is not None)
+    yield from runner.run_tasks("reading the log", map_pieces, [(job, task) for task in missing])
+
+
+def _item_ids(job: Job, result: MapResult) -> Iterator[pa.Array]:
+    """The items of a task's events that the night may see, with repeats."""
+    if result.oldest_ts >= oldest_visible(job):
+        for segment in result.item_ids:
+            yield read_segment(job.storage, segment)["item_id"].combine_chunks()
+        return
+    for _, segment in result.buckets:
+        yield within_lookback(read_segment(job.storage, segment), job)["item_id"].combine_chunks()
 
 
 def _second_pass(runner: Runner, job: Job, mapped: Mapped, catalogue: pa.Table, eligible: Mask) -> Prepared:

@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.artifacts import Artifact, FileEntry
 from pipeline.config import Config
@@ -29,9 +30,10 @@ class MapResult(Config):
     """The result of one task of the first pass."""
 
     buckets: tuple[tuple[int, Segment], ...]  # (bucket, its rows), in the order of the log
-    item_ids: tuple[Segment, ...]  # empty with a catalogue
+    item_ids: tuple[Segment, ...]
     rejected: Segment | None  # the first bad rows of each reason
     counts: dict[str, int]  # number of rows: read, late, kept, and rejected by reason
+    oldest_ts: int  # of its events, in µs since 1970
 
     @property
     def segments(self) -> list[Segment]:
@@ -104,11 +106,18 @@ def read_segment(storage: Storage, segment: Segment) -> pa.Table:
         return reader.read_all()
 
 
-def add_rejected(storage: Storage, rejected: pa.Table, segment: Segment | None) -> pa.Table:
+def renumbered(rows: pa.Table, first_file: int) -> pa.Table:
+    """The rows of a part whose files are numbered from 0, with the numbers of the whole log's files."""
+    column = rows.column_names.index("file")
+    files = pc.add(rows["file"], pa.scalar(first_file, pa.int32()))
+    return rows.set_column(column, rows.field(column), files)
+
+
+def add_rejected(storage: Storage, rejected: pa.Table, segment: Segment | None, first_file: int = 0) -> pa.Table:
     """Add the bad rows of a task to `rejected`, those of the tasks before it, and keep the first of each reason."""
     if segment is None:
         return rejected
-    tables = [rejected, read_segment(storage, segment)]
+    tables = [rejected, renumbered(read_segment(storage, segment), first_file)]
     return first_rejected(pa.concat_tables(tables), MAX_REJECTED)
 
 

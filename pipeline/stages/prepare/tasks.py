@@ -14,8 +14,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.cleaning import MALFORMED, REJECTED, Cleaned, Period, clean_rows, first_rejected, malformed_lines
-from pipeline.data.columns import DAY_US, EPOCH
+from pipeline.data.cleaning import (
+    MALFORMED,
+    OUT_OF_LOOKBACK,
+    REJECTED,
+    Cleaned,
+    Period,
+    clean_rows,
+    first_rejected,
+    malformed_lines,
+)
+from pipeline.data.columns import DAY_US, EPOCH, NEWEST_US
 from pipeline.data.histories import user_bucket
 from pipeline.data.lists import Int64
 from pipeline.data.splitting import clean_bucket, item_counts
@@ -26,7 +35,8 @@ from pipeline.io.parquet import read_parquet_bytes
 from pipeline.io.rows import read_rows
 from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import ObjectNotFoundError
-from pipeline.stages.prepare.job import Job, Piece, event_table
+from pipeline.stages.prepare.job import Job, MapTask, Piece, event_table
+from pipeline.stages.prepare.parts import Part
 from pipeline.stages.prepare.segments import (
     MAX_REJECTED,
     MapResult,
@@ -35,35 +45,36 @@ from pipeline.stages.prepare.segments import (
     map_claims,
     read_segment,
     reduce_claims,
+    renumbered,
     write_segments,
 )
 
 ROWS_READ, LATE = "rows_read", "late"
 
 
-def map_pieces(job: Job, number: int, pieces: tuple[Piece, ...]) -> tuple[int, MapResult]:
-    """Run one task of the first pass: check the rows of the pieces and write the good rows by bucket.
+def map_pieces(job: Job, task: MapTask) -> tuple[MapTask, MapResult]:
+    """Run one task of the first pass: check the rows of its pieces and write the good rows by bucket.
 
-    Returns the task's number and result. Raises InputError for a file that cannot be read.
+    Returns the task and its result. Raises InputError for a file that cannot be read.
     """
-    claims = map_claims(job.storage, job.map_scratch)
-    existing = claims.read(number)
+    claims = map_claims(job.storage, task.part.prefix)
+    existing = claims.read(task.number)
     if existing is not None:
-        return number, existing
-    writer = _SegmentWriter(job, number)
-    for piece in pieces:
-        for cleaned in _clean_piece(job, piece):
+        return task, existing
+    writer = _SegmentWriter(job, task)
+    for piece in task.pieces:
+        for cleaned in _clean_piece(job, task.part, piece):
             writer.add(cleaned)
-    result = claims.claim(number, writer.finish())
+    result = claims.claim(task.number, writer.finish())
     pa.default_memory_pool().release_unused()  # the worker process lives on, without this memory
-    return number, result
+    return task, result
 
 
-def _clean_piece(job: Job, piece: Piece) -> Iterator[Cleaned]:
-    """Read and check a piece, some rows at a time."""
-    period = Period.until(job.night.ds, job.settings.prepare.lookback_days, job.log.is_partitioned)
+def _clean_piece(job: Job, part: Part, piece: Piece) -> Iterator[Cleaned]:
+    """Read and check a piece, some rows at a time; files are numbered within the part."""
+    period = part.period(job.night, job.settings)
     types = (job.columns.user_type, job.columns.item_type)
-    row, file = piece.first_row, job.log.files[piece.file]
+    row, file = piece.first_row, job.log.files[part.first_file + piece.file]
     for raw in read_rows(job.log, file, piece.row_groups, job.columns.names):
         cleaned = clean_rows(_numbered(raw.table, piece.file, row), job.log.source, types, period, MAX_REJECTED)
         row += raw.table.num_rows
@@ -77,9 +88,10 @@ def _clean_piece(job: Job, piece: Piece) -> Iterator[Cleaned]:
 
 
 def reduce_bucket(
-    job: Job, bucket: int, segments: list[Segment], item_ids_key: str
+    job: Job, bucket: int, segments: list[tuple[int, Segment]], item_ids_key: str
 ) -> tuple[int, ReduceResult, Int64, Int64]:
-    """Run one task of the second pass: make the histories of a bucket; the item ids lie at `item_ids_key`.
+    """Run one task of the second pass: make the histories of a bucket from its segments, each with the number of its
+    part's first file; the item ids lie at `item_ids_key`.
 
     Returns the bucket, the result, the bucket's item rows, and their numbers of events: in all, for training, for
     validation, as (3, rows). Raises InfrastructureError when a segment is gone or damaged.
@@ -89,7 +101,9 @@ def reduce_bucket(
     existing = claims.read(bucket)
     if existing is not None:
         return bucket, existing, *item_counts(read_bucket(storage, histories, bucket))
-    events = pa.concat_tables([event_table(job.columns), *(read_segment(storage, segment) for segment in segments)])
+    rows = (renumbered(read_segment(storage, segment), first_file) for first_file, segment in segments)
+    read = pa.concat_tables([event_table(job.columns), *rows])
+    events = within_lookback(read, job)
     clean = clean_bucket(
         events,
         _item_ids(storage.uri, item_ids_key),
@@ -102,30 +116,43 @@ def reduce_bucket(
     if clean.rejected.num_rows:
         (rejected,) = write_segments(storage, claims.prefix, f"rejected-{bucket:05d}.arrows", [clean.rejected])
     file = write_bucket(storage, histories, bucket, clean.bucket)
-    result = claims.claim(bucket, ReduceResult(file=file, rejected=rejected, counts=clean.counts))
+    counts = clean.counts | {OUT_OF_LOOKBACK: read.num_rows - events.num_rows}
+    result = claims.claim(bucket, ReduceResult(file=file, rejected=rejected, counts=counts))
     counted = item_counts(clean.bucket)
-    del events, clean
+    del read, events, clean
     pa.default_memory_pool().release_unused()
     return bucket, result, *counted
+
+
+def within_lookback(events: pa.Table, job: Job) -> pa.Table:
+    """The events that the night may see."""
+    return events.filter(pc.greater_equal(events["event_ts"], oldest_visible(job)))
+
+
+def oldest_visible(job: Job) -> int:
+    """The time, in µs since 1970, from which on the night sees events."""
+    return Period.until(job.night.ds, job.settings.prepare.lookback_days, job.log.is_partitioned).oldest
 
 
 class _SegmentWriter:
     """Collects the clean rows of a task and writes them by bucket, `rows_per_task` rows at a time."""
 
-    def __init__(self, job: Job, number: int) -> None:
-        self._job, self._task = job, f"task-{number:06d}"
+    def __init__(self, job: Job, task: MapTask) -> None:
+        self._job, self._prefix, self._task = job, task.part.prefix, f"task-{task.number:06d}"
         self._waiting: list[pa.Table] = []
         self._num_waiting = self._num_written = 0
         self._buckets: list[tuple[int, Segment]] = []
         self._item_ids: list[Segment] = []
         self._rejected = REJECTED.empty_table()
         self._counts: Counter[str] = Counter()
+        self._oldest_ts = NEWEST_US
 
     def add(self, cleaned: Cleaned) -> None:
         self._counts.update(cleaned.counts)
         self._rejected = pa.concat_tables([self._rejected, cleaned.rejected])
         if self._rejected.num_rows > MAX_REJECTED:
             self._rejected = first_rejected(self._rejected, MAX_REJECTED)
+        self._oldest_ts = min(self._oldest_ts, pc.min(cleaned.events["event_ts"]).as_py() or self._oldest_ts)
         self._waiting.append(cleaned.events)
         self._num_waiting += cleaned.events.num_rows
         if self._num_waiting >= self._job.settings.prepare.rows_per_task:
@@ -138,14 +165,13 @@ class _SegmentWriter:
         rejected = None
         if self._rejected.num_rows:
             first = first_rejected(self._rejected, MAX_REJECTED)
-            (rejected,) = write_segments(
-                self._job.storage, self._job.map_scratch, f"{self._task}-rejected.arrows", [first]
-            )
+            (rejected,) = write_segments(self._job.storage, self._prefix, f"{self._task}-rejected.arrows", [first])
         return MapResult(
             buckets=tuple(self._buckets),
             item_ids=tuple(self._item_ids),
             rejected=rejected,
             counts=dict(self._counts),
+            oldest_ts=self._oldest_ts,
         )
 
     def _write(self) -> None:
@@ -157,14 +183,11 @@ class _SegmentWriter:
         by_bucket = events.take(pa.array(order))
         starts = np.cumsum(sizes) - sizes
         tables = [by_bucket.slice(start, size) for start, size in zip(starts.tolist(), sizes.tolist(), strict=True)]
-        has_catalogue = self._job.night.inputs.items is not None
-        if not has_catalogue:
-            tables.append(pa.table({"item_id": pc.unique(by_bucket["item_id"])}))
+        tables.append(pa.table({"item_id": pc.unique(by_bucket["item_id"])}))
         name = f"{self._task}-{self._num_written:04d}.arrows"
-        segments = write_segments(self._job.storage, self._job.map_scratch, name, tables)
+        segments = write_segments(self._job.storage, self._prefix, name, tables)
         self._num_written += 1
-        if not has_catalogue:
-            self._item_ids.append(segments.pop())
+        self._item_ids.append(segments.pop())
         self._buckets += zip(present.tolist(), segments, strict=True)
 
 

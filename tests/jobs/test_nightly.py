@@ -2,8 +2,10 @@
 
 import os
 import re
-import signal
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -116,8 +118,35 @@ def test_a_night_in_one_process_gives_the_same_table_and_starts_no_ray(published
     assert "Ray" not in local.stderr
 
 
+def test_a_gate_says_no_before_the_search_for_everybody(tmp_path):
+    root = str(tmp_path)
+    ended = run_job("nightly_candidates", root, **LOCAL, **{"gates.min_lift_over_popularity": 1_000.0})
+    assert ended.code == 10
+    assert "lift_over_popularity is" in ended.last_line["error"]
+    assert "── evaluate" in ended.stderr
+    assert "── retrieve" not in ended.stderr
+    assert not list(tmp_path.glob("candidates/*/ds=*"))
+
+
+def test_no_item_that_the_catalogue_hides_is_shown(published):
+    """The simulated catalogue has retired items, and items whose time is over or has not come yet."""
+    (items,) = Path(published.root).glob("simulated/*/items-*.parquet")
+    end_of_day = datetime(2026, 11, 21, tzinfo=UTC)
+    over = pl.col("available_until").fill_null(end_of_day) < end_of_day
+    hidden = pl.read_parquet(items).filter(
+        (pl.col("status") == "retired") | over | (pl.col("available_from") >= end_of_day)
+    )
+    assert hidden.height > 0
+    assert published.table.join(hidden, on="item_id", how="semi").height == 0
+    users = pl.from_arrow(read_latest(published.root, "candidates", table="users"))
+    assert users.filter(pl.col("status") == "ok")["num_rule_filtered"].max() <= hidden.height
+    bots = users.filter(pl.col("reason").str.starts_with("taken for a bot"))
+    assert (bots["status"] == "skipped").all()
+
+
 def test_a_killed_night_resumes_and_yesterdays_table_stays_readable(published):
-    """The driver is killed in the middle of a night with new settings; the same command then finishes the night."""
+    """The driver alone is killed, in the middle of a night with new settings: its Ray ends too, and the same command
+    finishes the night."""
     keys = {"search.k": 15, "corpus.num_shards": 1}
     killed = subprocess.Popen(
         command_line("nightly_candidates", published.root, **keys),
@@ -125,14 +154,15 @@ def test_a_killed_night_resumes_and_yesterdays_table_stays_readable(published):
         stderr=subprocess.PIPE,
         text=True,
         cwd=REPOSITORY,
-        start_new_session=True,
+        env=os.environ | {"NIGHTRAILS_TEST": published.root},
     )
     assert killed.stderr is not None
     for line in killed.stderr:
         if "── retrieve" in line:
             break
-    os.killpg(killed.pid, signal.SIGKILL)
+    killed.kill()
     killed.wait()
+    wait_until_all_ended(f"NIGHTRAILS_TEST={published.root}".encode())
     before = snapshot(f"{published.root}/histories") | snapshot(f"{published.root}/models")
     assert pl.from_arrow(read_latest(published.root, "candidates")).equals(published.table)
     resumed = run_job("nightly_candidates", published.root, **keys)
@@ -143,6 +173,33 @@ def test_a_killed_night_resumes_and_yesterdays_table_stays_readable(published):
     columns = [name for name in shorter.columns if name not in PROVENANCE]
     expected = published.table.filter(pl.col("rank") <= 15).select(columns).sort("user_id", "rank")
     assert shorter.select(columns).sort("user_id", "rank").equals(expected)
+
+
+def wait_until_all_ended(variable: bytes, seconds: float = 60.0) -> None:
+    """Wait until no worker of Ray has this variable in its environment: one that works on would be a second writer.
+
+    Ray's own agents, which do none of our work, stay for some minutes.
+    """
+    give_up = time.monotonic() + seconds
+    while workers := [
+        process for process in processes_with(variable) if re.search(r"ray::(?!\w+Agent)", title_of(process))
+    ]:
+        assert time.monotonic() < give_up, workers
+        time.sleep(0.2)
+
+
+def processes_with(variable: bytes) -> Iterator[Path]:
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            with suppress(OSError):  # it has ended
+                if variable in (process / "environ").read_bytes().split(b"\0"):
+                    yield process
+
+
+def title_of(process: Path) -> str:
+    with suppress(OSError):
+        return (process / "cmdline").read_text()
+    return ""
 
 
 @pytest.mark.s3

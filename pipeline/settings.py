@@ -269,7 +269,8 @@ class ClusterSettings(Config):
     max_stages_per_wave: PositiveInt = 64
     deadline_minutes: PositiveInt = 720
     wait_minutes: Annotated[float, Field(ge=0.0)] = 10.0  # for a node to join when a step does not fit on the cluster
-    no_progress_minutes: PositiveInt = 5  # a search fails when no unit moves for this long
+    # A search fails when no unit moves for this long, or for wait_minutes if that is longer.
+    no_progress_minutes: PositiveInt = 5
 
 
 class OutputSettings(Config):

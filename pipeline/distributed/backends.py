@@ -11,6 +11,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.distributed.cluster import Cluster
 from pipeline.distributed.errors import ray_errors_translated
+from pipeline.errors import InfrastructureError
 from pipeline.retrieval.backends import Backend, describe_backend, require_backend
 from pipeline.settings import ClusterSettings, SearchSettings, Settings
 from pipeline.stages.devices import device_for
@@ -51,13 +52,21 @@ def search_nodes(settings: ClusterSettings) -> tuple[SearchNode, ...]:
 def probe_backends(nodes: Sequence[SearchNode], search: SearchSettings, gpus: float) -> Mapping[SearchNode, Backend]:
     """Ask each node for its backend, with a task on that node, which sees a GPU if `gpus` is not 0.
 
-    Raises InfrastructureError when one does not answer, InputError when a GPU cannot be used.
+    A node that is lost meanwhile is left out. Raises InfrastructureError when another one does not answer, InputError
+    when a GPU cannot be used.
     """
     probe = ray.remote(num_cpus=0, num_gpus=gpus)(usable_backend)
     strategies = [NodeAffinitySchedulingStrategy(node.node_id, soft=False) for node in nodes]
     answers = [probe.options(scheduling_strategy=strategy).remote(search, gpus) for strategy in strategies]
-    with ray_errors_translated():
-        return dict(zip(nodes, ray.get(answers, timeout=PROBE_SECONDS), strict=True))
+    backends: dict[SearchNode, Backend] = {}
+    for node, answer in zip(nodes, answers, strict=True):
+        try:
+            with ray_errors_translated():
+                backends[node] = ray.get(answer, timeout=PROBE_SECONDS)
+        except InfrastructureError:
+            if node.node_id in {alive["NodeID"] for alive in ray.nodes() if alive["Alive"]}:
+                raise
+    return backends
 
 
 def usable_backend(search: SearchSettings, gpus: float) -> Backend:

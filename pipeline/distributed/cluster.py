@@ -163,7 +163,7 @@ def require(cluster: Cluster, needs: Sequence[ActorNeed]) -> None:
     """Raise InputError for a local cluster, InfrastructureError for another, when the actors do not fit on it."""
     if missing := shortage(cluster.nodes, needs):
         error = InputError if cluster.is_local else InfrastructureError
-        remedy = "add a node of this kind, or lower the cluster.* settings"
+        remedy = "add a node of this kind, lower the cluster.* settings, or raise corpus.num_shards for smaller shards"
         raise error(f"{cluster}: no place for {missing}; {remedy}")
 
 
@@ -243,7 +243,8 @@ def _bundle(need: ActorNeed) -> dict[str, float]:
 def _set_data_defaults(settings: Settings) -> None:
     """Set the options of Ray Data for all datasets that this process creates from now on."""
     context = DataContext.get_current()
-    context.execution_no_progress_timeout_s = settings.cluster.no_progress_minutes * 60
+    patience = max(settings.cluster.no_progress_minutes, settings.cluster.wait_minutes)  # a lost node may be replaced
+    context.execution_no_progress_timeout_s = int(patience * 60)
     context.max_consecutive_actor_init_deaths = MAX_DEATHS_WHILE_LOADING
     context.issue_detectors_config.detectors = []  # they advise people who write pipelines; ours has its own limits
     context.enable_progress_bars = False  # the jobs log their own progress, in units

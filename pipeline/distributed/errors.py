@@ -55,8 +55,9 @@ def translated(error: Exception) -> Exception:
     for cause in chain:
         if isinstance(cause, ExecutionTimeoutError):
             return InfrastructureError(
-                "no unit finished a stage for cluster.no_progress_minutes; is a node missing? If a unit takes longer, "
-                f"raise output.num_buckets or cluster.no_progress_minutes. {str(cause).splitlines()[0]}"
+                "no unit finished a stage for cluster.no_progress_minutes, nor for cluster.wait_minutes; is a node "
+                "missing? If a unit takes longer, raise output.num_buckets or cluster.no_progress_minutes. "
+                + str(cause).splitlines()[0]
             )
         if isinstance(cause, RayTaskError) and isinstance(cause.cause, Exception):
             return cause.cause

@@ -59,7 +59,7 @@ class RayRunner:
         settings = self._settings
         needs = wave_needs(stages[: settings.max_stages_per_wave], beside, settings)
         cluster = describe()
-        if shortage(cluster.nodes, needs[-1]) and shortage(cluster.nodes, needs[0]):
+        if shortage(cluster.nodes, needs[0]):
             cluster = wait_for_nodes(needs[-1], settings.wait_minutes)
         return wave_size(cluster, needs)
 

@@ -5,14 +5,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import ray
+import torch
 
 from pipeline.distributed.chain import (
     MAX_ATTEMPTS,
     MAX_TRIES,
     Ledger,
     Pool,
+    StageActor,
     check_accounted,
     row,
     run_chain,
@@ -45,16 +49,6 @@ class DiesWhileLoading:
 
     def __init__(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
-
-    def __call__(self, unit: int, payload: bytes) -> bytes:
-        return payload
-
-
-class IsTooLarge:
-    """A stage for which the machine has too little memory."""
-
-    def __init__(self) -> None:
-        raise MemoryError("400 GB")
 
     def __call__(self, unit: int, payload: bytes) -> bytes:
         return payload
@@ -133,18 +127,34 @@ def test_a_unit_that_always_ends_its_process_is_given_up_by_name(local_ray, tmp_
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(
-    ("stage", "complaint"),
-    [
-        (Stage(DiesWhileLoading, {}), f"DiesWhileLoading has ended its process {MAX_ATTEMPTS} times while it loaded"),
-        (Stage(IsTooLarge, {}), r"IsTooLarge, while it loads: MemoryError\('400 GB'\)"),
-    ],
-    ids=["killed", "refused"],
-)
-def test_a_shard_that_does_not_fit_in_memory_is_named_with_the_way_out(local_ray, tmp_path, stage, complaint):
+def test_a_stage_that_always_dies_while_it_loads_is_given_up_by_name(local_ray, tmp_path):
     connect(Settings(root=str(tmp_path)))
-    with pytest.raises(InfrastructureError, match=f"{complaint}.*; raise corpus.num_shards"):
-        run_chain("test", [0, 1], [Pool(stage, num_actors=1, num_cpus=0.25)], threads=1)
+    pool = Pool(Stage(DiesWhileLoading, {}), num_actors=1, num_cpus=0.25)
+    says = f"DiesWhileLoading has ended its process {MAX_ATTEMPTS} times while it loaded.*; raise corpus.num_shards"
+    with pytest.raises(InfrastructureError, match=says):
+        run_chain("test", [0, 1], [pool], threads=1)
+
+
+class HereLedger:
+    """A ledger in this process, called as a Ray actor is."""
+
+    def __init__(self) -> None:
+        ledger = Ledger()
+        self.begin, self.end = SimpleNamespace(remote=ledger.begin), SimpleNamespace(remote=ledger.end)
+
+
+@pytest.mark.parametrize("error", [MemoryError("400 GB"), torch.OutOfMemoryError("400 GB")])
+def test_a_shard_that_does_not_fit_in_memory_is_named_with_the_way_out(monkeypatch, error):
+    monkeypatch.setattr(ray, "get_actor", lambda name: HereLedger())
+    monkeypatch.setattr(ray, "get", lambda value: value)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+
+    def is_too_large() -> None:
+        raise error
+
+    stage = StageActor(Pool(Stage(is_too_large, {}), 1, 0.25), position=0, ledger="", threads=1)
+    with pytest.raises(InfrastructureError, match=r"while it loads: \w+\('400 GB'\); raise corpus.num_shards"):
+        stage(row(0, b""))
 
 
 @pytest.mark.ray

@@ -49,7 +49,10 @@ def locally(world: World) -> Settings:
 
 
 @pytest.mark.ray
-def test_a_run_is_the_same_on_ray_and_a_rerun_computes_only_what_is_missing(local_ray, tmp_path, expected):
+def test_a_run_is_the_same_on_ray_with_a_killed_searcher_and_a_rerun_computes_only_what_is_missing(
+    local_ray, tmp_path, monkeypatch, expected
+):
+    monkeypatch.setattr(search, "ShardSearcher", DyingSearcher)
     world = make_world(tmp_path / "root", overrides=TWO_WAVES)
     embedded = embed_items.run(world.settings, world.night)
     assert (embedded["status"], embedded["num_items"]) == ("made", 120)
@@ -62,6 +65,7 @@ def test_a_run_is_the_same_on_ray_and_a_rerun_computes_only_what_is_missing(loca
         "units": NUM_UNITS,
         "computed": NUM_UNITS,
     }
+    assert (tmp_path / "root" / "died").exists()
     assert (read_table(world, "candidates"), read_table(world, "users")) == expected
     units = units_of(world.storage, world.night.run)
     for unit in (1, 4):
@@ -70,16 +74,6 @@ def test_a_run_is_the_same_on_ray_and_a_rerun_computes_only_what_is_missing(loca
     assert (read_table(world, "candidates"), read_table(world, "users")) == expected
     assert sorted(units.done()) == list(range(NUM_UNITS))
     assert retrieve.run(world.settings, world.night) == outcome | {"status": "exists", "computed": 0}
-
-
-@pytest.mark.ray
-def test_a_searcher_killed_in_the_middle_of_a_unit_costs_no_row(local_ray, tmp_path, monkeypatch, expected):
-    world = make_world(tmp_path / "root", overrides=ONE_WAVE)
-    embed_corpus(LocalRunner(world.settings), world.night, world.settings)
-    monkeypatch.setattr(search, "ShardSearcher", DyingSearcher)
-    assert retrieve.run(world.settings, world.night)["computed"] == NUM_UNITS
-    assert (tmp_path / "root" / "died").exists()
-    assert (read_table(world, "candidates"), read_table(world, "users")) == expected
 
 
 @pytest.mark.ray

@@ -78,6 +78,12 @@ class ActorNeed:
     gpus: float = 0.0  # per actor: at most 1, or a whole number
     memory: int = 0  # bytes per actor
 
+    @property
+    def resources(self) -> dict[str, float]:
+        """The resources of one actor, by Ray's names."""
+        amounts = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory}
+        return {name: amount for name, amount in amounts.items() if amount}
+
     def __str__(self) -> str:
         parts = [f"{self.cpus:g} CPUs"]
         if self.gpus:
@@ -180,7 +186,7 @@ def wait_for_nodes(needs: Sequence[ActorNeed], wait_minutes: float) -> Cluster:
     log.info(
         "%s: no place for %s; nodes may join for %g minutes (cluster.wait_minutes)", cluster, missing, wait_minutes
     )
-    request_resources(bundles=[_bundle(need) for need in needs for _ in range(need.count)])
+    request_resources(bundles=[need.resources for need in needs for _ in range(need.count)])
     try:
         give_up = time.monotonic() + wait_minutes * 60
         while shortage(cluster.nodes, needs) and time.monotonic() < give_up:
@@ -232,12 +238,6 @@ def _place(free: Sequence[_Free], need: ActorNeed) -> int:
         while placed < need.count and node.take(need):
             placed += 1
     return placed
-
-
-def _bundle(need: ActorNeed) -> dict[str, float]:
-    """The resources of one actor, as Ray's autoscaler is asked for them."""
-    resources = {"CPU": need.cpus, "GPU": need.gpus, "memory": need.memory}
-    return {name: amount for name, amount in resources.items() if amount}
 
 
 def _set_data_defaults(settings: Settings) -> None:

@@ -23,7 +23,7 @@ from pipeline.io.night import Night
 from pipeline.model.training import Ranks, TrainingState
 from pipeline.settings import Settings
 from pipeline.stages.devices import device_for
-from pipeline.stages.train import STATES_KEPT, keep_best, progress_line, train_rank
+from pipeline.stages.train import STATES_KEPT, keep_best, progress_line, train_rank, training_memory
 
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 MAX_FAILURES = 10  # of workers or their nodes; the training resumes from its last state each time, then fails
@@ -36,8 +36,7 @@ def train(night: Night, settings: Settings) -> None:
     Raises InputError or InfrastructureError when the workers do not fit, our own error as a worker raised it, and
     InfrastructureError when workers died more than MAX_FAILURES times.
     """
-    needs = [ActorNeed("training worker", settings.train.num_workers, *_resources(settings))]
-    preflight(needs, settings.cluster.wait_minutes)
+    preflight([_workers(night, settings)], settings.cluster.wait_minutes)
     with messages_logged() as messages, ray_errors_translated():
         result = _run(night, settings, messages)
     assert result.checkpoint is not None
@@ -48,9 +47,9 @@ def train(night: Night, settings: Settings) -> None:
     filesystem.delete_dir(path)
 
 
-def _resources(settings: Settings) -> tuple[float, float]:
-    """The CPUs and GPUs of one worker."""
-    return float(settings.train.threads_per_worker), 1.0 if settings.train.use_gpu else 0.0
+def _workers(night: Night, settings: Settings) -> ActorNeed:
+    cpus, gpus = float(settings.train.threads_per_worker), 1.0 if settings.train.use_gpu else 0.0
+    return ActorNeed("training worker", settings.train.num_workers, cpus, gpus, training_memory(night, settings))
 
 
 class _Trainer(TorchTrainer):
@@ -64,7 +63,6 @@ class _Trainer(TorchTrainer):
 def _run(night: Night, settings: Settings, messages: ActorHandle[Messages]) -> ray.train.Result:
     # By default Ray Train gives up on a group of workers that has not started after a minute, and tries again for ever.
     os.environ[START_TIMEOUT] = str(60 * max(1.0, settings.cluster.wait_minutes))
-    cpus, gpus = _resources(settings)
     filesystem, path = night.storage.arrow_path("training")
     trainer = _Trainer(
         _train_worker,
@@ -73,7 +71,7 @@ def _run(night: Night, settings: Settings, messages: ActorHandle[Messages]) -> r
         scaling_config=ScalingConfig(
             num_workers=settings.train.num_workers,
             use_gpu=settings.train.use_gpu,
-            resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {}),
+            resources_per_worker=_workers(night, settings).resources,
         ),
         run_config=RunConfig(
             name=night.checkpoint.id,

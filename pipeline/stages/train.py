@@ -22,6 +22,7 @@ from pipeline.model.training import (
     seed_everything,
 )
 from pipeline.settings import Settings
+from pipeline.stages.devices import PROCESS_BYTES
 from pipeline.stages.runner import Runner
 from pipeline.stages.training_data import read_training_data
 
@@ -39,6 +40,16 @@ def train_checkpoint(runner: Runner, night: Night, settings: Settings) -> Manife
     require_manifest(night.storage, night.histories, "prepare")
     runner.train(night, settings)
     return require_manifest(night.storage, night.checkpoint, "train")
+
+
+def training_memory(night: Night, settings: Settings) -> int:
+    """About the memory, in bytes, that one training process takes. Raises InputError without histories.
+
+    Measured on a table of 300,000 items of 64 numbers: 49 bytes a number at the peak, when a state is saved.
+    """
+    counts = require_manifest(night.storage, night.histories, "prepare").counts
+    num_events = counts.get("train_events", 0) // settings.train.num_workers
+    return PROCESS_BYTES + 50 * counts.get("items", 0) * settings.model.dim + 24 * num_events
 
 
 def train_rank(

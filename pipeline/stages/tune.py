@@ -8,7 +8,7 @@ import pyarrow as pa
 from pipeline.data.histories import Bucket
 from pipeline.data.lists import Lists
 from pipeline.errors import InputError
-from pipeline.io.checkpoint import load_model
+from pipeline.io.checkpoint import load_model, model_bytes
 from pipeline.io.corpus import open_corpus, read_low_rank, read_shard, shard_entries
 from pipeline.io.histories import read_bucket
 from pipeline.io.night import Night
@@ -18,7 +18,7 @@ from pipeline.retrieval.backends import open_index
 from pipeline.retrieval.index import ShardIndex
 from pipeline.retrieval.tuning import SampleQueries, tune
 from pipeline.settings import Settings, TableDtype
-from pipeline.stages.devices import device_for
+from pipeline.stages.devices import device_for, memory_to_hold
 from pipeline.stages.encode import encode_queries
 from pipeline.stages.low_rank import SEED, judging_users
 from pipeline.stages.queries import Requested
@@ -36,9 +36,10 @@ def tune_search(runner: Runner, night: Night, settings: Settings) -> TuningRecor
     existing = claims.read(0)
     if existing is not None:
         return existing
-    open_corpus(night.storage, night.corpus)
+    largest = max((entry.bytes for entry in shard_entries(open_corpus(night.storage, night.corpus))), default=0)
     arguments = {"night": night, "settings": settings}
-    tuner = Stage(Tuner, arguments, Actors.ONE, gpus=settings.cluster.gpus_per_actor, searches=True)
+    memory, gpus = memory_to_hold(model_bytes(night), largest), settings.cluster.gpus_per_actor
+    tuner = Stage(Tuner, arguments, Actors.ONE, gpus=gpus, memory=memory, searches=True)
     runner.run_chain("choose a search", [0], [tuner])
     return claims.require(0, "run jobs/tune.py again")
 

@@ -70,9 +70,9 @@ class Period:
 
     @classmethod
     def of_partition(cls, day: date) -> "Period":
-        """All times that a row of this partition can have: what is older came late."""
+        """All times that a row of this partition can have: what is older came late, and local days end after UTC's."""
         end = ((day - EPOCH).days + 1) * DAY_US
-        return cls(int(np.iinfo(np.int64).min), end + HOUR_US, is_partitioned=True)
+        return cls(int(np.iinfo(np.int64).min), end + DAY_US + HOUR_US, is_partitioned=True)
 
 
 @dataclass(frozen=True)

@@ -373,6 +373,21 @@ def test_a_partition_that_has_changed_is_read_again_and_no_other(tmp_path, monke
     assert len(kept) == 3, "one version of each partition"
 
 
+def test_rows_ahead_of_the_day_wait_for_the_next_night(tmp_path):
+    """A partition of a local day in the west ends after the day in UTC."""
+    ahead = [NOON - timedelta(hours=6 - 4 * step) for step in range(6)]  # 06:00 to 02:00 of the next day
+    for day in (19, 20):
+        times = pa.array([time - timedelta(days=20 - day) for time in ahead])
+        write(tmp_path / "lake" / f"ds=2026-11-{day}" / "a.parquet", events(6, event_ts=times))
+    settings = settings_for(tmp_path, tmp_path / "lake")
+    for day, seen, left_out in ((19, 5, 1), (20, 11, 1)):
+        buckets, _ = run(settings, date(2026, 11, day))
+        assert sum(len(bucket.item_rows) for bucket in buckets) == seen
+        night = open_night(settings, date(2026, 11, day))
+        rows = json.loads(night.storage.read(file_of(night, "validation")))["rows"]
+        assert (rows["kept"], rows["after_ds"], rows["quarantined"]) == (seen, left_out, 0)
+
+
 def test_a_task_has_some_row_groups_of_some_files(tmp_path):
     write(tmp_path / "lake" / "a.parquet", events(10), row_group_size=4)
     write(tmp_path / "lake" / "b.parquet", events(3))

@@ -35,7 +35,7 @@ from pipeline.stages.prepare.segments import (
     remove_scratch,
     scratch_prefix,
 )
-from pipeline.stages.prepare.tasks import map_pieces, oldest_visible, reduce_bucket, within_lookback
+from pipeline.stages.prepare.tasks import map_pieces, reduce_bucket, visible_events, visible_period
 from pipeline.stages.runner import Runner
 
 log = logging.getLogger("nightrails")
@@ -127,12 +127,14 @@ def _map_results(runner: Runner, job: Job) -> Generator[tuple[MapTask, MapResult
 
 def _item_ids(job: Job, result: MapResult) -> Iterator[pa.Array]:
     """The items of a task's events that the night may see, with repeats."""
-    if result.oldest_ts >= oldest_visible(job):
+    period = visible_period(job)
+    if result.oldest_ts >= period.oldest and result.newest_ts < period.newest:
         for segment in result.item_ids:
             yield read_segment(job.storage, segment)["item_id"].combine_chunks()
         return
     for _, segment in result.buckets:
-        yield within_lookback(read_segment(job.storage, segment), job)["item_id"].combine_chunks()
+        events, _ = visible_events(read_segment(job.storage, segment), job)
+        yield events["item_id"].combine_chunks()
 
 
 def _second_pass(runner: Runner, job: Job, mapped: Mapped, catalogue: pa.Table, eligible: Mask) -> Prepared:

@@ -34,6 +34,7 @@ class MapResult(Config):
     rejected: Segment | None  # the first bad rows of each reason
     counts: dict[str, int]  # number of rows: read, late, kept, and rejected by reason
     oldest_ts: int  # of its events, in µs since 1970
+    newest_ts: int
 
     @property
     def segments(self) -> list[Segment]:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.cleaning import (
+    AFTER_DS,
     MALFORMED,
     OUT_OF_LOOKBACK,
     REJECTED,
@@ -103,7 +104,7 @@ def reduce_bucket(
         return bucket, existing, *item_counts(read_bucket(storage, histories, bucket))
     rows = (renumbered(read_segment(storage, segment), first_file) for first_file, segment in segments)
     read = pa.concat_tables([event_table(job.columns), *rows])
-    events = within_lookback(read, job)
+    events, left_out = visible_events(read, job)
     clean = clean_bucket(
         events,
         _item_ids(storage.uri, item_ids_key),
@@ -116,7 +117,7 @@ def reduce_bucket(
     if clean.rejected.num_rows:
         (rejected,) = write_segments(storage, claims.prefix, f"rejected-{bucket:05d}.arrows", [clean.rejected])
     file = write_bucket(storage, histories, bucket, clean.bucket)
-    counts = clean.counts | {OUT_OF_LOOKBACK: read.num_rows - events.num_rows}
+    counts = clean.counts | left_out
     result = claims.claim(bucket, ReduceResult(file=file, rejected=rejected, counts=counts))
     counted = item_counts(clean.bucket)
     del read, events, clean
@@ -124,14 +125,17 @@ def reduce_bucket(
     return bucket, result, *counted
 
 
-def within_lookback(events: pa.Table, job: Job) -> pa.Table:
-    """The events that the night may see."""
-    return events.filter(pc.greater_equal(events["event_ts"], oldest_visible(job)))
+def visible_events(events: pa.Table, job: Job) -> tuple[pa.Table, dict[str, int]]:
+    """The events that the night may see, and the numbers of the others."""
+    period, times = visible_period(job), events["event_ts"]
+    is_old, is_ahead = pc.less(times, period.oldest), pc.greater_equal(times, period.newest)
+    counts = {OUT_OF_LOOKBACK: pc.sum(is_old).as_py() or 0, AFTER_DS: pc.sum(is_ahead).as_py() or 0}
+    return events.filter(pc.invert(pc.or_(is_old, is_ahead))), counts
 
 
-def oldest_visible(job: Job) -> int:
-    """The time, in µs since 1970, from which on the night sees events."""
-    return Period.until(job.night.ds, job.settings.prepare.lookback_days, job.log.is_partitioned).oldest
+def visible_period(job: Job) -> Period:
+    """The times that the night sees."""
+    return Period.until(job.night.ds, job.settings.prepare.lookback_days, job.log.is_partitioned)
 
 
 class _SegmentWriter:
@@ -145,14 +149,17 @@ class _SegmentWriter:
         self._item_ids: list[Segment] = []
         self._rejected = REJECTED.empty_table()
         self._counts: Counter[str] = Counter()
-        self._oldest_ts = NEWEST_US
+        self._oldest_ts, self._newest_ts = NEWEST_US, -NEWEST_US
 
     def add(self, cleaned: Cleaned) -> None:
         self._counts.update(cleaned.counts)
         self._rejected = pa.concat_tables([self._rejected, cleaned.rejected])
         if self._rejected.num_rows > MAX_REJECTED:
             self._rejected = first_rejected(self._rejected, MAX_REJECTED)
-        self._oldest_ts = min(self._oldest_ts, pc.min(cleaned.events["event_ts"]).as_py() or self._oldest_ts)
+        if cleaned.events.num_rows:
+            bounds = pc.min_max(cleaned.events["event_ts"]).as_py()
+            self._oldest_ts = min(self._oldest_ts, bounds["min"])
+            self._newest_ts = max(self._newest_ts, bounds["max"])
         self._waiting.append(cleaned.events)
         self._num_waiting += cleaned.events.num_rows
         if self._num_waiting >= self._job.settings.prepare.rows_per_task:
@@ -172,6 +179,7 @@ class _SegmentWriter:
             rejected=rejected,
             counts=dict(self._counts),
             oldest_ts=self._oldest_ts,
+            newest_ts=self._newest_ts,
         )
 
     def _write(self) -> None:

@@ -132,11 +132,12 @@ class StageActor:
         torch.set_num_threads(threads)  # Ray sets OMP_NUM_THREADS from num_cpus
         self._name, self._position = pool.stage.name, position
         self._ledger: Any = ray.get_actor(ledger)
+        # Raised for the first unit: raised here, it would end the process, and Ray would start another.
+        self._error: NightrailsError | None = None
         try:
             self._function = self._load(pool)
         except NightrailsError as error:
-            # Raise it for the first unit: raised here, it would end the process, and Ray would start another.
-            self._function = _failing(error)
+            self._error = error
 
     def _load(self, pool: Pool) -> StageFunction:
         num_dead = self._begin(LOADING) - pool.num_actors  # at least: all actors may be loading at once
@@ -160,6 +161,8 @@ class StageActor:
     def __call__(self, batch: pa.Table) -> pa.Table:
         (unit,) = batch["unit"].to_pylist()
         payload = batch["payload"].chunk(0)[0].as_buffer()
+        if self._error is not None:
+            raise self._error
         if self._begin(unit) > MAX_ATTEMPTS:
             raise InfrastructureError(
                 f"unit {unit} has ended the process of {self._name} {MAX_ATTEMPTS} times (out of memory?); "
@@ -174,15 +177,6 @@ class StageActor:
             os._exit(1)  # after a fault on the GPU every later call in this process fails too
         self._end(unit)
         return row(unit, result)
-
-
-def _failing(error: NightrailsError) -> StageFunction:
-    """A stage that raises `error` for every unit."""
-
-    def fail(unit: int, payload: Payload) -> Payload:
-        raise error
-
-    return fail
 
 
 def row(unit: int, payload: Payload) -> pa.Table:

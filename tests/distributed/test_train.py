@@ -21,7 +21,7 @@ from tests.stages.test_train import prepared
 
 
 def worker_that_dies_once(config: dict[str, Any]) -> None:
-    """The real worker, but rank 1 is killed once, at its third state within the second epoch.
+    """The real worker, but rank 1 is killed once, at its second state within the second epoch.
 
     Records [rank, finished epochs, whether it is within an epoch] at each start.
     """
@@ -32,7 +32,7 @@ def worker_that_dies_once(config: dict[str, Any]) -> None:
             file.write(json.dumps([ranks.rank, len(state.history), state.progress.num_steps > 0]) + "\n")
 
         def report(state):
-            if ranks.rank == 1 and second_epoch(state) == 3 and not (root / "killed").exists():
+            if ranks.rank == 1 and second_epoch(state) == 6 and not (root / "killed").exists():
                 wait_for_saved_state(root / "training", state.number - 1)
                 (root / "killed").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -64,7 +64,7 @@ real_worker = train._train_worker
 
 @pytest.mark.ray
 def test_when_a_worker_is_killed_training_resumes_within_the_epoch(local_ray, tmp_path, monkeypatch):
-    night, settings = prepared(tmp_path, ["train.steps_between_states=1"])
+    night, settings = prepared(tmp_path, ["train.steps_between_states=3"])
     monkeypatch.setattr(train, "_train_worker", worker_that_dies_once)
     runner = RayRunner(settings)
     stage.train_checkpoint(runner, night, settings)

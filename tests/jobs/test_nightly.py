@@ -1,5 +1,6 @@
 """The nightly job as a scheduler runs it: as a process, sometimes twice, sometimes again after a crash."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,11 +10,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import polars as pl
 import pytest
 
+from pipeline.distributed.restart_notice import NOTICE
 from pipeline.io.publication.reader import latest_files, read_latest
 from tests.conftest import use_aws_environment
 from tests.jobs.nightly import REPOSITORY, Ended, command_line, run_job
@@ -61,6 +64,14 @@ def test_every_published_row_keeps_the_promises(published):
         assert ranks == list(range(1, len(ranks) + 1))
         assert scores == sorted(scores, reverse=True)
         assert [tuple(o.values()) for o in order] == sorted(tuple(o.values()) for o in order)
+
+
+def test_a_night_that_goes_well_prints_nothing_that_reads_like_a_failure(published):
+    """Ray's own lines begin with a date or with [; ours with the time of the day and the level."""
+    lines = published.ended.stderr.splitlines()
+    assert any(re.match(r"\d\d:\d\d:\d\d I ── publish", line) for line in lines)
+    assert not [line for line in lines if re.match(r"\[|\d{4}-|\d\d:\d\d:\d\d [WE]|Traceback|\(raylet", line)]
+    assert NOTICE.decode() not in published.ended.stderr
 
 
 def test_nobody_is_shown_what_they_have_seen(published):
@@ -116,6 +127,19 @@ def test_a_night_in_one_process_gives_the_same_table_and_starts_no_ray(published
     assert local.last_line["run_id"] == published.ended.last_line["run_id"]
     assert pl.from_arrow(read_latest(str(tmp_path), "candidates")).equals(published.table)
     assert "Ray" not in local.stderr
+    assert metrics_in(str(tmp_path)) == metrics_in(published.root)
+
+
+def metrics_in(root: str) -> dict[str, Any]:
+    """The metrics of the night of the newest table, but for the time that they took."""
+    (file,) = Path(root).glob(f"evaluations/{last_manifest(root)['lineage']['evaluation']}/metrics-*.json")
+    return {name: value for name, value in json.loads(file.read_text()).items() if name != "seconds"}
+
+
+def last_manifest(root: str) -> dict[str, Any]:
+    table = Path(root) / "candidates" / "candidates"
+    commit = json.loads(max(table.glob("_commits/ds=*/*.json")).read_text())
+    return json.loads((table / commit["manifest"]).read_text())
 
 
 def test_a_gate_says_no_before_the_search_for_everybody(tmp_path):
@@ -145,8 +169,8 @@ def test_no_item_that_the_catalogue_hides_is_shown(published):
 
 
 def test_a_killed_night_resumes_and_yesterdays_table_stays_readable(published):
-    """The driver alone is killed, in the middle of a night with new settings: its Ray ends too, and the same command
-    finishes the night."""
+    """The driver alone is killed, in the middle of a night with new settings: its Ray ends too, and another run
+    finishes the night (in one process, which is faster here)."""
     keys = {"search.k": 15, "corpus.num_shards": 1}
     killed = subprocess.Popen(
         command_line("nightly_candidates", published.root, **keys),
@@ -165,7 +189,7 @@ def test_a_killed_night_resumes_and_yesterdays_table_stays_readable(published):
     wait_until_all_ended(f"NIGHTRAILS_TEST={published.root}".encode())
     before = snapshot(f"{published.root}/histories") | snapshot(f"{published.root}/models")
     assert pl.from_arrow(read_latest(published.root, "candidates")).equals(published.table)
-    resumed = run_job("nightly_candidates", published.root, **keys)
+    resumed = run_job("nightly_candidates", published.root, **keys, **LOCAL)
     assert resumed.code == 0, resumed.stderr[-4_000:]
     after = snapshot(f"{published.root}/histories") | snapshot(f"{published.root}/models")
     assert after == before, "what was done is not done again"

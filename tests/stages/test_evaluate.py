@@ -342,14 +342,3 @@ def test_a_sample_of_equal_keys_is_not_cut_short(world):
     keys = {0: np.array([5, 5], dtype=np.uint64), 1: np.array([7], dtype=np.uint64), 2: np.array([], dtype=np.uint64)}
     sample = make_sample(keys, other(world, "evaluate.max_queries=2").settings, 3, 0)
     assert (sample.query_threshold, sample.units, sample.checked_units) == (5, [0], [0])
-
-
-@pytest.mark.ray
-def test_on_ray_the_metrics_are_the_same(world, local_ray):
-    from pipeline.distributed.runner import RayRunner
-
-    alone = run(world)
-    seeded = other(world, "cluster.threads_per_actor=2")
-    night = replace(seeded.night, evaluation=replace(seeded.night.evaluation, id="on-ray"))
-    together = evaluate(RayRunner(seeded.settings), night, seeded.settings)
-    assert without_seconds(together) == without_seconds(alone)

@@ -107,7 +107,7 @@ def report_certificates(world: World, lists: PairLists) -> None:
             kept_BN = world.truth_BN.masked_fill(lists.rank_BN >= length, -torch.inf)
             kth_kept_B = kept_BN.topk(k, dim=1).values[:, -1]
             share = (worst_B < kth_kept_B).float().mean()
-            proven.append(f"K' {length} ({sizes[length - 1]:.0f} items) {share:.3f}")
+            proven.append(f"K' {length} ({sizes[min(length, len(sizes)) - 1]:.0f} items) {share:.3f}")
         print("    proven by TopKPerEmbd's bound: " + ", ".join(proven), flush=True)
 
 

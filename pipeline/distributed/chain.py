@@ -23,6 +23,7 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from pipeline.distributed.cluster import on_this_node
 from pipeline.distributed.errors import ray_errors_translated
+from pipeline.distributed.ledger import Ledger
 from pipeline.errors import InfrastructureError, NightrailsError
 from pipeline.stages.progress import Progress
 from pipeline.stages.runner import Payload, Stage, StageFunction
@@ -105,24 +106,6 @@ def with_backoff(call: Callable[[], Result], wait_seconds: float = FIRST_WAIT_SE
             log.warning("%s: %s; trying again in %.1f s", type(error).__name__, error, wait)
             time.sleep(wait)
     return call()
-
-
-class Ledger:
-    """An actor on the driver's node that counts the work that each stage has begun and not ended.
-
-    What an actor has begun stays begun when the actor dies.
-    """
-
-    def __init__(self) -> None:
-        self._begun: Counter[tuple[int, int]] = Counter()  # by (position of the stage, unit or LOADING)
-
-    def begin(self, position: int, work: int) -> int:
-        """Return how often this stage has begun this work and not ended it, this time included."""
-        self._begun[position, work] += 1
-        return self._begun[position, work]
-
-    def end(self, position: int, work: int) -> None:
-        del self._begun[position, work]
 
 
 class StageActor:

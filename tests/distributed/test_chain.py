@@ -15,7 +15,6 @@ from pipeline.distributed.chain import (
     LOADING,
     MAX_ATTEMPTS,
     MAX_TRIES,
-    Ledger,
     Pool,
     StageActor,
     check_accounted,
@@ -24,6 +23,7 @@ from pipeline.distributed.chain import (
     with_backoff,
 )
 from pipeline.distributed.cluster import connect
+from pipeline.distributed.ledger import Ledger
 from pipeline.distributed.restart_notice import NOTICE, _standard_error_without
 from pipeline.errors import InfrastructureError, InputError
 from pipeline.settings import Settings

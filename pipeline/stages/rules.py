@@ -14,16 +14,17 @@ class TonightsRules:
 
     def __init__(self, night: Night) -> None:
         self.is_eligible_N = read_eligible(night.storage, night.histories)
+        self._num_hidden = int((~self.is_eligible_N).sum())
 
     def for_queries(self, excluded: Lists) -> Rules:
         """The rules for queries whose users have seen the item rows `excluded`; (B,)."""
-        if self.is_eligible_N.all():
+        if not self._num_hidden:
             return Rules(excluded)
         of_all_1N = torch.from_numpy(self.is_eligible_N)[None, :]
         return Rules(excluded, Eligibility(of_all_1N, np.zeros(len(excluded), dtype=np.int64)))
 
     def num_hidden(self, excluded: Lists) -> Int64:
         """The number of unseen items that the catalogue hides from each query's user; `excluded` as above, distinct."""
-        is_hidden_N = ~self.is_eligible_N
-        seen_hidden_B = np.bincount(excluded.owners, weights=is_hidden_N[excluded.values], minlength=len(excluded))
-        return int(is_hidden_N.sum()) - seen_hidden_B.astype(np.int64)
+        is_hidden = ~self.is_eligible_N[excluded.values]
+        seen_hidden_B = np.bincount(excluded.owners, weights=is_hidden, minlength=len(excluded))
+        return self._num_hidden - seen_hidden_B.astype(np.int64)

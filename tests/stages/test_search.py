@@ -193,6 +193,15 @@ def test_k_is_at_most_the_number_of_items(tmp_path: Path):
         retrieve(make_world(tmp_path, num_users=2, num_items=4))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="PyTorch can use a GPU here")
+@pytest.mark.parametrize("key", ["cluster.gpus_per_actor", "cluster.gpus_per_encoder"])
+def test_gpus_that_pytorch_cannot_use_are_not_replaced_by_the_cpu_in_silence(tmp_path: Path, key: str):
+    world = make_world(tmp_path, num_users=2)
+    retrieve(world)
+    with pytest.raises(InputError, match=r"0\.5 GPUs, but PyTorch can use none on"):
+        retrieve(world.with_settings(f"{key}=0.5"))
+
+
 def test_a_user_who_was_taken_for_a_bot_gets_the_reason_and_no_list(tmp_path: Path):
     world = make_world(tmp_path, num_users=2, num_items=40, overrides=["output.num_buckets=1"])
     bucket = read_bucket(world.storage, world.night.histories, 0)

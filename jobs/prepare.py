@@ -16,16 +16,20 @@ if TYPE_CHECKING:
 def run(settings: "Settings", night: "Night") -> Outcome:
     from pipeline.errors import InputError
     from pipeline.io.artifacts import read_manifest
+    from pipeline.io.histories import read_bucket
     from pipeline.stages.prepare.passes import open_job, prepare
     from pipeline.stages.prepare.segments import remove_scratch
+    from pipeline.stages.queries import check_queries
 
     manifest = read_manifest(night.storage, night.histories.prefix)
     status = EXISTS
     if manifest is None:
         job = open_job(night, settings)  # a log that cannot be read is refused before any cluster is started
+        check_queries(night, job.columns.user_type)
         manifest, status = prepare(open_runner(settings), job), MADE
     else:
         remove_scratch(night.storage, night.histories)  # left by a crash right after the manifest
+        check_queries(night, read_bucket(night.storage, night.histories, 0).user_ids.type)
     faults = settings.faults_with(manifest.counts["items"], night.histories.prefix)
     if faults:  # before hours of training
         raise InputError("; ".join(faults))

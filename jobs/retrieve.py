@@ -19,7 +19,7 @@ def run(settings: "Settings", night: "Night") -> Outcome:
     num_units = settings.output.num_buckets
     missing, scratch = units_of(night.storage, night.run).missing(range(num_units)), f"{night.run.prefix}/_wave"
     if missing:
-        users = TonightsUsers(night.inputs.queries, num_units)
+        users = TonightsUsers.of(night, num_units)
         search = Search(night, as_chosen(night, settings), users, scratch)
         search_units(open_runner(settings), search, missing, CandidateSink)
     else:

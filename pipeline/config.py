@@ -7,10 +7,11 @@ import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from zoneinfo import ZoneInfo
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline.errors import InputError
@@ -24,6 +25,16 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
+
+def _known_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (OSError, ValueError, KeyError):  # not there; not a name; ZoneInfoNotFoundError
+        raise ValueError(f"{name!r} is no time zone that this machine knows; give one like 'Europe/Berlin'") from None
+    return name
+
+
+TimeZone = Annotated[str, AfterValidator(_known_zone)]
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
@@ -139,12 +150,17 @@ def _find_faults(model: type[BaseModel], values: dict[str, Any]) -> list[tuple[s
         except ValidationError as failure:
             errors = failure.errors(include_url=False)
         new = {_key(error): _describe(model, error) for error in errors if _key(error) not in messages}
-        messages |= new
+        # a rule of a section that lacks a removed key would say what is not true
+        messages |= {key: text for key, text in new.items() if not (key and _is_within(messages, key))}
         removed = [_drop(values, error["loc"]) for error in errors]
         if not new or not any(removed):
             break
     # A validator that finds several faults raises one ValueError with a line for each.
     return [(key, line) for key, message in sorted(messages.items()) for line in message.splitlines()]
+
+
+def _is_within(keys: Iterable[str], section: str) -> bool:
+    return any(key.startswith(f"{section}.") for key in keys)
 
 
 def fingerprint(*parts: object) -> str:
@@ -167,8 +183,16 @@ def parse_day(text: str, name: str) -> date:
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of an error message: `; did you mean 'x'?`, or all known words when none of them is near."""
     names = sorted(known)
+    same = [name for name in names if _letters(name) == _letters(word)]
+    if same:
+        return f"; did you mean {same[0]!r}?"
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
+
+
+def _letters(word: str) -> str:
+    """The word without case, spaces, hyphens and underscores: UserID, user_id and ' User Id' are alike."""
+    return re.sub(r"[\W_]", "", word).casefold()
 
 
 def _describe(model: type[BaseModel], error: ErrorDetails) -> str:

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.config import Config
+from pipeline.config import Config, TimeZone
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -87,6 +87,9 @@ class LogSettings(Config):
 
     uri: Location | None = None  # None for the simulated log, which lies below the root
     source: str = SIMULATED
+    time_zone: TimeZone = "UTC"  # in which the log's days begin: those of its ds= partitions and of the split
+    # The newest day of the log must not be older than this. None: any; then a late log serves its newest day again.
+    max_age_days: Count | None = None
 
     @model_validator(mode="after")
     def _has_a_location(self) -> Self:
@@ -124,9 +127,12 @@ class SplitSettings(Config):
 class PrepareSettings(Config):
     """Cleaning of the log (`jobs/prepare.py`)."""
 
-    lookback_days: PositiveInt = 3_650
+    lookback_days: PositiveInt | None = None  # to learn from; None: the whole log
+    # What a user did longer ago may be shown again. None: never. Older partitions are not read.
+    seen_lookback_days: PositiveInt | None = None
     max_user_events_per_day: PositiveInt = 2_000  # a user with more on any day is taken for a bot and left out
     max_bad_share: Share = 0.01  # of all rows; above it the log is refused
+    max_duplicate_share: Share = 0.5  # of all rows, delivered again, or with the event_id of another event
     max_orphan_share: Share = 0.05  # of events, on items that are not in the catalogue; above it the log is refused
     rows_per_task: PositiveInt = 1_000_000  # bounds the memory of one task
     # Keep what was read of each ds= partition, below <root>/read, so that the next night reads the new ones only.

@@ -4,31 +4,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import schema
-from pipeline.data.columns import Mask, decode_text, id_type
+from pipeline.data.columns import Mask
+from pipeline.data.ids import ids_of_table
 from pipeline.data.lists import Int64
+from pipeline.data.sources import IdType
 from pipeline.errors import InputError
 
 COUNTS = ("num_events", "num_train_events", "num_validation_events")
 OURS = (*COUNTS, "is_eligible")  # columns of the item index that a catalogue must not have
 
 
-def index_catalogue(catalogue: pa.Table, item_type: pa.DataType, origin: str) -> pa.Table:
-    """The catalogue in ascending order of `item_id`, which comes first and has the log's type.
+def index_catalogue(catalogue: pa.Table, item_type: pa.DataType, declared: IdType, origin: str) -> pa.Table:
+    """The catalogue in ascending order of `item_id`, which comes first and has the log's type; `declared` is the log's
+    item_id_type.
 
     Raises InputError for ids that are missing, null, doubled, or of another type than the log's, and for an attribute
     with a name of OURS.
     """
     if "item_id" not in catalogue.column_names:
         raise InputError(f"{origin}: no column 'item_id'; the catalogue has {', '.join(catalogue.column_names)}")
-    ids = catalogue["item_id"].combine_chunks()
-    if id_type(ids.type, "as_is", "item_id") != item_type:
-        raise InputError(
-            f"{origin}: item_id is {ids.type} in the catalogue but {item_type} in the log; "
-            f"set item_id_type in the source, or cast one of them"
-        )
-    ids = decode_text(ids)[0].cast(item_type)
-    if ids.null_count:
-        raise InputError(f"{origin}: {ids.null_count} items have no item_id, or one that is no UTF-8; remove them")
+    ids = ids_of_table(catalogue["item_id"], "item_id", item_type, declared, origin)
     taken = set(OURS) & set(catalogue.column_names)
     if taken:
         raise InputError(f"{origin}: column {min(taken)!r} has a name that the item index needs; rename it")

@@ -1,30 +1,16 @@
 """Convert the raw rows of any log into ours: ids, times and weights; set each bad row aside, with the reason."""
 
 from dataclasses import dataclass
-from datetime import date
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.columns import (
-    DAY_US,
-    EPOCH,
-    NEWEST_US,
-    OLDEST_US,
-    TEXT,
-    Mask,
-    cast_exactly,
-    decode_text,
-    mask_of,
-    read_ids,
-    read_times,
-    text_of,
-)
+from pipeline.data.columns import TEXT, Mask, cast_exactly, decode_text, mask_of, plain_column, text_of
+from pipeline.data.ids import WORDS_FOR_NOBODY, read_ids, words_in
 from pipeline.data.sources import SourceSpec
-
-HOUR_US = 3_600_000_000
+from pipeline.data.times import NEWEST_US, OLDEST_US, read_times
 
 # Reasons to set a row aside; each begins with the column at fault. A row gets the first reason that holds.
 REASONS = (
@@ -43,8 +29,9 @@ ORPHAN = "item_id_orphan"  # the catalogue lacks the item: normal in moderation
 BOT = "user_id_bot"
 
 # Rows that are left out for no fault of theirs.
-AFTER_DS, OUT_OF_LOOKBACK, IGNORED_TYPE = "after_ds", "out_of_lookback", "ignored_event_type"
-LEFT_OUT = (AFTER_DS, OUT_OF_LOOKBACK, IGNORED_TYPE)
+AFTER_DS, OUT_OF_LOOKBACK, IGNORED_TYPE, NOBODY = "after_ds", "out_of_lookback", "ignored_event_type", "nobody"
+LEFT_OUT = (AFTER_DS, OUT_OF_LOOKBACK, IGNORED_TYPE, NOBODY)
+WORD = "word:"  # begins the counts of rows that are kept although an id is a word that usually means nobody
 
 REJECTED = pa.schema(
     [
@@ -56,68 +43,56 @@ REJECTED = pa.schema(
 
 
 @dataclass(frozen=True)
-class Period:
-    """The part of the log that is read, in µs since 1970: `oldest <= event_ts < newest`."""
-
-    oldest: int
-    newest: int  # an hour into the day after `ds`: clocks differ
-    is_partitioned: bool  # then no event can be after `newest`: a later time is a fault
-
-    @classmethod
-    def until(cls, ds: date, lookback_days: int, is_partitioned: bool) -> "Period":
-        end = ((ds - EPOCH).days + 1) * DAY_US
-        return cls(end - lookback_days * DAY_US, end + HOUR_US, is_partitioned)
-
-    @classmethod
-    def of_partition(cls, day: date) -> "Period":
-        """All times that a row of this partition can have: what is older came late, and local days end after UTC's."""
-        end = ((day - EPOCH).days + 1) * DAY_US
-        return cls(int(np.iinfo(np.int64).min), end + DAY_US + HOUR_US, is_partitioned=True)
-
-
-@dataclass(frozen=True)
 class Cleaned:
-    """One chunk: the rows to keep, the first few bad rows of each reason, and the number of rows by reason."""
+    """One chunk: its events, the first few bad rows of each reason, and the number of rows by reason.
 
-    events: pa.Table  # user_id, item_id, event_ts (µs), weight, event_type, event_id, file, row
+    An event that is not learned from, for a reason other than its ids, still counts as seen: `is_learned` is false.
+    """
+
+    events: pa.Table  # user_id, item_id, event_ts (µs), weight, event_type, event_id, file, row, is_learned
     rejected: pa.Table  # REJECTED
     counts: dict[str, int]
 
 
 def clean_rows(
-    raw: pa.Table, spec: SourceSpec, types: tuple[pa.DataType, pa.DataType], period: Period, max_rejected: int
+    raw: pa.Table,
+    spec: SourceSpec,
+    types: tuple[pa.DataType, pa.DataType],
+    newest_us: int = NEWEST_US,
+    max_rejected: int = 1_000,
 ) -> Cleaned:
     """Check and convert rows that have our column names and the log's types, plus `file` and `row`.
 
-    `types` are the types of user and item ids. The first `max_rejected` bad rows of each reason are returned. The order
-    of the rows is kept.
+    `types` are the types of user and item ids; times from `newest_us` on are faults. The first `max_rejected` bad rows
+    of each reason are returned. The order of the rows is kept.
     """
     users, user_null, user_bad = read_ids(raw["user_id"].combine_chunks(), types[0])
     items, item_null, item_bad = read_ids(raw["item_id"].combine_chunks(), types[1])
     event_ts, ts_null, ts_bad = read_times(raw["event_ts"].combine_chunks(), spec)
     event_types, weights, is_unknown = _weigh(raw, spec)
-    oldest_sane = np.iinfo(np.int64).min if spec.time_unit == "relative_s" else OLDEST_US
-    newest_sane = period.newest if period.is_partitioned else max(NEWEST_US, period.newest)
-    faults = (
-        user_null,
-        user_bad,
-        item_null,
-        item_bad,
-        ts_null,
-        ts_bad,
-        event_ts < oldest_sane,
-        event_ts >= newest_sane,
-        is_unknown & (spec.unknown_event_types == "error"),
-    )
-    left_out = (
-        event_ts >= period.newest,
-        event_ts < period.oldest,
-        is_unknown & (spec.unknown_event_types == "ignore"),
-    )
-    # 0: kept; then the reasons in their order; then the rows that are left out for no fault
-    code = np.select([*faults, *left_out], np.arange(1, len(faults) + len(left_out) + 1), 0)
-    numbers = np.bincount(code, minlength=len(faults) + len(left_out) + 1)
-    kept = pa.array(code == 0)
+    nobody = words_in(users, spec.null_words or ()) | words_in(items, spec.null_words or ())
+    oldest_us = np.iinfo(np.int64).min if spec.time_unit == "relative_s" else OLDEST_US
+    holds = {
+        "user_id_null": user_null,
+        "user_id_unreadable": user_bad,
+        "item_id_null": item_null,
+        "item_id_unreadable": item_bad,
+        NOBODY: nobody,
+        "event_ts_null": ts_null,
+        "event_ts_unreadable": ts_bad,
+        "event_ts_too_old": event_ts < oldest_us,
+        "event_ts_in_future": event_ts >= newest_us,
+        "event_type_unknown": is_unknown & (spec.unknown_event_types == "error"),
+        IGNORED_TYPE: is_unknown & (spec.unknown_event_types == "ignore"),
+    }
+    reasons = ("kept", *holds)
+    code = np.select(list(holds.values()), np.arange(1, len(reasons)), 0)
+    numbers = zip(reasons, np.bincount(code, minlength=len(reasons)).tolist(), strict=True)
+    counts = {reason: number for reason, number in numbers if number or reason == "kept"}
+    has_ids = (code == 0) | (code > reasons.index(NOBODY))
+    if spec.null_words is None:
+        counts |= _words_for_nobody("user_id", users.filter(pa.array(has_ids)))
+        counts |= _words_for_nobody("item_id", items.filter(pa.array(has_ids)))
     events = pa.table(
         {
             "user_id": users,
@@ -128,10 +103,16 @@ def clean_rows(
             "event_id": _texts(raw, "event_id", pa.nulls(raw.num_rows, TEXT)),
             "file": raw["file"],
             "row": raw["row"],
+            "is_learned": pa.array(code == 0),
         }
-    ).filter(kept)
-    counts = dict(zip(("kept", *REASONS, *LEFT_OUT), numbers.tolist(), strict=True))
-    return Cleaned(events, _rejected(raw, code, max_rejected), {k: v for k, v in counts.items() if v or k == "kept"})
+    ).filter(pa.array(has_ids))
+    return Cleaned(events, _rejected(raw, reasons, code, max_rejected), counts)
+
+
+def _words_for_nobody(column: str, ids: pa.Array) -> dict[str, int]:
+    """The number of rows by word that usually means nobody."""
+    found = ids.filter(pa.array(words_in(ids, WORDS_FOR_NOBODY)))
+    return {f"{WORD}{column}:{entry['values']}": entry["counts"] for entry in pc.value_counts(found).to_pylist()}
 
 
 def _weigh(raw: pa.Table, spec: SourceSpec) -> tuple[pa.Array, npt.NDArray[np.float32], Mask]:
@@ -153,15 +134,15 @@ def _weigh(raw: pa.Table, spec: SourceSpec) -> tuple[pa.Array, npt.NDArray[np.fl
 def _texts(raw: pa.Table, name: str, default: pa.Array) -> pa.Array:
     if name not in raw.column_names:
         return default
-    column, _ = decode_text(raw[name].combine_chunks())
+    column, _, _ = plain_column(raw[name].combine_chunks())
     return column.cast(TEXT)
 
 
-def _rejected(raw: pa.Table, code: npt.NDArray[np.int64], max_rejected: int) -> pa.Table:
-    """The first rows of each reason, in the order of the log."""
-    chosen = [np.flatnonzero(code == number)[:max_rejected] for number in range(1, len(REASONS) + 1)]
+def _rejected(raw: pa.Table, reasons: tuple[str, ...], code: npt.NDArray[np.int64], max_rejected: int) -> pa.Table:
+    """The first rows of each of REASONS, in the order of the log; `code` is each row's place in `reasons`."""
+    chosen = [np.flatnonzero(code == reasons.index(reason))[:max_rejected] for reason in REASONS]
     rows = np.sort(np.concatenate(chosen))
-    return rejected_table(raw.take(pa.array(rows)), pa.array(("", *REASONS)).take(pa.array(code[rows])))
+    return rejected_table(raw.take(pa.array(rows)), pa.array(reasons).take(pa.array(code[rows])))
 
 
 def malformed_lines(lines: tuple[str, ...], file: int, row: int) -> pa.Table:

@@ -24,6 +24,7 @@ class Bucket:
     num_train: Int32
     num_validation: Int32
     left_out: pa.Array  # string: why the user gets no list; "" for everybody else
+    also_seen: Lists  # items of events that were set aside: nothing is learned from them, and they are not shown again
 
     @property
     def num_users(self) -> int:
@@ -45,6 +46,10 @@ class Bucket:
             "whole": np.diff(self.offsets),
         }[part]
         return self._events(self.offsets[:-1], visible)
+
+    def seen(self, part: str) -> Lists:
+        """The items, distinct, that a user who has the history `cut(part)` is not shown."""
+        return self.cut(part).union(self.also_seen)
 
     def held_out(self, part: str) -> Lists:
         """The events that `part`, validation or test, holds out; else KeyError."""

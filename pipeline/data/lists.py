@@ -81,6 +81,13 @@ class Lists:
         lengths = np.bincount(codes // span, minlength=len(self)).astype(np.int64)
         return Lists(offsets_of(lengths), (codes % span).astype(np.int32))
 
+    def union(self, others: "Lists") -> "Lists":
+        """The values that the same owner has in either, in ascending order and without repeats."""
+        owners = np.concatenate([self.owners, others.owners])
+        order = np.argsort(owners, kind="stable")
+        values = np.concatenate([self.values, others.values])[order]
+        return Lists(self.offsets + others.offsets, values).distinct()
+
     def minus(self, others: "Lists") -> "Lists":
         """Remove the values that the same owner has in `others`; the order stays."""
         span = max(_span(self), _span(others))

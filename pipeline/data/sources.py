@@ -1,15 +1,29 @@
 """Settings of `conf/sources/`: how a log of any shape is read as ours."""
 
 from datetime import date
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.config import Config
+from pipeline.config import Config, TimeZone
 
 IdType = Literal["as_is", "string", "int64"]
-TimeUnit = Literal["timestamp", "s", "ms", "us", "relative_s"]
+TimeUnit = Literal["timestamp", "s", "ms", "us", "ns", "relative_s"]
+NAMED_TIME_FORMATS = {
+    "rfc2822": "%a, %d %b %Y %H:%M:%S %z",  # of mails and HTTP
+    "apache": "%d/%b/%Y:%H:%M:%S %z",  # of access logs
+    "ctime": "%a %b %d %H:%M:%S %Y",  # of C
+}
 OptionalColumn = Literal["event_type", "event_value", "event_id"]
+
+
+def _with_text_keys(weights: Any) -> Any:
+    for key in weights if isinstance(weights, dict) else ():
+        if isinstance(key, bool):
+            raise ValueError(f"YAML reads a key as {key} (yes, no, on and off too); put it in quotes, as in 'yes': 1.0")
+        if not isinstance(key, str):
+            raise ValueError(f"the key {key} is a number for YAML; put it in quotes, as in '{key}': 1.0")
+    return weights
 
 
 class ColumnMap(Config):
@@ -50,15 +64,28 @@ class SourceSpec(Config):
     csv: CsvFormat = CsvFormat()
     columns: ColumnMap = ColumnMap()
     time_unit: TimeUnit = "timestamp"  # timestamp: typed in Parquet, ISO 8601 in text, UTC where no zone is given
+    # How the text (or the digits) of a time is written, as Python's strptime has it, or a name of NAMED_TIME_FORMATS.
+    time_format: str = ""
+    time_zone: TimeZone = "UTC"  # of times that name none; where clocks go back, the first of two equal times
     time_origin: date = Field(default=date(2000, 1, 1), strict=False)  # the day of second 0, for relative_s
     user_id_type: IdType = "as_is"  # as_is: string or int64 by the Parquet type, string for text
     item_id_type: IdType = "as_is"
     event_type: str = ""  # the type of every event, for a log without a column for it
-    event_weights: dict[str, float] = Field(default_factory=dict)  # by event type; none given: every type is known
+    # By event type; none given: every type is known.
+    event_weights: Annotated[dict[str, float], BeforeValidator(_with_text_keys)] = Field(default_factory=dict)
     default_weight: float = Field(default=1.0, ge=0.0)  # weight of the types that event_weights lacks
     unknown_event_types: Literal["error", "ignore", "weight"] = "error"  # types that event_weights lacks
     value_is_weight: bool = False  # multiply the type's weight by event_value (a rating, a share watched)
+    # Words in the id columns that mean nobody: their rows are left out. None: not decided; the common ones (nan, None,
+    # null, …) are read as ids and counted, and many of them are refused. (): every word is an id.
+    null_words: tuple[str, ...] | None = Field(default=None, strict=False)
     optional_columns: tuple[OptionalColumn, ...] = Field(default=(), strict=False)  # the log may lack these
+
+    @model_validator(mode="after")
+    def _one_way_to_read_times(self) -> Self:
+        if self.time_format and self.time_unit != "timestamp":
+            raise ValueError("give time_format (of text) or time_unit (of numbers), not both")
+        return self
 
     @model_validator(mode="after")
     def _one_event_type(self) -> Self:

@@ -1,7 +1,7 @@
 """Clean one user bucket: drop repeated events and bots, put events in order, and cut off the held-out parts."""
 
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.cleaning import BOT, ORPHAN, rejected_table
-from pipeline.data.columns import DAY_US, EPOCH, Mask, mask_of, numpy_of
+from pipeline.data.columns import Mask, mask_of, numpy_of
+from pipeline.data.days import day_numbers, midnight
 from pipeline.data.histories import Bucket
-from pipeline.data.lists import Int32, Int64, offsets_of
+from pipeline.data.lists import Float32, Int32, Int64, Lists, offsets_of
 from pipeline.settings import SplitSettings
+
+REUSED = "reused_event_ids"
 
 
 @dataclass(frozen=True)
@@ -24,10 +27,10 @@ class SplitTimes:
     test: int
 
     @classmethod
-    def of(cls, split: SplitSettings, ds: date) -> "SplitTimes":
+    def of(cls, split: SplitSettings, ds: date, zone: str) -> "SplitTimes":
         """The last `test_days` ending with `ds` are the test, the `validation_days` before them the validation."""
-        test = (ds - EPOCH).days + 1 - split.test_days
-        return cls((test - split.validation_days) * DAY_US, test * DAY_US)
+        test = ds - timedelta(days=split.test_days - 1)
+        return cls(midnight(test - timedelta(days=split.validation_days), zone), midnight(test, zone))
 
 
 @dataclass(frozen=True)
@@ -35,26 +38,29 @@ class CleanBucket:
     """A cleaned bucket, how many rows were left out of it by reason, and examples of these rows."""
 
     bucket: Bucket
-    counts: dict[str, int]  # rows_in = kept + duplicates + item_id_orphan + bot_events; and bot_users
+    counts: dict[str, int]  # rows_in = kept + duplicates + item_id_orphan + bot_events; and bot_users, reused_event_ids
     rejected: pa.Table
 
 
 def clean_bucket(
     events: pa.Table,
+    seen: pa.Table,
     item_ids: pa.Array,
     split: SplitSettings,
     ds: date,
+    zone: str,
     max_user_events_per_day: int,
     max_rejected: int,
 ) -> CleanBucket:
     """Make the histories of one bucket's users from their clean rows, which are in the order of the log.
 
-    `item_ids` are all items in ascending order: an id's position is its item row. Two rows are one event when they have
-    the same user and `event_id`, or, without an `event_id`, the same user, item, type and time; the first stays.
+    `seen` has the users and items of rows that are set aside and count as seen. `item_ids` are all items in ascending
+    order: an id's position is its item row. Two rows are one event when they have the same user, item and time, and the
+    same `event_id` or, without one, the same type; the first stays. Days begin at midnight in `zone`.
     A user's events are in order of `event_ts`; of equal times, the one that comes first in the log (by key of its
     file, then by row) comes first. A bot is a user without events, whose `left_out` says so.
     """
-    first = _first_deliveries(events)
+    first, num_reused = _first_deliveries(events)
     duplicates = int((~first).sum())
     events = events.filter(pa.array(first))
     item_rows = rows_of(events["item_id"], item_ids)
@@ -65,19 +71,21 @@ def clean_bucket(
 
     user_ids, users = _distinct(events["user_id"])
     times: Int64 = numpy_of(events["event_ts"])
-    is_bot = _bots(users, times, len(user_ids), max_user_events_per_day)
+    is_bot = _bots(users, day_numbers(times, zone), len(user_ids), max_user_events_per_day)
     of_bots = is_bot[users]
     bots = _reject(events, _first_of_each_user(users, of_bots)[:max_rejected], BOT)
     order = np.lexsort((times, users))  # stable: of equal times, the first in the log stays first
     order = order[~of_bots[order]]
     reasons = pa.array(["", f"taken for a bot: over {max_user_events_per_day} events on a day"])
     left_out = reasons.take(pa.array(is_bot.astype(np.int8)))
-    bucket = _cut(
-        user_ids, left_out, users[order], item_rows[order], times[order], numpy_of(events["weight"])[order], split, ds
-    )
+    kept = _Events(users[order], item_rows[order], times[order], numpy_of(events["weight"])[order])
+    also_seen = _items_of_users(seen, user_ids, item_ids)
+    bounds = SplitTimes.of(split, ds, zone) if split.method == "time" else None
+    bucket = _cut(user_ids, left_out, kept, also_seen, bounds)
     counts = {
         "kept": len(order),
         "duplicates": duplicates,
+        REUSED: num_reused,
         ORPHAN: num_orphans,
         "bot_events": int(of_bots.sum()),
         "bot_users": int(is_bot.sum()),
@@ -109,23 +117,35 @@ def item_counts(bucket: Bucket) -> tuple[Int64, Int64]:
     return rows.astype(np.int64), np.stack([num_events, *parts]).astype(np.int64)
 
 
-def _first_deliveries(events: pa.Table) -> Mask:
-    """True for each row that is not a later copy of another."""
+def _first_deliveries(events: pa.Table) -> tuple[Mask, int]:
+    """True for each row that is not a later copy of another; and the number of these rows whose `event_id` an earlier
+    event of the user has, with another item or time."""
     is_first = np.ones(events.num_rows, dtype=bool)
     if not events.num_rows:
-        return is_first
-    users = _distinct(events["user_id"])[1]
+        return is_first, 0
+    users, items = _distinct(events["user_id"])[1], _distinct(events["item_id"])[1]
+    times = numpy_of(events["event_ts"])
     has_id = mask_of(pc.is_valid(events["event_id"]))
-    named = np.flatnonzero(has_id)
+    named, others = np.flatnonzero(has_id), np.flatnonzero(~has_id)
+    num_ids = 0
     if len(named):
         ids = _distinct(events["event_id"].take(pa.array(named)))[1]
-        is_first[named] = _first_of_each(users[named], ids)
-    others = np.flatnonzero(~has_id)
+        is_first[named] = _first_of_each(users[named], ids, items[named], times[named])
+        num_ids = int(_first_of_each(users[named], ids).sum())
     if len(others):
-        rest = events.take(pa.array(others))
-        keys = (_distinct(rest["item_id"])[1], _distinct(rest["event_type"])[1], numpy_of(rest["event_ts"]))
-        is_first[others] = _first_of_each(users[others], *keys)
-    return is_first
+        kinds = _distinct(events["event_type"].take(pa.array(others)))[1]
+        is_first[others] = _first_of_each(users[others], items[others], kinds, times[others])
+    return is_first, int(is_first[named].sum()) - num_ids
+
+
+def _items_of_users(seen: pa.Table, user_ids: pa.Array, item_ids: pa.Array) -> Lists:
+    """The items, distinct, that each of `user_ids` has in `seen`; other users and items are left out."""
+    users = pc.fill_null(pc.index_in(seen["user_id"].combine_chunks(), user_ids), -1)
+    users, rows = numpy_of(users), rows_of(seen["item_id"], item_ids)
+    known = (users >= 0) & (rows >= 0)
+    order = np.argsort(users[known], kind="stable")
+    lengths = np.bincount(users[known], minlength=len(user_ids)).astype(np.int64)
+    return Lists(offsets_of(lengths), rows[known][order]).distinct()
 
 
 def _first_of_each(*keys: npt.NDArray[Any]) -> Mask:
@@ -139,9 +159,8 @@ def _first_of_each(*keys: npt.NDArray[Any]) -> Mask:
     return is_first
 
 
-def _bots(users: Int32, times: Int64, num_users: int, max_per_day: int) -> Mask:
-    """Which users have more than `max_per_day` events on some day (UTC)."""
-    days = times // DAY_US
+def _bots(users: Int32, days: Int64, num_users: int, max_per_day: int) -> Mask:
+    """Which users have more than `max_per_day` events on some day."""
     order = np.lexsort((days, users))
     begins = np.ones(len(order), dtype=bool)
     begins[1:] = (np.diff(users[order]) != 0) | (np.diff(days[order]) != 0)
@@ -152,35 +171,38 @@ def _bots(users: Int32, times: Int64, num_users: int, max_per_day: int) -> Mask:
     return is_bot
 
 
+@dataclass(frozen=True)
+class _Events:
+    """Events in order of user and time."""
+
+    users: Int32  # positions in the bucket
+    item_rows: Int32
+    times: Int64  # µs
+    weights: Float32
+
+
 def _cut(
-    user_ids: pa.Array,
-    left_out: pa.Array,
-    users: Int32,
-    item_rows: Int32,
-    times: Int64,
-    weights: npt.NDArray[np.float32],
-    split: SplitSettings,
-    ds: date,
+    user_ids: pa.Array, left_out: pa.Array, events: _Events, also_seen: Lists, bounds: SplitTimes | None
 ) -> Bucket:
-    """The bucket of these users; the events are in order of user and time, `times` in µs."""
-    num_users = len(user_ids)
+    """The bucket of these users; without `bounds` the last two events of each history are held out."""
+    num_users, users, times = len(user_ids), events.users, events.times
     lengths = np.bincount(users, minlength=num_users)
-    if split.method == "leave_one_out":  # shorter histories have nothing to predict from: all train
+    if bounds is None:  # shorter histories have nothing to predict from: all train
         num_validation = (lengths >= 3).astype(np.int64)
         num_train = lengths - 2 * num_validation
     else:
-        bounds = SplitTimes.of(split, ds)
         num_train = np.bincount(users[times < bounds.validation], minlength=num_users)
         num_validation = np.bincount(users[times < bounds.test], minlength=num_users) - num_train
     return Bucket(
         user_ids=user_ids,
         offsets=offsets_of(lengths),
-        item_rows=item_rows,
+        item_rows=events.item_rows,
         event_ts=times,
-        weights=weights,
+        weights=events.weights,
         num_train=num_train.astype(np.int32),
         num_validation=num_validation.astype(np.int32),
         left_out=left_out,
+        also_seen=also_seen,
     )
 
 

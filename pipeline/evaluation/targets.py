@@ -12,7 +12,7 @@ def held_out_targets(bucket: Bucket) -> Lists:
 
     An item seen before is excluded from every list, so it could not be found and is no target. A user may have none.
     """
-    return bucket.held_out("test").distinct().minus(bucket.cut("before_test"))
+    return bucket.held_out("test").distinct().minus(bucket.seen("before_test"))
 
 
 def evaluable_users(bucket: Bucket) -> tuple[Int64, int]:

@@ -49,18 +49,18 @@ class _Malformed:
         return taken
 
 
-def text_rows(source: pa.NativeFile, log: Log, file: ObjectInfo, our_names: dict[str, str]) -> Iterator[RawRows]:
-    """Yield the rows of an open text file, block by block; `our_names` maps a column of the file to our name for it."""
+def text_rows(source: pa.NativeFile, log: Log, file: ObjectInfo, columns: list[str]) -> Iterator[RawRows]:
+    """Yield the rows of some columns of an open text file, block by block."""
     malformed = _Malformed()
     header = text_header(log, file)
-    with _open_reader(_decompressed(source, file.key), log.source.csv, header, list(our_names), malformed) as reader:
+    with _open_reader(_decompressed(source, file.key), log.source.csv, header, columns, malformed) as reader:
         for batch in reader:
             table = pa.Table.from_batches([batch])
             lines, number = malformed.take()
-            yield RawRows(table.rename_columns([our_names[name] for name in table.column_names]), lines, number)
+            yield RawRows(table, lines, number)
         lines, number = malformed.take()
         if number:
-            no_rows = pa.table({name: pa.array([], pa.binary()) for name in our_names.values()})
+            no_rows = pa.table({name: pa.array([], pa.binary()) for name in columns})
             yield RawRows(no_rows, lines, number)
 
 

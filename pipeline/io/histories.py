@@ -8,7 +8,7 @@ import pyarrow as pa
 from pipeline.artifacts import Artifact, FileEntry
 from pipeline.data.columns import Mask, mask_of, numpy_of
 from pipeline.data.histories import Bucket
-from pipeline.data.lists import Int64, offsets_of
+from pipeline.data.lists import Int64, Lists, offsets_of
 from pipeline.errors import InputError
 from pipeline.io.artifacts import Claims, sizes_of, write_file
 from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
@@ -68,37 +68,43 @@ def footer(histories: Artifact) -> dict[str, str]:
 def bucket_to_table(bucket: Bucket) -> pa.Table:
     """Make a table with one row per user (`schema.histories`)."""
     schema = histories_schema(bucket.user_ids.type)
-    offsets = pa.array(bucket.offsets.astype(np.int32))
+
+    def lists(name: str, offsets: Int64, values: np.ndarray) -> pa.Array:
+        return pa.ListArray.from_arrays(offsets.astype(np.int32), pa.array(values), type=schema.field(name).type)
+
     columns = [
         bucket.user_ids,
-        *(
-            pa.ListArray.from_arrays(offsets, pa.array(values), type=schema.field(name).type)
-            for name, values in (
-                ("item_rows", bucket.item_rows),
-                ("event_ts", bucket.event_ts),
-                ("weights", bucket.weights),
-            )
-        ),
+        lists("item_rows", bucket.offsets, bucket.item_rows),
+        lists("event_ts", bucket.offsets, bucket.event_ts),
+        lists("weights", bucket.offsets, bucket.weights),
         pa.array(bucket.num_train),
         pa.array(bucket.num_validation),
         bucket.left_out,
+        lists("also_seen", bucket.also_seen.offsets, bucket.also_seen.values),
     ]
     return pa.Table.from_arrays(columns, schema=schema)
 
 
 def bucket_from_table(table: pa.Table) -> Bucket:
     """Make a bucket from a table: the inverse of `bucket_to_table`."""
-    lengths: Int64 = numpy_of(table["item_rows"].combine_chunks().value_lengths()).astype(np.int64)
+    events, also_seen = _lists(table["item_rows"]), _lists(table["also_seen"])
     return Bucket(
         user_ids=table["user_id"].combine_chunks(),
-        offsets=offsets_of(lengths),
-        item_rows=numpy_of(table["item_rows"].combine_chunks().flatten()),
+        offsets=events.offsets,
+        item_rows=events.values,
         event_ts=numpy_of(table["event_ts"].combine_chunks().flatten()),
         weights=numpy_of(table["weights"].combine_chunks().flatten()),
         num_train=numpy_of(table["num_train"]),
         num_validation=numpy_of(table["num_validation"]),
         left_out=table["left_out"].combine_chunks(),
+        also_seen=also_seen,
     )
+
+
+def _lists(column: pa.ChunkedArray) -> Lists:
+    array = column.combine_chunks()
+    lengths: Int64 = numpy_of(array.value_lengths()).astype(np.int64)
+    return Lists(offsets_of(lengths), numpy_of(array.flatten()))
 
 
 def _write(claims: Claims[FileEntry], part: int, table: pa.Table, histories: Artifact) -> FileEntry:

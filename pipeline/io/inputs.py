@@ -4,6 +4,7 @@ A file that was replaced, grew or was removed after it was listed ends the run w
 """
 
 import fnmatch
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +12,15 @@ from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.config import load_config, nearest
+from pipeline.data.columns import DistinctIds
+from pipeline.data.ids import ids_of_table
 from pipeline.data.simulation.log import simulated_prefix
-from pipeline.data.sources import SourceSpec
+from pipeline.data.sources import IdType, SourceSpec
 from pipeline.errors import InfrastructureError, InputError
 from pipeline.io.artifacts import read_manifest
 from pipeline.io.parquet import read_parquet_bytes
@@ -25,8 +28,17 @@ from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import ObjectInfo, ObjectNotFoundError
 from pipeline.settings import SIMULATED, Settings
 
+log = logging.getLogger("nightrails")
+
 DAY_PARTITION = re.compile(r"(?:^|/)ds=([^/]*)/")
 SOURCES = Path("conf/sources")
+PATH_COLUMN = re.compile(r"(?:^|(?<=/))([^/=]+)=([^/]*)/")
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+TABLE_FORMATS = {
+    re.compile(r"(?:^|/)_delta_log/[^/]+\.(?:json|parquet)$"): "a Delta table",
+    re.compile(r"(?:^|/)metadata/[^/]+\.metadata\.json$"): "an Iceberg table",
+    re.compile(r"(?:^|/)\.hoodie/hoodie\.properties$"): "a Hudi table",
+}
 PARQUET_SUFFIXES = {".parquet", ".pq", ".parq"}
 
 
@@ -84,8 +96,8 @@ class Log(Files):
     source_file: str = ""
     is_partitioned: bool = False  # its files are in ds= partitions
 
-    def until(self, ds: date, lookback_days: int) -> "Log":
-        """Keep the partitions of the last `lookback_days` until `ds`, and of the day before, whose clock may be ahead.
+    def until(self, ds: date, lookback_days: int | None) -> "Log":
+        """Keep the partitions of the last `lookback_days` that end with `ds`; None: of all days until `ds`.
 
         A log without partitions stays whole. Raises InputError when there is no partition `ds`.
         """
@@ -96,7 +108,8 @@ class Log(Files):
             raise InputError(
                 f"log.uri {self.uri}: no partition ds={ds.isoformat()}; the newest is ds={max(days).isoformat()}"
             )
-        oldest = ds - timedelta(days=min(lookback_days, (ds - date.min).days))
+        longest = (ds - date.min).days
+        oldest = ds - timedelta(days=longest if lookback_days is None else min(lookback_days - 1, longest))
         files = tuple(file for file, day in zip(self.files, days, strict=True) if oldest <= day <= ds)
         return replace(self, files=files)
 
@@ -134,7 +147,7 @@ def source_path(name: str) -> Path:
 def list_log(settings: Settings) -> Log:
     """List the whole log.
 
-    Raises InputError for a log that is missing or empty, a file of zero bytes, or a file outside the partitions.
+    Raises InputError for a log that is missing or empty, a table of another format, or a file outside the partitions.
     """
     path = source_path(settings.log.source)
     source = load_config(SourceSpec, path)
@@ -142,7 +155,6 @@ def list_log(settings: Settings) -> Log:
     if not listed.files:
         uri = settings.log.uri or listed.uri
         raise InputError(f"log.uri {uri}: the log is empty: no file there matches {source.files!r} ({path})")
-    _check_sizes(listed)
     days = [_partition_day(listed.uri, file.key) for file in listed.files]
     if any(days) and not all(days):
         stray = listed.files[days.index(None)]
@@ -182,31 +194,18 @@ def day_of(key: str) -> date | None:
     return _partition_day("", key)
 
 
-def read_user_ids(queries: Files) -> pa.Array:
-    """Read the distinct `user_id`s, string or int64, ascending. Raises InputError for null ids and for other types."""
-    parts = []
+def read_user_ids(queries: Files, wanted: pa.DataType, declared: IdType) -> pa.Array:
+    """Read the distinct `user_id`s as the log's type `wanted`, ascending; `declared` is the log's user_id_type.
+
+    Raises InputError for a missing column, ids of another type, null, and ids that cannot be read.
+    """
+    distinct = DistinctIds(wanted)
     for file in queries.files:
         origin = queries.origin(file)
         with queries.open(file) as source:
-            ids = read_parquet_bytes(source, origin, columns=["user_id"])["user_id"]
-        if ids.null_count:
-            raise InputError(f"{origin}: {ids.null_count} rows have no user_id; remove them")
-        parts.append(_plain_ids(ids, origin))
-    types = {part.type for part in parts}
-    if len(types) > 1:
-        raise InputError(f"{queries.uri}: user_id is a string in some files and an integer in others; use one type")
-    distinct = pc.unique(pa.chunked_array([chunk for part in parts for chunk in part.chunks], type=types.pop()))
-    return distinct.take(pc.sort_indices(distinct))
-
-
-def _plain_ids(ids: pa.ChunkedArray, origin: str) -> pa.ChunkedArray:
-    if pa.types.is_dictionary(ids.type):
-        return _plain_ids(ids.cast(ids.type.value_type), origin)
-    if pa.types.is_integer(ids.type):
-        return ids.cast(pa.int64())
-    if pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type):
-        return ids.cast(pa.string())
-    raise InputError(f"{origin}: column user_id is {ids.type}; an id is a string or an integer")
+            column = read_parquet_bytes(source, origin, columns=["user_id"])["user_id"]
+        distinct.add(ids_of_table(column, "user_id", wanted, declared, origin))
+    return distinct.ascending()
 
 
 def _snapshot(uri: str | None, name: str, ds: date) -> Files | None:
@@ -216,7 +215,6 @@ def _snapshot(uri: str | None, name: str, ds: date) -> Files | None:
     files = tuple(file for file in listed.files if Path(file.key).suffix in PARQUET_SUFFIXES)
     if not files:
         raise InputError(f"{name} {uri}: no Parquet file there")
-    _check_sizes(listed)
     days = {day for file in files if (day := _partition_day(listed.uri, file.key)) is not None}
     if days:  # a daily snapshot: the newest that is not after the day to serve
         usable = [day for day in days if day <= ds]
@@ -238,18 +236,37 @@ def _simulated(settings: Settings, prefix: str) -> Files:
 
 
 def _listing(uri: str, name: str) -> Files:
-    """List the objects below `uri`, a folder or one file, without names that begin with `_` or a dot."""
+    """List the objects below `uri`, a folder or one file, without markers: empty ones, and names that begin with `_` or
+    a dot. Raises InputError for a folder that another format keeps its table in."""
     folder, file_name = _split_file(uri)
     if file_name:
         storage = open_storage(folder)
         file = storage.head(file_name)
-        if file is not None:
+        if file is not None and file.size:
             return Files(storage.uri, (file,))
     storage = open_storage(uri.rstrip("/"))
-    listed = [file for file in storage.list() if not _hidden(file.key)]
+    everything = storage.list()
+    found = [file for file in everything if file.size]  # Spark, EMR and consoles leave empty markers
+    _tell_empty(storage.uri, [file.key for file in everything if not file.size and not _hidden(file.key)])
+    for file in found:
+        for form, what in TABLE_FORMATS.items():
+            if form.search(file.key):
+                raise InputError(
+                    f"{name} {uri}: this is {what} ({file.key}), whose files are not all part of the table; "
+                    "write the rows of its current version to a folder of plain Parquet"
+                )
+    listed = tuple(sorted(file for file in found if not _hidden(file.key)))
     if not listed:
-        raise InputError(f"{name} {uri}: nothing there; give a folder or a file that exists")
-    return Files(storage.uri, tuple(sorted(listed)))
+        found_what = f"nothing but {len(everything)} empty or hidden files" if everything else "nothing"
+        raise InputError(f"{name} {uri}: {found_what} there; give a folder or a file that exists")
+    return Files(storage.uri, listed)
+
+
+def _tell_empty(uri: str, keys: list[str]) -> None:
+    """Warn of data files of zero bytes, which may have lost their rows; a marker has no suffix or a `$` in its name."""
+    lost = [key for key in keys if "." in Path(key).name and "$" not in Path(key).name]
+    if lost:
+        log.warning("   %s: %d files of zero bytes are passed over, for example %s", uri, len(lost), lost[0])
 
 
 def _split_file(uri: str) -> tuple[str, str]:
@@ -265,10 +282,10 @@ def _hidden(key: str) -> bool:
     return any(part.startswith(("_", ".")) for part in key.split("/"))
 
 
-def _check_sizes(listed: Files) -> None:
-    for file in listed.files:
-        if file.size == 0:
-            raise InputError(f"{listed.origin(file)}: the file has zero bytes; write it again or remove it")
+def path_columns(key: str) -> dict[str, str | None]:
+    """The columns that stand in the folders of a key, as in `event_type=view/part-0.parquet`; None for Hive's null."""
+    pairs = {name: unquote(value) for name, value in PATH_COLUMN.findall(key)}
+    return {name: None if value in ("", HIVE_NULL) else value for name, value in pairs.items()}
 
 
 def _partition_day(uri: str, key: str) -> date | None:

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.artifacts import Artifact, CandidateRun
 from pipeline.config import fingerprint
 from pipeline.io.inputs import Inputs, list_items, list_log, list_queries
-from pipeline.io.rows import newest_day
+from pipeline.io.newest import check_age, newest_day
 from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import Storage
 from pipeline.settings import Settings
@@ -51,6 +51,7 @@ def _of_histories(settings: Settings) -> dict[str, Any]:
         "prepare": settings.prepare.model_dump(mode="json", exclude={"rows_per_task", "keep_partitions"}),
         "split": settings.split.model_dump(mode="json"),
         "num_buckets": settings.output.num_buckets,
+        "time_zone": settings.log.time_zone,
         "items": settings.items.model_dump(mode="json", exclude={"uri"}),
     }
 
@@ -85,7 +86,7 @@ def _of_run(settings: Settings) -> dict[str, Any]:
 
 # In the order of the night. `day`, `log`, `items` and `queries` are inputs, the other names are artifacts.
 RECIPES = {
-    "histories": Recipe(3, ("day", "log", "items"), _of_histories),
+    "histories": Recipe(4, ("day", "log", "items"), _of_histories),
     "model": Recipe(3, ("histories",), _of_checkpoint),
     "corpus": Recipe(7, ("model",), _of_corpus),
     "search": Recipe(6, ("corpus",), _of_search),
@@ -97,14 +98,18 @@ RECIPES = {
 def open_night(settings: Settings, ds: date | None = None) -> Night:
     """List the inputs and name every artifact; without `ds` the night is that of the newest day in the log.
 
-    Reads listings only, except to find the newest day of a log without `ds=` partitions.
-    Raises InputError for inputs that are missing or empty.
+    Reads listings only, except to find the newest day: the times of a log without `ds=` partitions, else the footers of
+    the newest few. Raises InputError for inputs that are missing or empty, and for a log that is too old.
     """
     log = list_log(settings)
-    day = newest_day(log) if ds is None else ds
-    inputs = Inputs(
-        day, log.until(day, settings.prepare.lookback_days), list_items(settings, day), list_queries(settings, day)
-    )
+    if ds is None:
+        today = open_storage(log.uri if settings.log.uri else settings.root).clock().date()
+        day = newest_day(log, settings.log.time_zone, today)
+        check_age(log, day, today, settings.log.max_age_days)
+    else:
+        day = ds
+    known = log.until(day, settings.prepare.seen_lookback_days)
+    inputs = Inputs(day, known, list_items(settings, day), list_queries(settings, day))
     return name_night(open_storage(settings.root), settings, inputs)
 
 

@@ -1,6 +1,6 @@
 """Write Parquet with page checksums; read it with verification, and never a pickled column."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import pyarrow as pa
@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import InfrastructureError, InputError, NightrailsError
 
 EXTENSION_KEY = b"ARROW:extension:name"
+PICKLED = ("arrow.py_extension_type", "ray.")  # how the names of types begin that pyarrow or Ray may unpickle
 
 
 def write_parquet_bytes(table: pa.Table, metadata: Mapping[str, str] | None = None) -> bytes:
@@ -54,26 +55,30 @@ def arrow_errors_named(origin: str) -> Iterator[None]:
         raise InputError(f"{origin}: damaged or cut short ({reason}); restore it or remove it") from error
 
 
-def check_no_extension_types(schema: pa.Schema, origin: str) -> None:
-    """Raise InputError that names a column, at any depth, with an extension type, which can carry code."""
-    for field in _fields(schema):
-        if isinstance(field.type, pa.BaseExtensionType) or EXTENSION_KEY in (field.metadata or {}):
-            raise InputError(
-                f"{origin}: column {field.name!r} has the extension type {field.type}, which can carry code; "
-                "write the file with plain Arrow types"
-            )
+def check_no_code(schema: pa.Schema, origin: str, read: Collection[str]) -> None:
+    """Raise InputError that names a column, at any depth, with an extension type that can carry code: one that is
+    pickled Python, or in a column of `read` any but Arrow's own (UUID, JSON, …), which stand for plain values."""
+    for top in schema:
+        for field in _fields(top):
+            name = getattr(field.type, "extension_name", "") or (field.metadata or {}).get(EXTENSION_KEY, b"").decode()
+            is_standard = name.startswith("arrow.") or not name
+            if name.startswith(PICKLED) or (top.name in read and not is_standard):
+                raise InputError(
+                    f"{origin}: column {field.name!r} has the extension type {name}, which can carry code; "
+                    "write the column with a plain Arrow type"
+                )
 
 
 def _check_schema(schema: pa.Schema, origin: str, columns: Sequence[str] | None) -> None:
-    check_no_extension_types(schema, origin)
+    check_no_code(schema, origin, schema.names)
     missing = [name for name in columns or () if name not in schema.names]
     if missing:
         raise InputError(f"{origin}: no column {missing[0]!r}; it has {', '.join(schema.names)}")
 
 
-def _fields(schema: pa.Schema) -> Iterator[pa.Field]:
-    """Yield every field of the schema, nested fields too."""
-    waiting = list(schema)
+def _fields(top: pa.Field) -> Iterator[pa.Field]:
+    """Yield a field and every field within it."""
+    waiting = [top]
     while waiting:
         field = waiting.pop()
         yield field

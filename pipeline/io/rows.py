@@ -1,88 +1,60 @@
 """Read the files of a log: check all their columns first, then read rows, a bounded number at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import date, timedelta
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import nearest
-from pipeline.data.columns import (
-    DAY_US,
-    EPOCH,
-    NEWEST_US,
-    OLDEST_US,
-    check_time_type,
-    id_type,
-    read_times,
-    suspected_unit,
-    text_of,
-)
+from pipeline.data.columns import TEXT, is_text, plain_type
+from pipeline.data.ids import id_type
 from pipeline.data.sources import SourceSpec
+from pipeline.data.times import check_time_type
 from pipeline.errors import InputError
 from pipeline.io.delimited import RawRows, text_header, text_rows
-from pipeline.io.inputs import Log, day_of
-from pipeline.io.parquet import arrow_errors_named, check_no_extension_types
+from pipeline.io.inputs import Log, path_columns
+from pipeline.io.parquet import arrow_errors_named, check_no_code
 from pipeline.io.storage.base import ObjectInfo
 
 READERS = 16  # threads: reading small footers is mostly waiting
 BATCH_ROWS = 1 << 16
+SHOWN_COLUMNS = 20  # names in a message
 
 
 @dataclass(frozen=True)
 class FileColumns:
-    """The columns of one file, from its header or footer."""
+    """The columns of one file, from its header or footer, and those that stand in its path."""
 
-    types: dict[str, pa.DataType]  # Arrow types by our column names
+    types: dict[str, pa.DataType]  # by our column names: of ids as they are read, null for all others
     extra: tuple[str, ...]  # the file's names of columns that nobody reads
     group_rows: tuple[int, ...] = ()  # number of rows by row group, Parquet only
 
 
 @dataclass(frozen=True)
 class LogColumns:
-    """The columns of a log; a column has the same type in all files."""
+    """The columns of a log. Ids are read with one type from all files; a file may lack optional columns."""
 
     user_type: pa.DataType
     item_type: pa.DataType
-    names: tuple[str, ...]  # our names of the columns that the log has
+    names: tuple[str, ...]  # our names of the columns that some file has
     extra: tuple[str, ...]  # the log's names of columns that nobody reads
     group_rows: tuple[tuple[int, ...], ...]  # number of rows by file and row group
 
 
-def newest_day(log: Log) -> date:
-    """Find the newest `ds=` partition, else the day (UTC) of the newest sane `event_ts`. Raises InputError."""
-    if log.is_partitioned:
-        return max(day for file in log.files if (day := day_of(file.key)) is not None)
-    check_columns(log)
-    newest, example = OLDEST_US - 1, ""
-    for file in log.files:
-        for rows in read_rows(log, file, None, ("event_ts",)):
-            column = rows.table["event_ts"].combine_chunks()
-            times, is_null, is_bad = read_times(column, log.source)
-            sane = times[~is_null & ~is_bad & (times < NEWEST_US)]
-            newest = max(newest, int(sane.max(initial=newest)))
-            example = example or next((value for value in text_of(column[:100]).to_pylist() if value), "")
-    if newest < OLDEST_US and log.source.time_unit != "relative_s":
-        hint = suspected_unit(example, log.source.time_unit)
-        raise InputError(
-            f"{log.uri}: no sane time in column {log.source.columns.event_ts!r}, which begins with {example!r}"
-            + (f"; {hint} in {log.source_file}" if hint else f"; correct time_unit in {log.source_file}")
-        )
-    return EPOCH + timedelta(days=newest // DAY_US)
-
-
 def check_columns(log: Log) -> LogColumns:
     """Read the header or footer of every file. Raises InputError that names the file and the column when a column is
-    missing, has a type that cannot be read, or has another type than in the first file."""
+    missing or doubled, has a type that cannot be read, or holds ids of another type than in the first file."""
     return join_columns(log, read_columns(log, log.files))
 
 
 def read_columns(log: Log, files: Sequence[ObjectInfo]) -> list[FileColumns]:
     """Read the header or footer of some files of the log.
 
-    Raises InputError that names the file and the column when a column is missing or has a type that cannot be read.
+    Raises InputError that names the file and the column when a column is missing or doubled, or has a type that cannot
+    be read.
     """
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(lambda file: _head(log, file), files))
@@ -91,81 +63,159 @@ def read_columns(log: Log, files: Sequence[ObjectInfo]) -> list[FileColumns]:
 def join_columns(log: Log, heads: Sequence[FileColumns]) -> LogColumns:
     """The columns of a log, from those of its files.
 
-    Raises InputError that names the file and the column when a column has another type than in the first file.
+    Raises InputError that names the file and the column when ids are of another type than in the first file.
     """
-    first = heads[0]
-    for file, head in zip(log.files, heads, strict=True):
-        for name in first.types.keys() | head.types.keys():
-            file_type, first_type = head.types.get(name), first.types.get(name)
-            if file_type != first_type:
-                column = log.source.columns.named[name]
-                raise InputError(
-                    f"{log.origin(file)}: column {column!r} is {file_type or 'missing'}, but "
-                    f"{first_type or 'missing'} in {log.files[0].key}; write all files of the log with the same types"
-                )
-    extra = sorted({name for head in heads for name in head.extra})
+    names = tuple(name for name in log.source.columns.named if any(name in head.types for head in heads))
     return LogColumns(
-        user_type=first.types["user_id"],
-        item_type=first.types["item_id"],
-        names=tuple(first.types),
-        extra=tuple(extra),
+        user_type=_one_type(log, heads, "user_id"),
+        item_type=_one_type(log, heads, "item_id"),
+        names=names,
+        extra=tuple(sorted({name for head in heads for name in head.extra})),
         group_rows=tuple(head.group_rows for head in heads),
     )
+
+
+def _one_type(log: Log, heads: Sequence[FileColumns], name: str) -> pa.DataType:
+    """The type of the ids in all files; a file without any id has the type of the others."""
+    known = [(at, head.types[name]) for at, head in enumerate(heads) if not pa.types.is_null(head.types[name])]
+    if not known:
+        return TEXT
+    first, wanted = known[0]
+    for at, found in known:
+        if found != wanted:
+            raise InputError(
+                f"{log.origin(log.files[at])}: column {log.source.columns.named[name]!r} is {found}, but {wanted} in "
+                f"{log.files[first].key}; write all files of the log with the same type, or set {name}_type: string in "
+                f"{log.source_file} to read all of them as text"
+            )
+    return wanted
 
 
 def read_rows(
     log: Log, file: ObjectInfo, row_groups: tuple[int, ...] | None, names: tuple[str, ...]
 ) -> Iterator[RawRows]:
-    """Yield the columns `names` of a file, or of some row groups of it, a bounded number of rows at a time."""
-    our_names = {log.source.columns.named[name]: name for name in names}
+    """Yield the columns `names` of a file, or of some row groups of it, a bounded number of rows at a time.
+
+    A column that only the file's path has is the same in every row. One that the file lacks is null.
+    """
+    theirs = sorted({log.source.columns.named[name] for name in names})
     with arrow_errors_named(log.origin(file)), log.open(file) as source:
         if log.source.format == "csv":
-            yield from text_rows(source, log, file, our_names)
+            header = text_header(log, file)
+            for rows in text_rows(source, log, file, [name for name in theirs if name in header]):
+                yield RawRows(_as_ours(rows.table, log, file, names), rows.malformed, rows.num_malformed)
             return
         with pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False, buffer_size=1 << 20) as parquet:
-            for batch in parquet.iter_batches(
-                BATCH_ROWS, row_groups=row_groups, columns=list(our_names), use_threads=False
-            ):
-                table = pa.Table.from_batches([batch])
-                yield RawRows(table.rename_columns([our_names[name] for name in table.column_names]), (), 0)
+            columns = [name for name in theirs if name in parquet.schema_arrow.names]
+            for batch in parquet.iter_batches(BATCH_ROWS, row_groups=row_groups, columns=columns, use_threads=False):
+                yield RawRows(_as_ours(pa.Table.from_batches([batch]), log, file, names), (), 0)
+
+
+def _as_ours(rows: pa.Table, log: Log, file: ObjectInfo, names: tuple[str, ...]) -> pa.Table:
+    """Rows under our names; a column may have two of them."""
+    in_path = path_columns(file.key)
+
+    def column(theirs: str) -> pa.Array | pa.ChunkedArray:
+        if theirs in rows.column_names:
+            return rows[theirs]
+        return pa.repeat(pa.scalar(in_path.get(theirs), TEXT), rows.num_rows)
+
+    return pa.table({name: column(log.source.columns.named[name]) for name in names})
+
+
+def num_rows(log: Log, file: ObjectInfo) -> int:
+    """The number of rows of a Parquet file; of a text file, whose rows nobody has counted, its bytes."""
+    if log.source.format == "csv":
+        return file.size
+    with arrow_errors_named(log.origin(file)), log.open(file) as source, pq.ParquetFile(source) as parquet:
+        rows: int = parquet.metadata.num_rows
+    return rows
 
 
 def _head(log: Log, file: ObjectInfo) -> FileColumns:
-    origin = log.origin(file)
+    """The columns of one file. Raises InputError as `read_columns`."""
+    origin, source = log.origin(file), log.source
     group_rows: tuple[int, ...] = ()
-    if log.source.format == "csv":
-        types = dict.fromkeys(text_header(log, file), pa.string())
+    if source.format == "csv":
+        fields = [(name, TEXT) for name in text_header(log, file)]
     else:
-        with arrow_errors_named(origin), log.open(file) as source, pq.ParquetFile(source) as parquet:
+        with arrow_errors_named(origin), log.open(file) as opened, pq.ParquetFile(opened) as parquet:
             schema, footer = parquet.schema_arrow, parquet.metadata
             group_rows = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
-        check_no_extension_types(schema, origin)
-        types = {field.name: field.type for field in schema}
-    named = log.source.columns.named
-    our_types = {name: types[column] for name, column in named.items() if column in types}
-    for name, column in named.items():
-        if name not in our_types and name not in log.source.optional_columns:
+        check_no_code(schema, origin, source.columns.named.values())
+        # columns of a file without rows, as pandas writes it, may have any type
+        fields = [(field.name, field.type if sum(group_rows) else pa.null()) for field in schema]
+    _check_not_doubled(log, origin, [name for name, _ in fields])
+    types = dict.fromkeys(path_columns(file.key), TEXT) | dict(fields)
+    for name, column in source.columns.named.items():
+        if column not in types and name not in source.optional_columns:
             raise InputError(
-                f"{origin}: no column {column!r}, which {log.source_file} takes as {name}; "
-                f"the file has {', '.join(types)}{_did_you_mean(column, types)}"
+                f"{origin}: no column {column!r}, which {log.source_file} takes as {name}; the file has "
+                f"{_listed(list(types))}{_did_you_mean(column, types)}"
             )
+    named = {name: column for name, column in source.columns.named.items() if column in types}
     try:
-        return FileColumns(
-            _types_to_agree(our_types, log.source), tuple(sorted(types.keys() - named.values())), group_rows
-        )
+        read_as = {name: TYPE_OF[name](types[column], source, column) for name, column in named.items()}
     except InputError as error:
         raise InputError(f"{origin}: {error}") from None
+    return FileColumns(read_as, tuple(sorted(types.keys() - source.columns.named.values())), group_rows)
 
 
-def _types_to_agree(types: dict[str, pa.DataType], source: SourceSpec) -> dict[str, pa.DataType]:
-    """Column types that must agree between files: ids as they are read, times as stored, null for all others."""
-    named = source.columns.named
-    agreed = {name: pa.null() for name in types}
-    agreed["user_id"] = id_type(types["user_id"], source.user_id_type, named["user_id"])
-    agreed["item_id"] = id_type(types["item_id"], source.item_id_type, named["item_id"])
-    check_time_type(types["event_ts"], source, named["event_ts"])
-    agreed["event_ts"] = types["event_ts"]
-    return agreed
+def _check_not_doubled(log: Log, origin: str, columns: list[str]) -> None:
+    """Raise InputError when the file has two columns of a name that is read."""
+    read = Counter(column for column in columns if column in log.source.columns.named.values())
+    doubled = next((column for column, number in read.items() if number > 1), None)
+    if doubled is not None:
+        raise InputError(
+            f"{origin}: {read[doubled]} columns are called {doubled!r}, so nobody knows which one is meant; "
+            "rename or remove the others"
+        )
+
+
+def _user_type(raw: pa.DataType, source: SourceSpec, column: str) -> pa.DataType:
+    return id_type(raw, source.user_id_type, column, "user_id_type")
+
+
+def _item_type(raw: pa.DataType, source: SourceSpec, column: str) -> pa.DataType:
+    return id_type(raw, source.item_id_type, column, "item_id_type")
+
+
+def _time_type(raw: pa.DataType, source: SourceSpec, column: str) -> pa.DataType:
+    check_time_type(raw, source, column)
+    return pa.null()
+
+
+def _word_type(raw: pa.DataType, source: SourceSpec, column: str) -> pa.DataType:
+    plain = plain_type(raw)
+    types = pa.types
+    if not (is_text(plain) or types.is_integer(plain) or types.is_boolean(plain) or types.is_null(plain)):
+        raise InputError(f"column {column!r} is {plain}; it must be text, an integer or a boolean (cast it in the log)")
+    return pa.null()
+
+
+def _value_type(raw: pa.DataType, source: SourceSpec, column: str) -> pa.DataType:
+    plain = plain_type(raw)
+    types = pa.types
+    is_number = types.is_integer(plain) or types.is_floating(plain) or types.is_decimal(plain)
+    if not (is_number or is_text(plain) or types.is_boolean(plain) or types.is_null(plain)):
+        raise InputError(f"column {column!r} is {plain}; a value must be a number or text (cast it in the log)")
+    return pa.null()
+
+
+# How a column is read as one of ours, or InputError; null where files of one log may differ.
+TYPE_OF: dict[str, Callable[[pa.DataType, SourceSpec, str], pa.DataType]] = {
+    "user_id": _user_type,
+    "item_id": _item_type,
+    "event_ts": _time_type,
+    "event_type": _word_type,
+    "event_value": _value_type,
+    "event_id": _word_type,
+}
+
+
+def _listed(columns: list[str]) -> str:
+    more = f" and {len(columns) - SHOWN_COLUMNS:,} more" if len(columns) > SHOWN_COLUMNS else ""
+    return ", ".join(columns[:SHOWN_COLUMNS]) + more
 
 
 def _did_you_mean(column: str, known: dict[str, pa.DataType]) -> str:

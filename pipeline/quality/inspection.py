@@ -46,7 +46,7 @@ def inspect_run(night: Night, settings: Settings, sidecars: Mapping[int, Sidecar
     storage = night.storage
     item_ids = read_item_ids(storage, night.histories)
     is_eligible_N = read_eligible(storage, night.histories)
-    users = TonightsUsers(night.inputs.queries, settings.output.num_buckets)
+    users = TonightsUsers.of(night, settings.output.num_buckets)
 
     def inspect(unit: int) -> _InspectedUnit:
         bucket = read_bucket(storage, night.histories, unit)

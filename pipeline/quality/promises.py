@@ -135,10 +135,10 @@ def list_faults(rows: Rows, matches: Matches) -> Iterator[Violation]:
 
 
 def history_faults(rows: Rows, matches: Matches, user_ids: pa.ChunkedArray, expected: Expected) -> Iterator[Violation]:
-    """Check that no list holds an item of its user's whole history."""
-    histories = expected.histories
-    user_of_event = np.repeat(_index(histories.user_ids, user_ids), np.diff(histories.offsets))
-    seen = np.sort(matches.keys_of(user_of_event, histories.item_rows)[user_of_event >= 0])
+    """Check that no list holds an item that its user has seen: of the whole history, or of an event set aside."""
+    seen_lists = expected.histories.seen("whole")
+    owners = _index(expected.histories.user_ids, user_ids)[seen_lists.owners]
+    seen = np.sort(matches.keys_of(owners, seen_lists.values)[owners >= 0])
     is_seen_R = _is_in_sorted(matches.keys_R, seen) & (matches.user_R >= 0)
     yield from _rows_where(is_seen_R, "the item is not in the user's history", rows.name)
 

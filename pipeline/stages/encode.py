@@ -19,7 +19,7 @@ SEQUENCE_TILE = 256
 
 
 def encode_queries(model: RetrievalModel, bucket: Bucket, source: QuerySource, unit: int) -> QueryBatch:
-    """The queries of the users that `source` selects; the items of the visible history are excluded.
+    """The queries of the users that `source` selects; what they have seen is excluded.
 
     A user without a visible event or with a query that is not finite gets a reason instead of a query. Raises
     MismatchError when a history has an item that the model does not know.
@@ -44,7 +44,7 @@ def encode_queries(model: RetrievalModel, bucket: Bucket, source: QuerySource, u
         requested.user_ids,
         pa.array(reasons, type=pa.string()),
         queries.take(kept),
-        histories.take(kept.numpy()).distinct(),
+        bucket.seen(source.part).take(searched_rows[kept.numpy()]),
     )
 
 

@@ -88,7 +88,7 @@ class EvaluationSink:
         # A user without a query (it was not finite) stays in the averages, as a miss.
         ranked_BK = np.full((len(requested.bucket_rows), search.k), NO_ITEM, dtype=np.int64)
         ranked_BK[batch.searched] = result.rows_BK.numpy()
-        seen = bucket.cut(self._users.part).take(requested.bucket_rows)
+        seen = bucket.seen(self._users.part).take(requested.bucket_rows)
         popular_BK = rank_by_popularity(self._popularity_N, seen, search.k, self._rules.is_eligible_N)
         targets = held_out_targets(bucket).take(requested.bucket_rows)
         cutoffs = measured_cutoffs(self._settings.evaluate.cutoffs, search.k)

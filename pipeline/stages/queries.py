@@ -1,7 +1,7 @@
 """The source of a search's queries: which users ask, and which part of their histories is visible."""
 
+import functools
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from typing import Protocol
 
@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 
 from pipeline.data.histories import Bucket, user_bucket
 from pipeline.data.lists import Int64
-from pipeline.errors import InputError
+from pipeline.data.sources import IdType
 from pipeline.io.inputs import Files, read_user_ids
+from pipeline.io.night import Night
 
 
 @dataclass(frozen=True)
@@ -45,24 +46,32 @@ class TonightsUsers:
 
     queries: Files | None
     num_buckets: int
+    declared: IdType = "as_is"  # the log's user_id_type
     part: str = "whole"
+
+    @classmethod
+    def of(cls, night: Night, num_buckets: int) -> "TonightsUsers":
+        return cls(night.inputs.queries, num_buckets, night.inputs.log.source.user_id_type)
 
     def select(self, unit: int, bucket: Bucket) -> Requested:
         if self.queries is None:
             return Requested(bucket.user_ids, np.arange(bucket.num_users))
-        user_ids = self._by_unit[unit]
-        if bucket.num_users and user_ids.type != bucket.user_ids.type:
-            raise InputError(
-                f"queries.uri: user_id is {user_ids.type} there, but {bucket.user_ids.type} in the log; "
-                "write the table with the log's type"
-            )
+        user_ids = _by_bucket(self, bucket.user_ids.type)[unit]
         rows = pc.fill_null(pc.index_in(user_ids, bucket.user_ids), -1)
         return Requested(user_ids, rows.to_numpy(zero_copy_only=False).astype(np.int64))
 
-    @cached_property
-    def _by_unit(self) -> list[pa.Array]:
-        assert self.queries is not None
-        return group_by_bucket(read_user_ids(self.queries), self.num_buckets)
+
+def check_queries(night: Night, user_type: pa.DataType) -> None:
+    """Raise InputError when the queries table cannot be read as ids of `user_type`, the log's."""
+    if night.inputs.queries is not None:
+        read_user_ids(night.inputs.queries, user_type, night.inputs.log.source.user_id_type)
+
+
+@functools.lru_cache(maxsize=1)
+def _by_bucket(users: TonightsUsers, user_type: pa.DataType) -> list[pa.Array]:
+    """The users of the queries table by bucket."""
+    assert users.queries is not None
+    return group_by_bucket(read_user_ids(users.queries, user_type, users.declared), users.num_buckets)
 
 
 def group_by_bucket(user_ids: pa.Array, num_buckets: int) -> list[pa.Array]:

@@ -8,7 +8,7 @@ from pipeline.errors import InputError
 
 def test_the_index_ascends_by_id_with_its_attributes():
     catalogue = pa.table({"title": ["B", "A"], "item_id": ["b", "a"]})
-    indexed = index_catalogue(catalogue, pa.string(), "items")
+    indexed = index_catalogue(catalogue, pa.string(), "as_is", "items")
     assert indexed.to_pylist() == [{"item_id": "a", "title": "A"}, {"item_id": "b", "title": "B"}]
     table = items_table(indexed, np.array([[3, 1], [2, 0], [1, 0]]), np.array([False, True]))
     assert table.to_pylist()[0] == {
@@ -23,7 +23,7 @@ def test_the_index_ascends_by_id_with_its_attributes():
 
 
 def test_smaller_integers_are_widened():
-    indexed = index_catalogue(pa.table({"item_id": pa.array([2, 1], pa.int16())}), pa.int64(), "items")
+    indexed = index_catalogue(pa.table({"item_id": pa.array([2, 1], pa.int16())}), pa.int64(), "as_is", "items")
     assert indexed["item_id"].type == pa.int64()
     assert indexed["item_id"].to_pylist() == [1, 2]
 
@@ -33,11 +33,11 @@ def test_smaller_integers_are_widened():
     [
         (pa.table({"id": ["a"]}), "no column 'item_id'; the catalogue has id"),
         (pa.table({"item_id": ["b", "a", "b"]}), "item_id 'b' occurs more than once"),
-        (pa.table({"item_id": ["a", None]}), "1 items have no item_id"),
-        (pa.table({"item_id": [1]}), "item_id is int64 in the catalogue but string in the log"),
+        (pa.table({"item_id": ["a", None]}), "1 rows have no item_id"),
+        (pa.table({"item_id": [1]}), "item_id is int64 there, but string in the log"),
         (pa.table({"item_id": ["a"], "num_events": [1]}), "column 'num_events' has a name that"),
     ],
 )
 def test_a_catalogue_that_cannot_be_indexed_is_refused(catalogue, message):
     with pytest.raises(InputError, match=message):
-        index_catalogue(catalogue, pa.string(), "items")
+        index_catalogue(catalogue, pa.string(), "as_is", "items")

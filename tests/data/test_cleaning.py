@@ -1,17 +1,14 @@
-from datetime import date
-
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.data.cleaning import Period, clean_rows, first_rejected, malformed_lines
+from pipeline.data.cleaning import clean_rows, first_rejected, malformed_lines
 from pipeline.data.sources import SourceSpec
 
-DS = date(2026, 11, 20)
 NOON = 1_795_176_000_000_000  # µs, on DS
 DAY = 86_400_000_000
 TYPES = (pa.string(), pa.string())
-PERIOD = Period.until(DS, 10, is_partitioned=True)
+NEWEST = NOON + DAY // 2  # the end of DS
 
 
 def raw(rows: list[dict], **types: pa.DataType) -> pa.Table:
@@ -25,8 +22,8 @@ def event(**changed: object) -> dict:
     return {"user_id": "u", "item_id": "i", "event_ts": NOON, **changed}
 
 
-def clean(rows: list[dict], spec: SourceSpec | None = None, period: Period = PERIOD, max_rejected: int = 10):
-    return clean_rows(raw(rows), spec or SourceSpec(time_unit="us"), TYPES, period, max_rejected)
+def clean(rows: list[dict], spec: SourceSpec | None = None, max_rejected: int = 10):
+    return clean_rows(raw(rows), spec or SourceSpec(time_unit="us"), TYPES, NEWEST, max_rejected)
 
 
 def test_each_bad_row_is_set_aside_with_the_first_reason_that_holds():
@@ -38,10 +35,9 @@ def test_each_bad_row_is_set_aside_with_the_first_reason_that_holds():
             event(event_ts=None),
             event(event_ts=NOON // 1_000),  # milliseconds taken for microseconds: 1970
             event(event_ts=NOON + DAY),
-            event(event_ts=NOON - 11 * DAY),
         ]
     )
-    assert cleaned.events["row"].to_pylist() == [0]
+    assert cleaned.events.filter(cleaned.events["is_learned"])["row"].to_pylist() == [0]
     assert cleaned.rejected.select(["row", "reason"]).to_pylist() == [
         {"row": 1, "reason": "user_id_null"},
         {"row": 2, "reason": "item_id_null"},
@@ -57,26 +53,42 @@ def test_each_bad_row_is_set_aside_with_the_first_reason_that_holds():
         "event_ts_null": 1,
         "event_ts_too_old": 1,
         "event_ts_in_future": 1,
-        "out_of_lookback": 1,
     }
 
 
-def test_clocks_may_differ_by_an_hour():
-    midnight = NOON + DAY // 2
-    cleaned = clean([event(event_ts=midnight + 3_599_999_999), event(event_ts=midnight + 3_600_000_000)])
-    assert cleaned.counts == {"kept": 1, "event_ts_in_future": 1}
+def test_a_row_with_ids_that_is_set_aside_still_counts_as_seen():
+    spec = SourceSpec(
+        time_unit="us", event_weights={"buy": 1.0}, unknown_event_types="ignore", columns={"event_type": "event_type"}
+    )
+    rows = [
+        event(item_id="learned", event_type="buy"),
+        event(item_id="no time", event_ts=None, event_type="buy"),
+        event(item_id="in 1970", event_ts=5, event_type="buy"),
+        event(item_id="ahead", event_ts=NOON + DAY, event_type="buy"),
+        event(item_id="other type", event_type="look"),
+        event(item_id=None),
+        event(user_id=""),
+    ]
+    cleaned = clean(rows, spec)
+    seen = dict(zip(cleaned.events["item_id"].to_pylist(), cleaned.events["is_learned"].to_pylist(), strict=True))
+    assert seen == {"learned": True, "no time": False, "in 1970": False, "ahead": False, "other type": False}
 
 
-def test_without_partitions_later_days_are_left_out_and_no_fault():
-    period = Period.until(DS, 10, is_partitioned=False)
-    cleaned = clean([event(), event(event_ts=NOON + 5 * DAY), event(event_ts=NOON * 1_000)], period=period)
-    assert cleaned.counts == {"kept": 1, "after_ds": 1, "event_ts_in_future": 1}
+def test_words_that_mean_nobody_are_counted_until_the_source_decides():
+    rows = [event(), event(user_id="nan"), event(item_id="None"), event(user_id="nan", item_id=None)]
+    undecided = clean(rows)
+    assert undecided.counts == {"kept": 3, "item_id_null": 1, "word:user_id:nan": 1, "word:item_id:None": 1}
+    decided = clean(rows, SourceSpec(time_unit="us", null_words=("nan", "x")))
+    assert decided.counts == {"kept": 2, "nobody": 1, "item_id_null": 1}
+    assert decided.events["item_id"].to_pylist() == ["i", "None"]
+    assert clean(rows, SourceSpec(time_unit="us", null_words=())).counts == {"kept": 3, "item_id_null": 1}
 
 
-def test_the_lookback_counts_days_that_end_with_ds():
-    first_midnight = NOON + DAY // 2 - 10 * DAY
-    cleaned = clean([event(event_ts=first_midnight), event(event_ts=first_midnight - 1)])
-    assert cleaned.counts == {"kept": 1, "out_of_lookback": 1}
+def test_an_empty_event_id_is_none():
+    cleaned = clean(
+        [event(event_id=""), event(event_id="1")], SourceSpec(time_unit="us", columns={"event_id": "event_id"})
+    )
+    assert cleaned.events["event_id"].to_pylist() == [None, "1"]
 
 
 @pytest.mark.parametrize(
@@ -131,14 +143,14 @@ def test_first_rejected_is_the_same_however_the_rows_arrive():
 
 def test_text_that_is_no_utf8_is_shown_as_such():
     table = raw([event(user_id=b"\xff"), event(user_id=b"u")], user_id=pa.binary())
-    cleaned = clean_rows(table, SourceSpec(time_unit="us"), TYPES, PERIOD, 10)
+    cleaned = clean_rows(table, SourceSpec(time_unit="us"), TYPES, NEWEST, 10)
     assert cleaned.counts == {"kept": 1, "user_id_unreadable": 1}
     assert cleaned.rejected["user_id"].to_pylist() == ["(not UTF-8)"]
 
 
 def test_no_rows_are_fine():
     empty = raw([event()]).slice(0, 0)
-    cleaned = clean_rows(empty, SourceSpec(time_unit="us"), TYPES, PERIOD, 10)
+    cleaned = clean_rows(empty, SourceSpec(time_unit="us"), TYPES, NEWEST, 10)
     assert cleaned.counts == {"kept": 0}
     assert cleaned.events.num_rows == cleaned.rejected.num_rows == 0
     assert np.array_equal(cleaned.events.schema.names, clean([event()]).events.schema.names)

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.data.histories import Bucket, user_bucket
+from pipeline.data.lists import Lists
 
 
 def make_bucket() -> Bucket:
@@ -17,6 +18,7 @@ def make_bucket() -> Bucket:
         num_train=np.array([1, 0, 2], dtype=np.int32),
         num_validation=np.array([1, 0, 1], dtype=np.int32),
         left_out=pa.array(["", "a bot", ""]),
+        also_seen=Lists.empty(3),
     )
 
 
@@ -57,6 +59,6 @@ def test_user_keys_are_ids_or_their_checksums():
     empty = np.zeros(0, dtype=np.int32)
     bucket = Bucket(
         pa.array([2**53 + 1], pa.int64()), np.array([0, 0]), empty, empty.astype(np.int64), empty.astype(np.float32),
-        np.zeros(1, np.int32), np.zeros(1, np.int32), pa.array([""]),
+        np.zeros(1, np.int32), np.zeros(1, np.int32), pa.array([""]), Lists.empty(1),
     )  # fmt: skip
     assert bucket.user_keys.tolist() == [2**53 + 1]

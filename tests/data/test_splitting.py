@@ -1,6 +1,7 @@
 """The cleaning of a bucket against a slow obvious one, and its laws."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from datetime import date
 
 import numpy as np
@@ -27,6 +28,7 @@ EVENT = st.fixed_dictionaries(
         "event_id": st.sampled_from([None, None, "1", "2"]),
     }
 )
+SEEN = pa.schema([("user_id", pa.string()), ("item_id", pa.string())])
 METHODS = st.sampled_from(["time", "leave_one_out"])
 
 
@@ -39,22 +41,29 @@ def table_of(events: list[dict]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-def clean(events: list[dict], method: str = "time", validation_days: int = 1, test_days: int = 1):
+def clean(
+    events: list[dict], method: str = "time", validation_days: int = 1, test_days: int = 1, seen: Sequence[tuple] = ()
+):
     split = SplitSettings(method=method, validation_days=validation_days, test_days=test_days)
-    return clean_bucket(table_of(events), ITEMS, split, DS, MAX_PER_DAY, max_rejected=100)
+    pairs = pa.Table.from_pylist([{"user_id": user, "item_id": item} for user, item in seen], schema=SEEN)
+    return clean_bucket(table_of(events), pairs, ITEMS, split, DS, "UTC", MAX_PER_DAY, max_rejected=100)
 
 
 def slowly(events: list[dict], method: str) -> tuple[dict[str, tuple], dict[str, int]]:
     """What clean_bucket should give: user -> (items, times, num_train, num_validation), and the counts."""
-    counts = dict.fromkeys(("kept", "duplicates", "item_id_orphan", "bot_events", "bot_users"), 0)
-    seen, histories = set(), defaultdict(list)
+    counts = dict.fromkeys(("kept", "duplicates", "reused_event_ids", "item_id_orphan", "bot_events", "bot_users"), 0)
+    seen, ids, histories = set(), set(), defaultdict(list)
     for event in events:
-        whole = (event["user_id"], event["item_id"], event["event_type"], event["event_ts"])
-        key = (event["user_id"], event["event_id"]) if event["event_id"] is not None else whole
+        has_id = event["event_id"] is not None
+        id_or_type = ("id", event["event_id"]) if has_id else ("type", event["event_type"])
+        key = (event["user_id"], event["item_id"], event["event_ts"], id_or_type)
         if key in seen:
             counts["duplicates"] += 1
             continue
         seen.add(key)
+        if has_id:
+            counts["reused_event_ids"] += (event["user_id"], event["event_id"]) in ids
+            ids.add((event["user_id"], event["event_id"]))
         if event["item_id"] not in ITEMS.to_pylist():
             counts["item_id_orphan"] += 1
             continue
@@ -99,7 +108,7 @@ def test_a_bucket_is_what_the_slow_way_gives(events, method):
     assert found == expected
     assert list(found) == sorted(found)
     assert clean_one.counts == counts
-    assert sum(counts.values()) - counts["bot_users"] == len(events)
+    assert sum(counts.values()) - counts["bot_users"] - counts["reused_event_ids"] == len(events)
 
 
 @given(st.lists(EVENT.map(lambda e: e | {"event_id": None}), max_size=30), st.randoms(use_true_random=False), METHODS)
@@ -133,7 +142,7 @@ def test_equal_times_keep_the_order_of_the_log():
 
 
 def test_time_splits_end_with_ds():
-    times = SplitTimes.of(SplitSettings(validation_days=2, test_days=3), DS)
+    times = SplitTimes.of(SplitSettings(validation_days=2, test_days=3), DS, "UTC")
     assert times.test == FIRST + 7 * DAY
     assert times.validation == FIRST + 5 * DAY
 
@@ -196,3 +205,12 @@ def test_an_empty_bucket_is_fine(method):
     assert found.bucket.num_users == 0
     assert found.bucket.offsets.tolist() == [0]
     assert found.counts["kept"] == 0
+
+
+def test_items_of_rows_that_were_set_aside_are_kept_apart_and_distinct():
+    event = {"user_id": "u", "item_id": "a", "event_ts": FIRST, "event_type": "view"}
+    seen = [("u", "c"), ("u", "b"), ("u", "c"), ("u", "x"), ("nobody", "a"), ("v", "d")]
+    bucket = clean([event, event | {"user_id": "v"}], seen=seen).bucket
+    assert [bucket.also_seen[user].tolist() for user in range(2)] == [[1, 2], [3]]
+    assert bucket.item_rows.tolist() == [0, 0]
+    assert [bucket.seen("whole")[user].tolist() for user in range(2)] == [[0, 1, 2], [0, 3]]

@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data.histories import Bucket
+from pipeline.data.lists import Lists
 from pipeline.evaluation.targets import evaluable_users, held_out_targets, sampling_keys
 
 
-def bucket(*users: tuple[list[int], list[int], list[int]]) -> Bucket:
+def bucket(*users: tuple[list[int], list[int], list[int]], also_seen: Lists | None = None) -> Bucket:
     """Each user's train, validation and test events, as item rows."""
     events = [[*train, *validation, *test] for train, validation, test in users]
     rows = np.array([row for rows in events for row in rows], dtype=np.int32)
@@ -22,6 +23,7 @@ def bucket(*users: tuple[list[int], list[int], list[int]]) -> Bucket:
         np.array([len(train) for train, _, _ in users], dtype=np.int32),
         np.array([len(validation) for _, validation, _ in users], dtype=np.int32),
         pa.repeat("", len(users)),
+        also_seen or Lists.empty(len(users)),
     )
 
 
@@ -38,6 +40,12 @@ def test_targets_are_the_distinct_test_items_that_were_not_seen_before():
     at, num_without_history = evaluable_users(users)
     assert at.tolist() == [0, 4]
     assert num_without_history == 1
+
+
+def test_what_was_seen_in_an_event_that_was_set_aside_is_no_target():
+    users = bucket(([1], [], [2, 3]), ([1], [], [2]), also_seen=Lists.of([[2], [5]]))
+    targets = held_out_targets(users)
+    assert [targets[user].tolist() for user in range(2)] == [[3], [2]]
 
 
 def test_an_empty_bucket_has_nobody_to_ask():

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.artifacts import Artifact
 from pipeline.data.histories import Bucket
+from pipeline.data.lists import Lists
 from pipeline.errors import InputError
 from pipeline.io.histories import (
     bucket_from_table,
@@ -40,6 +41,7 @@ def make_bucket(user_ids: pa.Array) -> Bucket:
         num_train=(lengths // 2).astype(np.int32),
         num_validation=(lengths - lengths // 2).astype(np.int32),
         left_out=pa.array([""] * (len(user_ids) - 1) + ["a bot"] * bool(len(user_ids)), pa.string()),
+        also_seen=Lists.of([[number, 7] for number in range(len(user_ids))]),
     )
 
 
@@ -53,6 +55,8 @@ def test_a_bucket_reads_back_as_it_was_written(storage: Storage, user_ids):
     found = read_bucket(storage, HISTORIES, 3)
     assert found.user_ids.equals(bucket.user_ids)
     assert found.left_out.equals(bucket.left_out)
+    assert found.also_seen.offsets.tolist() == bucket.also_seen.offsets.tolist()
+    assert found.also_seen.values.tolist() == bucket.also_seen.values.tolist()
     for name in ("offsets", "item_rows", "event_ts", "weights", "num_train", "num_validation"):
         assert np.array_equal(getattr(found, name), getattr(bucket, name)), name
         assert getattr(found, name).dtype == getattr(bucket, name).dtype, name

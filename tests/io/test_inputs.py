@@ -3,25 +3,32 @@
 import gzip
 import re
 from dataclasses import replace
-from datetime import date
+from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from pipeline.config import load_config
-from pipeline.data.sources import SourceSpec
+from pipeline.data.sources import ColumnMap, SourceSpec
 from pipeline.errors import InfrastructureError, InputError
 from pipeline.io.delimited import TEXT_BLOCK_BYTES, Replaced
-from pipeline.io.inputs import Files, Log, list_items, list_log, source_path
+from pipeline.io.inputs import Files, Log, list_items, list_log, list_queries, source_path
+from pipeline.io.newest import check_age, newest_day
 from pipeline.io.night import open_night
-from pipeline.io.rows import check_columns, newest_day, read_rows
+from pipeline.io.rows import check_columns, read_rows
 from pipeline.io.simulated import write_simulated_log
 from pipeline.io.storage import open_storage
-from pipeline.settings import Settings, SimulateSettings
-from tests.io.inputs_on_disk import events, settings_for, write
+from pipeline.settings import LogSettings, Settings, SimulateSettings
+from tests.io.inputs_on_disk import NOON, events, settings_for, write
 
 DS = date(2026, 11, 20)
+TODAY = date(2026, 11, 21)
+
+
+def newest(settings: Settings, zone: str = "UTC", today: date = TODAY) -> date:
+    return newest_day(list_log(settings), zone, today)
 
 
 def test_every_shipped_source_is_valid():
@@ -45,7 +52,7 @@ def test_partitions_up_to_the_day_are_listed_in_order(tmp_path):
     settings = settings_for(tmp_path, lake)
     keys = [file.key for file in list_log(settings).until(DS, 3_650).files]
     assert keys == ["ds=2026-11-19/part-0.parquet", "ds=2026-11-20/part-0.parquet"]
-    assert newest_day(list_log(settings)) == date(2026, 11, 21)
+    assert newest(settings) == date(2026, 11, 21)
     assert len(list_log(settings).files) == 3
 
 
@@ -53,7 +60,7 @@ def test_a_log_can_be_one_file_whose_newest_event_gives_the_day(tmp_path):
     path = write(tmp_path / "lake" / "log.parquet", events())
     settings = settings_for(tmp_path, path)
     assert [file.key for file in list_log(settings).files] == ["log.parquet"]
-    assert newest_day(list_log(settings)) == DS
+    assert newest(settings) == DS
     assert open_night(settings).ds == DS
 
 
@@ -75,11 +82,134 @@ def test_an_empty_log_is_refused(tmp_path, where):
         list_log(settings_for(tmp_path, tmp_path / where))
 
 
-def test_a_file_of_zero_bytes_is_refused(tmp_path):
+def test_markers_and_empty_files_are_passed_over_and_lost_data_is_told(tmp_path, caplog):
+    write(tmp_path / "lake" / "ds=2026-11-20" / "a.parquet", events())
+    for name in ("ds=2026-11-20_$folder$", "_SUCCESS", "ds=2026-11-20/empty"):
+        (tmp_path / "lake" / name).touch()
+    settings = settings_for(tmp_path, tmp_path / "lake")
+    assert [file.key for file in list_log(settings).files] == ["ds=2026-11-20/a.parquet"]
+    assert not caplog.records
+    (tmp_path / "lake" / "ds=2026-11-20" / "b.parquet").touch()
+    assert [file.key for file in list_log(settings).files] == ["ds=2026-11-20/a.parquet"]
+    assert "1 files of zero bytes are passed over, for example ds=2026-11-20/b.parquet" in caplog.text
+
+
+def test_a_log_of_nothing_but_empty_files_is_refused(tmp_path):
+    (tmp_path / "lake").mkdir()
+    (tmp_path / "lake" / "a.parquet").touch()
+    for uri in (tmp_path / "lake", tmp_path / "lake" / "a.parquet"):
+        with pytest.raises(InputError, match=r"nothing but 1 empty or hidden files there|nothing there"):
+            list_log(settings_for(tmp_path, uri))
+
+
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [
+        ("_delta_log/00000000000000000000.json", "a Delta table"),
+        ("events/_delta_log/00000000000000000010.checkpoint.parquet", "a Delta table"),
+        ("metadata/v1.metadata.json", "an Iceberg table"),
+        ("metadata/00001-abc.metadata.json", "an Iceberg table"),
+        (".hoodie/hoodie.properties", "a Hudi table"),
+    ],
+)
+def test_a_table_of_another_format_is_refused_by_name(tmp_path, key, what):
     write(tmp_path / "lake" / "a.parquet", events())
-    (tmp_path / "lake" / "b.parquet").touch()
-    with pytest.raises(InputError, match=r"b\.parquet: the file has zero bytes"):
-        list_log(settings_for(tmp_path, tmp_path / "lake"))
+    (tmp_path / "lake" / key).parent.mkdir(parents=True)
+    (tmp_path / "lake" / key).write_text("{}")
+    uri = {"uri": str(tmp_path / "lake")}
+    settings = settings_for(tmp_path, tmp_path / "lake", items=uri, queries=uri)
+    of_day = {"items": partial(list_items, ds=DS), "queries": partial(list_queries, ds=DS)}
+    for name, listed in ({"log": list_log} | of_day).items():
+        with pytest.raises(InputError, match=rf"{name}\.uri .*: this is {what} \({re.escape(key)}\)"):
+            listed(settings)
+
+
+def test_folders_with_a_value_in_their_name_are_columns(tmp_path):
+    for kind in ("view", "add%20to%20cart", "__HIVE_DEFAULT_PARTITION__"):
+        write(tmp_path / "lake" / "ds=2026-11-20" / f"event_type={kind}" / "a.parquet", events(2))
+    log = list_log(settings_for(tmp_path, tmp_path / "lake"))
+    columns = check_columns(log)
+    assert columns.names == ("user_id", "item_id", "event_ts", "event_type")
+    found = {
+        row["event_type"]
+        for file in log.files
+        for rows in read_rows(log, file, None, columns.names)
+        for row in rows.table.to_pylist()
+    }
+    assert found == {"view", "add to cart", None}
+
+
+def test_a_column_of_the_file_wins_over_the_folders(tmp_path):
+    path = tmp_path / "lake" / "event_type=view" / "a.parquet"
+    write(path, events(1, event_type=pa.array(["click"])))
+    log = list_log(settings_for(tmp_path, tmp_path / "lake"))
+    (rows,) = read_rows(log, log.files[0], None, ("event_type",))
+    assert rows.table["event_type"].to_pylist() == ["click"]
+
+
+def on_days(numbers: dict[int, int]) -> pa.Table:
+    """Events of which `numbers[day]` are at noon of that day of November."""
+    times = [NOON + timedelta(days=day - 20) for day, number in numbers.items() for _ in range(number)]
+    return events(len(times), event_ts=pa.array(times))
+
+
+def test_one_wrong_clock_does_not_decide_the_day(tmp_path, caplog):
+    path = tmp_path / "lake" / "a.parquet"
+    settings = settings_for(tmp_path, tmp_path / "lake")
+    write(path, on_days({18: 40, 19: 40, 20: 40, 24: 1}))
+    assert newest(settings, today=date(2026, 12, 1)) == DS
+    assert "1 of its 121 events are after 2026-11-20, the last of 2026-11-24, and no such day looks like" in caplog.text
+    caplog.clear()
+    write(path, on_days({18: 40, 19: 40, 20: 40, 24: 2}))
+    assert newest(settings, today=date(2026, 12, 1)) == date(2026, 11, 24), "5 % of a usual day"
+    assert newest(settings, today=date(2026, 11, 22)) == DS, "beyond the clock of the store"
+    assert newest(settings, today=date(2026, 11, 23)) == date(2026, 11, 24), "but for a slack of a day"
+    write(path, on_days({18: 40, 19: 40, 20: 40}))
+    caplog.clear()
+    newest(settings)
+    assert not caplog.records
+    with pytest.raises(InputError, match="its oldest event is of 2026-11-18, but today is 2026-11-01"):
+        newest(settings, today=date(2026, 11, 1))
+
+
+def test_one_partition_of_the_future_does_not_decide_the_day(tmp_path, caplog):
+    for day in (17, 18, 19, 20):
+        write(tmp_path / "lake" / f"ds=2026-11-{day}" / "a.parquet", on_days({day: 40}))
+    settings = settings_for(tmp_path, tmp_path / "lake")
+    assert newest(settings) == DS
+    assert not caplog.records
+    write(tmp_path / "lake" / "ds=2026-11-24" / "a.parquet", on_days({24: 1}))
+    assert newest(settings, today=date(2026, 12, 1)) == DS, "a partition of one row"
+    assert "the newest partition is ds=2026-11-24, but today is 2026-12-01 and that partition has 1 rows" in caplog.text
+    write(tmp_path / "lake" / "ds=2087-11-24" / "a.parquet", on_days({24: 40}))
+    assert newest(settings) == DS
+    with pytest.raises(InputError, match="its oldest partition is ds=2026-11-17, but today is 2026-11-01"):
+        newest(settings, today=date(2026, 11, 1))
+
+
+def test_the_day_is_one_of_the_logs_zone(tmp_path):
+    late = NOON + timedelta(hours=14)  # 02:00 of the next day, UTC
+    write(tmp_path / "lake" / "a.parquet", events(3, event_ts=pa.array([late] * 3)))
+    settings = settings_for(tmp_path, tmp_path / "lake")
+    assert newest(settings, "UTC") == date(2026, 11, 21)
+    assert newest(settings, "America/New_York") == DS
+
+
+def test_a_log_that_is_late_is_refused_where_the_settings_expect_it_daily(tmp_path):
+    write(tmp_path / "lake" / "a.parquet", events())
+    log = list_log(settings_for(tmp_path, tmp_path / "lake"))
+    for max_age_days in (None, 1, 2):
+        check_age(log, DS, TODAY, max_age_days)
+    with pytest.raises(InputError, match=r"newest day is 2026-11-20, 1 days before today .*max_age_days is 0"):
+        check_age(log, DS, TODAY, 0)
+    with pytest.raises(InputError, match="the log is late"):
+        open_night(
+            settings_for(tmp_path, tmp_path / "lake").model_copy(update={"log": log_of(tmp_path, max_age_days=0)})
+        )
+
+
+def log_of(tmp_path: Path, **changed: object) -> LogSettings:
+    return LogSettings(uri=str(tmp_path / "lake"), source="default", **changed)
 
 
 def test_a_day_without_a_partition_is_refused(tmp_path):
@@ -117,13 +247,63 @@ def test_files_that_differ_in_type_are_refused(tmp_path):
         check_columns(list_log(settings_for(tmp_path, tmp_path / "lake")))
 
 
-def test_an_optional_column_is_in_all_files_or_in_none(tmp_path):
-    write(tmp_path / "lake" / "a.parquet", events())
-    settings = settings_for(tmp_path, tmp_path / "lake")
-    assert check_columns(list_log(settings)).names == ("user_id", "item_id", "event_ts")
-    write(tmp_path / "lake" / "b.parquet", events(event_type=pa.array(["view"] * 4)))
-    with pytest.raises(InputError, match=r"b\.parquet: column 'event_type' is null, but missing in a\.parquet"):
-        check_columns(list_log(settings))
+def test_files_that_differ_without_loss_are_one_log(tmp_path):
+    """Widths, units, an optional column that came later, a file without a row."""
+    write(tmp_path / "lake" / "a.parquet", events(2, user_id=pa.array([1, 2], pa.int16())))
+    times = pa.array([NOON] * 2).cast(pa.timestamp("ns"))
+    later = {"event_ts": times, "user_id": pa.array([3, 4], pa.uint32()), "event_type": pa.array(["view"] * 2)}
+    write(tmp_path / "lake" / "b.parquet", events(2, **later))
+    write(tmp_path / "lake" / "c.parquet", pa.table({name: pa.nulls(0) for name in ("user_id", "item_id", "event_ts")}))
+    log = list_log(settings_for(tmp_path, tmp_path / "lake"))
+    columns = check_columns(log)
+    assert columns.names == ("user_id", "item_id", "event_ts", "event_type")
+    assert (columns.user_type, columns.item_type) == (pa.int64(), pa.string())
+    rows = [
+        row
+        for file in log.files
+        for part in read_rows(log, file, None, columns.names)
+        for row in part.table.to_pylist()
+    ]
+    assert [row["event_type"] for row in rows] == [None, None, "view", "view"]
+
+
+def test_one_column_may_have_two_roles(tmp_path):
+    write(tmp_path / "lake" / "a.parquet", events(2))
+    log = list_log(settings_for(tmp_path, tmp_path / "lake"))
+    source = log.source.model_copy(update={"columns": ColumnMap(event_id="user_id")})
+    (rows,) = read_rows(replace(log, source=source), log.files[0], None, ("user_id", "event_id"))
+    assert rows.table.to_pydict() == {"user_id": ["u0", "u1"], "event_id": ["u0", "u1"]}
+
+
+def test_a_column_that_is_read_and_there_twice_is_refused(tmp_path):
+    names = [*events().column_names, "item_id", "x", "x"]
+    table = pa.Table.from_arrays([*events().columns, *[pa.array(["other"] * 4)] * 3], names=names)
+    write(tmp_path / "lake" / "a.parquet", table)
+    with pytest.raises(InputError, match=r"a\.parquet: 2 columns are called 'item_id'"):
+        check_columns(list_log(settings_for(tmp_path, tmp_path / "lake")))
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "says"),
+    [
+        ("event_type", pa.array([["a"]]), "'event_type' is list<.*; it must be text, an integer or a boolean"),
+        ("event_id", pa.array([{"a": 1}]), "'event_id' is struct<.*; it must be text, an integer or a boolean"),
+        ("event_value", pa.array([["a"]]), "'event_value' is list<.*; a value must be a number or text"),
+        ("event_ts", pa.array([True]), "'event_ts' is bool; a time must be"),
+        ("user_id", pa.array([1.5]), "'user_id' is double; an id must be"),
+    ],
+)
+def test_types_are_checked_at_the_head(tmp_path, column, values, says):
+    write(tmp_path / "lake" / "a.parquet", events(1, **{column: values}))
+    with pytest.raises(InputError, match=rf"a\.parquet: column {says}"):
+        check_columns(list_log(settings_for(tmp_path, tmp_path / "lake")))
+
+
+def test_columns_of_arrows_own_types_refuse_no_log(tmp_path):
+    table = events(1, note=pa.array([bytes(16)], pa.uuid()), user_id=pa.array([bytes(16)], pa.uuid()))
+    write(tmp_path / "lake" / "a.parquet", table.append_column("payload", pa.array(["{}"], pa.json_())))
+    log = list_log(settings_for(tmp_path, tmp_path / "lake"))
+    assert check_columns(log).user_type == pa.string()
 
 
 def test_extra_columns_and_row_groups_are_noted(tmp_path):
@@ -155,9 +335,9 @@ def test_flipped_bits_in_a_page_with_a_checksum_are_found(tmp_path):
 def test_a_wrong_unit_is_suspected_when_the_newest_day_is_looked_up(tmp_path):
     (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,2,4.5,1795177815250\n")
     with pytest.raises(InputError) as error:
-        newest_day(list_log(settings_for(tmp_path, tmp_path / "ratings.csv", "movielens_20m")))
-    assert "no sane time in column 'timestamp', which begins with '1795177815250'" in str(error.value)
-    assert "set time_unit: ms in" in str(error.value)
+        newest(settings_for(tmp_path, tmp_path / "ratings.csv", "movielens_20m"))
+    assert "no sane time in column 'timestamp' of its 1 rows: '1795177815250' would be" in str(error.value)
+    assert "2026-11-20 12:30:15 with time_unit: ms (in" in str(error.value)
 
 
 def read_all(tmp_path: Path, source: str, uri: Path, names=("user_id", "item_id", "event_ts")):
@@ -179,7 +359,7 @@ def test_movielens_1m_is_read_from_its_folder(tmp_path):
         "item_id": [b"1193", b"661"],
         "event_ts": [b"978300760", b"978302109"],
     }
-    assert newest_day(list_log(settings_for(tmp_path, folder, "movielens_1m"))) == date(2000, 12, 31)
+    assert newest(settings_for(tmp_path, folder, "movielens_1m")) == date(2000, 12, 31)
 
 
 def test_movielens_20m_and_amazon_are_read(tmp_path):
@@ -241,7 +421,7 @@ def test_a_log_on_s3_is_read_like_a_folder(s3_uri, tmp_path):
     data = write(tmp_path / "a.parquet", events()).read_bytes()
     storage.create("lake/ds=2026-11-20/a.parquet", data)
     settings = settings_for(tmp_path, f"{s3_uri}/lake")
-    assert newest_day(list_log(settings)) == DS
+    assert newest(settings) == DS
     log = list_log(settings).until(DS, 3_650)
     (rows,) = read_rows(log, log.files[0], (0,), ("item_id",))
     assert rows.table["item_id"].to_pylist() == ["i0", "i1", "i0", "i1"]
@@ -351,7 +531,7 @@ def test_a_simulated_log_has_the_same_name_in_every_store(storage, tmp_path):
     )
     log = list_log(settings)
     assert len(log.files) == 3
-    assert newest_day(list_log(settings)) == DS
+    assert newest(settings) == DS
     assert re.fullmatch(r"items-\w{16}\.parquet", list_items(settings, DS).files[0].key)
     elsewhere = open_storage(str(tmp_path / "elsewhere"))
     write_simulated_log(elsewhere, SIMULATE)

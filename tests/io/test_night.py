@@ -5,6 +5,7 @@ from dataclasses import astuple, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pyarrow as pa
 import pytest
@@ -184,15 +185,25 @@ def users_in(tmp_path: Path, *files: pa.Array) -> Files:
     [
         ([pa.array(["b", "a"]), pa.array(["c", "b"]).dictionary_encode()], pa.array(["a", "b", "c"])),
         ([pa.array(["b", "a"], pa.large_string())], pa.array(["a", "b"])),
+        ([pa.array(["b", "a"], pa.string_view())], pa.array(["a", "b"])),
+        ([pa.array([b"a"], pa.binary())], pa.array(["a"])),
+        ([pa.array([bytes(16)], pa.uuid())], pa.array([str(UUID(int=0))])),
         ([pa.array([3, 1], pa.int16()), pa.array([2**40])], pa.array([1, 3, 2**40])),
+        ([pa.array([7], pa.uint64())], pa.array([7])),
         ([pa.array([], pa.string()), pa.array(["a"])], pa.array(["a"])),
         ([pa.array([], pa.int64())], pa.array([], pa.int64())),
+        ([pa.nulls(0)], pa.array([], pa.string())),
     ],
 )
 def test_the_users_of_all_files_are_asked_once_in_order(tmp_path, files, expected):
-    assert read_user_ids(users_in(tmp_path, *files)).equals(expected)
+    assert read_user_ids(users_in(tmp_path, *files), expected.type, "as_is").equals(expected)
 
 
-def test_users_with_two_kinds_of_ids_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="a string in some files and an integer in others; use one type"):
-        read_user_ids(users_in(tmp_path, pa.array(["a"]), pa.array([1])))
+def test_users_of_another_type_than_the_logs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"users/1\.parquet: user_id is int64 there, but string in the log"):
+        read_user_ids(users_in(tmp_path, pa.array(["a"]), pa.array([1])), pa.string(), "as_is")
+
+
+def test_users_are_read_as_the_source_declares(tmp_path: Path) -> None:
+    found = read_user_ids(users_in(tmp_path, pa.array(["a"]), pa.array([1])), pa.string(), "string")
+    assert found.to_pylist() == ["1", "a"]

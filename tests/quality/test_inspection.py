@@ -44,7 +44,7 @@ def test_with_a_queries_table_each_unit_accounts_for_its_users_of_the_table_and_
     table = pa.table({"user_id": wanted})
     open_storage(f"{root}-queries").create("queries.parquet", write_parquet_bytes(table))
     night = open_night(settings_for(root, queries={"uri": f"{root}-queries"}), DS)
-    users = TonightsUsers(night.inputs.queries, NUM_UNITS)
+    users = TonightsUsers.of(night, NUM_UNITS)
     bucket = make_unit().expected.histories
     parts = [users.select(unit, bucket).user_ids.to_pylist() for unit in range(NUM_UNITS)]
     units = user_bucket(table["user_id"], NUM_UNITS).tolist()

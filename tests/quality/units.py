@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from pipeline import schema
 from pipeline.data.histories import Bucket
+from pipeline.data.lists import Lists
 from pipeline.quality.promises import Expected
 
 DS = date(2026, 11, 20)
@@ -174,6 +175,7 @@ def _bucket(user_ids: list[Any], histories: list[list[int]], id_type: pa.DataTyp
         num_train=np.array(lengths, dtype=np.int32),
         num_validation=np.zeros(len(lengths), dtype=np.int32),
         left_out=pa.repeat("", len(lengths)),
+        also_seen=Lists.empty(len(lengths)),
     )
 
 

@@ -1,7 +1,9 @@
 """Prepare as a whole. The tasks run in this process, one after the other; the tests on Ray say so in their names."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -11,9 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.artifacts import FileEntry, Manifest
+from pipeline.config import fingerprint, load_config
 from pipeline.data.cleaning import MALFORMED
 from pipeline.data.histories import Bucket, user_bucket
 from pipeline.data.simulation.log import simulate_days
+from pipeline.data.sources import SourceSpec
 from pipeline.distributed.runner import RayRunner
 from pipeline.errors import InfrastructureError, InputError
 from pipeline.io.artifacts import require_manifest
@@ -23,16 +27,18 @@ from pipeline.io.night import Night, open_night
 from pipeline.io.rows import check_columns
 from pipeline.io.simulated import write_simulated_log
 from pipeline.io.storage import open_storage
-from pipeline.settings import Settings
+from pipeline.settings import LogSettings, Settings
 from pipeline.stages.local import LocalRunner
 from pipeline.stages.prepare import tasks
 from pipeline.stages.prepare.job import Piece, cut_pieces
 from pipeline.stages.prepare.parts import parts_of
 from pipeline.stages.prepare.passes import open_job, prepare
+from pipeline.stages.prepare.report import tell
 from pipeline.stages.prepare.segments import read_segment, remove_scratch, write_segments
 from pipeline.stages.runner import Runner
 from tests.io.inputs_on_disk import NOON, events, settings_for, write
 
+DS = date(2026, 11, 20)
 TINY = {"num_users": 60, "num_items": 40, "num_events": 3_000, "num_days": 8, "bot_share": 0.02, "num_tastes": 5}
 
 
@@ -328,7 +334,9 @@ def test_a_night_reads_what_is_new_and_leaves_what_a_night_that_reads_all_leaves
     simulated(tmp_path)
     (lake,) = tmp_path.glob("simulated/*")
     items = {"items": {"uri": str(next(lake.glob("items-*.parquet")))}} if has_catalogue else {}
-    sections = {"prepare": {"rows_per_task": 300, "lookback_days": lookback_days, "max_bad_share": 1.0}} | items
+    sections = {
+        "prepare": {"rows_per_task": 300, "lookback_days": 3, "seen_lookback_days": lookback_days, "max_bad_share": 1.0}
+    } | items
     days = [date(2026, 11, 13) + timedelta(days=day) for day in range(8)]
     read: set[str] = set()
     real_rows = tasks.read_rows
@@ -345,12 +353,12 @@ def test_a_night_reads_what_is_new_and_leaves_what_a_night_that_reads_all_leaves
         assert read == {f"ds={day}"}
         read.clear()
         _, expected = run(settings_for(tmp_path / f"whole-{day}", lake / "log", **sections), day)
-        assert len(read) == min(number, lookback_days) + 1
+        assert len(read) == min(number + 1, lookback_days)
         assert [file.sha256 for file in manifest.files] == [file.sha256 for file in expected.files]
         assert manifest.counts == expected.counts
     assert manifest.counts["late_rows"] > 0
     kept = {day_of(info.key) for info in open_storage(nightly.root).list("read/")}
-    assert kept == set(days[-lookback_days - 1 :]), "what is older than the lookback is gone"
+    assert kept == set(days[-lookback_days:]), "what is older than the lookback is gone"
 
 
 def test_a_partition_that_has_changed_is_read_again_and_no_other(tmp_path, monkeypatch):
@@ -373,19 +381,125 @@ def test_a_partition_that_has_changed_is_read_again_and_no_other(tmp_path, monke
     assert len(kept) == 3, "one version of each partition"
 
 
-def test_rows_ahead_of_the_day_wait_for_the_next_night(tmp_path):
+def test_the_rows_of_a_partition_belong_to_its_day(tmp_path):
     """A partition of a local day in the west ends after the day in UTC."""
     ahead = [NOON - timedelta(hours=6 - 4 * step) for step in range(6)]  # 06:00 to 02:00 of the next day
     for day in (19, 20):
         times = pa.array([time - timedelta(days=20 - day) for time in ahead])
         write(tmp_path / "lake" / f"ds=2026-11-{day}" / "a.parquet", events(6, event_ts=times))
     settings = settings_for(tmp_path, tmp_path / "lake")
-    for day, seen, left_out in ((19, 5, 1), (20, 11, 1)):
-        buckets, _ = run(settings, date(2026, 11, day))
-        assert sum(len(bucket.item_rows) for bucket in buckets) == seen
-        night = open_night(settings, date(2026, 11, day))
-        rows = json.loads(night.storage.read(file_of(night, "validation")))["rows"]
-        assert (rows["kept"], rows["after_ds"], rows["quarantined"]) == (seen, left_out, 0)
+    for day, kept in ((19, 6), (20, 12)):
+        buckets, manifest = run(settings, date(2026, 11, day))
+        assert sum(len(bucket.item_rows) for bucket in buckets) == kept == manifest.counts["rows_read"]
+
+
+def test_days_of_the_split_begin_at_midnight_in_the_logs_zone(tmp_path):
+    """The last hours of the night's day in New York are the next day's in UTC."""
+    times = pa.array(
+        [NOON - timedelta(days=1), NOON - timedelta(hours=8), NOON - timedelta(hours=7), NOON + timedelta(hours=16)]
+    )
+    write(tmp_path / "lake" / "a.parquet", events(4, event_ts=times, user_id=pa.array(["u"] * 4)))
+    log = {"uri": str(tmp_path / "lake"), "source": "default"}
+    split = {}
+    for zone in ("UTC", "America/New_York"):
+        settings = settings_for(tmp_path / zone, tmp_path / "lake").model_copy(
+            update={"log": LogSettings(**log, time_zone=zone)}
+        )
+        (bucket,) = [bucket for bucket in run(settings, date(2026, 11, 20))[0] if bucket.num_users]
+        split[zone] = (bucket.num_train.tolist(), bucket.num_validation.tolist(), len(bucket.item_rows))
+    assert split == {"UTC": ([0], [1], 3), "America/New_York": ([0], [2], 4)}
+
+
+def test_what_is_set_aside_still_counts_as_seen(tmp_path):
+    """Old, ahead of the day, of an ignored type and without a time: nothing is learned, and it is not shown again."""
+    times = [NOON, NOON - timedelta(days=9), NOON + timedelta(days=9_000), NOON, None, NOON - timedelta(hours=1)]
+    items = ["i0", "i1", "i2", "i3", "i4", "i5"]
+    kinds = ["view", "view", "view", "look", "view", "view"]
+    of_u = events(
+        6, user_id=pa.array(["u"] * 6), item_id=pa.array(items), event_type=pa.array(kinds),
+        event_ts=pa.array(times, pa.timestamp("us", tz="UTC")),
+    )  # fmt: skip
+    of_v = events(6, user_id=pa.array(["v"] * 6), item_id=pa.array(items), event_type=pa.array(["view"] * 6))
+    write(tmp_path / "lake" / "a.parquet", pa.concat_tables([of_u, *[of_v] * 4]))
+    (tmp_path / "own.yaml").write_text(
+        "columns: {user_id: user_id, item_id: item_id, event_ts: event_ts, event_type: event_type}\n"
+        "event_weights: {view: 1.0}\nunknown_event_types: ignore\n"
+    )
+    sections = {"prepare": {"lookback_days": 5, "max_bad_share": 0.5, "max_duplicate_share": 1.0}}
+
+    def seen_by_u(ds: date | None, **prepare: object) -> list[int]:
+        values = {"prepare": sections["prepare"] | prepare}
+        settings = settings_for(tmp_path / fingerprint(prepare), tmp_path / "lake", **values)
+        buckets = run_with(settings, tmp_path / "own.yaml", ds)
+        bucket = next(bucket for bucket in buckets if "u" in bucket.user_ids.to_pylist())
+        at = bucket.user_ids.to_pylist().index("u")
+        assert bucket.cut("whole")[at].tolist() == [5, 0]
+        return bucket.seen("whole")[at].tolist()
+
+    assert seen_by_u(None) == [0, 1, 2, 3, 4, 5]
+    assert seen_by_u(None, seen_lookback_days=5) == [0, 2, 3, 4, 5]
+
+
+def run_with(settings: Settings, source: Path, ds: date | None) -> list[Bucket]:
+    """Prepare with the column map of this file."""
+    night = open_night(settings, ds)
+    log = replace(night.inputs.log, source=load_config(SourceSpec, source))
+    night = replace(night, inputs=replace(night.inputs, log=log))
+    prepare(LocalRunner(settings), open_job(night, settings))
+    return [read_bucket(night.storage, night.histories, b) for b in range(settings.output.num_buckets)]
+
+
+def test_a_log_that_goes_on_after_the_day_does_not_say_what_will_be_seen(tmp_path):
+    days = pa.array([NOON + timedelta(days=day) for day in (0, 0, 1, 1)])
+    table = events(4, user_id=pa.array(["u"] * 4), item_id=pa.array(["i0", "i1", "i1", "i2"]), event_ts=days)
+    write(tmp_path / "lake" / "a.parquet", table)
+    (bucket,) = [bucket for bucket in run(settings_for(tmp_path, tmp_path / "lake"), DS)[0] if bucket.num_users]
+    assert bucket.seen("whole")[0].tolist() == [0, 1]
+    assert bucket.also_seen[0].tolist() == []
+
+
+def test_a_day_without_an_event_is_no_day_to_serve(tmp_path):
+    write(tmp_path / "lake" / "a.parquet", events())
+    settings = settings_for(tmp_path, tmp_path / "lake")
+    with pytest.raises(InputError, match=r"no event of the day 2026-11-25 \(--ds\); the newest is of 2026-11-20"):
+        run(settings, date(2026, 11, 25))
+
+
+def test_ids_that_are_no_ids_of_deliveries_are_refused(tmp_path):
+    write(tmp_path / "lake" / "a.parquet", events(8, user_id=pa.array(["u"] * 8), event_id=pa.array(["1"] * 8)))
+    settings = settings_for(tmp_path, tmp_path / "lake")
+    with pytest.raises(InputError, match="'event_id': 7 of 8 rows have an id that another event"):
+        run(settings)
+    allowed = settings_for(tmp_path, tmp_path / "lake", prepare={"max_duplicate_share": 0.9})
+    buckets, manifest = run(allowed)
+    assert sum(len(bucket.item_rows) for bucket in buckets) == 8
+    assert manifest.counts["reused_event_ids"] == 7
+
+
+def test_a_log_that_is_there_many_times_is_refused(tmp_path):
+    for name in "abc":
+        write(tmp_path / "lake" / f"{name}.parquet", events())
+    with pytest.raises(InputError, match="8 of 12 rows repeat an earlier one"):
+        run(settings_for(tmp_path, tmp_path / "lake"))
+
+
+def test_words_that_mean_nobody_are_refused_when_there_are_many(tmp_path):
+    write(tmp_path / "lake" / "a.parquet", events(4, user_id=pa.array(["a", "nan", "nan", "None"])))
+    settings = settings_for(tmp_path, tmp_path / "lake")
+    with pytest.raises(InputError, match=r"3 of 4 rows have a word .* \('nan' 2, 'None' 1\).*null_words: \["):
+        run(settings)
+    buckets, _ = run(settings_for(tmp_path, tmp_path / "lake", prepare={"max_bad_share": 0.8}))
+    assert sum(bucket.num_users for bucket in buckets) == 3
+
+
+def test_what_is_left_out_is_told_in_rows_and_share():
+    counts = Counter(rows_read=1_000, out_of_lookback=300, duplicates=1, bot_events=2, reused_event_ids=4)
+    assert tell(counts | Counter({"word:user_id:nan": 3})) == [
+        "left out: 300 of 1,000 rows (30.00%) older than prepare.lookback_days; they still count as seen",
+        "left out: 2 of 1,000 rows (0.20%) of users above prepare.max_user_events_per_day",
+        "kept: 4 of 1,000 rows (0.40%) whose event_id another event of the user has",
+        "kept: 3 of 1,000 rows (0.30%) whose id usually means nobody: 'user_id:nan' 3",
+    ]
 
 
 def test_a_task_has_some_row_groups_of_some_files(tmp_path):
@@ -496,7 +610,7 @@ def test_milliseconds_declared_as_seconds_are_recognised(tmp_path):
     assert (
         "ratings.csv, column 'timestamp': 50 values are in the future, for example '1795176000000' in row 0" in message
     )
-    assert "they look like milliseconds: set time_unit: ms in" in message
+    assert "2026-11-20 12:00:00 with time_unit: ms (in" in message
     assert "movielens_20m.yaml" in message
 
 
@@ -514,7 +628,7 @@ def test_a_catalogue_of_another_log_is_refused(tmp_path):
     write(tmp_path / "lake" / "a.parquet", events(40))
     write(tmp_path / "numbers.parquet", pa.table({"item_id": [1, 2]}))
     write(tmp_path / "other.parquet", pa.table({"item_id": ["i0", "j1"]}))
-    with pytest.raises(InputError, match="item_id is int64 in the catalogue but string in the log"):
+    with pytest.raises(InputError, match="item_id is int64 there, but string in the log"):
         run(settings_for(tmp_path, tmp_path / "lake", items={"uri": str(tmp_path / "numbers.parquet")}))
     with pytest.raises(InputError, match="20 of 40 events are on items that the catalogue lacks, for example 'i1'"):
         run(settings_for(tmp_path, tmp_path / "lake", items={"uri": str(tmp_path / "other.parquet")}))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pipeline.data.histories import user_bucket
+from pipeline.data.lists import Lists
 from pipeline.errors import InfrastructureError, InputError, MismatchError
 from pipeline.io.histories import bucket_claims, read_bucket, read_item_ids, read_items, write_bucket
 from pipeline.io.publication.units import finished_units, units_of
@@ -213,6 +214,7 @@ def test_a_user_who_was_taken_for_a_bot_gets_the_reason_and_no_list(tmp_path: Pa
         num_train=np.array([0, 1], dtype=np.int32),
         num_validation=np.zeros(2, dtype=np.int32),
         left_out=pa.array(["taken for a bot: over 9 events on a day", ""]),
+        also_seen=Lists.empty(2),
     )
     world.storage.delete(bucket_claims(world.storage, world.night.histories).key(0))
     write_bucket(world.storage, world.night.histories, 0, bot)
@@ -339,7 +341,7 @@ def test_a_query_table_chooses_users_and_names_those_without_history(tmp_path: P
     [
         (pa.array([1, 2]), "user_id is int64 there, but string in the log"),
         (pa.array(["a", None]), "1 rows have no user_id"),
-        (pa.array([1.5]), "user_id is double"),
+        (pa.array([1.5]), "'user_id' is double; an id must be"),
     ],
 )
 def test_an_unusable_query_table_is_refused(tmp_path: Path, ids, complaint):

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.config import apply_overrides
 from pipeline.data.histories import Bucket, user_bucket
-from pipeline.data.lists import offsets_of
+from pipeline.data.lists import Lists, offsets_of
 from pipeline.io.checkpoint import load_model, write_checkpoint
 from pipeline.io.histories import items_claims, write_bucket, write_items
 from pipeline.io.inputs import Inputs, Log, list_queries
@@ -145,6 +145,7 @@ def write_histories(night: Night, num_buckets: int, histories: Mapping[str, np.n
                 np.maximum(lengths - 2, 0).astype(np.int32),
                 np.where(lengths > 1, 1, 0).astype(np.int32),
                 pa.repeat("", len(user_ids)),
+                Lists.empty(len(user_ids)),
             ),
         )
 
@@ -164,7 +165,7 @@ def run_search(world: World, runner: Runner) -> None:
 
 def search_of(world: World) -> Search:
     """The search for all users of the night."""
-    users = TonightsUsers(world.night.inputs.queries, world.settings.output.num_buckets)
+    users = TonightsUsers.of(world.night, world.settings.output.num_buckets)
     return Search(world.night, world.settings, users, f"{world.night.run.prefix}/_wave")
 
 

@@ -57,7 +57,7 @@ def time_search(night: Night, settings: Settings) -> float:
     """Seconds of the search of all units; leaves nothing behind."""
     runner = open_runner(settings)
     num_units = settings.output.num_buckets
-    users = TonightsUsers(night.inputs.queries, num_units)
+    users = TonightsUsers.of(night, num_units)
     search = Search(night, settings, users, f"{night.run.prefix}/_wave")
     begun = time.monotonic()
     search_units(runner, search, range(num_units), CandidateSink)

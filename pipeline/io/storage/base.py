@@ -4,6 +4,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import pyarrow as pa
 from pyarrow import fs
@@ -62,6 +63,10 @@ class Storage(ABC):
     @abstractmethod
     def open(self, key: str) -> pa.NativeFile:
         """Open the object for random access (Parquet). Raises ObjectNotFoundError."""
+
+    def clock(self) -> datetime:
+        """The time by the store's own clock, UTC; of a local store the machine's."""
+        return datetime.now(UTC)
 
     def arrow_path(self, key: str) -> tuple[fs.FileSystem, str]:
         """The filesystem and path of `key`, for a library that writes through pyarrow itself (Ray Train)."""

@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import boto3
@@ -124,6 +126,11 @@ class S3Storage(Storage):
                 if not item["Key"].endswith("/")  # consoles make such objects to show a folder
             ]
         return sorted(objects)
+
+    def clock(self) -> datetime:
+        with self._explained("", "s3:ListBucket"):
+            answer = self._open_clients().patient.list_objects_v2(Bucket=self.bucket, MaxKeys=1)
+        return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
 
     def delete(self, key: str) -> None:
         with self._explained(key, "s3:DeleteObject"):

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline.data.catalog import index_catalogue
+from pipeline.data.period import Period
+from pipeline.data.sources import IdType
 from pipeline.errors import InputError
 from pipeline.io.inputs import Files, Log
 from pipeline.io.night import Night
@@ -46,6 +48,18 @@ class Job:
     parts: tuple[Part, ...]
 
     @property
+    def period(self) -> Period:
+        """What the night sees of the log, if the log does not go on after it."""
+        prepare = self.settings.prepare
+        return Period.until(
+            self.night.ds,
+            self.settings.log.time_zone,
+            lookback=prepare.lookback_days,
+            seen_lookback=prepare.seen_lookback_days,
+            is_partitioned=self.log.is_partitioned,
+        )
+
+    @property
     def storage(self) -> Storage:
         return self.night.storage
 
@@ -54,10 +68,10 @@ class Job:
         return self.night.inputs.log
 
 
-def read_catalogue(items: Files, item_type: pa.DataType) -> pa.Table:
+def read_catalogue(items: Files, item_type: pa.DataType, declared: IdType) -> pa.Table:
     """The catalogue in ascending order of `item_id`.
 
-    Raises InputError when its files differ in their columns or its `item_id` is not of `item_type`.
+    Raises InputError when its files differ in their columns or its `item_id` is not of `item_type`, the log's.
     """
     tables = []
     for file in items.files:
@@ -67,7 +81,7 @@ def read_catalogue(items: Files, item_type: pa.DataType) -> pa.Table:
         catalogue = pa.concat_tables(tables)
     except pa.ArrowInvalid as error:
         raise InputError(f"{items.uri}: the files of the catalogue differ in their columns ({error})") from None
-    return index_catalogue(catalogue, item_type, items.uri)
+    return index_catalogue(catalogue, item_type, declared, items.uri)
 
 
 def cut_pieces(log: Log, columns: LogColumns, part: Part, rows_per_task: int) -> list[tuple[Piece, ...]]:
@@ -104,5 +118,6 @@ def event_table(columns: LogColumns) -> pa.Table:
             ("event_id", pa.string()),
             ("file", pa.int32()),
             ("row", pa.int64()),
+            ("is_learned", pa.bool_()),
         ]
     ).empty_table()

@@ -7,13 +7,14 @@ so that a night that reads one partition gives the same histories as one that re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from itertools import groupby
 
 import pyarrow as pa
 
 from pipeline.config import Config, fingerprint
-from pipeline.data.cleaning import Period
+from pipeline.data.days import end_of
+from pipeline.data.times import NEWEST_US
 from pipeline.io.artifacts import READERS, Claims, no_objects
 from pipeline.io.inputs import Log, day_of
 from pipeline.io.night import Night
@@ -22,7 +23,8 @@ from pipeline.io.storage.base import Storage
 from pipeline.settings import Settings
 from pipeline.stages.prepare.segments import scratch_prefix
 
-VERSION = 1  # of what the first pass makes of a part; raise it by hand when that changes
+VERSION = 2  # of what the first pass makes of a part; raise it by hand when that changes
+HOUR_US = 3_600_000_000
 KEPT = "read"  # the folder of the parts below the root
 
 
@@ -35,11 +37,10 @@ class Part:
     day: date | None  # of the partition
     prefix: str  # of what the first pass makes of the part
 
-    def period(self, night: Night, settings: Settings) -> Period:
-        """The times that the first pass lets through. It does not depend on the night if the part is a partition."""
-        if self.day is None:
-            return Period.until(night.ds, settings.prepare.lookback_days, is_partitioned=False)
-        return Period.of_partition(self.day)
+    def newest_us(self, zone: str) -> int:
+        """The first time, in µs, that no row of the part can have. Clocks of a partition may be ahead, and may count
+        another zone's days: by a day and an hour."""
+        return NEWEST_US if self.day is None else end_of(self.day + timedelta(days=1), zone) + HOUR_US
 
 
 class Head(Config):
@@ -106,7 +107,8 @@ def remove_old(night: Night, settings: Settings, parts: Sequence[Part]) -> None:
 def _folder(log: Log, settings: Settings) -> str:
     """The folder of everything that is read from this log in this way."""
     spec = log.source.model_dump(mode="json")
-    return f"{KEPT}/{fingerprint('log', log.uri, spec, settings.output.num_buckets, settings.prepare.rows_per_task)}"
+    shape = (settings.output.num_buckets, settings.prepare.rows_per_task, settings.log.time_zone)
+    return f"{KEPT}/{fingerprint('log', log.uri, spec, *shape)}"
 
 
 def _heads(storage: Storage, part: Part) -> Claims[Heads]:

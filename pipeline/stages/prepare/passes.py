@@ -6,10 +6,11 @@ index and counts. A rerun after a crash does only the tasks that are not done.
 
 import logging
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import date, timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -17,15 +18,19 @@ import pyarrow as pa
 from pipeline.artifacts import Manifest
 from pipeline.data.availability import is_eligible
 from pipeline.data.cleaning import REJECTED
-from pipeline.data.columns import DistinctIds, Mask
+from pipeline.data.columns import EPOCH, DistinctIds, Mask
+from pipeline.data.days import looks_like_a_day
+from pipeline.data.period import Period
 from pipeline.errors import InputError
 from pipeline.io.artifacts import READERS, write_file
+from pipeline.io.newest import SLACK
 from pipeline.io.night import Night
 from pipeline.io.parquet import write_parquet_bytes
 from pipeline.settings import Settings
 from pipeline.stages.prepare.job import Job, MapTask, cut_pieces, read_catalogue
+from pipeline.stages.prepare.limits import check_bad_share, check_duplicates, check_orphans, check_words
 from pipeline.stages.prepare.parts import columns_of, parts_of, remove_old
-from pipeline.stages.prepare.report import Prepared, check_bad_share, check_orphans, write_histories
+from pipeline.stages.prepare.report import Prepared, write_histories
 from pipeline.stages.prepare.segments import (
     MapResult,
     Segment,
@@ -35,7 +40,7 @@ from pipeline.stages.prepare.segments import (
     remove_scratch,
     scratch_prefix,
 )
-from pipeline.stages.prepare.tasks import map_pieces, reduce_bucket, visible_events, visible_period
+from pipeline.stages.prepare.tasks import map_pieces, reduce_bucket
 from pipeline.stages.runner import Runner
 
 log = logging.getLogger("nightrails")
@@ -54,7 +59,9 @@ def prepare(runner: Runner, job: Job) -> Manifest:
     """
     night, log = job.night, job.log
     items = night.inputs.items
-    catalogue = read_catalogue(items, job.columns.item_type) if items else pa.table({"item_id": []})
+    catalogue = pa.table({"item_id": []})
+    if items is not None:
+        catalogue = read_catalogue(items, job.columns.item_type, log.source.item_id_type)
     eligible = is_eligible(catalogue, job.settings.items, night.ds, items.uri if items else "")
     mapped = _first_pass(runner, job)
     if items is None:
@@ -64,6 +71,7 @@ def prepare(runner: Runner, job: Job) -> Manifest:
         raise InputError(f"{log.uri}: no row of the log is left to learn from; counts: {dict(mapped.counts)}")
     prepared = _second_pass(runner, job, mapped, catalogue, eligible)
     check_orphans(log, job.settings, prepared.counts, prepared.rejected)
+    check_duplicates(log, job.settings, prepared.counts)
     manifest = write_histories(night, job.settings, job.columns, prepared)
     remove_scratch(night.storage, night.histories)
     remove_old(night, job.settings, job.parts)
@@ -73,6 +81,8 @@ def prepare(runner: Runner, job: Job) -> Manifest:
 @dataclass(frozen=True)
 class Mapped:
     """The result of the first pass: sums, and the segments that hold the rows."""
+
+    period: Period  # what the night sees
 
     counts: Counter[str]
     rejected: pa.Table  # the first bad rows of each reason
@@ -85,7 +95,6 @@ class Mapped:
 def _first_pass(runner: Runner, job: Job) -> Mapped:
     """Run the first pass and add up the results as they come. Raises InputError for too many bad rows."""
     results: dict[tuple[int, int], MapResult] = {}  # by (first file of the part, number of the task)
-    ids = DistinctIds(job.columns.item_type)
     counts: Counter[str] = Counter()
     rejected = REJECTED.empty_table()
     num_rows = sum(sum(rows) for rows in job.columns.group_rows)  # 0 for text files, which do not say
@@ -93,19 +102,21 @@ def _first_pass(runner: Runner, job: Job) -> Mapped:
         for task, result in finished:
             results[task.part.first_file, task.number] = result
             counts.update(result.counts)
-            if job.night.inputs.items is None:
-                for item_ids in _item_ids(job, result):
-                    ids.add(item_ids)
             rejected = add_rejected(job.storage, rejected, result.rejected, task.part.first_file)
             if num_rows:  # a log with too many bad rows is refused before its end is read
                 check_bad_share(job.log, job.settings, counts, rejected, num_rows)
-    item_ids = ids.ascending()
     check_bad_share(job.log, job.settings, counts, rejected, counts["rows_read"])
+    check_words(job.log, job.settings, counts)
+    period = _period(job, results.values())
+    ids = DistinctIds(job.columns.item_type)
+    for result in results.values() if job.night.inputs.items is None else ():
+        for item_ids in _item_ids(job, result, period):
+            ids.add(item_ids)
     segments: dict[int, list[tuple[int, Segment]]] = {}
     for (first_file, _), result in sorted(results.items(), key=lambda entry: entry[0]):
         for bucket, segment in result.buckets:
             segments.setdefault(bucket, []).append((first_file, segment))
-    return Mapped(counts, rejected, item_ids, segments)
+    return Mapped(period, counts, rejected, ids.ascending(), segments)
 
 
 def _map_results(runner: Runner, job: Job) -> Generator[tuple[MapTask, MapResult], None, None]:
@@ -125,15 +136,27 @@ def _map_results(runner: Runner, job: Job) -> Generator[tuple[MapTask, MapResult
     yield from runner.run_tasks("reading the log", map_pieces, [(job, task) for task in missing])
 
 
-def _item_ids(job: Job, result: MapResult) -> Iterator[pa.Array]:
-    """The items of a task's events that the night may see, with repeats."""
-    period = visible_period(job)
+def _period(job: Job, results: Iterable[MapResult]) -> Period:
+    """What the night sees of a log with these events. Raises InputError when none of them is of its day."""
+    ds = job.night.ds
+    numbers: Counter[date] = Counter()
+    for result in results:
+        numbers.update({EPOCH + timedelta(days=day): number for day, number in result.days})
+    if not job.log.is_partitioned and numbers and ds not in numbers:
+        raise InputError(f"log.uri {job.log.uri}: no event of the day {ds} (--ds); the newest is of {max(numbers)}")
+    newest = job.storage.clock().date() + SLACK
+    goes_on = any(ds < day <= newest and looks_like_a_day(day, numbers) for day in numbers)
+    return job.period.going_on() if goes_on else job.period
+
+
+def _item_ids(job: Job, result: MapResult, period: Period) -> Iterator[pa.Array]:
+    """The items of a task's events that the night learns from, with repeats."""
     if result.oldest_ts >= period.oldest and result.newest_ts < period.newest:
         for segment in result.item_ids:
             yield read_segment(job.storage, segment)["item_id"].combine_chunks()
         return
     for _, segment in result.buckets:
-        events, _ = visible_events(read_segment(job.storage, segment), job)
+        events, _, _ = period.cut(read_segment(job.storage, segment))
         yield events["item_id"].combine_chunks()
 
 
@@ -148,7 +171,7 @@ def _second_pass(runner: Runner, job: Job, mapped: Mapped, catalogue: pa.Table, 
     del counts["kept"]  # the second pass counts these rows again, as kept or rejected
     buckets = range(job.settings.output.num_buckets)
     key = f"{prefix}/{item_ids.key}"
-    arguments = [(job, bucket, mapped.segments.get(bucket, []), key) for bucket in buckets]
+    arguments = [(job, bucket, mapped.segments.get(bucket, []), key, mapped.period) for bucket in buckets]
     with closing(runner.run_tasks("writing histories", reduce_bucket, arguments)) as finished:
         for bucket, result, item_rows, item_counts in finished:
             files[bucket] = result.file

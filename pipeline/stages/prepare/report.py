@@ -1,6 +1,7 @@
-"""The end of prepare: refusing a log with too many bad rows, and writing the Histories artifact."""
+"""The end of prepare: saying what was left out of the log, and writing the Histories artifact."""
 
 import json
+import logging
 from collections import Counter
 from dataclasses import dataclass
 from datetime import date
@@ -10,10 +11,10 @@ import pyarrow as pa
 
 from pipeline.artifacts import FileEntry, Manifest
 from pipeline.data.catalog import items_table
-from pipeline.data.cleaning import LEFT_OUT, MALFORMED, ORPHAN, REASONS
-from pipeline.data.columns import Mask, suspected_unit
+from pipeline.data.cleaning import AFTER_DS, IGNORED_TYPE, LEFT_OUT, NOBODY, ORPHAN, OUT_OF_LOOKBACK, WORD
+from pipeline.data.columns import Mask
 from pipeline.data.lists import Int64
-from pipeline.errors import InputError
+from pipeline.data.splitting import REUSED
 from pipeline.io.artifacts import seal, write_file
 from pipeline.io.histories import footer, write_items
 from pipeline.io.inputs import Log
@@ -21,20 +22,9 @@ from pipeline.io.night import Night
 from pipeline.io.parquet import write_parquet_bytes
 from pipeline.io.rows import LogColumns
 from pipeline.settings import Settings
+from pipeline.stages.prepare.limits import BAD, in_words
 
-BAD = (*REASONS, MALFORMED)
-IN_WORDS = {
-    "user_id_null": "null or empty",
-    "user_id_unreadable": "not readable as an id (not UTF-8, or no int64)",
-    "item_id_null": "null or empty",
-    "item_id_unreadable": "not readable as an id (not UTF-8, or no int64)",
-    "event_ts_null": "null or empty",
-    "event_ts_unreadable": "not readable as a time",
-    "event_ts_too_old": "before 1990",
-    "event_ts_in_future": "in the future",
-    "event_type_unknown": "unknown: event_weights lacks it",
-    MALFORMED: "without the columns of their file",
-}
+logger = logging.getLogger("nightrails")
 
 
 @dataclass(frozen=True)
@@ -49,43 +39,43 @@ class Prepared:
     item_counts: Int64  # (3, items): events in all, for training, for validation
 
 
-def check_bad_share(log: Log, settings: Settings, counts: Counter[str], rejected: pa.Table, num_rows: int) -> None:
-    """Raise InputError when more than `prepare.max_bad_share` of the log's `num_rows` rows are bad."""
-    num_bad = sum(counts[reason] for reason in BAD)
-    if num_bad <= settings.prepare.max_bad_share * num_rows:
-        return
-    reason = max(BAD, key=lambda name: counts[name])
-    first = next(row for row in rejected.to_pylist() if row["reason"] == reason)
-    column = next((name for name in log.source.columns.named if reason.startswith(name)), "")
-    log_column = log.source.columns.named.get(column, "")
-    value = first["line"] if reason == MALFORMED else first.get(column)
-    subject = f"column {log_column!r}: {counts[reason]} values are" if column else f"{counts[reason]} lines are"
-    is_absurd = reason in ("event_ts_too_old", "event_ts_in_future")
-    hint = suspected_unit(str(value), log.source.time_unit) if is_absurd else ""
-    raise InputError(
-        f"{log.origin(log.files[first['file']])}, {subject} {IN_WORDS[reason]}, for example {value!r} in row "
-        f"{first['row']}; {num_bad} of {num_rows} rows are bad and prepare.max_bad_share is "
-        f"{settings.prepare.max_bad_share}" + (f"; {hint} in {log.source_file}" if hint else "")
-    )
+# What is said on the terminal of rows that nothing is learned from, and of rows that look odd.
+TOLD = {
+    OUT_OF_LOOKBACK: "older than prepare.lookback_days; they still count as seen",
+    AFTER_DS: "after the day of this night",
+    IGNORED_TYPE: "of a type that event_weights lacks (unknown_event_types: ignore); they still count as seen",
+    NOBODY: "of nobody (null_words)",
+    "duplicates": "delivered again",
+    "bot_events": "of users above prepare.max_user_events_per_day",
+    ORPHAN: "on items that the catalogue lacks",
+    "quarantined": "bad; quarantine-….parquet has the first of each reason",
+}
+WHISPER = 0.001  # a smaller share of the rows is only in validation-….json
 
 
-def check_orphans(log: Log, settings: Settings, counts: Counter[str], rejected: pa.Table) -> None:
-    """Raise InputError when the catalogue lacks the items of more than `prepare.max_orphan_share` of the events."""
-    num_events = counts["kept"] + counts[ORPHAN] + counts["bot_events"]
-    if counts[ORPHAN] <= settings.prepare.max_orphan_share * num_events:
-        return
-    first = next(row for row in rejected.to_pylist() if row["reason"] == ORPHAN)
-    raise InputError(
-        f"{log.origin(log.files[first['file']])}, column {log.source.columns.item_id!r}: {counts[ORPHAN]} of "
-        f"{num_events} events are on items that the catalogue lacks, for example {first['item_id']!r}, and "
-        f"prepare.max_orphan_share is {settings.prepare.max_orphan_share}; is items.uri the catalogue of this log?"
-    )
+def tell(counts: Counter[str]) -> list[str]:
+    """Say in one line each what was left out of the log, in rows and share, where it is more than a whisper."""
+    num_rows = counts["rows_read"]
+    numbers = {name: counts[name] for name in TOLD} | {"quarantined": sum(counts[reason] for reason in BAD)}
+    lines = [f"left out: {_share(n, num_rows)} {TOLD[name]}" for name, n in numbers.items() if n > WHISPER * num_rows]
+    if counts[REUSED]:
+        lines.append(f"kept: {_share(counts[REUSED], num_rows)} whose event_id another event of the user has")
+    words = Counter({name.removeprefix(WORD): number for name, number in counts.items() if name.startswith(WORD)})
+    if words:
+        lines.append(f"kept: {_share(words.total(), num_rows)} whose id usually means nobody: {in_words(words)}")
+    return lines
+
+
+def _share(number: int, num_rows: int) -> str:
+    return f"{number:,} of {num_rows:,} rows ({number / num_rows:.2%})"
 
 
 def write_histories(night: Night, settings: Settings, columns: LogColumns, prepared: Prepared) -> Manifest:
     """Write the item index, the quarantine and the validation beside the buckets, and last the manifest."""
     log, histories = night.inputs.log, night.histories
     validation = describe(night.ds, log, columns, prepared)
+    for line in tell(prepared.counts):
+        logger.info("   %s", line)
     items = items_table(prepared.catalogue, prepared.item_counts, prepared.is_eligible)
     names = pa.array([file.key for file in log.files])
     quarantine = prepared.rejected.set_column(0, "file", names.take(prepared.rejected["file"].combine_chunks()))
@@ -129,6 +119,8 @@ def describe(ds: date, log: Log, columns: LogColumns, prepared: Prepared) -> dic
         "rows": rows,
         "quarantined": quarantined,
         "bot_users": counts["bot_users"],
+        "reused_event_ids": counts[REUSED],
+        "words_for_nobody": {name.removeprefix(WORD): n for name, n in counts.items() if name.startswith(WORD)},
         "late_rows": counts["late"],
         "users": sum(file.rows for file in prepared.files) - counts["bot_users"],
         "items": prepared.catalogue.num_rows,

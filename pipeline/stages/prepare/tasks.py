@@ -8,27 +8,18 @@ writes the histories. A task claims its result at the end, and a claimed task is
 import functools
 from collections import Counter
 from collections.abc import Iterator
-from datetime import timedelta
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.cleaning import (
-    AFTER_DS,
-    MALFORMED,
-    OUT_OF_LOOKBACK,
-    REJECTED,
-    Cleaned,
-    Period,
-    clean_rows,
-    first_rejected,
-    malformed_lines,
-)
-from pipeline.data.columns import DAY_US, EPOCH, NEWEST_US
+from pipeline.data.cleaning import MALFORMED, REJECTED, Cleaned, clean_rows, first_rejected, malformed_lines
+from pipeline.data.days import day_numbers, midnight
 from pipeline.data.histories import user_bucket
 from pipeline.data.lists import Int64
+from pipeline.data.period import Period
 from pipeline.data.splitting import clean_bucket, item_counts
+from pipeline.data.times import NEWEST_US
 from pipeline.errors import InfrastructureError
 from pipeline.io.histories import read_bucket, write_bucket
 from pipeline.io.inputs import day_of
@@ -73,26 +64,26 @@ def map_pieces(job: Job, task: MapTask) -> tuple[MapTask, MapResult]:
 
 def _clean_piece(job: Job, part: Part, piece: Piece) -> Iterator[Cleaned]:
     """Read and check a piece, some rows at a time; files are numbered within the part."""
-    period = part.period(job.night, job.settings)
+    newest_us = part.newest_us(job.settings.log.time_zone)
     types = (job.columns.user_type, job.columns.item_type)
     row, file = piece.first_row, job.log.files[part.first_file + piece.file]
     for raw in read_rows(job.log, file, piece.row_groups, job.columns.names):
-        cleaned = clean_rows(_numbered(raw.table, piece.file, row), job.log.source, types, period, MAX_REJECTED)
+        cleaned = clean_rows(_numbered(raw.table, piece.file, row), job.log.source, types, newest_us, MAX_REJECTED)
         row += raw.table.num_rows
         malformed = malformed_lines(raw.malformed, piece.file, row)
         counts = {
             ROWS_READ: raw.table.num_rows + raw.num_malformed,
-            LATE: _num_late(cleaned.events, file.key),
+            LATE: _num_late(cleaned.events, file.key, job.settings.log.time_zone),
             MALFORMED: raw.num_malformed,
         }
         yield Cleaned(cleaned.events, pa.concat_tables([malformed, cleaned.rejected]), cleaned.counts | counts)
 
 
 def reduce_bucket(
-    job: Job, bucket: int, segments: list[tuple[int, Segment]], item_ids_key: str
+    job: Job, bucket: int, segments: list[tuple[int, Segment]], item_ids_key: str, period: Period
 ) -> tuple[int, ReduceResult, Int64, Int64]:
     """Run one task of the second pass: make the histories of a bucket from its segments, each with the number of its
-    part's first file; the item ids lie at `item_ids_key`.
+    part's first file; the item ids lie at `item_ids_key`, and `period` is what the night sees.
 
     Returns the bucket, the result, the bucket's item rows, and their numbers of events: in all, for training, for
     validation, as (3, rows). Raises InfrastructureError when a segment is gone or damaged.
@@ -104,12 +95,14 @@ def reduce_bucket(
         return bucket, existing, *item_counts(read_bucket(storage, histories, bucket))
     rows = (renumbered(read_segment(storage, segment), first_file) for first_file, segment in segments)
     read = pa.concat_tables([event_table(job.columns), *rows])
-    events, left_out = visible_events(read, job)
+    events, seen, left_out = period.cut(read)
     clean = clean_bucket(
         events,
+        seen,
         _item_ids(storage.uri, item_ids_key),
         job.settings.split,
         job.night.ds,
+        job.settings.log.time_zone,
         job.settings.prepare.max_user_events_per_day,
         MAX_REJECTED,
     )
@@ -120,22 +113,9 @@ def reduce_bucket(
     counts = clean.counts | left_out
     result = claims.claim(bucket, ReduceResult(file=file, rejected=rejected, counts=counts))
     counted = item_counts(clean.bucket)
-    del read, events, clean
+    del read, events, seen, clean
     pa.default_memory_pool().release_unused()
     return bucket, result, *counted
-
-
-def visible_events(events: pa.Table, job: Job) -> tuple[pa.Table, dict[str, int]]:
-    """The events that the night may see, and the numbers of the others."""
-    period, times = visible_period(job), events["event_ts"]
-    is_old, is_ahead = pc.less(times, period.oldest), pc.greater_equal(times, period.newest)
-    counts = {OUT_OF_LOOKBACK: pc.sum(is_old).as_py() or 0, AFTER_DS: pc.sum(is_ahead).as_py() or 0}
-    return events.filter(pc.invert(pc.or_(is_old, is_ahead))), counts
-
-
-def visible_period(job: Job) -> Period:
-    """The times that the night sees."""
-    return Period.until(job.night.ds, job.settings.prepare.lookback_days, job.log.is_partitioned)
 
 
 class _SegmentWriter:
@@ -150,16 +130,19 @@ class _SegmentWriter:
         self._rejected = REJECTED.empty_table()
         self._counts: Counter[str] = Counter()
         self._oldest_ts, self._newest_ts = NEWEST_US, -NEWEST_US
+        self._days: Counter[int] = Counter()
 
     def add(self, cleaned: Cleaned) -> None:
         self._counts.update(cleaned.counts)
         self._rejected = pa.concat_tables([self._rejected, cleaned.rejected])
         if self._rejected.num_rows > MAX_REJECTED:
             self._rejected = first_rejected(self._rejected, MAX_REJECTED)
-        if cleaned.events.num_rows:
-            bounds = pc.min_max(cleaned.events["event_ts"]).as_py()
-            self._oldest_ts = min(self._oldest_ts, bounds["min"])
-            self._newest_ts = max(self._newest_ts, bounds["max"])
+        times = _learned(cleaned.events)["event_ts"].to_numpy()
+        if len(times):
+            self._oldest_ts = min(self._oldest_ts, int(times.min()))
+            self._newest_ts = max(self._newest_ts, int(times.max()))
+            days, numbers = np.unique(day_numbers(times, self._job.settings.log.time_zone), return_counts=True)
+            self._days.update(dict(zip(days.tolist(), numbers.tolist(), strict=True)))
         self._waiting.append(cleaned.events)
         self._num_waiting += cleaned.events.num_rows
         if self._num_waiting >= self._job.settings.prepare.rows_per_task:
@@ -180,6 +163,7 @@ class _SegmentWriter:
             counts=dict(self._counts),
             oldest_ts=self._oldest_ts,
             newest_ts=self._newest_ts,
+            days=tuple(sorted(self._days.items())),
         )
 
     def _write(self) -> None:
@@ -191,7 +175,7 @@ class _SegmentWriter:
         by_bucket = events.take(pa.array(order))
         starts = np.cumsum(sizes) - sizes
         tables = [by_bucket.slice(start, size) for start, size in zip(starts.tolist(), sizes.tolist(), strict=True)]
-        tables.append(pa.table({"item_id": pc.unique(by_bucket["item_id"])}))
+        tables.append(pa.table({"item_id": pc.unique(_learned(by_bucket)["item_id"])}))
         name = f"{self._task}-{self._num_written:04d}.arrows"
         segments = write_segments(self._job.storage, self._prefix, name, tables)
         self._num_written += 1
@@ -205,12 +189,16 @@ def _numbered(table: pa.Table, file: int, first_row: int) -> pa.Table:
     return table.append_column("file", pa.array(np.full(table.num_rows, file, np.int32))).append_column("row", numbers)
 
 
-def _num_late(events: pa.Table, key: str) -> int:
+def _learned(events: pa.Table) -> pa.Table:
+    return events.filter(events["is_learned"])
+
+
+def _num_late(events: pa.Table, key: str, zone: str) -> int:
     """The number of events that happened before the day of their partition."""
     day = day_of(key)
     if day is None:
         return 0
-    return int((events["event_ts"].to_numpy() < (day - EPOCH) // timedelta(days=1) * DAY_US).sum())
+    return int((_learned(events)["event_ts"].to_numpy() < midnight(day, zone)).sum())
 
 
 @functools.lru_cache(maxsize=1)

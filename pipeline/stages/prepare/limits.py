@@ -1,0 +1,114 @@
+"""Refusing a log of which too much is bad, repeated or nobody's; each refusal says what to do."""
+
+from collections import Counter
+
+import pyarrow as pa
+
+from pipeline.data.cleaning import MALFORMED, ORPHAN, REASONS, WORD
+from pipeline.data.splitting import REUSED
+from pipeline.data.times import explain_times
+from pipeline.errors import InputError
+from pipeline.io.inputs import Log
+from pipeline.settings import Settings
+
+BAD = (*REASONS, MALFORMED)
+IN_WORDS = {
+    "user_id_null": "null or empty",
+    "user_id_unreadable": "not readable as an id",
+    "item_id_null": "null or empty",
+    "item_id_unreadable": "not readable as an id",
+    "event_ts_null": "null or empty",
+    "event_ts_unreadable": "not readable as a time",
+    "event_ts_too_old": "before 1990",
+    "event_ts_in_future": "in the future",
+    "event_type_unknown": "unknown: event_weights lacks it",
+    MALFORMED: "without the columns of their file",
+}
+MOST = 0.9  # of the times that must be bad before another unit or format is suggested for all of them
+SHOWN_WORDS = 5
+
+
+def check_bad_share(log: Log, settings: Settings, counts: Counter[str], rejected: pa.Table, num_rows: int) -> None:
+    """Raise InputError when more than `prepare.max_bad_share` of the log's `num_rows` rows are bad."""
+    num_bad = sum(counts[reason] for reason in BAD)
+    if num_bad <= settings.prepare.max_bad_share * num_rows:
+        return
+    reason = max(BAD, key=lambda name: counts[name])
+    of_reason = [row for row in rejected.to_pylist() if row["reason"] == reason]
+    first = of_reason[0]
+    column = next((name for name in log.source.columns.named if reason.startswith(name)), "")
+    log_column = log.source.columns.named.get(column, "")
+    value = first["line"] if reason == MALFORMED else first.get(column)
+    subject = f"column {log_column!r}: {counts[reason]} values are" if column else f"{counts[reason]} lines are"
+    share = counts[reason] / counts["rows_read"]  # so far: a log is refused before its end is read
+    hint = _way_out(log, reason, [str(row.get(column) or "") for row in of_reason], share)
+    raise InputError(
+        f"{log.origin(log.files[first['file']])}, {subject} {IN_WORDS[reason]}, for example {value!r} in row "
+        f"{first['row']}; {num_bad} of {num_rows} rows are bad and prepare.max_bad_share is "
+        f"{settings.prepare.max_bad_share}" + (f"; {hint}" if hint else "")
+    )
+
+
+def _way_out(log: Log, reason: str, values: list[str], share: float) -> str:
+    """What to change for rows that are bad for this reason, `values` and their share of all; empty if that is clear."""
+    if reason in ("user_id_unreadable", "item_id_unreadable"):
+        if values[0] == "(not UTF-8)":
+            return "an id is UTF-8 text or an integer; cast the column in the log"
+        return f"set {reason.removesuffix('_unreadable')}_type: string in {log.source_file} to read the ids as text"
+    if reason in ("event_ts_unreadable", "event_ts_too_old", "event_ts_in_future"):
+        explained = explain_times(values, log.source)
+        if share >= MOST:
+            return f"{explained} (in {log.source_file})"
+        return f"the other times are sane, so these are of another unit or form, or wrong: {explained}"
+    if reason == "event_type_unknown":
+        return f"add it to event_weights in {log.source_file}, or set unknown_event_types: ignore or weight there"
+    return ""
+
+
+def check_words(log: Log, settings: Settings, counts: Counter[str]) -> None:
+    """Raise InputError when the ids of more than `prepare.max_bad_share` of the rows are words that mean nobody."""
+    for column in ("user_id", "item_id"):
+        prefix = f"{WORD}{column}:"
+        words = Counter({name.removeprefix(prefix): n for name, n in counts.items() if name.startswith(prefix)})
+        if words.total() > settings.prepare.max_bad_share * counts["rows_read"]:
+            raise InputError(
+                f"{log.uri}, column {log.source.columns.named[column]!r}: {words.total()} of {counts['rows_read']} "
+                f"rows have a word that usually means nobody ({in_words(words)}); if it does, leave these rows out "
+                f"with null_words: {list(words)} in {log.source_file}; if they are real ids, set null_words: []"
+            )
+
+
+def in_words(words: Counter[str]) -> str:
+    """The most frequent words with their numbers of rows."""
+    return ", ".join(f"{word!r} {number}" for word, number in words.most_common(SHOWN_WORDS))
+
+
+def check_duplicates(log: Log, settings: Settings, counts: Counter[str]) -> None:
+    """Raise InputError when more than `prepare.max_duplicate_share` of the rows were delivered before, or have the
+    `event_id` of another event."""
+    most = settings.prepare.max_duplicate_share
+    limit = f"prepare.max_duplicate_share is {most}"
+    if counts[REUSED] > most * counts["rows_read"]:
+        raise InputError(
+            f"{log.uri}, column {log.source.columns.event_id!r}: {counts[REUSED]} of {counts['rows_read']} rows have "
+            f"an id that another event of the same user has, so it is not the id of a delivery, and {limit}; take "
+            f"event_id out of columns in {log.source_file}"
+        )
+    if counts["duplicates"] > most * counts["rows_read"]:
+        raise InputError(
+            f"{log.uri}: {counts['duplicates']} of {counts['rows_read']} rows repeat an earlier one (the same user, "
+            f"item and time), and {limit}; is the log there more than once, or are its times too coarse?"
+        )
+
+
+def check_orphans(log: Log, settings: Settings, counts: Counter[str], rejected: pa.Table) -> None:
+    """Raise InputError when the catalogue lacks the items of more than `prepare.max_orphan_share` of the events."""
+    num_events = counts["kept"] + counts[ORPHAN] + counts["bot_events"]
+    if counts[ORPHAN] <= settings.prepare.max_orphan_share * num_events:
+        return
+    first = next(row for row in rejected.to_pylist() if row["reason"] == ORPHAN)
+    raise InputError(
+        f"{log.origin(log.files[first['file']])}, column {log.source.columns.item_id!r}: {counts[ORPHAN]} of "
+        f"{num_events} events are on items that the catalogue lacks, for example {first['item_id']!r}, and "
+        f"prepare.max_orphan_share is {settings.prepare.max_orphan_share}; is items.uri the catalogue of this log?"
+    )

@@ -55,7 +55,10 @@ class Artifact:
 
 @dataclass(frozen=True)
 class CandidateRun:
-    """One run of one table and day: `run-<fp16>/` under `ds=…/`, published by a commit beside it."""
+    """One run of one table and day: `run-<fp16>/` under the day, published by a commit beside it.
+
+    The folder is the bare day: engines make a column of a folder `ds=…`, and the files have a column `ds`.
+    """
 
     table: str
     ds: date
@@ -71,4 +74,4 @@ class CandidateRun:
 
     @property
     def prefix(self) -> str:
-        return f"{self.table_prefix}/ds={self.ds.isoformat()}/{self.run_id}"
+        return f"{self.table_prefix}/{self.ds.isoformat()}/{self.run_id}"

@@ -88,9 +88,10 @@ def how_to_read(root: str, name: str) -> str:
     """Show a line of code for each usual reader; the last commit lists the files, never a glob."""
     files = f"latest_files({root!r}, {name!r})"
     lines = [
-        ("", "from pipeline.io.publication.reader import latest_files"),
-        ("polars", f"pl.read_parquet({files}, hive_partitioning=False)"),
-        ("DuckDB", f"duckdb.read_parquet({files}, hive_partitioning=False)"),
+        ("", "from pipeline.io.publication.reader import latest_files, read_latest"),
+        ("pandas", f"read_latest({root!r}, {name!r}).to_pandas()"),
+        ("polars", f"pl.read_parquet({files})"),
+        ("DuckDB", f"duckdb.read_parquet({files})"),
         ("Spark", f"spark.read.parquet(*{files})"),
     ]
     return "\n".join(f"  {reader:<7} {line}" for reader, line in lines)

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import polars as pl
 import pyarrow as pa
 import pytest
 
@@ -14,7 +13,7 @@ from pipeline.errors import ConflictError, GateError, InfrastructureError, Input
 from pipeline.io.evaluation import write_metrics
 from pipeline.io.night import open_night
 from pipeline.io.publication.commits import published, read_run_manifest
-from pipeline.io.publication.reader import latest_files, read_latest
+from pipeline.io.publication.reader import read_latest
 from pipeline.io.publication.units import units_of, write_unit
 from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import Storage
@@ -24,8 +23,6 @@ from tests.quality.nights import NUM_UNITS, clone, compute_night, fresh_memory, 
 from tests.quality.test_gates import metrics as metrics_of
 from tests.quality.units import DS
 from tests.s3_server import Fault, S3Server
-
-README = Path(__file__).parents[2] / "README.md"
 
 
 def run_publish(settings: Settings) -> dict[str, Any]:
@@ -303,52 +300,6 @@ def test_a_store_that_never_says_whether_it_took_the_commit_is_asked_again_by_th
         run_publish(settings)
     assert published(storage, "home") is None
     assert run_publish(settings)["status"] == "published"
-
-
-def readme_reader() -> Callable[..., pa.Table]:
-    """The reader that README.md gives to people without our package."""
-    text = README.read_text(encoding="utf-8")
-    found = re.search(r"<!-- reader -->\s*```python\n(.*?)```\s*<!-- /reader -->", text, re.DOTALL)
-    assert found, "README.md has no reader between <!-- reader --> and <!-- /reader -->"
-    assert "pipeline" not in found[1]
-    assert len([line for line in found[1].splitlines() if line.strip()]) <= 22
-    names: dict[str, Any] = {}
-    exec(found[1], names)  # noqa: S102 - our own README
-    reader: Callable[..., pa.Table] = names["read_latest"]
-    return reader
-
-
-@pytest.mark.parametrize("where", ["local", pytest.param("s3", marks=pytest.mark.s3)])
-def test_the_reader_of_the_readme_reads_what_ours_does(
-    where: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    root = str(tmp_path) if where == "local" else request.getfixturevalue("s3_uri")
-    read = readme_reader()
-    for settings in (settings_for(root), other_settings(root)):
-        compute_night(settings)
-        run_publish(settings)
-        assert read(root, "home").equals(read_latest(root, "home"))
-    assert read(root, "home", ds="2026-11-20", table="users").equals(read_latest(root, "home", table="users"))
-
-
-def test_the_reader_of_the_readme_refuses_a_damaged_file(tmp_path: Path) -> None:
-    settings = settings_for(str(tmp_path))
-    compute_night(settings)
-    run_publish(settings)
-    path = Path(latest_files(str(tmp_path), "home")[0])
-    data = bytearray(path.read_bytes())
-    data[60] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(Exception, match="SHA-256"):
-        readme_reader()(str(tmp_path), "home")
-
-
-def test_polars_reads_the_listed_files(tmp_path: Path) -> None:
-    settings = settings_for(str(tmp_path))
-    compute_night(settings)
-    run_publish(settings)
-    table = pl.read_parquet(latest_files(str(tmp_path), "home"), hive_partitioning=False)
-    assert table.equals(pl.from_arrow(read_latest(str(tmp_path), "home")))
 
 
 def test_a_backend_that_was_fallen_back_to_is_a_warning_with_its_reason():

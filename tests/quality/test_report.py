@@ -97,7 +97,7 @@ def test_the_lines_for_readers_are_python_that_names_the_place():
     for line in text.splitlines():
         compile(line[len("  polars  ") :], "line", "exec")
     assert text.count("latest_files('s3://bucket/pre fix', 'books')") == 3
-    assert [line.split()[0] for line in text.splitlines()[1:]] == ["polars", "DuckDB", "Spark"]
+    assert [line.split()[0] for line in text.splitlines()[1:]] == ["pandas", "polars", "DuckDB", "Spark"]
 
 
 @pytest.fixture(scope="module", params=["long", "nested"])

@@ -20,7 +20,7 @@ from pipeline.artifacts import FORMAT, CandidateRun, Count, FileEntry
 from pipeline.config import Config
 from pipeline.errors import ConflictError, InputError, MismatchError, NightrailsError
 from pipeline.io.artifacts import now, parse
-from pipeline.io.storage.base import ObjectNotFoundError, Storage, put_hashed
+from pipeline.io.storage.base import ObjectNotFoundError, Storage, check_key, put_hashed
 from pipeline.settings import TABLE_NAME
 
 COMMIT = re.compile(r".*/_commits/ds=\d{4}-\d{2}-\d{2}/\d{12}\.json")
@@ -113,7 +113,11 @@ def write_run_manifest(storage: Storage, run: CandidateRun, manifest: RunManifes
 
 
 def read_run_manifest(storage: Storage, table: str, commit: Commit) -> RunManifest:
-    """Read the manifest that a commit names. Raises InputError when it is gone, MismatchError when it was changed."""
+    """Read the manifest that a commit names.
+
+    Raises InputError when it is gone, or when a key leads out of the table, and MismatchError when it was changed.
+    """
+    _check_below(table, commit.manifest, f"{storage.uri}/{commit_key(table, commit.ds, commit.seq)}")
     origin = f"{storage.uri}/{table_prefix(table)}/{commit.manifest}"
     try:
         data = storage.read(f"{table_prefix(table)}/{commit.manifest}")
@@ -123,7 +127,10 @@ def read_run_manifest(storage: Storage, table: str, commit: Commit) -> RunManife
         ) from None
     if hashlib.sha256(data).hexdigest() != commit.manifest_sha256:
         raise MismatchError(f"{origin}: changed since commit {commit.seq} of ds={commit.ds} named it; restore it")
-    return parse(RunManifest, data, origin, REMEDY)
+    manifest = parse(RunManifest, data, origin, REMEDY)
+    for file in manifest.files:
+        _check_below(table, file.key, origin)
+    return manifest
 
 
 def propose(run: CandidateRun, head: Commit | None, manifest_key: str, manifest_sha256: str) -> Commit:
@@ -186,6 +193,17 @@ def describe_schema(schema: pa.Schema) -> dict[str, Any]:
     """Describe the columns (name, type, nullable) as plain values, with a hash."""
     columns = [{"name": field.name, "type": str(field.type), "nullable": field.nullable} for field in schema]
     return {"columns": columns, "sha256": hashlib.sha256(repr(columns).encode()).hexdigest()}
+
+
+def _check_below(table: str, key: str, origin: str) -> None:
+    """Raise InputError that names the file `origin` when a key in it, relative to the table, leads out of the table."""
+    try:
+        check_key(f"{table_prefix(table)}/{key}")
+    except InputError:
+        raise InputError(
+            f"{origin}: it names {key!r}, which is not below the table, so nightrails did not write it; restore it, or "
+            "publish the night again"
+        ) from None
 
 
 def _actor() -> str:

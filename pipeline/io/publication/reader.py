@@ -6,6 +6,7 @@ from datetime import date
 from typing import Literal
 
 import pyarrow as pa
+from pyarrow import fs
 
 from pipeline.config import parse_day
 from pipeline.errors import InputError
@@ -28,6 +29,18 @@ def latest_files(
     """
     storage, files = _published_files(root, name, ds, table)
     return [f"{storage.uri}/{table_prefix(name)}/{file.key}" for file in files]
+
+
+def latest_arrow_files(
+    root: str, name: str, ds: date | str | None = None, table: Literal["candidates", "users"] = "candidates"
+) -> tuple[fs.FileSystem, list[str]]:
+    """List the same files as a filesystem of pyarrow and the paths on it, for pandas and pyarrow.
+
+    S3 needs no other package then. Raises InputError as `latest_files` does.
+    """
+    storage, files = _published_files(root, name, ds, table)
+    places = [storage.arrow_path(f"{table_prefix(name)}/{file.key}") for file in files]
+    return places[0][0], [path for _, path in places]
 
 
 def read_latest(
@@ -62,8 +75,10 @@ def _published_files(root: str, name: str, ds: date | str | None, table: str) ->
     if commit is None or commit.kind == "retract":
         raise InputError(f"{origin}: nothing is published there" + (", it was retracted" if commit else ""))
     files = [file for file in read_run_manifest(storage, name, commit).files if file.table == table]
-    folder = f"{table_prefix(name)}/ds={commit.ds.isoformat()}/"
-    sizes = {info.key: info.size for info in storage.list(f"{folder}{commit.run_id}/")}
+    if not files:
+        raise InputError(f"{origin}: commit {commit.seq} names no files of {table!r}; ask for 'candidates' or 'users'")
+    folders = {f"{table_prefix(name)}/{file.key}".rpartition("/")[0] for file in files}
+    sizes = {info.key: info.size for folder in folders for info in storage.list(f"{folder}/")}
     for file in files:
         size = sizes.get(f"{table_prefix(name)}/{file.key}")
         if size != file.bytes:

@@ -80,7 +80,7 @@ class TestUnits:
         for table, file in (("candidates", sidecar.candidates), ("users", sidecar.users)):
             data = storage.read(f"candidates/home/{file.key}")
             assert file.sha256 == hashlib.sha256(data).hexdigest()
-            assert file.key == f"ds=2026-11-20/{RUN.run_id}/{table}-00000-{file.sha256[:16]}.parquet"
+            assert file.key == f"2026-11-20/{RUN.run_id}/{table}-00000-{file.sha256[:16]}.parquet"
             assert (file.bytes, file.rows) == (len(data), pq.read_metadata(pa.BufferReader(data)).num_rows)
             footer = pq.read_metadata(pa.BufferReader(data)).metadata
             assert (footer[b"run_id"], footer[b"schema_version"]) == (RUN.run_id.encode(), str(SCHEMA_VERSION).encode())
@@ -235,8 +235,27 @@ class TestReaders:
         files = latest_files(storage.uri, "home")
         assert len(files) == 2
         for file in files:
-            assert file.startswith(f"{storage.uri}/candidates/home/ds=2026-11-20/{RUN.run_id}/candidates-0000")
+            assert file.startswith(f"{storage.uri}/candidates/home/2026-11-20/{RUN.run_id}/candidates-0000")
             assert storage.head(file.removeprefix(f"{storage.uri}/")) is not None
+
+    def test_a_table_of_the_layout_before_is_still_read_and_is_replaced_by_one_of_todays(
+        self, storage: Storage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as before:
+            before.setattr(CandidateRun, "prefix", property(lambda run: f"{run.table_prefix}/ds={run.ds}/{run.run_id}"))
+            first = publish(storage)
+            expected = read_latest(storage.uri, "home")
+        assert all("/home/ds=2026-11-20/run-" in file for file in latest_files(storage.uri, "home"))
+        assert read_latest(storage.uri, "home").equals(expected)
+        assert first.offers(RUN)
+        assert publish(storage, OTHER).seq == 2
+        assert all(f"/home/2026-11-20/{OTHER.run_id}/" in file for file in latest_files(storage.uri, "home"))
+
+    def test_a_table_that_is_none_of_the_two_is_refused(self) -> None:
+        storage = open_storage(fresh_memory())
+        publish(storage)
+        with pytest.raises(InputError, match="commit 1 names no files of 'user'; ask for 'candidates' or 'users'"):
+            read_latest(storage.uri, "home", table="user")  # type: ignore[arg-type]
 
     def test_what_is_not_published_is_said_with_its_place(self) -> None:
         root = fresh_memory()

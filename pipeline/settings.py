@@ -103,6 +103,7 @@ class ItemsSettings(Config):
     hide on the day are not shown; every status must be in one of the two lists, in lower case."""
 
     uri: Location | None = None  # None: the items of the log
+    max_gigabytes: PositiveFloat = 4.0  # of the whole catalogue in memory; a larger one is refused
     live_statuses: Words = ("active", "available", "enabled", "in_stock", "live", "online", "published")
     hidden_statuses: Words = (
         *("archived", "deleted", "disabled", "discontinued", "draft", "expired", "hidden", "inactive", "offline"),

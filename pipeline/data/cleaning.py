@@ -91,8 +91,7 @@ def clean_rows(
     counts = {reason: number for reason, number in numbers if number or reason == "kept"}
     has_ids = (code == 0) | (code > reasons.index(NOBODY))
     if spec.null_words is None:
-        counts |= _words_for_nobody("user_id", users.filter(pa.array(has_ids)))
-        counts |= _words_for_nobody("item_id", items.filter(pa.array(has_ids)))
+        counts |= _words_for_nobody("user_id", users, has_ids) | _words_for_nobody("item_id", items, has_ids)
     events = pa.table(
         {
             "user_id": users,
@@ -105,13 +104,15 @@ def clean_rows(
             "row": raw["row"],
             "is_learned": pa.array(code == 0),
         }
-    ).filter(pa.array(has_ids))
+    )
+    if not has_ids.all():
+        events = events.filter(pa.array(has_ids))
     return Cleaned(events, _rejected(raw, reasons, code, max_rejected), counts)
 
 
-def _words_for_nobody(column: str, ids: pa.Array) -> dict[str, int]:
-    """The number of rows by word that usually means nobody."""
-    found = ids.filter(pa.array(words_in(ids, WORDS_FOR_NOBODY)))
+def _words_for_nobody(column: str, ids: pa.Array, counted: Mask) -> dict[str, int]:
+    """The number of the rows that are `counted`, by word that usually means nobody."""
+    found = ids.filter(pa.array(words_in(ids, WORDS_FOR_NOBODY) & counted))
     return {f"{WORD}{column}:{entry['values']}": entry["counts"] for entry in pc.value_counts(found).to_pylist()}
 
 

@@ -23,12 +23,14 @@ from pipeline.data.simulation.log import simulated_prefix
 from pipeline.data.sources import IdType, SourceSpec
 from pipeline.errors import InfrastructureError, InputError
 from pipeline.io.artifacts import read_manifest
-from pipeline.io.parquet import read_parquet_bytes
+from pipeline.io.parquet import read_bounded
 from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import ObjectInfo, ObjectNotFoundError
 from pipeline.settings import SIMULATED, Settings
 
 log = logging.getLogger("nightrails")
+
+MAX_USERS_BYTES = 8_000_000_000  # of the ids in one file of queries, in memory
 
 DAY_PARTITION = re.compile(r"(?:^|/)ds=([^/]*)/")
 SOURCES = Path("conf/sources")
@@ -203,7 +205,7 @@ def read_user_ids(queries: Files, wanted: pa.DataType, declared: IdType) -> pa.A
     for file in queries.files:
         origin = queries.origin(file)
         with queries.open(file) as source:
-            column = read_parquet_bytes(source, origin, columns=["user_id"])["user_id"]
+            column = read_bounded(source, origin, ["user_id"], MAX_USERS_BYTES)["user_id"]
         distinct.add(ids_of_table(column, "user_id", wanted, declared, origin))
     return distinct.ascending()
 

@@ -52,7 +52,7 @@ def _of_histories(settings: Settings) -> dict[str, Any]:
         "split": settings.split.model_dump(mode="json"),
         "num_buckets": settings.output.num_buckets,
         "time_zone": settings.log.time_zone,
-        "items": settings.items.model_dump(mode="json", exclude={"uri"}),
+        "items": settings.items.model_dump(mode="json", exclude={"uri", "max_gigabytes"}),
     }
 
 

@@ -4,10 +4,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.data.columns import is_text, plain_values
 from pipeline.errors import InfrastructureError, InputError, NightrailsError
 
+BOUNDED_ROWS = 1_024  # decoded at once, of a table that must not be too large
+MAX_HEADER_BYTES = 64
+THRIFT_NEXT_I32 = 0x15  # the field after the last one, an integer of 32 bits
 EXTENSION_KEY = b"ARROW:extension:name"
 PICKLED = ("arrow.py_extension_type", "ray.")  # how the names of types begin that pyarrow or Ray may unpickle
 
@@ -37,6 +42,57 @@ def read_parquet_bytes(data: bytes | pa.NativeFile, origin: str, columns: Sequen
         _check_schema(file.schema_arrow, origin, columns)
         table = file.read(columns=None if columns is None else list(columns))
     return table if columns is None else table.select(list(columns))
+
+
+def read_bounded(source: pa.NativeFile, origin: str, columns: Sequence[str] | None, max_bytes: int) -> pa.Table:
+    """Read a table, or only `columns`, that takes at most `max_bytes` in memory: a small file may unfold into a large
+    table. Raises InputError as `read_parquet_bytes`, and for a larger table."""
+    parts: list[pa.RecordBatch] = []
+    num_bytes = num_rows = 0
+    with arrow_errors_named(origin), pq.ParquetFile(source, page_checksum_verification=True) as file:
+        _check_schema(file.schema_arrow, origin, columns)
+        names = file.schema_arrow.names if columns is None else list(columns)
+        for batch in file.iter_batches(BOUNDED_ROWS, columns=names, use_threads=False):
+            parts.append(batch)
+            num_bytes, num_rows = num_bytes + _unfolded_bytes(batch), num_rows + batch.num_rows
+            if num_bytes > max_bytes:
+                raise InputError(
+                    f"{origin}: its first {num_rows} of {file.metadata.num_rows} rows take {num_bytes / 1e9:.1f} GB in "
+                    f"memory, and {max_bytes / 1e9:.1f} GB is the limit for this table; leave out columns or rows that "
+                    "are not needed"
+                )
+        schema = pa.schema([file.schema_arrow.field(name) for name in names])
+    return pa.Table.from_batches(parts, schema=parts[0].schema if parts else schema)
+
+
+def _unfolded_bytes(batch: pa.RecordBatch) -> int:
+    """The size of a batch in memory when the values of dictionaries are written out."""
+    num_bytes = 0
+    for column in batch.columns:
+        num_bytes += column.nbytes
+        if pa.types.is_dictionary(column.type) and is_text(column.type):
+            lengths = pc.binary_length(plain_values(column.dictionary)).take(column.indices)
+            num_bytes += pc.sum(lengths).as_py() or 0
+    return num_bytes
+
+
+def has_page_checksums(source: pa.NativeFile, footer: pq.FileMetaData) -> bool:
+    """Whether the first page of a Parquet file has a checksum, by which damage is noticed; true for a file of no page.
+
+    Reads the page's header, a struct in Thrift's compact protocol: fields 1 to 3 are integers, and 4 is the checksum.
+    """
+    if not footer.num_row_groups or not footer.row_group(0).num_rows or not footer.num_columns:
+        return True
+    column = footer.row_group(0).column(0)
+    source.seek(min(filter(None, (column.dictionary_page_offset, column.data_page_offset))))
+    header = source.read(MAX_HEADER_BYTES)
+    at = 0
+    for _ in range(3):  # a byte for the field, then an integer whose last byte is below 128
+        at += 1
+        while header[at] >= 128:
+            at += 1
+        at += 1
+    return bool(header[at] == THRIFT_NEXT_I32)
 
 
 @contextmanager

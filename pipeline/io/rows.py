@@ -16,7 +16,7 @@ from pipeline.data.times import check_time_type
 from pipeline.errors import InputError
 from pipeline.io.delimited import RawRows, text_header, text_rows
 from pipeline.io.inputs import Log, path_columns
-from pipeline.io.parquet import arrow_errors_named, check_no_code
+from pipeline.io.parquet import arrow_errors_named, check_no_code, has_page_checksums
 from pipeline.io.storage.base import ObjectInfo
 
 READERS = 16  # threads: reading small footers is mostly waiting
@@ -31,6 +31,7 @@ class FileColumns:
     types: dict[str, pa.DataType]  # by our column names: of ids as they are read, null for all others
     extra: tuple[str, ...]  # the file's names of columns that nobody reads
     group_rows: tuple[int, ...] = ()  # number of rows by row group, Parquet only
+    is_verifiable: bool = True  # false: Parquet without page checksums
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class LogColumns:
     names: tuple[str, ...]  # our names of the columns that some file has
     extra: tuple[str, ...]  # the log's names of columns that nobody reads
     group_rows: tuple[tuple[int, ...], ...]  # number of rows by file and row group
+    num_unverifiable: int = 0  # files in which damage may go unnoticed
 
 
 def check_columns(log: Log) -> LogColumns:
@@ -72,6 +74,7 @@ def join_columns(log: Log, heads: Sequence[FileColumns]) -> LogColumns:
         names=names,
         extra=tuple(sorted({name for head in heads for name in head.extra})),
         group_rows=tuple(head.group_rows for head in heads),
+        num_unverifiable=sum(not head.is_verifiable for head in heads),
     )
 
 
@@ -136,12 +139,14 @@ def _head(log: Log, file: ObjectInfo) -> FileColumns:
     """The columns of one file. Raises InputError as `read_columns`."""
     origin, source = log.origin(file), log.source
     group_rows: tuple[int, ...] = ()
+    is_verifiable = True
     if source.format == "csv":
         fields = [(name, TEXT) for name in text_header(log, file)]
     else:
         with arrow_errors_named(origin), log.open(file) as opened, pq.ParquetFile(opened) as parquet:
             schema, footer = parquet.schema_arrow, parquet.metadata
             group_rows = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
+            is_verifiable = has_page_checksums(opened, footer)
         check_no_code(schema, origin, source.columns.named.values())
         # columns of a file without rows, as pandas writes it, may have any type
         fields = [(field.name, field.type if sum(group_rows) else pa.null()) for field in schema]
@@ -158,7 +163,8 @@ def _head(log: Log, file: ObjectInfo) -> FileColumns:
         read_as = {name: TYPE_OF[name](types[column], source, column) for name, column in named.items()}
     except InputError as error:
         raise InputError(f"{origin}: {error}") from None
-    return FileColumns(read_as, tuple(sorted(types.keys() - source.columns.named.values())), group_rows)
+    extra = tuple(sorted(types.keys() - source.columns.named.values()))
+    return FileColumns(read_as, extra, group_rows, is_verifiable)
 
 
 def _check_not_doubled(log: Log, origin: str, columns: list[str]) -> None:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import InfrastructureError, InputError
-from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
+from pipeline.io.parquet import has_page_checksums, read_bounded, read_parquet_bytes, write_parquet_bytes
 
 TABLE = pa.table(
     {
@@ -113,3 +113,36 @@ def test_a_store_that_fails_half_way_is_not_taken_for_damage() -> None:
 
     with pytest.raises(InfrastructureError, match="the store failed"):
         read_parquet_bytes(pa.PythonFile(Failing(b"x" * 1_000), mode="r"), "log.parquet")
+
+
+@pytest.mark.parametrize("has_checksums", [True, False])
+@pytest.mark.parametrize("number", [1, 300_000])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("use_dictionary", [True, False])
+def test_pages_with_checksums_are_told_from_those_without(has_checksums, number, version, use_dictionary) -> None:
+    sink = pa.BufferOutputStream()
+    table = pa.table({"a": [f"x{i % 7}" * 40 for i in range(number)]})
+    form = {"write_page_checksum": has_checksums, "data_page_version": version, "use_dictionary": use_dictionary}
+    pq.write_table(table, sink, **form)
+    source = pa.BufferReader(sink.getvalue())
+    assert has_page_checksums(source, pq.ParquetFile(source).metadata) == has_checksums
+
+
+def test_a_file_without_a_row_has_nothing_to_check() -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"a": pa.array([], pa.string())}), sink)
+    source = pa.BufferReader(sink.getvalue())
+    assert has_page_checksums(source, pq.ParquetFile(source).metadata)
+
+
+@pytest.mark.parametrize("as_dictionary", [True, False])
+def test_a_small_file_that_unfolds_into_a_large_table_is_refused(as_dictionary: bool) -> None:
+    number, size = 3_000, 20_000
+    values = pa.DictionaryArray.from_arrays(pa.array([0] * number, pa.int32()), pa.array(["x" * size]))
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"id": values if as_dictionary else values.cast(pa.string())}), sink)
+    data = sink.getvalue()
+    assert data.size < 100_000
+    with pytest.raises(InputError, match=r"items: its first \d+ of 3000 rows take 0.0 GB in memory"):
+        read_bounded(pa.BufferReader(data), "items", None, max_bytes=number * size // 2)
+    assert read_bounded(pa.BufferReader(data), "items", ["id"], max_bytes=2 * number * size).num_rows == number

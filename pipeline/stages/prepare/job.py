@@ -10,7 +10,7 @@ from pipeline.data.sources import IdType
 from pipeline.errors import InputError
 from pipeline.io.inputs import Files, Log
 from pipeline.io.night import Night
-from pipeline.io.parquet import read_parquet_bytes
+from pipeline.io.parquet import read_bounded
 from pipeline.io.rows import LogColumns
 from pipeline.io.storage.base import Storage
 from pipeline.settings import Settings
@@ -68,15 +68,17 @@ class Job:
         return self.night.inputs.log
 
 
-def read_catalogue(items: Files, item_type: pa.DataType, declared: IdType) -> pa.Table:
+def read_catalogue(items: Files, item_type: pa.DataType, declared: IdType, max_gigabytes: float) -> pa.Table:
     """The catalogue in ascending order of `item_id`.
 
-    Raises InputError when its files differ in their columns or its `item_id` is not of `item_type`, the log's.
+    Raises InputError when it takes more than `max_gigabytes` in memory, its files differ in their columns, or its
+    `item_id` is not of `item_type`, the log's.
     """
-    tables = []
+    tables: list[pa.Table] = []
+    max_bytes = int(max_gigabytes * 1e9)
     for file in items.files:
         with items.open(file) as source:
-            tables.append(read_parquet_bytes(source, items.origin(file)))
+            tables.append(read_bounded(source, items.origin(file), None, max_bytes - sum(t.nbytes for t in tables)))
     try:
         catalogue = pa.concat_tables(tables)
     except pa.ArrowInvalid as error:

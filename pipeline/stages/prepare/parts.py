@@ -49,6 +49,7 @@ class Head(Config):
     types: str  # an Arrow schema in hexadecimal
     extra: tuple[str, ...]
     group_rows: tuple[int, ...]
+    is_verifiable: bool
 
 
 class Heads(Config):
@@ -117,9 +118,9 @@ def _heads(storage: Storage, part: Part) -> Claims[Heads]:
 
 def _head(columns: FileColumns) -> Head:
     types = pa.schema(list(columns.types.items())).serialize().to_pybytes().hex()
-    return Head(types=types, extra=columns.extra, group_rows=columns.group_rows)
+    return Head(types=types, extra=columns.extra, group_rows=columns.group_rows, is_verifiable=columns.is_verifiable)
 
 
 def _column_types(head: Head) -> FileColumns:
     schema = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(head.types)))
-    return FileColumns({field.name: field.type for field in schema}, head.extra, head.group_rows)
+    return FileColumns({field.name: field.type for field in schema}, head.extra, head.group_rows, head.is_verifiable)

@@ -49,7 +49,14 @@ log = logging.getLogger("nightrails")
 def open_job(night: Night, settings: Settings) -> Job:
     """Check the columns of every file of the log. Raises InputError for a file that cannot be read."""
     parts = parts_of(night, settings)
-    return Job(night, settings, columns_of(night.inputs.log, parts, night.storage), tuple(parts))
+    columns = columns_of(night.inputs.log, parts, night.storage)
+    if columns.num_unverifiable:
+        log.info(
+            "   %d of the log's %d files have no page checksums, so damage in them cannot be noticed (pyarrow writes "
+            "them with write_page_checksum=True, Spark with parquet.page.write-checksum.enabled)",
+            *(columns.num_unverifiable, len(night.inputs.log.files)),
+        )
+    return Job(night, settings, columns, tuple(parts))
 
 
 def prepare(runner: Runner, job: Job) -> Manifest:
@@ -61,7 +68,8 @@ def prepare(runner: Runner, job: Job) -> Manifest:
     items = night.inputs.items
     catalogue = pa.table({"item_id": []})
     if items is not None:
-        catalogue = read_catalogue(items, job.columns.item_type, log.source.item_id_type)
+        limit = job.settings.items.max_gigabytes
+        catalogue = read_catalogue(items, job.columns.item_type, log.source.item_id_type, limit)
     eligible = is_eligible(catalogue, job.settings.items, night.ds, items.uri if items else "")
     mapped = _first_pass(runner, job)
     if items is None:

@@ -17,6 +17,7 @@ def run(settings: "Settings", night: "Night") -> Outcome:
     from pipeline.errors import InputError
     from pipeline.io.artifacts import read_manifest
     from pipeline.io.histories import read_bucket
+    from pipeline.stages.prepare.limits import check_worth_training
     from pipeline.stages.prepare.passes import open_job, prepare
     from pipeline.stages.prepare.segments import remove_scratch
     from pipeline.stages.queries import check_queries
@@ -33,6 +34,8 @@ def run(settings: "Settings", night: "Night") -> Outcome:
     faults = settings.faults_with(manifest.counts["items"], night.histories.prefix)
     if faults:  # before hours of training
         raise InputError("; ".join(faults))
+    origin = f"{night.storage.uri}/{night.histories.prefix}"
+    check_worth_training(manifest.counts, origin, settings.prepare.max_user_events_per_day)
     return {
         "status": status,
         "ds": night.ds.isoformat(),

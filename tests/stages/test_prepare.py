@@ -31,6 +31,7 @@ from pipeline.settings import LogSettings, Settings
 from pipeline.stages.local import LocalRunner
 from pipeline.stages.prepare import tasks
 from pipeline.stages.prepare.job import Piece, cut_pieces
+from pipeline.stages.prepare.limits import check_worth_training
 from pipeline.stages.prepare.parts import parts_of
 from pipeline.stages.prepare.passes import open_job, prepare
 from pipeline.stages.prepare.report import tell
@@ -654,3 +655,33 @@ def test_on_ray_the_files_are_the_same(tmp_path):
     files: tuple[FileEntry, ...] = run(on_ray, runner=RayRunner(on_ray))[1].files
     alone = simulated(tmp_path / "alone")
     assert [f.sha256 for f in files] == [f.sha256 for f in run(alone)[1].files]
+
+
+@pytest.mark.parametrize(
+    ("counts", "says"),
+    [
+        ({"users": 0, "bot_users": 3}, "no user is left: all 3 have a day with more than 9 events"),
+        ({"users": 0, "bot_users": 0}, "no user is left$"),
+        ({"users": 5, "trainable_users": 0}, "no user has two events to train on"),
+        ({"users": 5, "trainable_users": 5, "evaluable_users": 0}, "nobody has a test event on an item that is new"),
+    ],
+)
+def test_histories_that_nothing_can_be_learned_from_are_refused_before_the_training(counts, says):
+    with pytest.raises(InputError, match=f"h: {says}"):
+        check_worth_training(counts, "h", 9)
+
+
+def test_users_to_train_and_to_measure_on_are_counted(tmp_path):
+    """u0 has three old events and a new one, u1 an old and a new one, u2 the old item again, u3 new ones only."""
+    days = {"u0": (5, 4, 3, 0), "u1": (5, 0), "u2": (5, 5, 0), "u3": (0, 0)}
+    rows = [(user, age, at) for user, ages in days.items() for at, age in enumerate(ages)]
+    table = events(
+        len(rows),
+        user_id=pa.array([user for user, _, _ in rows]),
+        item_id=pa.array(["i0" if user == "u2" else f"i{at}" for user, _, at in rows]),
+        event_ts=pa.array([NOON - timedelta(days=age, seconds=at) for _, age, at in rows]),
+    )
+    write(tmp_path / "lake" / "a.parquet", table)
+    _, manifest = run(settings_for(tmp_path, tmp_path / "lake"))
+    check_worth_training(manifest.counts, "h", 9)
+    assert (manifest.counts["trainable_users"], manifest.counts["evaluable_users"]) == (2, 2)

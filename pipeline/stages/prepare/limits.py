@@ -1,6 +1,7 @@
 """Refusing a log of which too much is bad, repeated or nobody's; each refusal says what to do."""
 
 from collections import Counter
+from collections.abc import Mapping
 
 import pyarrow as pa
 
@@ -98,6 +99,26 @@ def check_duplicates(log: Log, settings: Settings, counts: Counter[str]) -> None
         raise InputError(
             f"{log.uri}: {counts['duplicates']} of {counts['rows_read']} rows repeat an earlier one (the same user, "
             f"item and time), and {limit}; is the log there more than once, or are its times too coarse?"
+        )
+
+
+def check_worth_training(counts: Mapping[str, int], origin: str, max_user_events_per_day: int) -> None:
+    """Raise InputError for histories, with these counts of their manifest, that cannot be trained or measured on."""
+    if not counts["users"]:
+        why = (
+            f": all {counts['bot_users']} have a day with more than {max_user_events_per_day} events "
+            "(prepare.max_user_events_per_day) and are taken for bots"
+        )
+        raise InputError(f"{origin}: no user is left{why if counts['bot_users'] else ''}")
+    if not counts["trainable_users"]:
+        raise InputError(
+            f"{origin}: no user has two events to train on before the days that are held out; give a longer log, or "
+            "hold out less with split.validation_days and split.test_days"
+        )
+    if not counts["evaluable_users"]:
+        raise InputError(
+            f"{origin}: nobody has a test event on an item that is new to them, so the model could not be measured; "
+            "hold out more with split.test_days, or give a longer log"
         )
 
 

@@ -119,6 +119,8 @@ def describe(ds: date, log: Log, columns: LogColumns, prepared: Prepared) -> dic
         "rows": rows,
         "quarantined": quarantined,
         "bot_users": counts["bot_users"],
+        "trainable_users": counts["trainable_users"],
+        "evaluable_users": counts["evaluable_users"],
         "reused_event_ids": counts[REUSED],
         "words_for_nobody": {name.removeprefix(WORD): n for name, n in counts.items() if name.startswith(WORD)},
         "late_rows": counts["late"],

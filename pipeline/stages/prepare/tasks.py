@@ -21,6 +21,7 @@ from pipeline.data.period import Period
 from pipeline.data.splitting import clean_bucket, item_counts
 from pipeline.data.times import NEWEST_US
 from pipeline.errors import InfrastructureError
+from pipeline.evaluation.targets import evaluable_users
 from pipeline.io.histories import read_bucket, write_bucket
 from pipeline.io.inputs import day_of
 from pipeline.io.parquet import read_parquet_bytes
@@ -42,6 +43,7 @@ from pipeline.stages.prepare.segments import (
 )
 
 ROWS_READ, LATE = "rows_read", "late"
+TRAINABLE, EVALUABLE = "trainable_users", "evaluable_users"
 
 
 def map_pieces(job: Job, task: MapTask) -> tuple[MapTask, MapResult]:
@@ -110,7 +112,9 @@ def reduce_bucket(
     if clean.rejected.num_rows:
         (rejected,) = write_segments(storage, claims.prefix, f"rejected-{bucket:05d}.arrows", [clean.rejected])
     file = write_bucket(storage, histories, bucket, clean.bucket)
+    evaluable, _ = evaluable_users(clean.bucket)
     counts = clean.counts | left_out
+    counts |= {TRAINABLE: int((clean.bucket.num_train >= 2).sum()), EVALUABLE: len(evaluable)}
     result = claims.claim(bucket, ReduceResult(file=file, rejected=rejected, counts=counts))
     counted = item_counts(clean.bucket)
     del read, events, seen, clean

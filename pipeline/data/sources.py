@@ -3,7 +3,7 @@
 from datetime import date
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from pipeline.config import Config, TimeZone
 
@@ -43,17 +43,40 @@ class ColumnMap(Config):
 
 
 class CsvFormat(Config):
-    """How delimited text is cut into columns."""
+    """How delimited text is decoded and cut into columns. Compression is seen by the content of a file."""
 
     delimiter: str = Field(default=",", min_length=1)  # more than one character is fine: '::'
     quote: str = Field(default='"', max_length=1)  # empty: quotes mean nothing
+    escape: str = Field(default="", max_length=1)  # the next character means nothing: '\\' as MySQL writes \"
+    encoding: str = "utf-8"  # a name that Python knows: latin-1, cp1252; a byte order mark of UTF-16 needs no name
+    skip_rows: int = Field(default=0, ge=0)  # lines before the header, or before the first row
+    comment: str = ""  # after these lines, lines that begin with this text are skipped, up to the header
     column_names: tuple[str, ...] = Field(default=(), strict=False)  # in order, when the files have no header
 
     @model_validator(mode="after")
-    def _quotes_need_one_character(self) -> Self:
-        if len(self.delimiter) > 1 and self.quote:
-            raise ValueError(f"a delimiter of several characters ({self.delimiter!r}) works only with quote: ''")
+    def _characters_differ(self) -> Self:
+        if not (len(self.delimiter) == 1 and self.delimiter.isascii()) and (self.quote or self.escape):
+            raise ValueError(
+                f"a delimiter of several characters, or outside ASCII, ({self.delimiter!r}) works only with quote: '' "
+                "and escape: ''"
+            )
+        if not (self.quote + self.escape).isascii():
+            raise ValueError(f"quote ({self.quote!r}) and escape ({self.escape!r}) must be ASCII characters")
+        used = [text for text in (self.delimiter, self.quote, self.escape) if text]
+        if len(set(used)) < len(used) or any("\n" in text or "\r" in text for text in used):
+            raise ValueError("delimiter, quote and escape must differ and must not hold an end of line")
         return self
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_known(cls, encoding: str) -> str:
+        try:
+            b"a".decode(encoding, "replace")
+        except (LookupError, UnicodeError):
+            raise ValueError(
+                f"no encoding of text is called {encoding!r}; utf-8, latin-1, cp1252 and utf-16 are"
+            ) from None
+        return encoding
 
 
 class SourceSpec(Config):

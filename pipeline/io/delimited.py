@@ -1,33 +1,34 @@
-"""Read delimited text, with any delimiter, a bounded number of rows at a time; malformed lines are counted."""
+"""Read delimited text a bounded number of rows at a time; each line that is no row is counted as malformed."""
 
-import csv
-import io
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from pipeline.data.sources import CsvFormat
 from pipeline.errors import InputError
+from pipeline.io.decoding import UNREADABLE, Converted, delimiter_of, open_text
+from pipeline.io.formats import SHOWN
+from pipeline.io.heads import read_head
 from pipeline.io.inputs import Log
-from pipeline.io.parquet import arrow_errors_named
 from pipeline.io.storage.base import ObjectInfo
+from pipeline.io.swallowed import END_OF_LINE, rows_with_hidden_rows
 
 TEXT_BLOCK_BYTES = 4 << 20
-STAND_IN = b"\x1f"  # ASCII unit separator, in place of a delimiter of several characters, which Arrow cannot read
-SHOWN = 200  # characters of a malformed line that are kept
 MAX_MALFORMED = 1_000  # malformed lines kept per block; all are counted
 
 
 @dataclass(frozen=True)
 class RawRows:
-    """Consecutive rows of a file, under our column names, and the malformed lines among them."""
+    """Consecutive rows of a file, and the malformed lines among them."""
 
     table: pa.Table
-    malformed: tuple[str, ...]  # the first of them
-    num_malformed: int  # all
+    malformed: tuple[str, ...]  # the first of them; lines that one quote joined are one text
+    num_malformed: int  # all lines
 
 
 @dataclass
@@ -38,10 +39,14 @@ class _Malformed:
     number: int = 0
 
     def __call__(self, row: Any) -> str:
-        self.number += 1
-        if len(self.lines) < MAX_MALFORMED:
-            self.lines.append(str(row.text)[:SHOWN] if row.text else f"{row.actual_columns} columns")
+        self.add(str(row.text))
         return "skip"
+
+    def add(self, text: str) -> None:
+        """Count the lines of a record that is no row."""
+        self.number += sum(1 for line in re.split(END_OF_LINE, text) if line)
+        if len(self.lines) < MAX_MALFORMED:
+            self.lines.append(text[:SHOWN].replace(UNREADABLE, "\ufffd"))
 
     def take(self) -> tuple[tuple[str, ...], int]:
         taken = tuple(self.lines), self.number
@@ -49,97 +54,85 @@ class _Malformed:
         return taken
 
 
-def text_rows(source: pa.NativeFile, log: Log, file: ObjectInfo, columns: list[str]) -> Iterator[RawRows]:
-    """Yield the rows of some columns of an open text file, block by block."""
+def text_rows(source: pa.NativeFile, log: Log, file: ObjectInfo, columns: Sequence[str]) -> Iterator[RawRows]:
+    """Yield those of `columns` that an open text file has, as bytes, block by block, under the file's names.
+
+    Each line of the file that is neither blank nor a part of a quoted value counts as a row or as malformed. Raises
+    InputError for a row that is longer than a block, as a quote that never closes makes one.
+    """
+    csv_format, origin = log.source.csv, log.origin(file)
+    text = open_text(source, csv_format, origin)
+    names = read_head(text.stream, log, origin).names
+    if text.stream.is_empty():
+        return
+    columns = [column for column in columns if column in names]
+    wanted = [names.index(column) for column in columns]
+    time = names.index(log.source.columns.event_ts) if log.source.columns.event_ts in names else wanted[0]
     malformed = _Malformed()
-    header = text_header(log, file)
-    with _open_reader(_decompressed(source, file.key), log.source.csv, header, columns, malformed) as reader:
-        for batch in reader:
-            table = pa.Table.from_batches([batch])
-            lines, number = malformed.take()
-            yield RawRows(table, lines, number)
+    num_read = 0
+    try:
+        with _open_reader(text.stream, csv_format, len(names), wanted, malformed) as reader:
+            for batch in reader:
+                table = pa.Table.from_batches([batch])
+                if csv_format.quote or csv_format.escape:
+                    table = _without_hidden_rows(table, time, csv_format, malformed)
+                table = table.select([str(number) for number in wanted]).rename_columns(list(columns))
+                lines, number = malformed.take()
+                num_read += table.num_rows + number
+                yield RawRows(_unreadable(table) if text.decoding.found_unreadable else table, lines, number)
         lines, number = malformed.take()
         if number:
-            no_rows = pa.table({name: pa.array([], pa.binary()) for name in columns})
-            yield RawRows(no_rows, lines, number)
+            yield RawRows(pa.table({name: pa.array([], pa.binary()) for name in columns}), lines, number)
+    except pa.ArrowInvalid as error:
+        if "straddling" not in str(error):
+            raise
+        raise InputError(_too_long(log, origin, num_read)) from None
 
 
 def _open_reader(
-    source: pa.NativeFile, csv_format: CsvFormat, header: list[str], columns: list[str], malformed: _Malformed
+    stream: Converted, csv_format: CsvFormat, num_columns: int, wanted: Sequence[int], malformed: _Malformed
 ) -> pacsv.CSVStreamingReader:
-    """Open a reader of some columns, as bytes; it hands each line with another number of columns to `malformed`."""
-    needs_stand_in = len(csv_format.delimiter) > 1
-    stream: Any = source
-    if needs_stand_in:
-        stream = pa.PythonFile(Replaced(source, csv_format.delimiter.encode(), STAND_IN), mode="r")
+    """Open a reader of columns, as bytes, that are named by their number; it hands each line with another number of
+    columns to `malformed`. Where a value may hold rows, all columns are read."""
+    joins_lines = bool(csv_format.quote or csv_format.escape)
+    names = [str(number) for number in range(num_columns)]
+    included = names if joins_lines else [str(number) for number in sorted(set(wanted))]
     return pacsv.open_csv(
-        stream,
-        read_options=pacsv.ReadOptions(
-            use_threads=False,
-            block_size=TEXT_BLOCK_BYTES,
-            column_names=header,
-            skip_rows=0 if csv_format.column_names else 1,
-        ),
+        pa.PythonFile(stream, mode="r"),
+        read_options=pacsv.ReadOptions(use_threads=False, block_size=TEXT_BLOCK_BYTES, column_names=names),
         parse_options=pacsv.ParseOptions(
-            delimiter=STAND_IN.decode() if needs_stand_in else csv_format.delimiter,
+            delimiter=delimiter_of(csv_format),
             quote_char=csv_format.quote or False,
+            escape_char=csv_format.escape or False,
+            newlines_in_values=joins_lines,
             invalid_row_handler=malformed,
         ),
         convert_options=pacsv.ConvertOptions(
-            include_columns=columns, column_types=dict.fromkeys(columns, pa.binary()), strings_can_be_null=False
+            include_columns=included, column_types=dict.fromkeys(included, pa.binary()), strings_can_be_null=False
         ),
     )
 
 
-def text_header(log: Log, file: ObjectInfo) -> list[str]:
-    """Read the column names of a text file. Raises InputError when the source names more or fewer columns."""
-    csv_format = log.source.csv
-    with arrow_errors_named(log.origin(file)), log.open(file) as source:
-        head = _decompressed(source, file.key).read(1 << 16)
-    line = head.split(b"\n", 1)[0].removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").rstrip("\r")
-    cells: list[str]
-    if len(csv_format.delimiter) > 1 or not csv_format.quote:
-        cells = line.split(csv_format.delimiter)
-    else:
-        cells = next(csv.reader(io.StringIO(line), delimiter=csv_format.delimiter, quotechar=csv_format.quote), [])
-    if not csv_format.column_names:
-        return cells
-    if len(cells) != len(csv_format.column_names):
-        raise InputError(
-            f"{log.origin(file)}: the first line has {len(cells)} columns, but {log.source_file} names "
-            f"{len(csv_format.column_names)} ({', '.join(csv_format.column_names)}): {line[:SHOWN]!r}"
+def _without_hidden_rows(table: pa.Table, time: int, csv_format: CsvFormat, malformed: _Malformed) -> pa.Table:
+    hides = rows_with_hidden_rows(table, time, csv_format.delimiter)
+    if not hides.any():
+        return table
+    for row in table.filter(pa.array(hides)).to_pylist():
+        malformed.add(csv_format.delimiter.join(value.decode("utf-8", "replace") for value in row.values()))
+    return table.filter(pa.array(~hides))
+
+
+def _unreadable(table: pa.Table) -> pa.Table:
+    """Make bytes that are no UTF-8 again of those that were not in the file's encoding: such an id is no id."""
+    columns = [pc.replace_substring(column, UNREADABLE.encode(), b"\xff") for column in table.columns]
+    return pa.table(columns, names=table.column_names)
+
+
+def _too_long(log: Log, origin: str, num_read: int) -> str:
+    size = f"{TEXT_BLOCK_BYTES / (1 << 20):g} MiB"
+    if log.source.csv.quote:
+        return (
+            f"{origin}: after row {num_read:,} a value in quotes, or a row, is longer than {size}; if a quote there is "
+            f"part of the text, set csv: {{quote: ''}} in {log.source_file}"
         )
-    return list(csv_format.column_names)
-
-
-def _decompressed(source: pa.NativeFile, key: str) -> pa.NativeFile:
-    return pa.CompressedInputStream(source, "gzip") if key.endswith(".gz") else source
-
-
-class Replaced(io.RawIOBase):
-    """A stream of bytes with one sequence replaced by another, also where a read cuts the sequence in two."""
-
-    def __init__(self, source: pa.NativeFile, old: bytes, new: bytes) -> None:
-        self.source, self.old, self.new = source, old, new
-        self.held = b""  # the last bytes read, which may be the beginning of `old`
-        self.ready = b""  # bytes to hand out next
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        most = TEXT_BLOCK_BYTES if size is None or size < 0 else size
-        while not self.ready:
-            chunk = self.source.read(most)
-            text = self.held + chunk
-            pieces = text.split(self.old)
-            num_held = 0
-            if chunk:
-                num_held = next((n for n in range(len(self.old) - 1, 0, -1) if pieces[-1].endswith(self.old[:n])), 0)
-            self.held = pieces[-1][len(pieces[-1]) - num_held :]
-            pieces[-1] = pieces[-1][: len(pieces[-1]) - num_held]
-            self.ready = self.new.join(pieces)
-            if not chunk:
-                break
-        data, self.ready = self.ready[:most], self.ready[most:]
-        return data
+    return f"{origin}: after row {num_read:,} a row is longer than {size}, the most that is read; shorten or remove it"

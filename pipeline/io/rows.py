@@ -14,14 +14,15 @@ from pipeline.data.ids import id_type
 from pipeline.data.sources import SourceSpec
 from pipeline.data.times import check_time_type
 from pipeline.errors import InputError
-from pipeline.io.delimited import RawRows, text_header, text_rows
+from pipeline.io.delimited import RawRows, text_rows
+from pipeline.io.formats import other_content_named, shown_names
+from pipeline.io.heads import text_header
 from pipeline.io.inputs import Log, path_columns
 from pipeline.io.parquet import arrow_errors_named, check_no_code, has_page_checksums
 from pipeline.io.storage.base import ObjectInfo
 
 READERS = 16  # threads: reading small footers is mostly waiting
 BATCH_ROWS = 1 << 16
-SHOWN_COLUMNS = 20  # names in a message
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,7 @@ def read_rows(
     theirs = sorted({log.source.columns.named[name] for name in names})
     with arrow_errors_named(log.origin(file)), log.open(file) as source:
         if log.source.format == "csv":
-            header = text_header(log, file)
-            for rows in text_rows(source, log, file, [name for name in theirs if name in header]):
+            for rows in text_rows(source, log, file, theirs):
                 yield RawRows(_as_ours(rows.table, log, file, names), rows.malformed, rows.num_malformed)
             return
         with pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False, buffer_size=1 << 20) as parquet:
@@ -143,7 +143,12 @@ def _head(log: Log, file: ObjectInfo) -> FileColumns:
     if source.format == "csv":
         fields = [(name, TEXT) for name in text_header(log, file)]
     else:
-        with arrow_errors_named(origin), log.open(file) as opened, pq.ParquetFile(opened) as parquet:
+        with (
+            arrow_errors_named(origin),
+            log.open(file) as opened,
+            other_content_named(opened, origin),
+            pq.ParquetFile(opened) as parquet,
+        ):
             schema, footer = parquet.schema_arrow, parquet.metadata
             group_rows = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
             is_verifiable = has_page_checksums(opened, footer)
@@ -156,7 +161,7 @@ def _head(log: Log, file: ObjectInfo) -> FileColumns:
         if column not in types and name not in source.optional_columns:
             raise InputError(
                 f"{origin}: no column {column!r}, which {log.source_file} takes as {name}; the file has "
-                f"{_listed(list(types))}{_did_you_mean(column, types)}"
+                f"{shown_names(types)}{_did_you_mean(column, types)}"
             )
     named = {name: column for name, column in source.columns.named.items() if column in types}
     try:
@@ -217,11 +222,6 @@ TYPE_OF: dict[str, Callable[[pa.DataType, SourceSpec, str], pa.DataType]] = {
     "event_value": _value_type,
     "event_id": _word_type,
 }
-
-
-def _listed(columns: list[str]) -> str:
-    more = f" and {len(columns) - SHOWN_COLUMNS:,} more" if len(columns) > SHOWN_COLUMNS else ""
-    return ", ".join(columns[:SHOWN_COLUMNS]) + more
 
 
 def _did_you_mean(column: str, known: dict[str, pa.DataType]) -> str:

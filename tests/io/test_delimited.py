@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from pipeline.data.sources import SourceSpec
 from pipeline.io import delimited
-from pipeline.io.delimited import RawRows, Replaced
+from pipeline.io.decoding import Converted, Replacing
+from pipeline.io.delimited import RawRows
+from pipeline.io.formats import SHOWN
 from pipeline.io.inputs import Log
 from pipeline.io.rows import check_columns, read_rows
 from pipeline.io.storage import open_storage
@@ -94,12 +96,12 @@ def test_malformed_lines_are_told_with_the_block_that_they_are_in_and_only_once(
 
 def test_a_long_malformed_line_is_cut(tmp_path):
     (part,) = read(tmp_path, ",".join(TITLES) + "\nu1,i1,5\n" + "x" * 1_000 + "\n")
-    assert part.malformed == ("x" * delimited.SHOWN,)
+    assert part.malformed == ("x" * SHOWN,)
 
 
 @given(st.binary(max_size=60), st.sampled_from([b"::", b"ab", b"aab", b"-->"]), st.integers(1, 9), st.data())
 def test_a_sequence_is_replaced_wherever_reads_cut_it(data, old, size, draws):
     for position in sorted(draws.draw(st.lists(st.integers(0, len(data)), max_size=4)), reverse=True):
         data = data[:position] + old + data[position:]
-    stream = Replaced(pa.BufferReader(data), old, b"\x1f")
+    stream = Converted(pa.BufferReader(data), Replacing(old, b"\x1f"))
     assert b"".join(iter(lambda: stream.read(size), b"")) == data.replace(old, b"\x1f")

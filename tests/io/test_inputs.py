@@ -13,7 +13,8 @@ import pytest
 from pipeline.config import load_config
 from pipeline.data.sources import ColumnMap, SourceSpec
 from pipeline.errors import InfrastructureError, InputError
-from pipeline.io.delimited import TEXT_BLOCK_BYTES, Replaced
+from pipeline.io.decoding import Converted, Replacing
+from pipeline.io.delimited import TEXT_BLOCK_BYTES
 from pipeline.io.inputs import Files, Log, list_items, list_log, list_queries, source_path
 from pipeline.io.newest import check_age, newest_day
 from pipeline.io.night import open_night
@@ -410,7 +411,7 @@ def test_a_long_text_file_comes_in_parts(tmp_path):
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 64])
 def test_a_delimiter_cut_by_a_read_is_still_replaced(size):
     data = b"a::b:c::::d:\n:"
-    stream = Replaced(pa.BufferReader(data), b"::", b"|")
+    stream = Converted(pa.BufferReader(data), Replacing(b"::", b"|"))
     parts = iter(lambda: stream.read(size), b"")
     assert b"".join(parts) == data.replace(b"::", b"|")
 

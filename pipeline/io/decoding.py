@@ -1,9 +1,10 @@
 """Open a text file of any compression and encoding as a stream of UTF-8."""
 
 import codecs
-import io
 import lzma
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from pipeline.errors import InputError
 from pipeline.io.formats import COMPRESSED, HEAD_BYTES, WAY_OUT, content_of, described
 
 PEEKED_BYTES = 4096
+COPIED_BYTES = 1 << 20
 STAND_IN = (
     b"\x1f"  # ASCII unit separator, in place of a delimiter that is not one ASCII character: Arrow takes no other
 )
@@ -32,7 +34,7 @@ class Readable(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
-class Converted(io.RawIOBase):
+class Converted:
     """A stream of bytes that each pass through `convert`, which is told the last call: then the bytes are empty."""
 
     def __init__(self, source: Readable, convert: Callable[[bytes, bool], bytes], first: bytes = b"") -> None:
@@ -40,38 +42,20 @@ class Converted(io.RawIOBase):
         self.is_done = False
         self.ready = convert(first, False) if first else b""  # bytes to hand out next
 
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        most = HEAD_BYTES if size is None or size < 0 else size
-        self._fill(most)
-        end = most
-        if self.ready[end - 1 : end + 1] == b"\r\n" and end > 1:
-            end -= 1  # Arrow drops a line feed at the beginning of a block when the block before ends in a return
-        data, self.ready = self.ready[:end], self.ready[end:]
-        return data
-
-    def read_up_to(self, size: int) -> bytes:
+    def read(self, size: int, /) -> bytes:
         """Read `size` bytes, or all there are."""
-        parts = []
-        while size > 0 and (data := self.read(size)):
-            parts.append(data)
-            size -= len(data)
-        return b"".join(parts)
-
-    def unread(self, data: bytes) -> None:
-        """Put bytes that were read back to the front."""
-        self.ready = data + self.ready
+        self._fill(size)
+        data, self.ready = self.ready[:size], self.ready[size:]
+        return data
 
     def is_empty(self) -> bool:
         """Whether no byte is left."""
         self._fill(PEEKED_BYTES)
         return not self.ready
 
-    def _fill(self, most: int) -> None:
-        while not self.is_done and (not self.ready or self.ready.endswith(b"\r")):
-            chunk = self.source.read(most)
+    def _fill(self, size: int) -> None:
+        while not self.is_done and len(self.ready) < size:
+            chunk = self.source.read(size)
             self.is_done = not chunk
             self.ready += self.convert(chunk, self.is_done)
 
@@ -131,8 +115,15 @@ class _Xz:
 class Text:
     """An open text file."""
 
+    raw: Readable  # its bytes, decompressed
     stream: Converted  # valid UTF-8, with STAND_IN for a delimiter that Arrow cannot read
     decoding: Decoding
+
+    @property
+    def is_as_arrow_reads_it(self) -> bool:
+        """Whether Arrow can read the bytes as they are, as far as they were read."""
+        is_utf8 = self.decoding.is_utf8 and not self.decoding.found_unreadable
+        return is_utf8 and self.stream.source is self.raw and isinstance(self.raw, pa.NativeFile)
 
 
 def open_text(source: pa.NativeFile, csv_format: CsvFormat, origin: str) -> Text:
@@ -143,7 +134,27 @@ def open_text(source: pa.NativeFile, csv_format: CsvFormat, origin: str) -> Text
     stream = Converted(raw, decoding, first)
     if delimiter_of(csv_format) != csv_format.delimiter:
         stream = Converted(stream, Replacing(csv_format.delimiter.encode(), STAND_IN))
-    return Text(stream, decoding)
+    return Text(raw, stream, decoding)
+
+
+@contextmanager
+def arrow_stream(source: pa.NativeFile, csv_format: CsvFormat, origin: str, text: Text) -> Iterator[pa.NativeFile]:
+    """Open a text file, of which `text` was the beginning, as a stream that no Python runs in.
+
+    Arrow reads ahead in a thread of its own; if that thread needed Python when the process ends, neither would end. So
+    a text that has to be converted goes through a temporary file.
+    """
+    source.seek(0)
+    if text.is_as_arrow_reads_it:
+        yield _decompressed(source, origin)
+        return
+    with tempfile.NamedTemporaryFile(prefix="nightrails-") as file:
+        stream = open_text(source, csv_format, origin).stream
+        while data := stream.read(COPIED_BYTES):
+            file.write(data)
+        file.flush()
+        with pa.OSFile(file.name) as converted:
+            yield converted
 
 
 def delimiter_of(csv_format: CsvFormat) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -11,14 +11,15 @@ import pyarrow.csv as pacsv
 
 from pipeline.data.sources import CsvFormat
 from pipeline.errors import InputError
-from pipeline.io.decoding import UNREADABLE, Converted, delimiter_of, open_text
-from pipeline.io.formats import SHOWN
+from pipeline.io.decoding import UNREADABLE, arrow_stream, delimiter_of, open_text
+from pipeline.io.formats import SHOWN, shown
 from pipeline.io.heads import read_head
 from pipeline.io.inputs import Log
 from pipeline.io.storage.base import ObjectInfo
 from pipeline.io.swallowed import END_OF_LINE, rows_with_hidden_rows
 
 TEXT_BLOCK_BYTES = 4 << 20
+CHECKED_BYTES = 1 << 20
 MAX_MALFORMED = 1_000  # malformed lines kept per block; all are counted
 
 
@@ -62,16 +63,25 @@ def text_rows(source: pa.NativeFile, log: Log, file: ObjectInfo, columns: Sequen
     """
     csv_format, origin = log.source.csv, log.origin(file)
     text = open_text(source, csv_format, origin)
-    names = read_head(text.stream, log, origin).names
-    if text.stream.is_empty():
-        return
+    head = read_head(text.stream, log, origin)
+    text.stream.read(CHECKED_BYTES)  # tells whether the text is UTF-8
+    with arrow_stream(source, csv_format, origin, text) as stream:
+        stream.read(head.size)
+        for rows in _rows_of(stream, head.names, log, origin, columns):
+            yield rows if text.is_as_arrow_reads_it else replace(rows, table=_unreadable(rows.table))
+
+
+def _rows_of(
+    stream: pa.NativeFile, names: tuple[str, ...], log: Log, origin: str, columns: Sequence[str]
+) -> Iterator[RawRows]:
+    csv_format = log.source.csv
     columns = [column for column in columns if column in names]
     wanted = [names.index(column) for column in columns]
     time = names.index(log.source.columns.event_ts) if log.source.columns.event_ts in names else wanted[0]
     malformed = _Malformed()
     num_read = 0
     try:
-        with _open_reader(text.stream, csv_format, len(names), wanted, malformed) as reader:
+        with _open_reader(stream, csv_format, len(names), wanted, malformed) as reader:
             for batch in reader:
                 table = pa.Table.from_batches([batch])
                 if csv_format.quote or csv_format.escape:
@@ -79,18 +89,21 @@ def text_rows(source: pa.NativeFile, log: Log, file: ObjectInfo, columns: Sequen
                 table = table.select([str(number) for number in wanted]).rename_columns(list(columns))
                 lines, number = malformed.take()
                 num_read += table.num_rows + number
-                yield RawRows(_unreadable(table) if text.decoding.found_unreadable else table, lines, number)
+                yield RawRows(table, lines, number)
         lines, number = malformed.take()
         if number:
             yield RawRows(pa.table({name: pa.array([], pa.binary()) for name in columns}), lines, number)
     except pa.ArrowInvalid as error:
-        if "straddling" not in str(error):
+        if str(error) == "Empty CSV file":
+            return
+        reason = _told(str(error), log)
+        if not reason:
             raise
-        raise InputError(_too_long(log, origin, num_read)) from None
+        raise InputError(f"{origin}: after row {num_read + malformed.number:,} {reason}") from None
 
 
 def _open_reader(
-    stream: Converted, csv_format: CsvFormat, num_columns: int, wanted: Sequence[int], malformed: _Malformed
+    stream: pa.NativeFile, csv_format: CsvFormat, num_columns: int, wanted: Sequence[int], malformed: _Malformed
 ) -> pacsv.CSVStreamingReader:
     """Open a reader of columns, as bytes, that are named by their number; it hands each line with another number of
     columns to `malformed`. Where a value may hold rows, all columns are read."""
@@ -98,7 +111,7 @@ def _open_reader(
     names = [str(number) for number in range(num_columns)]
     included = names if joins_lines else [str(number) for number in sorted(set(wanted))]
     return pacsv.open_csv(
-        pa.PythonFile(stream, mode="r"),
+        stream,
         read_options=pacsv.ReadOptions(use_threads=False, block_size=TEXT_BLOCK_BYTES, column_names=names),
         parse_options=pacsv.ParseOptions(
             delimiter=delimiter_of(csv_format),
@@ -128,11 +141,19 @@ def _unreadable(table: pa.Table) -> pa.Table:
     return pa.table(columns, names=table.column_names)
 
 
-def _too_long(log: Log, origin: str, num_read: int) -> str:
+def _told(error: str, log: Log) -> str:
+    """What Arrow's error means for the file."""
     size = f"{TEXT_BLOCK_BYTES / (1 << 20):g} MiB"
-    if log.source.csv.quote:
+    if "straddling" in error and log.source.csv.quote:
         return (
-            f"{origin}: after row {num_read:,} a value in quotes, or a row, is longer than {size}; if a quote there is "
-            f"part of the text, set csv: {{quote: ''}} in {log.source_file}"
+            f"a value in quotes, or a row, is longer than {size}; if a quote there is part of the text, "
+            f"set csv: {{quote: ''}} in {log.source_file}"
         )
-    return f"{origin}: after row {num_read:,} a row is longer than {size}, the most that is read; shorten or remove it"
+    if "straddling" in error:
+        return f"a row is longer than {size}, the most that is read; shorten or remove it"
+    if "CSV parse error: Row" in error:  # Arrow hands on no line that is not UTF-8
+        return (
+            f"there is a line without the columns of the file that is not UTF-8; set csv: {{encoding: latin-1}}, or "
+            f"what the file is written in, in {log.source_file}: {shown(error.partition(': ')[2])}"
+        )
+    return ""

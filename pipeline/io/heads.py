@@ -34,6 +34,7 @@ class Head:
     """The columns of a text file, and its first rows."""
 
     names: tuple[str, ...]  # as many as a row has values
+    size: int  # bytes before the first row
     rows: tuple[Record, ...]
 
 
@@ -46,9 +47,10 @@ def text_header(log: Log, file: ObjectInfo) -> list[str]:
     with arrow_errors_named(origin), log.open(file) as source:
         head = read_head(open_text(source, log.source.csv, origin).stream, log, origin)
     named = log.source.columns.named
-    required = {column for name, column in named.items() if name not in log.source.optional_columns}
-    if not required <= set(head.names):
-        _explain_missing(head, log, origin, required)
+    required = [column for name, column in named.items() if name not in log.source.optional_columns]
+    missing = next((column for column in required if column not in head.names), None)
+    if missing is not None:
+        _explain_missing(head, log, f"{origin}: no column {missing!r}", set(required))
     twice = next((column for column in named.values() if head.names.count(column) > 1), None)
     if twice is not None:
         raise InputError(
@@ -60,18 +62,14 @@ def text_header(log: Log, file: ObjectInfo) -> list[str]:
 
 
 def read_head(stream: Converted, log: Log, origin: str) -> Head:
-    """Read the head, so that the stream goes on with the first row.
-
-    Raises InputError when there is no head, or none that fits the rows.
-    """
-    data, records, start = _first_records(stream, log.source.csv, origin)
+    """Read the head from the beginning of a text. Raises InputError when there is none, or none that fits the rows."""
+    records, start = _first_records(stream, log.source.csv, origin)
     names, rows = log.source.csv.column_names, records
     if not names:
         if not records:
             raise InputError(f"{origin}: there is no text in it, not even a header; write it again or remove it")
         names, start, rows = records[0].cells, records[0].end, records[1:]
-    stream.unread(data[start:])
-    return Head(_names_for(rows, names, log, origin), tuple(rows))
+    return Head(_names_for(rows, names, log, origin), start, tuple(rows))
 
 
 def way_out_of_malformed(line: str, csv_format: CsvFormat) -> str:
@@ -86,11 +84,11 @@ def way_out_of_malformed(line: str, csv_format: CsvFormat) -> str:
     return "is csv.delimiter right?"
 
 
-def _first_records(stream: Converted, csv_format: CsvFormat, origin: str) -> tuple[bytes, list[Record], int]:
-    """Read the beginning of a text; return it, its first records, and the number of bytes before them."""
+def _first_records(stream: Converted, csv_format: CsvFormat, origin: str) -> tuple[list[Record], int]:
+    """The first records of a text, and the number of bytes before them."""
     data = b""
     for size in HEAD_SIZES:
-        data += stream.read_up_to(size - len(data))
+        data += stream.read(size - len(data))
         is_whole = stream.is_empty()
         mark = len(BYTE_ORDER_MARK) if data.startswith(BYTE_ORDER_MARK) else 0
         # a byte is a character in latin-1, so positions are the file's
@@ -100,7 +98,7 @@ def _first_records(stream: Converted, csv_format: CsvFormat, origin: str) -> tup
         if not is_whole and records and records[-1].end == len(data):
             records.pop()  # perhaps cut
         if records or is_whole:
-            return data, records, mark + sum(map(len, lines[:first]))
+            return records, mark + sum(map(len, lines[:first]))
     raise InputError(
         f"{origin}: the first line does not end within {HEAD_SIZES[-1] >> 20} MiB; "
         + way_out_of_malformed("".join(lines[first:])[: HEAD_SIZES[0]], csv_format)
@@ -171,9 +169,9 @@ def _names_for(rows: Sequence[Record], names: tuple[str, ...], log: Log, origin:
     raise InputError(f"{origin}: {counts}: {shown(line)}; {way_out} ({log.source_file})")
 
 
-def _explain_missing(head: Head, log: Log, origin: str, required: set[str]) -> None:
-    """Raise InputError when the first lines show why a column is missing."""
-    csv_format, where = log.source.csv, f"{origin}: no column {sorted(required - set(head.names))[0]!r}"
+def _explain_missing(head: Head, log: Log, where: str, required: set[str]) -> None:
+    """Raise InputError, which begins with `where`, when the first lines show why a column is missing."""
+    csv_format = log.source.csv
     if csv_format.column_names:
         return
     header = next((row for row in head.rows if required <= set(row.cells)), None)
@@ -186,7 +184,7 @@ def _explain_missing(head: Head, log: Log, origin: str, required: set[str]) -> N
     for delimiter in ",;\t|":
         if required <= {cell.strip(" \"'") for cell in line.split(delimiter)} and delimiter != csv_format.delimiter:
             raise InputError(f"{where}; set csv: {{delimiter: {delimiter!r}}} in {log.source_file}: {shown(line)}")
-    _check_quotes(head.names, "the first line", log, origin)
+    _check_quotes(head.names, "the first line", log, where)
     if not required & set(head.names) and any(NUMBER_OR_DATE.fullmatch(name) for name in head.names):
         raise InputError(
             f"{where}: the first line looks like a row, not like a header; give the names of the columns in order as "

@@ -79,10 +79,11 @@ def _starts(lists: pa.ListArray) -> npt.NDArray[np.int64]:
 
 def _written_alike(cells: pa.Array, times: pa.Array) -> Mask:
     """Whether a cell has the marks of a time, with digits in the same places; a time without digits says nothing."""
-    is_alike = pc.equal(_marks(cells), _marks(times))
-    lengths = [pc.binary_length(texts).to_numpy().astype(np.int64) for texts in (cells, times)]
+    is_alike = mask_of(pc.equal(_marks(cells), _marks(times)))
+    is_long = mask_of(pc.greater_equal(pc.multiply(pc.binary_length(cells), 2), pc.binary_length(times)))
     has_digits = mask_of(pc.match_substring_regex(times, "[0-9]"))
-    return (mask_of(is_alike) & (2 * lengths[0] >= lengths[1])) | ~has_digits
+    is_time: Mask = (is_alike & is_long) | ~has_digits
+    return is_time
 
 
 def _marks(texts: pa.Array) -> pa.Array:

@@ -143,7 +143,7 @@ def _unreadable(table: pa.Table) -> pa.Table:
 
 def _told(error: str, log: Log) -> str:
     """What Arrow's error means for the file."""
-    size = f"{TEXT_BLOCK_BYTES / (1 << 20):g} MiB"
+    size = f"{TEXT_BLOCK_BYTES / (1 << 20):.1g} MiB"
     if "straddling" in error and log.source.csv.quote:
         return (
             f"a value in quotes, or a row, is longer than {size}; if a quote there is part of the text, "

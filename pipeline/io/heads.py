@@ -4,7 +4,7 @@ import csv
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.data.sources import CsvFormat
 from pipeline.errors import InputError
@@ -45,12 +45,13 @@ def text_header(log: Log, file: ObjectInfo) -> list[str]:
     """
     origin = log.origin(file)
     with arrow_errors_named(origin), log.open(file) as source:
-        head = read_head(open_text(source, log.source.csv, origin).stream, log, origin)
+        head = _described_head(open_text(source, log.source.csv, origin).stream, log, origin)
     named = log.source.columns.named
     required = [column for name, column in named.items() if name not in log.source.optional_columns]
     missing = next((column for column in required if column not in head.names), None)
     if missing is not None:
         _explain_missing(head, log, f"{origin}: no column {missing!r}", set(required))
+    head = _fitted(head, log, origin)
     twice = next((column for column in named.values() if head.names.count(column) > 1), None)
     if twice is not None:
         raise InputError(
@@ -63,13 +64,7 @@ def text_header(log: Log, file: ObjectInfo) -> list[str]:
 
 def read_head(stream: Converted, log: Log, origin: str) -> Head:
     """Read the head from the beginning of a text. Raises InputError when there is none, or none that fits the rows."""
-    records, start = _first_records(stream, log.source.csv, origin)
-    names, rows = log.source.csv.column_names, records
-    if not names:
-        if not records:
-            raise InputError(f"{origin}: there is no text in it, not even a header; write it again or remove it")
-        names, start, rows = records[0].cells, records[0].end, records[1:]
-    return Head(_names_for(rows, names, log, origin), start, tuple(rows))
+    return _fitted(_described_head(stream, log, origin), log, origin)
 
 
 def way_out_of_malformed(line: str, csv_format: CsvFormat) -> str:
@@ -82,6 +77,16 @@ def way_out_of_malformed(line: str, csv_format: CsvFormat) -> str:
             "text, set csv: {quote: ''}"
         )
     return "is csv.delimiter right?"
+
+
+def _described_head(stream: Converted, log: Log, origin: str) -> Head:
+    """The head as the source describes it, with the names that stand there."""
+    records, start = _first_records(stream, log.source.csv, origin)
+    if log.source.csv.column_names:
+        return Head(log.source.csv.column_names, start, tuple(records))
+    if not records:
+        raise InputError(f"{origin}: there is no text in it, not even a header; write it again or remove it")
+    return Head(records[0].cells, records[0].end, tuple(records[1:]))
 
 
 def _first_records(stream: Converted, csv_format: CsvFormat, origin: str) -> tuple[list[Record], int]:
@@ -139,7 +144,8 @@ def _split(lines: Sequence[str], first: int, csv_format: CsvFormat, mark: int, o
             start = stop
     except csv.Error as error:  # a value of more than 128 KiB
         if not records:
-            raise InputError(f"{origin}: the first line cannot be cut into columns ({error})") from None
+            way_out = way_out_of_malformed(lines[first], csv_format)
+            raise InputError(f"{origin}: the first line cannot be cut into columns ({error}); {way_out}") from None
     return records
 
 
@@ -147,16 +153,17 @@ def _decoded(cell: str) -> str:
     return cell.encode("latin-1").decode("utf-8", "replace").replace(UNREADABLE, "\ufffd")
 
 
-def _names_for(rows: Sequence[Record], names: tuple[str, ...], log: Log, origin: str) -> tuple[str, ...]:
-    """The names, with one more or one less where rows or the header end in a delimiter. Raises InputError when no row
+def _fitted(head: Head, log: Log, origin: str) -> Head:
+    """The head with a name more or less where the rows or the header end in a delimiter. Raises InputError when no row
     has as many values as there are names."""
+    names, rows = head.names, head.rows
     widths = {len(row.cells) for row in rows}
     if not rows or len(names) in widths:
-        return names
+        return head
     if all(len(row.cells) == len(names) + 1 and not row.cells[-1] for row in rows):
-        return (*names, "")
+        return replace(head, names=(*names, ""))
     if not names[-1] and widths == {len(names) - 1}:
-        return names[:-1]
+        return replace(head, names=names[:-1])
     cells = rows[0].cells
     line = log.source.csv.delimiter.join(cells)
     if log.source.csv.column_names:

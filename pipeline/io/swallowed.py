@@ -2,8 +2,8 @@
 
 A value that begins with a quote runs on to the next quote, over the ends of lines. A text of several lines is meant so;
 a quote that is a part of the text swallows the rows up to the next quote, and no parser can tell the two apart. What
-tells is a line of the value that has the columns of a row and, in the place of the time, a text that is written as the
-time of the record is.
+tells is a text between two delimiters that is written as times are in this file; where times are short numbers, it must
+also stand in the place of the time, in a line with the columns of a row.
 """
 
 import numpy as np
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline.data.columns import Mask, mask_of
 
+LONG = 8  # characters: no text has such a number between two delimiters by chance
 END_OF_LINE = r"\r\n|\r|\n"
 
 
@@ -21,20 +22,27 @@ def rows_with_hidden_rows(table: pa.Table, time: int, delimiter: str) -> Mask:
 
     `time` is the number of the column with the time.
     """
+    several = {n: rows for n in range(table.num_columns) if len(rows := _rows_of_several_lines(table.column(n)))}
     hides = np.zeros(table.num_rows, dtype=np.bool_)
-    for number, column in enumerate(table.columns):
-        values = column.combine_chunks()
-        if not _has_end_of_line(values):
-            continue
-        rows = np.flatnonzero(mask_of(pc.match_substring_regex(values, "[\r\n]")))
+    if not several:
+        return hides
+    has_several = hides.copy()
+    has_several[np.concatenate(list(several.values()))] = True
+    times = _Times(table.column(time).filter(pa.array(~has_several | has_several.all())))
+    for number, rows in several.items():
         if number == time:
             hides[rows] = True
             continue
-        chosen = pa.array(rows)
-        times = table.column(time).combine_chunks().take(chosen)
-        lines = _Lines(values.take(chosen), delimiter)
-        hides[rows[lines.rows_among(number, time, table.num_columns, times)]] = True
+        lines = _Lines(table.column(number).combine_chunks().take(pa.array(rows)), delimiter)
+        hides[rows[lines.with_rows(number, time, table.num_columns, times)]] = True
     return hides
+
+
+def _rows_of_several_lines(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    values = column.combine_chunks()
+    if not _has_end_of_line(values):
+        return np.zeros(0, dtype=np.int64)
+    return np.flatnonzero(mask_of(pc.match_substring_regex(values, "[\r\n]")))
 
 
 def _has_end_of_line(values: pa.Array) -> bool:
@@ -56,20 +64,21 @@ class _Lines:
         cells = pc.split_pattern(lines.flatten(), delimiter)
         self.first_cell, self.cells = _starts(cells), cells.flatten()
 
-    def rows_among(self, number: int, time: int, num_columns: int, times: pa.Array) -> npt.NDArray[np.int64]:
+    def with_rows(self, number: int, time: int, num_columns: int, times: "_Times") -> npt.NDArray[np.int64]:
         """The values with a line that looks like a row.
 
         The values are those of column `number`: before the first line stand the columns before it, and behind the last
-        line those after it. `times` is the time of each value's record.
+        line those after it.
         """
+        num_cells = np.diff(self.first_cell)
+        if times.are_long:  # a time in any place will do: a line with a stray quote may lack columns
+            return np.unique(np.repeat(self.value, num_cells)[times.include(self.cells)])
         first_column = np.where(self.is_first, number, 0)
         num_after = np.where(self.is_last, num_columns - 1 - number, 0)
-        num_cells = np.diff(self.first_cell)
         has_time = (first_column <= time) & (time - first_column < num_cells)
         lines = np.flatnonzero(has_time & (first_column + num_cells + num_after >= num_columns))
         cells = self.cells.take(pa.array(self.first_cell[lines] + time - first_column[lines]))
-        own = times.take(pa.array(self.value[lines]))
-        return np.unique(self.value[lines[_written_alike(cells, own)]])
+        return np.unique(self.value[lines[times.include(cells)]])
 
 
 def _starts(lists: pa.ListArray) -> npt.NDArray[np.int64]:
@@ -77,14 +86,25 @@ def _starts(lists: pa.ListArray) -> npt.NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(pc.list_value_length(lists).to_numpy())]).astype(np.int64)
 
 
-def _written_alike(cells: pa.Array, times: pa.Array) -> Mask:
-    """Whether a cell has the marks of a time, with digits in the same places; a time without digits says nothing."""
-    is_alike = mask_of(pc.equal(_marks(cells), _marks(times)))
-    is_long = mask_of(pc.greater_equal(pc.multiply(pc.binary_length(cells), 2), pc.binary_length(times)))
-    has_digits = mask_of(pc.match_substring_regex(times, "[0-9]"))
-    is_time: Mask = (is_alike & is_long) | ~has_digits
-    return is_time
+class _Times:
+    """How times are written in a file: their marks and lengths. Without digits among them, all texts pass."""
+
+    def __init__(self, times: pa.ChunkedArray) -> None:
+        with_digits = times.filter(pc.match_substring_regex(times, "[0-9]"))
+        self.marks = pc.unique(_marks(with_digits))
+        self.lengths = pc.min_max(pc.binary_length(with_digits)).as_py()
+        self.are_long = len(self.marks) > 0 and self.lengths["min"] >= LONG
+
+    def include(self, texts: pa.Array) -> Mask:
+        """Whether a text may be a time: the marks of one, and at least half and at most twice as long as some."""
+        if not len(self.marks):
+            return np.ones(len(texts), dtype=np.bool_)
+        lengths = pc.binary_length(texts).to_numpy()
+        is_time: Mask = (2 * lengths >= self.lengths["min"]) & (lengths <= 2 * self.lengths["max"])
+        is_time[is_time] = mask_of(pc.is_in(_marks(texts.filter(pa.array(is_time))), self.marks))
+        return is_time
 
 
-def _marks(texts: pa.Array) -> pa.Array:
+def _marks(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """The texts with one 0 for each number in them."""
     return pc.replace_substring_regex(texts, "[0-9]+", "0")

@@ -12,6 +12,8 @@ from pipeline.errors import InputError
         ({"columns": {"user": "uid"}}, "columns.user: unknown key"),
         ({"time_unit": "sec"}, "time_unit"),
         ({"csv": {"delimiter": "::"}}, "works only with quote: ''"),
+        ({"csv": {"encoding": "latin-99"}}, "no encoding of text is called 'latin-99'; utf-8, latin-1, cp1252 and"),
+        ({"csv": {"escape": ","}}, "delimiter, quote and escape must differ"),
         ({"event_type": "view", "columns": {"event_type": "kind"}}, "not both"),
         ({"event_weights": {"view": -1.0}}, "must not be negative"),
         ({"value_is_weight": True}, "value_is_weight needs columns.event_value"),

@@ -81,20 +81,33 @@ def test_quotes_and_ends_of_lines_in_values_are_read_as_python_reads_them_at_any
     assert num_malformed(found) == 0
 
 
-STRAY = st.sampled_from(["", "x", '"', '"x', 'x"', '"x" y', '12" mix', '""', '"x"', '"x, y"', '"x', "a b"])
+SOUND = st.sampled_from(["", "x", "5", 'x"', '12" mix', '"x"', '"x, y"', '"a, b, c"', '"a ""b"" c"'])
+STRAY = SOUND | st.sampled_from(['"', '"x', '"x" y', '""', '"x""', '"x", "a b"', "1,2"])
+COLUMNS = ["user_id", "item_id", "event_ts", "note", "title"]
 
 
-@given(st.permutations(["user_id", "item_id", "event_ts", "note"]), st.lists(STRAY, max_size=30), ENDS)
-def test_every_line_is_a_row_or_malformed_whatever_quotes_stand_in_a_column_that_nobody_reads(names, notes, end):
-    """A row is never lost without being counted, wherever the column stands."""
+@given(
+    st.permutations(COLUMNS),
+    st.lists(st.tuples(SOUND, SOUND, STRAY, st.sampled_from(["item_id", "note", "title"])), max_size=20),
+    ENDS,
+)
+def test_every_line_is_a_row_or_malformed_whatever_quotes_stand_in_one_of_its_values(columns, values, end):
+    """A row is never lost without being counted, wherever the column with the quote stands."""
     lines = []
-    for number, note in enumerate(["sound", *notes]):
-        row = {"user_id": f"u{number}", "item_id": "i1", "event_ts": f"{1_772_323_472 + number}", "note": note}
-        lines.append(",".join(row[name] for name in names))
-    text = end.join([",".join(names), *lines, ""])
+    for number, (item, note, stray, column) in enumerate([("i1", "x", "x", "title"), *values]):
+        row = {"user_id": f"u{number}", "event_ts": f"{1_772_323_472 + number}", "title": "x"}
+        row |= {"item_id": item, "note": note} | {column: stray}
+        lines.append(",".join(row[name] for name in columns))
     with TemporaryDirectory() as folder:
-        parts = read(Path(folder), text)
+        parts = read(Path(folder), end.join([",".join(columns), *lines, ""]))
     assert len(cells(parts)) + num_malformed(parts) == len(lines)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r"])
+def test_rows_with_times_of_few_digits_are_found_by_their_place(tmp_path, end):
+    lines = ["u1,i1,x,7", 'u2,i2,"x,8', "u3,i3,x,9", 'u4,i4,"x,10', 'u5,i5,"1,2"', 'u6,i6,"a, 5\n2,3",11', ""]
+    parts = read(tmp_path, end.join(["user_id,item_id,note,event_ts", *lines]))
+    assert ([user for user, _, _ in cells(parts)], num_malformed(parts)) == (["u1", "u6"], 4)
 
 
 @pytest.mark.parametrize(

@@ -567,6 +567,23 @@ def test_all_malformed_lines_are_counted_and_some_are_kept(tmp_path, monkeypatch
     assert (found["rows_read"], found["quarantined"]) == (12, {MALFORMED: 7})
 
 
+@pytest.mark.parametrize(
+    ("bad", "number", "words"),
+    [
+        (['1,"x,4.0,1795176000', '2,"x,4.0,1795176001'], 2, "if quotes are part of the text, set csv: {quote: ''} in"),
+        (['1,"12\\" mix, 3",4.0,5'], 1, "set csv: {escape: '\\'} in"),
+        (["1;2;3;4"], 1, "is csv.delimiter right? in"),
+    ],
+)
+def test_too_many_malformed_lines_are_refused_with_the_setting_that_may_help(tmp_path, bad, number, words):
+    good = [f"{i},{i % 3},4.0,{int(NOON.timestamp()) + i}" for i in range(5)]
+    (tmp_path / "ratings.csv").write_text("\n".join(["userId,movieId,rating,timestamp", *good, *bad]))
+    with pytest.raises(InputError) as error:
+        run(settings_for(tmp_path, tmp_path / "ratings.csv", "movielens_20m"))
+    assert f"ratings.csv, {number} lines are without the columns of their file" in str(error.value)
+    assert words in str(error.value)
+
+
 def test_an_event_is_late_when_it_happened_before_the_day_of_its_partition(tmp_path):
     midnight = NOON.replace(hour=0)
     times = [midnight, midnight - timedelta(microseconds=1), midnight - timedelta(days=3), NOON]

@@ -9,6 +9,7 @@ from pipeline.data.cleaning import MALFORMED, ORPHAN, REASONS, WORD
 from pipeline.data.splitting import REUSED
 from pipeline.data.times import explain_times
 from pipeline.errors import InputError
+from pipeline.io.formats import shown
 from pipeline.io.heads import way_out_of_malformed
 from pipeline.io.inputs import Log
 from pipeline.settings import Settings
@@ -42,11 +43,12 @@ def check_bad_share(log: Log, settings: Settings, counts: Counter[str], rejected
     log_column = log.source.columns.named.get(column, "")
     value = first["line"] if reason == MALFORMED else first.get(column)
     subject = f"column {log_column!r}: {counts[reason]} values are" if column else f"{counts[reason]} lines are"
+    example = shown(value) if isinstance(value, str) else value
     share = counts[reason] / counts["rows_read"]  # so far: a log is refused before its end is read
     values = [str(row["line"] if reason == MALFORMED else row[column]) for row in of_reason]
     hint = _way_out(log, reason, values, share)
     raise InputError(
-        f"{log.origin(log.files[first['file']])}, {subject} {IN_WORDS[reason]}, for example {value!r} in row "
+        f"{log.origin(log.files[first['file']])}, {subject} {IN_WORDS[reason]}, for example {example} in row "
         f"{first['row']}; {num_bad} of {num_rows} rows are bad and prepare.max_bad_share is "
         f"{settings.prepare.max_bad_share}" + (f"; {hint}" if hint else "")
     )
@@ -65,7 +67,8 @@ def _way_out(log: Log, reason: str, values: list[str], share: float) -> str:
         return f"the other times are sane, so these are of another unit or form, or wrong: {explained}"
     if reason == "event_type_unknown":
         return f"add it to event_weights in {log.source_file}, or set unknown_event_types: ignore or weight there"
-    return way_out_of_malformed(values[0], log.source.csv) if reason == MALFORMED else ""
+    hint = way_out_of_malformed(values[0], log.source.csv) if reason == MALFORMED else ""
+    return f"{hint} in {log.source_file}" if hint else ""
 
 
 def check_words(log: Log, settings: Settings, counts: Counter[str]) -> None:

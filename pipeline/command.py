@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.causes import library_of, missing_package, own_error
-from pipeline.deadline import deadline
 from pipeline.errors import InfrastructureError, InputError, NightrailsError
+from pipeline.interrupts import Interrupts
 
 if TYPE_CHECKING:
     from pipeline.io.night import Night
@@ -51,7 +51,8 @@ def command(description: str, run: Callable[["Settings", date | None], Outcome])
     """Parse the flags, run the job and exit. Only the last line goes to standard output: one JSON object.
 
     `run` gets the validated settings and `--ds` (None: the newest day in the log), and `cluster.deadline_minutes` to
-    finish. It imports torch and Ray itself, so that `--help` and a misspelt key are answered at once.
+    finish. It imports torch and Ray itself, so that `--help` and a misspelt key are answered at once. A signal ends the
+    job with 30.
     """
     arguments = _parser(description).parse_args()
     with _stdout_for_the_last_line_only() as last_line:
@@ -59,18 +60,25 @@ def command(description: str, run: Callable[["Settings", date | None], Outcome])
             stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S"
         )
         started = time.monotonic()
-        try:
-            from pipeline.config import load_config, parse_day
-            from pipeline.settings import Settings
 
-            settings = load_config(Settings, _config_path(arguments.config), arguments.set)
-            ds = None if arguments.ds is None else parse_day(arguments.ds, "--ds")
-            with deadline(settings.cluster.deadline_minutes):
+        def tell(outcome: Outcome) -> None:
+            outcome["seconds"] = round(time.monotonic() - started, 1)
+            last_line(json.dumps(outcome, ensure_ascii=False, default=str))
+
+        interrupts = Interrupts(last_words=lambda error: tell(_failure(error)[0]))
+        try:
+            with interrupts.ending_the_block():
+                from pipeline.config import load_config, parse_day
+                from pipeline.settings import Settings
+
+                settings = load_config(Settings, _config_path(arguments.config), arguments.set)
+                ds = None if arguments.ds is None else parse_day(arguments.ds, "--ds")
+                interrupts.set_deadline(settings.cluster.deadline_minutes)
                 outcome, code = run(settings, ds), 0
         except BaseException as error:  # even KeyboardInterrupt leaves a last line
             outcome, code = _failure(error)
-        outcome["seconds"] = round(time.monotonic() - started, 1)
-        last_line(json.dumps(outcome, ensure_ascii=False, default=str))
+        tell(outcome)
+        interrupts.outcome_is_told(code)
     sys.exit(code)
 
 

@@ -11,10 +11,10 @@ import ray
 import torch  # noqa: F401 - here, while this process has one thread: loaded amid Ray's threads, its MKL once aborted
 from ray.autoscaler.sdk import request_resources
 from ray.data import DataContext
-from ray.exceptions import AuthenticationError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.distributed.restart_notice import swallow_restart_notice
+from pipeline.distributed.start import LOCAL, join_or_start
 from pipeline.errors import InfrastructureError, InputError
 from pipeline.settings import Settings
 
@@ -96,28 +96,11 @@ class ActorNeed:
 def connect(settings: Settings) -> Cluster:
     """Join the cluster at `RAY_ADDRESS`, else start a local one. Calling it again is fine.
 
-    Raises InputError when some node cannot see the root, or the address or the token is malformed;
-    InfrastructureError when no cluster answers.
+    Raises InputError when some node cannot see the root, or Ray refuses the environment; InfrastructureError when no
+    cluster answers.
     """
     if not ray.is_initialized():
-        address = os.environ.get("RAY_ADDRESS") or "local"
-        try:
-            # "local" always starts a new instance, even on a machine where `ray start` has started a cluster.
-            ray.init(
-                address=address,
-                logging_level=logging.ERROR,
-                # Most of the workers' output is Ray's (Ray Train prints a line a second). Errors arrive as exceptions,
-                # and lines for people come through pipeline/distributed/messages.py.
-                log_to_driver=False,
-                include_dashboard=False if address == "local" else None,
-            )
-        except (AuthenticationError, ValueError) as error:  # no token; a malformed address
-            raise InputError(f"RAY_ADDRESS {address!r}: {error}") from error
-        except (ConnectionError, RuntimeError) as error:
-            raise InfrastructureError(
-                f"no Ray cluster at {address!r} ({error}). Is it up? If it asks for a token, this process needs "
-                "RAY_AUTH_MODE=token in its environment, and the token in ~/.ray/auth_token"
-            ) from error
+        join_or_start(os.environ.get("RAY_ADDRESS") or LOCAL)
         swallow_restart_notice()
         log.info("%s", describe())
     cluster = describe()
@@ -133,7 +116,7 @@ def describe() -> Cluster:
         Node(resources.get("CPU", 0.0), int(resources.get("GPU", 0.0)), resources.get("memory", 0.0))
         for resources in alive
     )
-    return Cluster(nodes, is_local=os.environ.get("RAY_ADDRESS") in (None, "", "local"))
+    return Cluster(nodes, is_local=os.environ.get("RAY_ADDRESS") in (None, "", LOCAL))
 
 
 def on_this_node() -> NodeAffinitySchedulingStrategy:

@@ -96,13 +96,16 @@ def on_night(run: Callable[["Settings", "Night"], Outcome]) -> Callable[["Settin
 def open_runner(settings: "Settings") -> "Runner":
     """Open what executes the stages: this process (`cluster.mode: local`) or a Ray cluster, joined or started.
 
-    May be called again. Raises InputError when the root cannot be seen from every node, InfrastructureError when no
-    cluster answers.
+    May be called again. Raises InputError when the root cannot be seen from every node or Ray refuses the environment,
+    InfrastructureError when no cluster answers.
     """
     if settings.cluster.mode == "local":
         from pipeline.stages.local import LocalRunner
 
         return LocalRunner(settings)
+    from pipeline.distributed.environment import check_environment
+
+    check_environment()
     from pipeline.distributed.runner import RayRunner
 
     return RayRunner(settings)

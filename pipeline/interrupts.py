@@ -19,20 +19,22 @@ from types import FrameType
 from pipeline.errors import InfrastructureError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-GRACE_SECONDS = 5.0  # between the interrupt and the kill
-SECONDS_BETWEEN_INTERRUPTS = 2.0  # a library may have swallowed the first
+MAX_INTERRUPTS = 3  # a library may have swallowed one
+SECONDS_AFTER_INTERRUPT = 2.0  # until the next, and after the last until the process is killed
 
 
 class Interrupts:
     """Interrupts the main thread, which makes one of these for the life of its process.
 
-    `reason` says why the job must end, and is "" until then. When the job does not end within `grace` seconds,
-    `last_words` gets the error, and the process ends with its exit code.
+    `reason` says why the job must end, and is "" until then. When the job does not end `patience` seconds after any of
+    MAX_INTERRUPTS, `last_words` gets the error, and the process ends with its exit code.
     """
 
-    def __init__(self, last_words: Callable[[InfrastructureError], None], grace: float = GRACE_SECONDS) -> None:
+    def __init__(
+        self, last_words: Callable[[InfrastructureError], None], patience: float = SECONDS_AFTER_INTERRUPT
+    ) -> None:
         self.reason = ""
-        self._last_words, self._grace = last_words, grace
+        self._last_words, self._patience = last_words, patience
         self._main_thread = threading.get_ident()
         self._deadline, self._after_deadline = math.inf, ""
         self._is_raised = False
@@ -98,11 +100,12 @@ class Interrupts:
     def _watch(self) -> None:
         """Wait for a signal or the deadline, then see to it that the process ends; for a thread of its own."""
         self._wait()
-        give_up = time.monotonic() + self._grace
-        while (left := give_up - time.monotonic()) > 0 and not self._is_over.wait(min(left, SECONDS_BETWEEN_INTERRUPTS)):
+        for _ in range(MAX_INTERRUPTS - 1):
+            if self._is_over.wait(self._patience):
+                break
             self._interrupt()
-        if self._is_over.is_set():
-            self._is_told.wait(self._grace)
+        if self._is_over.wait(self._patience):
+            self._is_told.wait(self._patience)
         else:
             self._last_words(InfrastructureError(self.reason))
         end_process(self._exit_code)

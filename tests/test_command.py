@@ -23,7 +23,7 @@ JOBS = sorted(path for path in (ROOT / "jobs").glob("*.py") if path.name not in 
 
 # A job that does what its only --set says: `name` chooses the outcome.
 JOB = """
-import logging, os, subprocess, sys
+import logging, os, signal, subprocess, sys
 from pipeline.command import command
 from pipeline.errors import *
 
@@ -52,6 +52,7 @@ def run(settings, ds):
         "os": lambda: open("/nowhere/at/all"),
         "memory": lambda: (_ for _ in ()).throw(MemoryError("too much")),
         "interrupt": lambda: (_ for _ in ()).throw(KeyboardInterrupt()),
+        "stop": lambda: os.kill(os.getpid(), signal.SIGTERM),
         "bug": lambda: 1 / 0,
         "missing": lambda: __import__("nowhere"),
         "part": lambda: __import__("json.nowhere"),
@@ -114,6 +115,7 @@ def test_a_good_run_ends_with_0_and_its_outcome(job):
         ("os", 30, "FileNotFoundError: [Errno 2] No such file or directory: '/nowhere/at/all'"),
         ("memory", 30, "MemoryError: too much"),
         ("interrupt", 30, "interrupted; run the same command again to resume"),
+        ("stop", 30, "stopped by SIGTERM; run the same command again to resume"),
         ("missing", 20, MISSING.format(name="nowhere")),
         ("part", 1, f"{OURS}: ModuleNotFoundError: No module named 'json.nowhere'"),
         ("own", 1, f"{OURS}: ModuleNotFoundError: No module named 'pipeline.nowhere'"),
@@ -140,14 +142,29 @@ def test_every_job_has_a_deadline_and_ends_with_30_when_it_is_over(tmp_path):
     program = tmp_path / "job.py"
     program.write_text(
         "import threading\n"
-        "from pipeline import command\n"
-        "real = command.deadline\n"
-        "command.deadline = lambda minutes: real(minutes * 0.0003)\n"
-        "command.command('A job that never ends.', lambda settings, ds: threading.Event().wait())\n"
+        "from pipeline import interrupts\n"
+        "from pipeline.command import command\n"
+        "real = interrupts.Interrupts.set_deadline\n"
+        "interrupts.Interrupts.set_deadline = lambda self, minutes: real(self, minutes * 0.0003)\n"
+        "command('A job that never ends.', lambda settings, ds: threading.Event().wait())\n"
     )
     done = start(program, "--set", "cluster.deadline_minutes=7")
     assert (done.returncode, last_line(done)["exit_code"]) == (30, 30)
     assert "not finished within the deadline" in last_line(done)["error"]
+
+
+def test_a_job_that_ignores_being_stopped_is_killed_and_still_has_a_last_line(tmp_path):
+    program = tmp_path / "job.py"
+    program.write_text(
+        "import hashlib, os, signal, threading\n"
+        "from pipeline import command, interrupts\n"
+        "command.Interrupts = lambda last_words: interrupts.Interrupts(last_words, patience=0.2)\n"
+        "threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+        "command.command('A job.', lambda settings, ds: hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9))\n"
+    )
+    done = start(program)
+    assert (done.returncode, last_line(done)["exit_code"]) == (30, 30)
+    assert last_line(done)["error"].startswith("stopped by SIGTERM")
 
 
 def test_a_wrong_configuration_ends_with_20_and_all_its_faults(job):

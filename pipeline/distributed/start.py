@@ -2,21 +2,32 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import ray
 from ray.exceptions import AuthenticationError
 
+from pipeline.causes import causes
 from pipeline.errors import InfrastructureError, InputError, NightrailsError
 from pipeline.interrupts import signal_handlers_kept
 
 LOCAL = "local"  # always starts a new instance, even on a machine where `ray start` has started a cluster
-LOOPBACK = "127.0.0.1"
 TOO_LONG = "AF_UNIX path length"  # in Ray's words for a folder whose sockets have too long names
 TOKEN = Path(".ray/auth_token")  # below the home directory
+SET_BY_RAY = "RAY_CLIENT_MODE"  # when it is imported
 MAX_WORDS = 60  # of Ray's message
+# A retry cannot help: an address, value or token that is malformed or missing, a folder that cannot be made.
+REFUSALS = (
+    AuthenticationError,
+    ValueError,
+    TypeError,
+    ImportError,
+    FileNotFoundError,
+    NotADirectoryError,
+    PermissionError,
+)
 
 
 def join_or_start(address: str) -> None:
@@ -24,6 +35,7 @@ def join_or_start(address: str) -> None:
 
     Raises InputError when Ray refuses the environment, InfrastructureError when it does not come up or answer.
     """
+    variables = [name for name in sorted(os.environ) if name.startswith("RAY_") and name != SET_BY_RAY]
     try:
         with signal_handlers_kept(), _process_group_kept():
             ray.init(
@@ -32,36 +44,37 @@ def join_or_start(address: str) -> None:
                 # Most of the workers' output is Ray's (Ray Train prints a line a second). Errors arrive as exceptions,
                 # and lines for people come through pipeline/distributed/messages.py.
                 log_to_driver=False,
-                **(_only_for_this_machine() if address == LOCAL else {}),
+                include_dashboard=False if address == LOCAL else None,
             )
     except Exception as error:
-        raise refusal(address, error) from error
+        raise refusal(address, error, variables) from error
     if address == LOCAL:
         _close_token_to_others(Path.home() / TOKEN)
 
 
-def refusal(address: str, error: Exception) -> NightrailsError:
-    """Our error for what `ray.init` raised. A retry cannot help against a value that Ray refuses."""
-    words = " ".join(str(error).split()[:MAX_WORDS]) or type(error).__name__
-    if TOO_LONG in words:
+def refusal(address: str, error: Exception, variables: Sequence[str]) -> NightrailsError:
+    """Our error for what `ray.init` raised with these of Ray's environment variables set."""
+    words = str(error).split() or [type(error).__name__]
+    message = " ".join(words[:MAX_WORDS]) + (" …" if len(words) > MAX_WORDS else "")
+    if TOO_LONG in message:
         return InputError(
-            f"the folder for temporary files has too long a name for Ray's sockets; set RAY_TMPDIR=/tmp, or to another "
-            f"short path ({words})"
+            "the folder for temporary files has too long a name for Ray's sockets; set RAY_TMPDIR=/tmp, or to another "
+            f"short path ({message})"
         )
-    if isinstance(error, AuthenticationError | ValueError | TypeError | ImportError):
-        where = "a local Ray" if address == LOCAL else f"RAY_ADDRESS {address!r}"
-        return InputError(f"{where}: {words}")
+    if any("AuthenticationError" in f"{type(cause).__name__} {cause}" for cause in causes(error)) and address != LOCAL:
+        return InputError(
+            f"the Ray cluster at {address!r} refuses this process's token: set RAY_AUTH_MODE=token, and put the "
+            "cluster's token into ~/.ray/auth_token (or RAY_AUTH_TOKEN)"
+        )
+    if isinstance(error, REFUSALS):
+        names = f" ({', '.join(variables)})" if variables else ""
+        return InputError(f"Ray refuses its environment{names}: {message}")
     if address == LOCAL:
-        return InfrastructureError(f"a local Ray does not start: {words}; run again")
+        return InfrastructureError(f"a local Ray did not start ({message}); run the same command again")
     return InfrastructureError(
-        f"no Ray cluster at {address!r} ({words}). Is it up? If it asks for a token, this process needs "
+        f"no Ray cluster at {address!r} ({message}). Is it up? If it asks for a token, this process needs "
         "RAY_AUTH_MODE=token in its environment, and the token in ~/.ray/auth_token"
     )
-
-
-def _only_for_this_machine() -> dict[str, object]:
-    """Arguments of `ray.init`; a Ray whose node has this address listens to this machine only."""
-    return {"include_dashboard": False, "_node_ip_address": LOOPBACK}
 
 
 @contextmanager

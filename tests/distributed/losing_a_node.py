@@ -7,6 +7,7 @@ every unit has then passed every stage.
 """
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -42,7 +43,9 @@ def main(folder: str) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     doomed = cluster.add_node(num_cpus=1, num_gpus=1)
     os.environ["RAY_ADDRESS"] = cluster.address
+    handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     connect(Settings(root=folder, root_is_shared=True, cluster={"no_progress_minutes": 1, "wait_minutes": 1}))
+    assert signal.signal(signal.SIGTERM, handler) is signal.SIG_IGN, "ray.init sets a handler of its own"
     pools = [
         Pool(Stage(Stops, {"folder": folder, "name": "encoded", "seconds": 0.02}), 1, 0.25),
         Pool(Stage(Stops, {"folder": folder, "name": "searched", "seconds": 0.3}, gpus=1.0), 1, 0.25),

@@ -79,37 +79,6 @@ def test_when_a_worker_is_killed_training_resumes_within_the_epoch(local_ray, tm
     assert stage.train_checkpoint(runner, night, settings).id == night.checkpoint.id  # it exists: nothing runs
 
 
-def worker_that_interrupts_the_job(config: dict[str, Any]) -> None:
-    """Send the job the signal that its deadline sends, and work on until the test lets go."""
-    root = Path(config["night"].storage.uri)
-    os.kill(int((root / "pid").read_text()), signal.SIGINT)
-    wait_for(root / "let-go")
-
-
-def wait_for(path: Path) -> None:
-    for _ in range(1_200):
-        if path.exists():
-            return
-        time.sleep(0.05)
-    raise TimeoutError(f"no {path} after a minute")
-
-
-@pytest.mark.ray
-def test_an_interrupt_ends_the_training_at_once_as_any_other_stage(local_ray, tmp_path, monkeypatch):
-    """Ray Train's own handler waits for three interrupts, ends the process and stays until then."""
-    night, settings = prepared(tmp_path)
-    monkeypatch.setattr(train, "_train_worker", worker_that_interrupts_the_job)
-    (tmp_path / "pid").write_text(str(os.getpid()))
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            RayRunner(settings).train(night, settings)
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "and so it stays for the next stage"
-    finally:
-        (tmp_path / "let-go").touch()
-        signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.s3
 def test_a_runs_state_lies_below_the_root_on_s3_too(s3_uri):
     storage = open_storage(s3_uri)

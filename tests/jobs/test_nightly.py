@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.ray
 
 PROVENANCE = ["ds", "model_version", "run_id"]
 LOCAL = {"cluster.mode": "local"}
+PIPES: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": REPOSITORY}
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,11 @@ def test_layout_of_the_work_does_not_change_the_table(published):
 
 
 def test_a_night_in_one_process_gives_the_same_table_and_starts_no_ray(published, tmp_path):
+    """Even when its training was told to stop and resumed."""
+    job = subprocess.Popen(command_line("nightly_candidates", str(tmp_path), **LOCAL), **PIPES)
+    wait_for_line(job, "epoch 1")
+    job.send_signal(signal.SIGTERM)
+    assert end(job) == (30, "stopped by SIGTERM; run the same command again to resume")
     local = run_job("nightly_candidates", str(tmp_path), **LOCAL)
     assert local.code == 0, local.stderr[-4_000:]
     assert local.last_line["run_id"] == published.ended.last_line["run_id"]
@@ -172,18 +179,9 @@ def test_a_killed_night_resumes_and_yesterdays_table_stays_readable(published):
     """The driver alone is killed, in the middle of a night with new settings: its Ray ends too, and another run
     finishes the night (in one process, which is faster here)."""
     keys = {"search.k": 15, "corpus.num_shards": 1}
-    killed = subprocess.Popen(
-        command_line("nightly_candidates", published.root, **keys),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=REPOSITORY,
-        env=os.environ | {"NIGHTRAILS_TEST": published.root},
-    )
-    assert killed.stderr is not None
-    for line in killed.stderr:
-        if "── retrieve" in line:
-            break
+    environment = os.environ | {"NIGHTRAILS_TEST": published.root}
+    killed = subprocess.Popen(command_line("nightly_candidates", published.root, **keys), env=environment, **PIPES)
+    wait_for_line(killed, "── retrieve")
     killed.kill()
     killed.wait()
     wait_until_all_ended(f"NIGHTRAILS_TEST={published.root}".encode())
@@ -197,6 +195,41 @@ def test_a_killed_night_resumes_and_yesterdays_table_stays_readable(published):
     columns = [name for name in shorter.columns if name not in PROVENANCE]
     expected = published.table.filter(pl.col("rank") <= 15).select(columns).sort("user_id", "rank")
     assert shorter.select(columns).sort("user_id", "rank").equals(expected)
+
+
+def test_ctrl_c_in_the_training_on_ray_ends_the_night_within_seconds_and_leaves_no_process(published):
+    """As at a terminal, whose signal goes to the group of processes of which the job is not the leader. Ray would leave
+    that group, and Ray Train would wait for three interrupts."""
+    leader = subprocess.Popen(["sleep", "600"], process_group=0)
+    keys = {"train.max_epochs": 500, "train.patience": 500}
+    environment = os.environ | {"NIGHTRAILS_TEST": f"{published.root}/stopped"}
+    command = command_line("nightly_candidates", published.root, **keys)
+    job = subprocess.Popen(command, env=environment, process_group=leader.pid, **PIPES)
+    wait_for_line(job, "epoch 1")
+    os.killpg(leader.pid, signal.SIGINT)
+    started = time.monotonic()
+    assert end(job) == (30, "stopped by SIGINT; run the same command again to resume")
+    assert time.monotonic() - started < 20  # on a busy machine; else two
+    assert leader.wait() == -signal.SIGINT
+    assert list(processes_with(f"NIGHTRAILS_TEST={published.root}/stopped".encode())) == []
+
+
+def wait_for_line(job: subprocess.Popen[str], words: str) -> None:
+    """Wait until the job has printed a line with these words."""
+    assert job.stderr is not None
+    seen = []
+    for line in job.stderr:
+        seen.append(line)
+        if words in line:
+            return
+    raise AssertionError(f"no line with {words!r}:\n{''.join(seen)}")
+
+
+def end(job: subprocess.Popen[str]) -> tuple[int, str]:
+    """The exit code of a job that fails, and the error in its last line, which is its only one."""
+    output, log = job.communicate(timeout=60)
+    assert "Traceback" not in log
+    return job.returncode, json.loads(output)["error"]
 
 
 def wait_until_all_ended(variable: bytes, seconds: float = 60.0) -> None:

@@ -52,14 +52,16 @@ def command_line(job: str, root: str, **keys: object) -> list[str]:
     ]
 
 
-def run_job(job: str, root: str, environment: dict[str, str] | None = None, **keys: object) -> Ended:
-    """Run one job on the tiny simulated log below `root`; keys with dots are given as `**{"a.b": value}`."""
+def run_job(
+    job: str, root: str, environment: dict[str, str] | None = None, folder: Path = REPOSITORY, **keys: object
+) -> Ended:
+    """Run one job on the tiny simulated log below `root`, in `folder`; keys with dots as `**{"a.b": value}`."""
     done = subprocess.run(
         command_line(job, root, **keys),
         capture_output=True,
         text=True,
         env=os.environ | (environment or {}),
-        cwd=REPOSITORY,
+        cwd=folder,
         check=False,
     )
     lines = done.stdout.splitlines()

@@ -52,11 +52,6 @@ def text_header(log: Log, file: ObjectInfo) -> list[str]:
     if missing is not None:
         _explain_missing(head, log, f"{origin}: no column {missing!r}", set(required))
     head = _fitted(head, log, origin)
-    twice = next((column for column in named.values() if head.names.count(column) > 1), None)
-    if twice is not None:
-        raise InputError(
-            f"{origin}: there are {head.names.count(twice)} columns {twice!r}; keep one or rename the others"
-        )
     if named["event_ts"] in head.names and head.rows:
         _check_first_row(head, log, origin)
     return list(head.names)

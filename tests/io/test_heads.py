@@ -100,7 +100,7 @@ def test_a_file_without_text_has_no_rows_where_no_header_is_expected(tmp_path):
             {"quote": "", "delimiter": "::", "column_names": NAMED},
             "with such a delimiter they cannot be read; write the file without them",
         ),
-        (f"{HEADER},item_id\nu1,i1,5,i2\n", {}, "there are 2 columns 'item_id'; keep one or rename the others"),
+        (f"{HEADER},item_id\nu1,i1,5,i2\n", {}, "2 columns are called 'item_id'"),
         (f"{HEADER}\nu1,i1,x,5\n", {}, "the header has 3 columns, but the first row has 4: 'u1,i1,x,5'"),
         ("u1,5\n", {"column_names": NAMED}, "the first line has 2 columns, but mine.yaml names 3 (user_id, item_id,"),
     ],

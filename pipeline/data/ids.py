@@ -10,8 +10,8 @@ from pipeline.errors import InputError
 
 # What exports write where there is nobody.
 _WORDS = """nan NaN NAN nat NaT none None NONE null Null NULL nil <nil> <NA> <null> (null) (none) \\N N/A n/a #N/A
-undefined 00000000-0000-0000-0000-000000000000"""
-WORDS_FOR_NOBODY = tuple(_WORDS.split())
+NA undefined unknown Unknown UNKNOWN anonymous Anonymous 00000000-0000-0000-0000-000000000000"""
+WORDS_FOR_NOBODY = (*_WORDS.split(), "(not set)")
 
 
 def id_type(raw: pa.DataType, declared: IdType, column: str, way_out: str) -> pa.DataType:

@@ -80,8 +80,8 @@ def read_catalogue(items: Files, item_type: pa.DataType, declared: IdType, max_g
         with items.open(file) as source:
             tables.append(read_bounded(source, items.origin(file), None, max_bytes - sum(t.nbytes for t in tables)))
     try:
-        catalogue = pa.concat_tables(tables)
-    except pa.ArrowInvalid as error:
+        catalogue = pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise InputError(f"{items.uri}: the files of the catalogue differ in their columns ({error})") from None
     return index_catalogue(catalogue, item_type, declared, items.uri)
 

@@ -139,6 +139,16 @@ class PrepareSettings(Config):
     # Keep what was read of each ds= partition, below <root>/read, so that the next night reads the new ones only.
     keep_partitions: bool = True
 
+    @model_validator(mode="after")
+    def _learned_is_seen(self) -> Self:
+        seen = self.seen_lookback_days
+        if seen is not None and (self.lookback_days is None or self.lookback_days > seen):
+            raise ValueError(
+                f"prepare.seen_lookback_days ({seen}) must be at least prepare.lookback_days ({self.lookback_days}): "
+                "what the model learns from is never shown again"
+            )
+        return self
+
 
 class MolSettings(Config):
     """Mixture-of-Logits (arXiv 2407.15462): P_Q × P_X components of width d, gated by three small networks."""

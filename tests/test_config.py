@@ -378,3 +378,28 @@ def test_every_job_answers_a_misspelt_key_with_20(path):
     )
     assert done.returncode == 20
     assert "serch: unknown key; did you mean 'search'?" in done.stderr
+
+
+@pytest.mark.parametrize("lookback_days", [None, 11])
+def test_what_is_learned_from_cannot_be_shown_again(lookback_days):
+    with pytest.raises(InputError, match=r"seen_lookback_days \(10\) must be at least prepare.lookback_days"):
+        validate(Settings, {"prepare": {"seen_lookback_days": 10, "lookback_days": lookback_days}}, "test")
+    assert Settings.model_validate({"prepare": {"seen_lookback_days": 10, "lookback_days": 10}})
+
+
+def test_a_rule_of_a_section_with_a_wrong_key_is_not_told_of():
+    """Without `uri`, which is wrong, the rule that it goes with `source` would say what is not true."""
+    with pytest.raises(InputError, match="1 fault") as error:
+        validate(Settings, {"log": {"uri": ["a", "b"], "source": "default"}}, "test")
+    assert "log.uri: input should be a valid string" in str(error.value)
+
+
+@pytest.mark.parametrize(("given", "meant"), [("User_ID", "user_id"), (" userid ", "user_id"), ("item-id", "item_id")])
+def test_case_and_spaces_do_not_hide_the_name_that_was_meant(given, meant):
+    assert nearest(given, ["event_ts", "item_id", "user_id"]) == f"; did you mean {meant!r}?"
+
+
+@pytest.mark.parametrize("zone", ["Mars/Olympus", "", "../etc"])
+def test_an_unknown_time_zone_is_refused(zone):
+    with pytest.raises(InputError, match="is no time zone that this machine knows"):
+        validate(Settings, {"log": {"time_zone": zone}}, "test")

@@ -39,7 +39,7 @@ def test_only_named_columns_are_read():
         ("event_weights: {0: 1.0}", "the key 0 is a number for YAML; put it in quotes, as in '0': 1.0"),
         (
             "event_weights: {like: 1.0, no: 0.5}",
-            "YAML reads a key as False (yes, no, on and off too); put it in quotes",
+            "YAML reads a key as False (yes, no, on and off too)",
         ),
         ("{time_format: '%Y', time_unit: s}", "give time_format (of text) or time_unit (of numbers), not both"),
         ("time_zone: CEST", "'CEST' is no time zone that this machine knows; give one like 'Europe/Berlin'"),

@@ -47,10 +47,11 @@ def check_bad_share(log: Log, settings: Settings, counts: Counter[str], rejected
     share = counts[reason] / counts["rows_read"]  # so far: a log is refused before its end is read
     values = [str(row["line"] if reason == MALFORMED else row[column]) for row in of_reason]
     hint = _way_out(log, reason, values, share)
+    place = "" if reason == MALFORMED else f" in row {first['row']}"  # a malformed line is only known to be before one
     raise InputError(
-        f"{log.origin(log.files[first['file']])}, {subject} {IN_WORDS[reason]}, for example {example} in row "
-        f"{first['row']}; {num_bad} of {num_rows} rows are bad and prepare.max_bad_share is "
-        f"{settings.prepare.max_bad_share}" + (f"; {hint}" if hint else "")
+        f"{log.origin(log.files[first['file']])}, {subject} {IN_WORDS[reason]}, for example {example}{place}; "
+        f"{num_bad} of {num_rows} rows are bad and prepare.max_bad_share is {settings.prepare.max_bad_share}"
+        + (f"; {hint}" if hint else "")
     )
 
 

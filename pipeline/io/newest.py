@@ -50,18 +50,19 @@ def _newest_folder(files: Log, today: date) -> date:
     if not known:
         raise InputError(f"log.uri {files.uri}: its oldest partition is ds={days[0]}, but today is {today}")
     candidates = known[-FOLDERS_BEFORE - 1 :]
-    of_candidates = [file for file in files.files if day_of(file.key) in candidates]
+    of_candidates = [(day, file) for file in files.files if (day := day_of(file.key)) in candidates]
     with ThreadPoolExecutor(READERS) as pool:
-        sizes = list(pool.map(lambda file: num_rows(files, file), of_candidates))
+        sizes = list(pool.map(lambda pair: num_rows(files, pair[1]), of_candidates))
     numbers: Counter[date] = Counter()
-    for file, size in zip(of_candidates, sizes, strict=True):
-        numbers[day_of(file.key) or EPOCH] += size
+    for (day, _), size in zip(of_candidates, sizes, strict=True):
+        numbers[day] += size
     chosen = next((day for day in reversed(candidates) if looks_like_a_day(day, numbers, FOLDERS_BEFORE)), known[-1])
     if chosen != days[-1]:
+        unit = "bytes" if files.source.format == "csv" else "rows"
+        rows = f"it has {numbers[days[-1]]} {unit}, where a usual day has {median(numbers.values()):.0f}"
         log.warning(
-            "   %s: the newest partition is ds=%s, but today is %s and that partition has %d rows (a usual day: %d); "
-            "serving ds=%s; --ds chooses another day",
-            *(files.uri, days[-1], today, numbers[days[-1]], median(numbers.values()), chosen),
+            "   %s: the newest partition is ds=%s, but %s; serving ds=%s; --ds chooses another day",
+            *(files.uri, days[-1], rows if days[-1] in candidates else f"today is {today}", chosen),
         )
     return chosen
 

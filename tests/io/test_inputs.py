@@ -181,9 +181,11 @@ def test_one_partition_of_the_future_does_not_decide_the_day(tmp_path, caplog):
     assert not caplog.records
     write(tmp_path / "lake" / "ds=2026-11-24" / "a.parquet", on_days({24: 1}))
     assert newest(settings, today=date(2026, 12, 1)) == DS, "a partition of one row"
-    assert "the newest partition is ds=2026-11-24, but today is 2026-12-01 and that partition has 1 rows" in caplog.text
+    assert "the newest partition is ds=2026-11-24, but it has 1 rows, where a usual day has 40; serving" in caplog.text
     write(tmp_path / "lake" / "ds=2087-11-24" / "a.parquet", on_days({24: 40}))
+    caplog.clear()
     assert newest(settings) == DS
+    assert "the newest partition is ds=2087-11-24, but today is 2026-11-21; serving ds=2026-11-20" in caplog.text
     with pytest.raises(InputError, match="its oldest partition is ds=2026-11-17, but today is 2026-11-01"):
         newest(settings, today=date(2026, 11, 1))
 

@@ -5,6 +5,7 @@ import pickle
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -461,3 +462,9 @@ class TestS3:
         storage.create("a/b", b"1")
         storage._open_clients().patient.put_object(Bucket=storage.bucket, Key=f"{storage.prefix}a/", Body=b"")
         assert storage.list() == [ObjectInfo("a/b", 1, storage.head("a/b").etag)]
+
+
+def test_a_store_knows_what_time_it_is(storage: Storage) -> None:
+    """Its own clock: here all stores share the clock of this machine."""
+    before = datetime.now(UTC).replace(microsecond=0)
+    assert before <= storage.clock() <= datetime.now(UTC)

@@ -3,7 +3,7 @@
 import gzip
 import re
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import date
 from functools import partial
 from pathlib import Path
 
@@ -11,25 +11,21 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import load_config
-from pipeline.data.sources import ColumnMap, SourceSpec
+from pipeline.data.sources import SourceSpec
 from pipeline.errors import InfrastructureError, InputError
 from pipeline.io.decoding import Converted, Replacing
 from pipeline.io.delimited import TEXT_BLOCK_BYTES
 from pipeline.io.inputs import Files, Log, list_items, list_log, list_queries, source_path
-from pipeline.io.newest import check_age, newest_day
 from pipeline.io.night import open_night
 from pipeline.io.rows import check_columns, read_rows
 from pipeline.io.simulated import write_simulated_log
 from pipeline.io.storage import open_storage
-from pipeline.settings import LogSettings, Settings, SimulateSettings
-from tests.io.inputs_on_disk import NOON, events, settings_for, write
+from pipeline.settings import Settings, SimulateSettings
+from tests.io.inputs_on_disk import events, settings_for, write
+from tests.io.test_newest import newest
 
 DS = date(2026, 11, 20)
 TODAY = date(2026, 11, 21)
-
-
-def newest(settings: Settings, zone: str = "UTC", today: date = TODAY) -> date:
-    return newest_day(list_log(settings), zone, today)
 
 
 def test_every_shipped_source_is_valid():
@@ -125,96 +121,6 @@ def test_a_table_of_another_format_is_refused_by_name(tmp_path, key, what):
             listed(settings)
 
 
-def test_folders_with_a_value_in_their_name_are_columns(tmp_path):
-    for kind in ("view", "add%20to%20cart", "__HIVE_DEFAULT_PARTITION__"):
-        write(tmp_path / "lake" / "ds=2026-11-20" / f"event_type={kind}" / "a.parquet", events(2))
-    log = list_log(settings_for(tmp_path, tmp_path / "lake"))
-    columns = check_columns(log)
-    assert columns.names == ("user_id", "item_id", "event_ts", "event_type")
-    found = {
-        row["event_type"]
-        for file in log.files
-        for rows in read_rows(log, file, None, columns.names)
-        for row in rows.table.to_pylist()
-    }
-    assert found == {"view", "add to cart", None}
-
-
-def test_a_column_of_the_file_wins_over_the_folders(tmp_path):
-    path = tmp_path / "lake" / "event_type=view" / "a.parquet"
-    write(path, events(1, event_type=pa.array(["click"])))
-    log = list_log(settings_for(tmp_path, tmp_path / "lake"))
-    (rows,) = read_rows(log, log.files[0], None, ("event_type",))
-    assert rows.table["event_type"].to_pylist() == ["click"]
-
-
-def on_days(numbers: dict[int, int]) -> pa.Table:
-    """Events of which `numbers[day]` are at noon of that day of November."""
-    times = [NOON + timedelta(days=day - 20) for day, number in numbers.items() for _ in range(number)]
-    return events(len(times), event_ts=pa.array(times))
-
-
-def test_one_wrong_clock_does_not_decide_the_day(tmp_path, caplog):
-    path = tmp_path / "lake" / "a.parquet"
-    settings = settings_for(tmp_path, tmp_path / "lake")
-    write(path, on_days({18: 40, 19: 40, 20: 40, 24: 1}))
-    assert newest(settings, today=date(2026, 12, 1)) == DS
-    assert "1 of its 121 events are after 2026-11-20, the last of 2026-11-24, and no such day looks like" in caplog.text
-    caplog.clear()
-    write(path, on_days({18: 40, 19: 40, 20: 40, 24: 2}))
-    assert newest(settings, today=date(2026, 12, 1)) == date(2026, 11, 24), "5 % of a usual day"
-    assert newest(settings, today=date(2026, 11, 22)) == DS, "beyond the clock of the store"
-    assert newest(settings, today=date(2026, 11, 23)) == date(2026, 11, 24), "but for a slack of a day"
-    write(path, on_days({18: 40, 19: 40, 20: 40}))
-    caplog.clear()
-    newest(settings)
-    assert not caplog.records
-    with pytest.raises(InputError, match="its oldest event is of 2026-11-18, but today is 2026-11-01"):
-        newest(settings, today=date(2026, 11, 1))
-
-
-def test_one_partition_of_the_future_does_not_decide_the_day(tmp_path, caplog):
-    for day in (17, 18, 19, 20):
-        write(tmp_path / "lake" / f"ds=2026-11-{day}" / "a.parquet", on_days({day: 40}))
-    settings = settings_for(tmp_path, tmp_path / "lake")
-    assert newest(settings) == DS
-    assert not caplog.records
-    write(tmp_path / "lake" / "ds=2026-11-24" / "a.parquet", on_days({24: 1}))
-    assert newest(settings, today=date(2026, 12, 1)) == DS, "a partition of one row"
-    assert "the newest partition is ds=2026-11-24, but it has 1 rows, where a usual day has 40; serving" in caplog.text
-    write(tmp_path / "lake" / "ds=2087-11-24" / "a.parquet", on_days({24: 40}))
-    caplog.clear()
-    assert newest(settings) == DS
-    assert "the newest partition is ds=2087-11-24, but today is 2026-11-21; serving ds=2026-11-20" in caplog.text
-    with pytest.raises(InputError, match="its oldest partition is ds=2026-11-17, but today is 2026-11-01"):
-        newest(settings, today=date(2026, 11, 1))
-
-
-def test_the_day_is_one_of_the_logs_zone(tmp_path):
-    late = NOON + timedelta(hours=14)  # 02:00 of the next day, UTC
-    write(tmp_path / "lake" / "a.parquet", events(3, event_ts=pa.array([late] * 3)))
-    settings = settings_for(tmp_path, tmp_path / "lake")
-    assert newest(settings, "UTC") == date(2026, 11, 21)
-    assert newest(settings, "America/New_York") == DS
-
-
-def test_a_log_that_is_late_is_refused_where_the_settings_expect_it_daily(tmp_path):
-    write(tmp_path / "lake" / "a.parquet", events())
-    log = list_log(settings_for(tmp_path, tmp_path / "lake"))
-    for max_age_days in (None, 1, 2):
-        check_age(log, DS, TODAY, max_age_days)
-    with pytest.raises(InputError, match=r"newest day is 2026-11-20, 1 days before today .*max_age_days is 0"):
-        check_age(log, DS, TODAY, 0)
-    with pytest.raises(InputError, match="the log is late"):
-        open_night(
-            settings_for(tmp_path, tmp_path / "lake").model_copy(update={"log": log_of(tmp_path, max_age_days=0)})
-        )
-
-
-def log_of(tmp_path: Path, **changed: object) -> LogSettings:
-    return LogSettings(uri=str(tmp_path / "lake"), source="default", **changed)
-
-
 def test_a_day_without_a_partition_is_refused(tmp_path):
     write(tmp_path / "lake" / "ds=2026-11-20" / "a.parquet", events())
     with pytest.raises(InputError, match="no partition ds=2026-11-25; the newest is ds=2026-11-20"):
@@ -231,91 +137,11 @@ def test_files_beside_partitions_are_refused(tmp_path):
         list_log(settings_for(tmp_path, tmp_path / "lake"))
 
 
-def test_a_missing_column_is_named_with_the_nearest_one(tmp_path):
-    table = events().rename_columns(["userid", "item_id", "event_ts"])
-    write(tmp_path / "lake" / "a.parquet", table)
-    with pytest.raises(InputError) as error:
-        check_columns(list_log(settings_for(tmp_path, tmp_path / "lake")))
-    message = str(error.value)
-    assert "a.parquet: no column 'user_id'" in message
-    assert "default.yaml" in message
-    assert "userid, item_id, event_ts" in message
-    assert "did you mean 'userid'" in message
-
-
 def test_files_that_differ_in_type_are_refused(tmp_path):
     write(tmp_path / "lake" / "a.parquet", events())
     write(tmp_path / "lake" / "b.parquet", events(user_id=pa.array([1, 2, 3, 4])))
     with pytest.raises(InputError, match=r"b\.parquet: column 'user_id' is int64, but string in a\.parquet"):
         check_columns(list_log(settings_for(tmp_path, tmp_path / "lake")))
-
-
-def test_files_that_differ_without_loss_are_one_log(tmp_path):
-    """Widths, units, an optional column that came later, a file without a row."""
-    write(tmp_path / "lake" / "a.parquet", events(2, user_id=pa.array([1, 2], pa.int16())))
-    times = pa.array([NOON] * 2).cast(pa.timestamp("ns"))
-    later = {"event_ts": times, "user_id": pa.array([3, 4], pa.uint32()), "event_type": pa.array(["view"] * 2)}
-    write(tmp_path / "lake" / "b.parquet", events(2, **later))
-    write(tmp_path / "lake" / "c.parquet", pa.table({name: pa.nulls(0) for name in ("user_id", "item_id", "event_ts")}))
-    log = list_log(settings_for(tmp_path, tmp_path / "lake"))
-    columns = check_columns(log)
-    assert columns.names == ("user_id", "item_id", "event_ts", "event_type")
-    assert (columns.user_type, columns.item_type) == (pa.int64(), pa.string())
-    rows = [
-        row
-        for file in log.files
-        for part in read_rows(log, file, None, columns.names)
-        for row in part.table.to_pylist()
-    ]
-    assert [row["event_type"] for row in rows] == [None, None, "view", "view"]
-
-
-def test_one_column_may_have_two_roles(tmp_path):
-    write(tmp_path / "lake" / "a.parquet", events(2))
-    log = list_log(settings_for(tmp_path, tmp_path / "lake"))
-    source = log.source.model_copy(update={"columns": ColumnMap(event_id="user_id")})
-    (rows,) = read_rows(replace(log, source=source), log.files[0], None, ("user_id", "event_id"))
-    assert rows.table.to_pydict() == {"user_id": ["u0", "u1"], "event_id": ["u0", "u1"]}
-
-
-def test_a_column_that_is_read_and_there_twice_is_refused(tmp_path):
-    names = [*events().column_names, "item_id", "x", "x"]
-    table = pa.Table.from_arrays([*events().columns, *[pa.array(["other"] * 4)] * 3], names=names)
-    write(tmp_path / "lake" / "a.parquet", table)
-    with pytest.raises(InputError, match=r"a\.parquet: 2 columns are called 'item_id'"):
-        check_columns(list_log(settings_for(tmp_path, tmp_path / "lake")))
-
-
-@pytest.mark.parametrize(
-    ("column", "values", "says"),
-    [
-        ("event_type", pa.array([["a"]]), "'event_type' is list<.*; it must be text, an integer or a boolean"),
-        ("event_id", pa.array([{"a": 1}]), "'event_id' is struct<.*; it must be text, an integer or a boolean"),
-        ("event_value", pa.array([["a"]]), "'event_value' is list<.*; a value must be a number or text"),
-        ("event_ts", pa.array([True]), "'event_ts' is bool; a time must be"),
-        ("user_id", pa.array([1.5]), "'user_id' is double; an id must be"),
-    ],
-)
-def test_types_are_checked_at_the_head(tmp_path, column, values, says):
-    write(tmp_path / "lake" / "a.parquet", events(1, **{column: values}))
-    with pytest.raises(InputError, match=rf"a\.parquet: column {says}"):
-        check_columns(list_log(settings_for(tmp_path, tmp_path / "lake")))
-
-
-def test_columns_of_arrows_own_types_refuse_no_log(tmp_path):
-    table = events(1, note=pa.array([bytes(16)], pa.uuid()), user_id=pa.array([bytes(16)], pa.uuid()))
-    write(tmp_path / "lake" / "a.parquet", table.append_column("payload", pa.array(["{}"], pa.json_())))
-    log = list_log(settings_for(tmp_path, tmp_path / "lake"))
-    assert check_columns(log).user_type == pa.string()
-
-
-def test_extra_columns_and_row_groups_are_noted(tmp_path):
-    table = events(7, note=pa.array(["x"] * 7), surface=pa.array(["home"] * 7))
-    write(tmp_path / "lake" / "a.parquet", table, row_group_size=3)
-    columns = check_columns(list_log(settings_for(tmp_path, tmp_path / "lake")))
-    assert columns.extra == ("note", "surface")
-    assert columns.group_rows == ((3, 3, 1),)
-    assert (columns.user_type, columns.item_type) == (pa.string(), pa.string())
 
 
 def test_a_truncated_parquet_file_is_named(tmp_path):
@@ -333,14 +159,6 @@ def test_flipped_bits_in_a_page_with_a_checksum_are_found(tmp_path):
     log = list_log(settings_for(tmp_path, tmp_path / "lake"))
     with pytest.raises(InputError, match=r"a\.parquet: damaged or cut short"):
         list(read_rows(log, log.files[0], None, ("user_id", "item_id", "event_ts")))
-
-
-def test_a_wrong_unit_is_suspected_when_the_newest_day_is_looked_up(tmp_path):
-    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,2,4.5,1795177815250\n")
-    with pytest.raises(InputError) as error:
-        newest(settings_for(tmp_path, tmp_path / "ratings.csv", "movielens_20m"))
-    assert "no sane time in column 'timestamp' of its 1 rows: '1795177815250' would be" in str(error.value)
-    assert "2026-11-20 12:30:15 with time_unit: ms (in" in str(error.value)
 
 
 def read_all(tmp_path: Path, source: str, uri: Path, names=("user_id", "item_id", "event_ts")):

@@ -1,79 +1,32 @@
 """Prepare as a whole. The tasks run in this process, one after the other; the tests on Ray say so in their names."""
 
-import json
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import date, timedelta
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.artifacts import FileEntry, Manifest
-from pipeline.config import fingerprint, load_config
+from pipeline.artifacts import FileEntry
 from pipeline.data.cleaning import MALFORMED
 from pipeline.data.histories import Bucket, user_bucket
 from pipeline.data.simulation.log import simulate_days
-from pipeline.data.sources import SourceSpec
 from pipeline.distributed.runner import RayRunner
-from pipeline.errors import InfrastructureError, InputError
-from pipeline.io.artifacts import require_manifest
-from pipeline.io.histories import bucket_claims, items_claims, read_bucket, read_items
+from pipeline.errors import InfrastructureError
+from pipeline.io.histories import bucket_claims, items_claims, read_items
 from pipeline.io.inputs import day_of
-from pipeline.io.night import Night, open_night
+from pipeline.io.night import open_night
 from pipeline.io.rows import check_columns
-from pipeline.io.simulated import write_simulated_log
 from pipeline.io.storage import open_storage
-from pipeline.settings import LogSettings, Settings
+from pipeline.settings import Settings
 from pipeline.stages.local import LocalRunner
 from pipeline.stages.prepare import tasks
 from pipeline.stages.prepare.job import Piece, cut_pieces
-from pipeline.stages.prepare.limits import check_worth_training
 from pipeline.stages.prepare.parts import parts_of
-from pipeline.stages.prepare.passes import open_job, prepare
-from pipeline.stages.prepare.report import tell
 from pipeline.stages.prepare.segments import read_segment, remove_scratch, write_segments
-from pipeline.stages.runner import Runner
 from tests.io.inputs_on_disk import NOON, events, settings_for, write
-
-DS = date(2026, 11, 20)
-TINY = {"num_users": 60, "num_items": 40, "num_events": 3_000, "num_days": 8, "bot_share": 0.02, "num_tastes": 5}
-
-
-class Backwards(LocalRunner):
-    """A local runner that does the last task first: prepare must not depend on the order."""
-
-    def run_tasks(self, label, function, arguments):
-        yield from super().run_tasks(label, function, list(reversed(arguments)))
-
-
-def simulated(root: Path | str, **sections: dict) -> Settings:
-    values = {"root": str(root), "simulate": TINY, "train": {"num_negatives": 5}, "search": {"k": 5}} | sections
-    settings = Settings.model_validate(values)
-    write_simulated_log(open_storage(settings.root), settings.simulate)
-    return settings
-
-
-def run(settings: Settings, ds: date | None = None, runner: Runner | None = None) -> tuple[list[Bucket], Manifest]:
-    night = open_night(settings, ds)
-    manifest = prepare(runner or Backwards(settings), open_job(night, settings))
-    buckets = [read_bucket(night.storage, night.histories, b) for b in range(settings.output.num_buckets)]
-    return buckets, manifest
-
-
-def validation_of(settings: Settings) -> dict:
-    night = open_night(settings)
-    return json.loads(night.storage.read(file_of(night, "validation")))
-
-
-def file_of(night: Night, name: str) -> str:
-    """The key of a file of the Histories artifact."""
-    manifest = require_manifest(night.storage, night.histories, "prepare")
-    (key,) = (file.key for file in manifest.files if file.key.startswith(f"{name}-"))
-    return night.histories.key(key)
+from tests.stages.prepared import TINY, file_of, run, simulated, validation_of
 
 
 def by_user(settings: Settings, buckets: list[Bucket]) -> dict:
@@ -382,127 +335,6 @@ def test_a_partition_that_has_changed_is_read_again_and_no_other(tmp_path, monke
     assert len(kept) == 3, "one version of each partition"
 
 
-def test_the_rows_of_a_partition_belong_to_its_day(tmp_path):
-    """A partition of a local day in the west ends after the day in UTC."""
-    ahead = [NOON - timedelta(hours=6 - 4 * step) for step in range(6)]  # 06:00 to 02:00 of the next day
-    for day in (19, 20):
-        times = pa.array([time - timedelta(days=20 - day) for time in ahead])
-        write(tmp_path / "lake" / f"ds=2026-11-{day}" / "a.parquet", events(6, event_ts=times))
-    settings = settings_for(tmp_path, tmp_path / "lake")
-    for day, kept in ((19, 6), (20, 12)):
-        buckets, manifest = run(settings, date(2026, 11, day))
-        assert sum(len(bucket.item_rows) for bucket in buckets) == kept == manifest.counts["rows_read"]
-
-
-def test_days_of_the_split_begin_at_midnight_in_the_logs_zone(tmp_path):
-    """The last hours of the night's day in New York are the next day's in UTC."""
-    times = pa.array(
-        [NOON - timedelta(days=1), NOON - timedelta(hours=8), NOON - timedelta(hours=7), NOON + timedelta(hours=16)]
-    )
-    write(tmp_path / "lake" / "a.parquet", events(4, event_ts=times, user_id=pa.array(["u"] * 4)))
-    log = {"uri": str(tmp_path / "lake"), "source": "default"}
-    split = {}
-    for zone in ("UTC", "America/New_York"):
-        settings = settings_for(tmp_path / zone, tmp_path / "lake").model_copy(
-            update={"log": LogSettings(**log, time_zone=zone)}
-        )
-        (bucket,) = [bucket for bucket in run(settings, date(2026, 11, 20))[0] if bucket.num_users]
-        split[zone] = (bucket.num_train.tolist(), bucket.num_validation.tolist(), len(bucket.item_rows))
-    assert split == {"UTC": ([0], [1], 3), "America/New_York": ([0], [2], 4)}
-
-
-def test_what_is_set_aside_still_counts_as_seen(tmp_path):
-    """Old, ahead of the day, of an ignored type and without a time: nothing is learned, and it is not shown again."""
-    times = [NOON, NOON - timedelta(days=9), NOON + timedelta(days=9_000), NOON, None, NOON - timedelta(hours=1)]
-    items = ["i0", "i1", "i2", "i3", "i4", "i5"]
-    kinds = ["view", "view", "view", "look", "view", "view"]
-    of_u = events(
-        6, user_id=pa.array(["u"] * 6), item_id=pa.array(items), event_type=pa.array(kinds),
-        event_ts=pa.array(times, pa.timestamp("us", tz="UTC")),
-    )  # fmt: skip
-    of_v = events(6, user_id=pa.array(["v"] * 6), item_id=pa.array(items), event_type=pa.array(["view"] * 6))
-    write(tmp_path / "lake" / "a.parquet", pa.concat_tables([of_u, *[of_v] * 4]))
-    (tmp_path / "own.yaml").write_text(
-        "columns: {user_id: user_id, item_id: item_id, event_ts: event_ts, event_type: event_type}\n"
-        "event_weights: {view: 1.0}\nunknown_event_types: ignore\n"
-    )
-    sections = {"prepare": {"lookback_days": 5, "max_bad_share": 0.5, "max_duplicate_share": 1.0}}
-
-    def seen_by_u(ds: date | None, **prepare: object) -> list[int]:
-        values = {"prepare": sections["prepare"] | prepare}
-        settings = settings_for(tmp_path / fingerprint(prepare), tmp_path / "lake", **values)
-        buckets = run_with(settings, tmp_path / "own.yaml", ds)
-        bucket = next(bucket for bucket in buckets if "u" in bucket.user_ids.to_pylist())
-        at = bucket.user_ids.to_pylist().index("u")
-        assert bucket.cut("whole")[at].tolist() == [5, 0]
-        return bucket.seen("whole")[at].tolist()
-
-    assert seen_by_u(None) == [0, 1, 2, 3, 4, 5]
-    assert seen_by_u(None, seen_lookback_days=5) == [0, 2, 3, 4, 5]
-
-
-def run_with(settings: Settings, source: Path, ds: date | None) -> list[Bucket]:
-    """Prepare with the column map of this file."""
-    night = open_night(settings, ds)
-    log = replace(night.inputs.log, source=load_config(SourceSpec, source))
-    night = replace(night, inputs=replace(night.inputs, log=log))
-    prepare(LocalRunner(settings), open_job(night, settings))
-    return [read_bucket(night.storage, night.histories, b) for b in range(settings.output.num_buckets)]
-
-
-def test_a_log_that_goes_on_after_the_day_does_not_say_what_will_be_seen(tmp_path):
-    days = pa.array([NOON + timedelta(days=day) for day in (0, 0, 1, 1)])
-    table = events(4, user_id=pa.array(["u"] * 4), item_id=pa.array(["i0", "i1", "i1", "i2"]), event_ts=days)
-    write(tmp_path / "lake" / "a.parquet", table)
-    (bucket,) = [bucket for bucket in run(settings_for(tmp_path, tmp_path / "lake"), DS)[0] if bucket.num_users]
-    assert bucket.seen("whole")[0].tolist() == [0, 1]
-    assert bucket.also_seen[0].tolist() == []
-
-
-def test_a_day_without_an_event_is_no_day_to_serve(tmp_path):
-    write(tmp_path / "lake" / "a.parquet", events())
-    settings = settings_for(tmp_path, tmp_path / "lake")
-    with pytest.raises(InputError, match=r"no event of the day 2026-11-25 \(--ds\); the newest is of 2026-11-20"):
-        run(settings, date(2026, 11, 25))
-
-
-def test_ids_that_are_no_ids_of_deliveries_are_refused(tmp_path):
-    write(tmp_path / "lake" / "a.parquet", events(8, user_id=pa.array(["u"] * 8), event_id=pa.array(["1"] * 8)))
-    settings = settings_for(tmp_path, tmp_path / "lake")
-    with pytest.raises(InputError, match="'event_id': 7 of 8 rows have an id that another event"):
-        run(settings)
-    allowed = settings_for(tmp_path, tmp_path / "lake", prepare={"max_duplicate_share": 0.9})
-    buckets, manifest = run(allowed)
-    assert sum(len(bucket.item_rows) for bucket in buckets) == 8
-    assert manifest.counts["reused_event_ids"] == 7
-
-
-def test_a_log_that_is_there_many_times_is_refused(tmp_path):
-    for name in "abc":
-        write(tmp_path / "lake" / f"{name}.parquet", events())
-    with pytest.raises(InputError, match="8 of 12 rows repeat an earlier one"):
-        run(settings_for(tmp_path, tmp_path / "lake"))
-
-
-def test_words_that_mean_nobody_are_refused_when_there_are_many(tmp_path):
-    write(tmp_path / "lake" / "a.parquet", events(4, user_id=pa.array(["a", "nan", "nan", "None"])))
-    settings = settings_for(tmp_path, tmp_path / "lake")
-    with pytest.raises(InputError, match=r"3 of 4 rows have a word .* \('nan' 2, 'None' 1\).*null_words: \["):
-        run(settings)
-    buckets, _ = run(settings_for(tmp_path, tmp_path / "lake", prepare={"max_bad_share": 0.8}))
-    assert sum(bucket.num_users for bucket in buckets) == 3
-
-
-def test_what_is_left_out_is_told_in_rows_and_share():
-    counts = Counter(rows_read=1_000, out_of_lookback=300, duplicates=1, bot_events=2, reused_event_ids=4)
-    assert tell(counts | Counter({"word:user_id:nan": 3})) == [
-        "left out: 300 of 1,000 rows (30.00%) older than prepare.lookback_days; they still count as seen",
-        "left out: 2 of 1,000 rows (0.20%) of users above prepare.max_user_events_per_day",
-        "kept: 4 of 1,000 rows (0.40%) whose event_id another event of the user has",
-        "kept: 3 of 1,000 rows (0.30%) whose id usually means nobody: 'user_id:nan' 3",
-    ]
-
-
 def test_a_task_has_some_row_groups_of_some_files(tmp_path):
     write(tmp_path / "lake" / "a.parquet", events(10), row_group_size=4)
     write(tmp_path / "lake" / "b.parquet", events(3))
@@ -512,38 +344,6 @@ def test_a_task_has_some_row_groups_of_some_files(tmp_path):
         (Piece(0, 4, (1,), 4), Piece(0, 8, (2,), 2)),
         (Piece(1, 0, (0,), 3),),
     ]
-
-
-def test_bad_rows_below_the_limit_lie_in_the_quarantine(tmp_path):
-    users = pa.array([None if i == 7 else f"u{i % 20}" for i in range(400)])
-    write(tmp_path / "lake" / "a.parquet", events(400, user_id=users))
-    settings = settings_for(tmp_path, tmp_path / "lake")
-    run(settings)
-    night = open_night(settings)
-    (row,) = pq.read_table(pa.BufferReader(night.storage.read(file_of(night, "quarantine")))).to_pylist()
-    assert (row["file"], row["row"], row["reason"], row["item_id"]) == ("a.parquet", 7, "user_id_null", "i1")
-    assert validation_of(settings)["quarantined"] == {"user_id_null": 1}
-
-
-@pytest.mark.parametrize(
-    ("column", "values", "says"),
-    [
-        ("user_id", [None] * 40, "column 'user_id': 40 values are null or empty, for example None in row 0"),
-        ("item_id", ["", "i1"] * 20, "column 'item_id': 20 values are null or empty, for example '' in row 0"),
-        ("event_type", ["veiw"] * 40, "column 'event_type': 40 values are unknown: event_weights lacks it"),
-    ],
-)
-def test_too_many_bad_rows_are_refused_with_an_example(tmp_path, monkeypatch, column, values, says):
-    write(tmp_path / "lake" / "a.parquet", events(40, **{column: pa.array(values, pa.string())}))
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "conf" / "sources").mkdir(parents=True)
-    (tmp_path / "conf" / "sources" / "strict.yaml").write_text(
-        "columns: {event_type: event_type}\noptional_columns: [event_type]\nevent_weights: {view: 1.0}\n"
-    )
-    with pytest.raises(InputError) as error:
-        run(settings_for(tmp_path, tmp_path / "lake", "strict"))
-    assert f"lake/a.parquet, {says}" in str(error.value)
-    assert "prepare.max_bad_share is 0.01" in str(error.value)
 
 
 def test_rows_are_numbered_through_a_file_whatever_is_read_at_once(tmp_path, monkeypatch):
@@ -565,23 +365,6 @@ def test_all_malformed_lines_are_counted_and_some_are_kept(tmp_path, monkeypatch
     run(settings)
     found = validation_of(settings)
     assert (found["rows_read"], found["quarantined"]) == (12, {MALFORMED: 7})
-
-
-@pytest.mark.parametrize(
-    ("bad", "number", "words"),
-    [
-        (['1,"x,4.0,1795176000', '2,"x,4.0,1795176001'], 2, "if quotes are part of the text, set csv: {quote: ''} in"),
-        (['1,"12\\" mix, 3",4.0,5'], 1, "set csv: {escape: '\\'} in"),
-        (["1;2;3;4"], 1, "is csv.delimiter right? in"),
-    ],
-)
-def test_too_many_malformed_lines_are_refused_with_the_setting_that_may_help(tmp_path, bad, number, words):
-    good = [f"{i},{i % 3},4.0,{int(NOON.timestamp()) + i}" for i in range(5)]
-    (tmp_path / "ratings.csv").write_text("\n".join(["userId,movieId,rating,timestamp", *good, *bad]))
-    with pytest.raises(InputError) as error:
-        run(settings_for(tmp_path, tmp_path / "ratings.csv", "movielens_20m"))
-    assert f"ratings.csv, {number} lines are without the columns of their file" in str(error.value)
-    assert words in str(error.value)
 
 
 def test_an_event_is_late_when_it_happened_before_the_day_of_its_partition(tmp_path):
@@ -607,31 +390,6 @@ def test_without_a_catalogue_the_items_are_those_of_the_log_in_order(tmp_path):
     assert items["num_events"].to_pylist() == [2, 1, 1, 2]
 
 
-def test_a_share_of_bad_rows_or_orphans_that_is_just_allowed_is_taken(tmp_path):
-    users = pa.array([None, *(f"u{i}" for i in range(39))])
-    write(tmp_path / "bad" / "a.parquet", events(40, user_id=users))
-    run(settings_for(tmp_path, tmp_path / "bad", prepare={"max_bad_share": 1 / 40}))
-    write(tmp_path / "lake" / "a.parquet", events(40))
-    write(tmp_path / "items.parquet", pa.table({"item_id": ["i0", "j1"]}))
-    items = {"uri": str(tmp_path / "items.parquet")}
-    run(settings_for(tmp_path, tmp_path / "lake", items=items, prepare={"max_orphan_share": 0.5}))
-
-
-def test_milliseconds_declared_as_seconds_are_recognised(tmp_path):
-    lines = [f"{i % 7},{i},4.0,{int(NOON.timestamp()) * 1_000 + i}" for i in range(50)]
-    write(tmp_path / "other.parquet", events())
-    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + "\n".join(lines))
-    settings = settings_for(tmp_path, tmp_path / "ratings.csv", "movielens_20m")
-    with pytest.raises(InputError) as error:
-        run(settings, date(2026, 11, 20))
-    message = str(error.value)
-    assert (
-        "ratings.csv, column 'timestamp': 50 values are in the future, for example '1795176000000' in row 0" in message
-    )
-    assert "2026-11-20 12:00:00 with time_unit: ms (in" in message
-    assert "movielens_20m.yaml" in message
-
-
 def test_a_log_of_numbers_keeps_its_type(tmp_path):
     lines = [f"{u}::{u + i}::5::{978300760 + 60 * i}" for u in range(1, 30) for i in range(5)]
     (tmp_path / "ratings.dat").write_text("\n".join(lines))
@@ -640,22 +398,6 @@ def test_a_log_of_numbers_keeps_its_type(tmp_path):
     item_ids, _, num_train, num_validation = by_user(settings, buckets)[1]
     assert (item_ids, num_train, num_validation) == ([1, 2, 3, 4, 5], 3, 1)
     assert manifest.counts["test_events"] == 29
-
-
-def test_a_catalogue_of_another_log_is_refused(tmp_path):
-    write(tmp_path / "lake" / "a.parquet", events(40))
-    write(tmp_path / "numbers.parquet", pa.table({"item_id": [1, 2]}))
-    write(tmp_path / "other.parquet", pa.table({"item_id": ["i0", "j1"]}))
-    with pytest.raises(InputError, match="item_id is int64 there, but string in the log"):
-        run(settings_for(tmp_path, tmp_path / "lake", items={"uri": str(tmp_path / "numbers.parquet")}))
-    with pytest.raises(InputError, match="20 of 40 events are on items that the catalogue lacks, for example 'i1'"):
-        run(settings_for(tmp_path, tmp_path / "lake", items={"uri": str(tmp_path / "other.parquet")}))
-
-
-def test_a_log_without_a_usable_row_is_refused(tmp_path):
-    write(tmp_path / "lake" / "ds=2026-11-20" / "a.parquet", events(4).slice(0, 0))
-    with pytest.raises(InputError, match="no row of the log is left"):
-        run(settings_for(tmp_path, tmp_path / "lake"))
 
 
 @pytest.mark.s3
@@ -672,33 +414,3 @@ def test_on_ray_the_files_are_the_same(tmp_path):
     files: tuple[FileEntry, ...] = run(on_ray, runner=RayRunner(on_ray))[1].files
     alone = simulated(tmp_path / "alone")
     assert [f.sha256 for f in files] == [f.sha256 for f in run(alone)[1].files]
-
-
-@pytest.mark.parametrize(
-    ("counts", "says"),
-    [
-        ({"users": 0, "bot_users": 3}, "no user is left: all 3 have a day with more than 9 events"),
-        ({"users": 0, "bot_users": 0}, "no user is left$"),
-        ({"users": 5, "trainable_users": 0}, "no user has two events to train on"),
-        ({"users": 5, "trainable_users": 5, "evaluable_users": 0}, "nobody has a test event on an item that is new"),
-    ],
-)
-def test_histories_that_nothing_can_be_learned_from_are_refused_before_the_training(counts, says):
-    with pytest.raises(InputError, match=f"h: {says}"):
-        check_worth_training(counts, "h", 9)
-
-
-def test_users_to_train_and_to_measure_on_are_counted(tmp_path):
-    """u0 has three old events and a new one, u1 an old and a new one, u2 the old item again, u3 new ones only."""
-    days = {"u0": (5, 4, 3, 0), "u1": (5, 0), "u2": (5, 5, 0), "u3": (0, 0)}
-    rows = [(user, age, at) for user, ages in days.items() for at, age in enumerate(ages)]
-    table = events(
-        len(rows),
-        user_id=pa.array([user for user, _, _ in rows]),
-        item_id=pa.array(["i0" if user == "u2" else f"i{at}" for user, _, at in rows]),
-        event_ts=pa.array([NOON - timedelta(days=age, seconds=at) for _, age, at in rows]),
-    )
-    write(tmp_path / "lake" / "a.parquet", table)
-    _, manifest = run(settings_for(tmp_path, tmp_path / "lake"))
-    check_worth_training(manifest.counts, "h", 9)
-    assert (manifest.counts["trainable_users"], manifest.counts["evaluable_users"]) == (2, 2)

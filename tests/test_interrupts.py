@@ -48,6 +48,7 @@ def start(
     lines = work.strip().replace("\n", "\n        ")
     program = JOB.format(work=lines, patience=patience, minutes=minutes, afterwards=afterwards)
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    options.setdefault("preexec_fn", lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))  # as outside of nohup
     command = [sys.executable, "-c", program]
     job = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload]
     if "ready" in work + afterwards:

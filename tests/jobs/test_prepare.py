@@ -1,11 +1,12 @@
 """Prepare as a scheduler runs it: exit codes, and one clear sentence about bad input."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from tests.io.inputs_on_disk import events, write
+from tests.io.inputs_on_disk import NOON, events, write
 from tests.jobs.nightly import Ended, run_job
 
 
@@ -28,8 +29,13 @@ def truncated(lake: Path) -> None:
 
 
 def zero_bytes(lake: Path) -> None:
-    write(lake / "a.parquet", events())
+    lake.mkdir()
+    (lake / "a.parquet").touch()
     (lake / "b.parquet").touch()
+
+
+def one_event_each(lake: Path) -> None:
+    write(lake / "a.parquet", events())
 
 
 def numbers_as_times(lake: Path) -> None:
@@ -42,7 +48,8 @@ def numbers_as_times(lake: Path) -> None:
         (empty, "nothing there; give a folder or a file that exists"),
         (missing_column, "no column 'user_id'"),
         (truncated, "a.parquet: damaged or cut short"),
-        (zero_bytes, "b.parquet: the file has zero bytes"),
+        (zero_bytes, "nothing but 2 empty or hidden files there"),
+        (one_event_each, "no user has two events to train on"),
         (numbers_as_times, "say what its numbers count with time_unit"),
     ],
 )
@@ -63,9 +70,12 @@ def test_a_log_with_null_ids_ends_with_20_also_through_ray_and_a_second_run_need
     assert ended.code == 20
     assert "column 'user_id': 1 values are null or empty, for example None in row 0" in ended.last_line["error"]
     assert "\n" not in ended.last_line["error"]
-    write(tmp_path / "good" / "ds=2026-11-20" / "a.parquet", events(60))
+    times = pa.array([NOON - timedelta(days=days) for days in (5, 4, 0)] * 20)
+    users, items = pa.array([f"u{i // 3}" for i in range(60)]), pa.array(["i0", "i1", "i2"] * 20)
+    good = events(60, user_id=users, item_id=items, event_ts=times)
+    write(tmp_path / "good" / "ds=2026-11-20" / "a.parquet", good)
     made = prepare(tmp_path / "root", tmp_path / "good")
-    assert (made.code, made.last_line["status"], made.last_line["users"]) == (0, "made", 60)
+    assert (made.code, made.last_line["status"], made.last_line["users"]) == (0, "made", 20)
     again = prepare(tmp_path / "root", tmp_path / "good")
     assert (again.code, again.last_line["status"]) == (0, "exists")
     assert again.last_line["histories"] == made.last_line["histories"]

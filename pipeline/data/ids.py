@@ -14,6 +14,9 @@ NA undefined unknown Unknown UNKNOWN anonymous Anonymous 00000000-0000-0000-0000
 WORDS_FOR_NOBODY = (*_WORDS.split(), "(not set)")
 
 
+MAX_ID_BYTES = 1 << 16
+
+
 def id_type(raw: pa.DataType, declared: IdType, column: str, way_out: str) -> pa.DataType:
     """The type that ids of this Arrow type are read as: int64 or string; null for a column of nulls, which fits both.
 
@@ -35,9 +38,13 @@ def id_type(raw: pa.DataType, declared: IdType, column: str, way_out: str) -> pa
 def read_ids(column: pa.Array, wanted: pa.DataType) -> tuple[pa.Array, Mask, Mask]:
     """Read ids as type `wanted` (int64 or string); masks of null and of unreadable ids. Empty text is null.
 
-    Text is read as int64 where the number is written as the text again: '007' and '0x7' are unreadable, not 7.
+    Text of more than MAX_ID_BYTES is unreadable: no id is that long, and memory holds many. Text is read as int64 where
+    the number is written as the text again: '007' and '0x7' are unreadable, not 7.
     """
     plain, is_null, is_undecodable = plain_column(column)
+    if is_text(plain.type) and (pc.max(pc.binary_length(plain)).as_py() or 0) > MAX_ID_BYTES:
+        is_short = pc.less_equal(pc.binary_length(plain), MAX_ID_BYTES)
+        plain = pc.if_else(is_short, plain, pa.scalar(None, plain.type))
     ids = cast_exactly(plain, wanted)
     if is_text(plain.type) and pa.types.is_integer(wanted):
         same = pc.fill_null(pc.equal(ids.cast(TEXT), plain.cast(TEXT)), False)

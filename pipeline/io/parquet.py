@@ -54,7 +54,7 @@ def read_bounded(source: pa.NativeFile, origin: str, columns: Sequence[str] | No
         names = file.schema_arrow.names if columns is None else list(columns)
         for batch in file.iter_batches(BOUNDED_ROWS, columns=names, use_threads=False):
             parts.append(batch)
-            num_bytes, num_rows = num_bytes + _unfolded_bytes(batch), num_rows + batch.num_rows
+            num_bytes, num_rows = num_bytes + unfolded_bytes(batch), num_rows + batch.num_rows
             if num_bytes > max_bytes:
                 raise InputError(
                     f"{origin}: its first {num_rows} of {file.metadata.num_rows} rows take {num_bytes / 1e9:.1f} GB in "
@@ -65,7 +65,7 @@ def read_bounded(source: pa.NativeFile, origin: str, columns: Sequence[str] | No
     return pa.Table.from_batches(parts, schema=parts[0].schema if parts else schema)
 
 
-def _unfolded_bytes(batch: pa.RecordBatch) -> int:
+def unfolded_bytes(batch: pa.RecordBatch) -> int:
     """The size of a batch in memory when the values of dictionaries are written out."""
     num_bytes = 0
     for column in batch.columns:

@@ -18,11 +18,14 @@ from pipeline.io.delimited import RawRows, text_rows
 from pipeline.io.formats import other_content_named, shown_names
 from pipeline.io.heads import text_header
 from pipeline.io.inputs import Log, path_columns
-from pipeline.io.parquet import arrow_errors_named, check_no_code, has_page_checksums
+from pipeline.io.parquet import arrow_errors_named, check_no_code, has_page_checksums, unfolded_bytes
 from pipeline.io.storage.base import ObjectInfo
 
 READERS = 16  # threads: reading small footers is mostly waiting
 BATCH_ROWS = 1 << 16
+BATCH_BYTES = 1 << 26
+PROBED_ROWS = 256
+SHORT_BYTES = 1_000
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,30 @@ def read_rows(
             return
         with pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False, buffer_size=1 << 20) as parquet:
             columns = [name for name in theirs if name in parquet.schema_arrow.names]
-            for batch in parquet.iter_batches(BATCH_ROWS, row_groups=row_groups, columns=columns, use_threads=False):
+            rows_at_once = _rows_at_once(parquet, row_groups, columns)
+            for batch in parquet.iter_batches(rows_at_once, row_groups=row_groups, columns=columns, use_threads=False):
                 yield RawRows(_as_ours(pa.Table.from_batches([batch]), log, file, names), (), 0)
+
+
+def _rows_at_once(parquet: pq.ParquetFile, row_groups: tuple[int, ...] | None, columns: list[str]) -> int:
+    """The number of rows that take about BATCH_BYTES in memory: a small file may unfold into long rows."""
+    groups = range(parquet.num_row_groups) if row_groups is None else row_groups
+    if all(_is_short(parquet.metadata.row_group(group), columns) for group in groups):
+        return BATCH_ROWS
+    first = next(parquet.iter_batches(PROBED_ROWS, row_groups=groups, columns=columns, use_threads=False))
+    most = BATCH_BYTES * PROBED_ROWS // max(unfolded_bytes(first), 1)
+    return min(BATCH_ROWS, max(PROBED_ROWS, most))
+
+
+def _is_short(group: pq.RowGroupMetaData, columns: list[str]) -> bool:
+    """Whether the least and the greatest value of each column are short; writers leave out those that are not."""
+    for number in range(group.num_columns):
+        chunk = group.column(number)
+        if chunk.path_in_schema in columns and chunk.physical_type == "BYTE_ARRAY" and group.num_rows:
+            known = chunk.statistics
+            if known is None or not known.has_min_max or max(len(known.min), len(known.max)) > SHORT_BYTES:
+                return False
+    return True
 
 
 def _as_ours(rows: pa.Table, log: Log, file: ObjectInfo, names: tuple[str, ...]) -> pa.Table:

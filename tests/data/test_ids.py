@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.ids import WORDS_FOR_NOBODY, id_type, ids_of_table, read_ids, words_in
+from pipeline.data.ids import MAX_ID_BYTES, WORDS_FOR_NOBODY, id_type, ids_of_table, read_ids, words_in
 from pipeline.errors import InputError
 
 
@@ -112,3 +112,9 @@ def test_a_table_is_read_with_the_type_that_the_source_declares():
     found = ids_of_table(pa.chunked_array([pa.array([1, 2])]), "user_id", pa.string(), "string", "t")
     assert found.to_pylist() == ["1", "2"]
     assert ids_of_table(pa.chunked_array([pa.nulls(0)]), "user_id", pa.string(), "as_is", "t").type == pa.string()
+
+
+def test_a_text_that_is_too_long_for_an_id_is_unreadable():
+    ids, is_null, is_bad = read_ids(pa.array(["x" * MAX_ID_BYTES, "x" * (MAX_ID_BYTES + 1), None]), pa.string())
+    assert [value is None for value in ids.to_pylist()] == [False, True, True]
+    assert (is_null.tolist(), is_bad.tolist()) == ([False, False, True], [False, True, False])

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.data.sources import ColumnMap
 from pipeline.errors import InputError
+from pipeline.io import rows
 from pipeline.io.inputs import list_log
 from pipeline.io.rows import check_columns, read_rows
 from tests.io.inputs_on_disk import NOON, events, settings_for, write
@@ -117,3 +118,15 @@ def test_a_missing_column_is_named_with_the_nearest_one(tmp_path):
     assert "default.yaml" in message
     assert "userid, item_id, event_ts" in message
     assert "did you mean 'userid'" in message
+
+
+def test_long_rows_are_read_a_few_at_a_time(tmp_path, monkeypatch):
+    """A small file may unfold into a large table."""
+    monkeypatch.setattr(rows, "BATCH_BYTES", 1 << 20)
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * 2_000, pa.int32()), pa.array(["x" * 2_000]))
+    for name, column in (("dictionary", text), ("plain", text.cast(pa.string()))):
+        path = write(tmp_path / "lake" / f"{name}.parquet", events(2_000, user_id=column))
+        log = list_log(settings_for(tmp_path, path))
+        sizes = [part.table.num_rows for part in read_rows(log, log.files[0], None, ("user_id",))]
+        assert sum(sizes) == 2_000
+        assert 256 <= max(sizes) <= 600

@@ -42,6 +42,7 @@ from pipeline.stages.prepare.segments import (
     write_segments,
 )
 
+MAX_WAITING_BYTES = 1 << 29  # of rows that wait to be written; ids may be long
 ROWS_READ, LATE = "rows_read", "late"
 TRAINABLE, EVALUABLE = "trainable_users", "evaluable_users"
 
@@ -128,7 +129,7 @@ class _SegmentWriter:
     def __init__(self, job: Job, task: MapTask) -> None:
         self._job, self._prefix, self._task = job, task.part.prefix, f"task-{task.number:06d}"
         self._waiting: list[pa.Table] = []
-        self._num_waiting = self._num_written = 0
+        self._num_waiting = self._num_written = self._waiting_bytes = 0
         self._buckets: list[tuple[int, Segment]] = []
         self._item_ids: list[Segment] = []
         self._rejected = REJECTED.empty_table()
@@ -149,7 +150,9 @@ class _SegmentWriter:
             self._days.update(dict(zip(days.tolist(), numbers.tolist(), strict=True)))
         self._waiting.append(cleaned.events)
         self._num_waiting += cleaned.events.num_rows
-        if self._num_waiting >= self._job.settings.prepare.rows_per_task:
+        self._waiting_bytes += cleaned.events.nbytes
+        is_large = self._waiting_bytes >= MAX_WAITING_BYTES
+        if is_large or self._num_waiting >= self._job.settings.prepare.rows_per_task:
             self._write()
 
     def finish(self) -> MapResult:
@@ -172,7 +175,7 @@ class _SegmentWriter:
 
     def _write(self) -> None:
         events = pa.concat_tables(self._waiting).combine_chunks()
-        self._waiting, self._num_waiting = [], 0
+        self._waiting, self._num_waiting, self._waiting_bytes = [], 0, 0
         buckets = user_bucket(events["user_id"], self._job.settings.output.num_buckets)
         order = np.argsort(buckets, kind="stable")  # within a bucket the order of the log stays
         present, sizes = np.unique(buckets, return_counts=True)

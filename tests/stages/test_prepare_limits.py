@@ -1,5 +1,6 @@
 """Logs of which too much is bad, repeated or nobody's, and those that nothing can be learned from, are refused."""
 
+import json
 from collections import Counter
 from datetime import date, timedelta
 
@@ -170,3 +171,42 @@ def test_users_to_train_and_to_measure_on_are_counted(tmp_path):
     _, manifest = run(settings_for(tmp_path, tmp_path / "lake"))
     check_worth_training(manifest.counts, "h", 9)
     assert (manifest.counts["trainable_users"], manifest.counts["evaluable_users"]) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("user_id", "keys", "says"),
+    [
+        (pa.array([2**63 + 1], pa.uint64()), {}, "set user_id_type: string in .*own.yaml to read the ids as text"),
+        (pa.array(["007"]), {"user_id_type": "int64"}, "example '007' .*set user_id_type: string in "),
+        (pa.array([b"\xff"], pa.binary()), {}, "an id is UTF-8 text or an integer; cast the column in the log"),
+        (pa.array(["x" * 70_000]), {}, "an id has at most 65,536 bytes; is this the column of the id?"),
+    ],
+)
+def test_ids_that_cannot_be_read_are_refused_with_the_way_out(tmp_path, monkeypatch, user_id, keys, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf" / "sources").mkdir(parents=True)
+    (tmp_path / "conf" / "sources" / "own.yaml").write_text(json.dumps(keys))
+    write(tmp_path / "lake" / "a.parquet", events(1, user_id=user_id))
+    with pytest.raises(InputError, match=rf"a\.parquet, column 'user_id': 1 values are not readable.*{says}"):
+        run(settings_for(tmp_path, tmp_path / "lake", "own"))
+
+
+@pytest.mark.parametrize(
+    ("times", "says"),
+    [
+        ([str(1_795_177_815_000 + i) for i in range(4)], "with time_unit: ms (in "),
+        (
+            ["1795177815"] * 3 + ["1795177815000"],
+            "the other times are sane, so these are of another unit or form",
+        ),
+    ],
+)
+def test_times_of_another_unit_are_told_from_a_few_among_good_ones(tmp_path, monkeypatch, times, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf" / "sources").mkdir(parents=True)
+    (tmp_path / "conf" / "sources" / "own.yaml").write_text("time_unit: s")
+    write(tmp_path / "lake" / "ds=2026-11-20" / "a.parquet", events(4, event_ts=pa.array(times)))
+    with pytest.raises(InputError) as error:
+        run(settings_for(tmp_path, tmp_path / "lake", "own"))
+    assert says in str(error.value)
+    assert "2026-11-20 12:30:15" in str(error.value)

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from pipeline.data.cleaning import MALFORMED, ORPHAN, REASONS, WORD
+from pipeline.data.ids import MAX_ID_BYTES
 from pipeline.data.splitting import REUSED
 from pipeline.data.times import explain_times
 from pipeline.errors import InputError
-from pipeline.io.formats import shown
+from pipeline.io.formats import SHOWN, shown
 from pipeline.io.heads import way_out_of_malformed
 from pipeline.io.inputs import Log
 from pipeline.settings import Settings
@@ -60,6 +61,8 @@ def _way_out(log: Log, reason: str, values: list[str], share: float) -> str:
     if reason in ("user_id_unreadable", "item_id_unreadable"):
         if values[0] == "(not UTF-8)":
             return "an id is UTF-8 text or an integer; cast the column in the log"
+        if len(values[0]) == SHOWN:
+            return f"an id has at most {MAX_ID_BYTES:,} bytes; is this the column of the id?"
         return f"set {reason.removesuffix('_unreadable')}_type: string in {log.source_file} to read the ids as text"
     if reason in ("event_ts_unreadable", "event_ts_too_old", "event_ts_in_future"):
         explained = explain_times(values, log.source)

@@ -8,6 +8,7 @@ from datetime import date, timedelta
 from statistics import median
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.data.columns import EPOCH, text_of
 from pipeline.data.days import day_numbers, looks_like_a_day
@@ -117,6 +118,7 @@ def _count_days(files: Log, zone: str) -> _Times:
             days, of_days = np.unique(day_numbers(sane, zone), return_counts=True)
             for day, number in zip(days.tolist(), of_days.tolist(), strict=True):
                 numbers[EPOCH + timedelta(days=day)] += number
-            if len(examples) < EXAMPLES:
-                examples += [text for text in text_of(column[:EXAMPLES]).to_pylist() if text]
+            if len(examples) < EXAMPLES and len(column):
+                spread = np.unique(np.linspace(0, len(column) - 1, EXAMPLES // 10, dtype=np.int64))
+                examples += [text for text in text_of(column.take(pa.array(spread))).to_pylist() if text]
     return _Times(numbers, examples, rows_read)

@@ -87,3 +87,14 @@ def test_a_wrong_unit_is_suspected_when_the_newest_day_is_looked_up(tmp_path):
         newest(settings_for(tmp_path, tmp_path / "ratings.csv", "movielens_20m"))
     assert "no sane time in column 'timestamp' of its 1 rows: '1795177815250' would be" in str(error.value)
     assert "2026-11-20 12:30:15 with time_unit: ms (in" in str(error.value)
+
+
+def test_times_are_explained_by_examples_from_the_whole_log(tmp_path):
+    """Its first days alone could be months."""
+    days = [f"{1 + i // 40:02d}/03/2026 10:00" for i in range(31 * 40)]
+    table = events(len(days), event_ts=pa.array(days))
+    write(tmp_path / "lake" / "a.parquet", table)
+    with pytest.raises(InputError) as error:
+        newest(settings_for(tmp_path, tmp_path / "lake"))
+    assert "with time_format: '%d/%m/%Y %H:%M' (in" in str(error.value)
+    assert "%m/%d" not in str(error.value)

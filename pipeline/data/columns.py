@@ -16,6 +16,7 @@ DAY_US = 86_400_000_000
 EPOCH = date(1970, 1, 1)
 
 TEXT = pa.string()
+FLAT = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
 
 
 def plain_type(raw: pa.DataType) -> pa.DataType:
@@ -35,10 +36,16 @@ def plain_values(column: pa.Array) -> pa.Array:
         return plain_values(column.storage)
     if pa.types.is_dictionary(column.type):
         return plain_values(column.dictionary).take(column.indices)
-    flat = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}.get(column.type)
+    flat = FLAT.get(column.type)
     if pa.types.is_fixed_size_binary(column.type):
         flat = pa.binary()
     return column if flat is None else column.cast(flat)
+
+
+def without_views(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """The rows with each column of views as plain text or bytes: Arrow cannot take or filter views."""
+    fields = [field.with_type(FLAT.get(field.type, field.type)) for field in rows.schema]
+    return rows.cast(pa.schema(fields, rows.schema.metadata))
 
 
 def plain_column(column: pa.Array) -> tuple[pa.Array, Mask, Mask]:

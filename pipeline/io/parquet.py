@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.data.columns import is_text, plain_values
+from pipeline.data.columns import is_text, plain_values, without_views
 from pipeline.errors import InfrastructureError, InputError, NightrailsError
 
 BOUNDED_ROWS = 1_024  # decoded at once, of a table that must not be too large
@@ -52,7 +52,8 @@ def read_bounded(source: pa.NativeFile, origin: str, columns: Sequence[str] | No
     with arrow_errors_named(origin), pq.ParquetFile(source, page_checksum_verification=True) as file:
         _check_schema(file.schema_arrow, origin, columns)
         names = file.schema_arrow.names if columns is None else list(columns)
-        for batch in file.iter_batches(BOUNDED_ROWS, columns=names, use_threads=False):
+        for encoded in file.iter_batches(BOUNDED_ROWS, columns=names, use_threads=False):
+            batch = without_views(encoded)
             parts.append(batch)
             num_bytes, num_rows = num_bytes + unfolded_bytes(batch), num_rows + batch.num_rows
             if num_bytes > max_bytes:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import nearest
-from pipeline.data.columns import TEXT, is_text, plain_type
+from pipeline.data.columns import TEXT, is_text, plain_type, without_views
 from pipeline.data.ids import id_type
 from pipeline.data.sources import SourceSpec
 from pipeline.data.times import check_time_type
@@ -115,7 +115,7 @@ def read_rows(
             columns = [name for name in theirs if name in parquet.schema_arrow.names]
             rows_at_once = _rows_at_once(parquet, row_groups, columns)
             for batch in parquet.iter_batches(rows_at_once, row_groups=row_groups, columns=columns, use_threads=False):
-                yield RawRows(_as_ours(pa.Table.from_batches([batch]), log, file, names), (), 0)
+                yield RawRows(_as_ours(pa.Table.from_batches([without_views(batch)]), log, file, names), (), 0)
 
 
 def _rows_at_once(parquet: pq.ParquetFile, row_groups: tuple[int, ...] | None, columns: list[str]) -> int:

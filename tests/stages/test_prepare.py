@@ -390,6 +390,20 @@ def test_without_a_catalogue_the_items_are_those_of_the_log_in_order(tmp_path):
     assert items["num_events"].to_pylist() == [2, 1, 1, 2]
 
 
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.binary_view()])
+def test_bad_rows_and_a_catalogue_may_have_views_of_text(tmp_path, kind):
+    """Arrow can neither take nor filter a column of views."""
+    users, titles = pa.array([None, b"u0", b"u1", b"u2"]).cast(kind), pa.array([b"one", None]).cast(kind)
+    write(tmp_path / "lake" / "a.parquet", events(user_id=users))
+    write(tmp_path / "items.parquet", pa.table({"item_id": ["i1", "i0"], "title": titles}))
+    items = {"uri": str(tmp_path / "items.parquet")}
+    settings = settings_for(tmp_path, tmp_path / "lake", items=items, prepare={"max_bad_share": 0.5})
+    _, manifest = run(settings)
+    assert (manifest.counts["rows_read"], manifest.counts["events"]) == (4, 3)
+    night = open_night(settings)
+    assert read_items(night.storage, night.histories)["item_id"].to_pylist() == ["i0", "i1"]
+
+
 def test_a_log_of_numbers_keeps_its_type(tmp_path):
     lines = [f"{u}::{u + i}::5::{978300760 + 60 * i}" for u in range(1, 30) for i in range(5)]
     (tmp_path / "ratings.dat").write_text("\n".join(lines))

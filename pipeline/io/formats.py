@@ -1,5 +1,6 @@
 """Tell by its first bytes what a file holds, and quote the content of a file in a message for people."""
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -36,6 +37,12 @@ WAY_OUT = {
     **dict.fromkeys(("zip", "7z", "rar", "tar"), "unpack it"),
     **dict.fromkeys(("snappy", "compress"), f"unpack it, or compress it with {', '.join(COMPRESSED[:-1])} or lz4"),
     **dict.fromkeys(("ORC", "Avro", "SQLite", "Excel", "HDF5", "Arrow"), "write it as Parquet or CSV"),
+}
+
+TABLE_FORMATS = {  # by the name of a file in the folder of a table
+    re.compile(r"(?:^|/)_delta_log/[^/]+\.(?:json|parquet)$"): "a Delta table",
+    re.compile(r"(?:^|/)metadata/[^/]+\.metadata\.json$"): "an Iceberg table",
+    re.compile(r"(?:^|/)\.hoodie/hoodie\.properties$"): "a Hudi table",
 }
 
 

@@ -23,6 +23,7 @@ from pipeline.data.simulation.log import simulated_prefix
 from pipeline.data.sources import IdType, SourceSpec
 from pipeline.errors import InfrastructureError, InputError
 from pipeline.io.artifacts import read_manifest
+from pipeline.io.formats import TABLE_FORMATS
 from pipeline.io.parquet import read_bounded
 from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import ObjectInfo, ObjectNotFoundError
@@ -31,16 +32,10 @@ from pipeline.settings import SIMULATED, Settings
 log = logging.getLogger("nightrails")
 
 MAX_USERS_BYTES = 8_000_000_000  # of the ids in one file of queries, in memory
-
 DAY_PARTITION = re.compile(r"(?:^|/)ds=([^/]*)/")
 SOURCES = Path("conf/sources")
 PATH_COLUMN = re.compile(r"(?:^|(?<=/))([^/=]+)=([^/]*)/")
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
-TABLE_FORMATS = {
-    re.compile(r"(?:^|/)_delta_log/[^/]+\.(?:json|parquet)$"): "a Delta table",
-    re.compile(r"(?:^|/)metadata/[^/]+\.metadata\.json$"): "an Iceberg table",
-    re.compile(r"(?:^|/)\.hoodie/hoodie\.properties$"): "a Hudi table",
-}
 PARQUET_SUFFIXES = {".parquet", ".pq", ".parq"}
 
 
@@ -55,6 +50,11 @@ class Files:
     def origin(self, file: ObjectInfo) -> str:
         """The URI of a file, for error messages."""
         return f"{self.uri}/{file.key}"
+
+    @property
+    def name(self) -> str:
+        """The URI of the only file, or of the folder of several, for error messages."""
+        return self.origin(self.files[0]) if len(self.files) == 1 else self.uri
 
     def identity(self) -> list[list[str | int]]:
         """Key, size and etag of each file, for a fingerprint: the same files below another URI are the same input."""

@@ -86,13 +86,13 @@ def _newest_of_events(files: Log, zone: str, today: date) -> date:
     times = _count_days(files, zone)
     if not times.numbers:
         raise InputError(
-            f"{files.uri}: no sane time in column {files.source.columns.event_ts!r} of its {times.num_rows} rows: "
+            f"{files.name}: no sane time in column {files.source.columns.event_ts!r} of its {times.num_rows} rows: "
             f"{explain_times(times.examples, files.source)} (in {files.source_file})"
         )
     days = sorted(times.numbers)
     known = [day for day in days if day <= today + SLACK]
     if not known:
-        raise InputError(f"{files.uri}: its oldest event is of {days[0]}, but today is {today}")
+        raise InputError(f"{files.name}: its oldest event is of {days[0]}, but today is {today}")
     chosen = next((day for day in reversed(known) if looks_like_a_day(day, times.numbers)), known[-1])
     later = sum(number for day, number in times.numbers.items() if day > chosen)
     if later:

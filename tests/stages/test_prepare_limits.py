@@ -135,6 +135,9 @@ def test_a_catalogue_of_another_log_is_refused(tmp_path):
         run(settings_for(tmp_path, tmp_path / "lake", items={"uri": str(tmp_path / "numbers.parquet")}))
     with pytest.raises(InputError, match="20 of 40 events are on items that the catalogue lacks, for example 'i1'"):
         run(settings_for(tmp_path, tmp_path / "lake", items={"uri": str(tmp_path / "other.parquet")}))
+    write(tmp_path / "twice.parquet", pa.table({"item_id": ["i0", "i0"]}))
+    with pytest.raises(InputError, match=r"twice\.parquet: item_id 'i0' occurs more than once"):
+        run(settings_for(tmp_path, tmp_path / "lake", items={"uri": str(tmp_path / "twice.parquet")}))
 
 
 def test_a_log_without_a_usable_row_is_refused(tmp_path):

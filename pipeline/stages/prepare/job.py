@@ -83,7 +83,7 @@ def read_catalogue(items: Files, item_type: pa.DataType, declared: IdType, max_g
         catalogue = pa.concat_tables(tables, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise InputError(f"{items.uri}: the files of the catalogue differ in their columns ({error})") from None
-    return index_catalogue(catalogue, item_type, declared, items.uri)
+    return index_catalogue(catalogue, item_type, declared, items.name)
 
 
 def cut_pieces(log: Log, columns: LogColumns, part: Part, rows_per_task: int) -> list[tuple[Piece, ...]]:

@@ -82,7 +82,7 @@ def check_words(log: Log, settings: Settings, counts: Counter[str]) -> None:
         words = Counter({name.removeprefix(prefix): n for name, n in counts.items() if name.startswith(prefix)})
         if words.total() > settings.prepare.max_bad_share * counts["rows_read"]:
             raise InputError(
-                f"{log.uri}, column {log.source.columns.named[column]!r}: {words.total()} of {counts['rows_read']} "
+                f"{log.name}, column {log.source.columns.named[column]!r}: {words.total()} of {counts['rows_read']} "
                 f"rows have a word that usually means nobody ({in_words(words)}); if it does, leave these rows out "
                 f"with null_words: {list(words)} in {log.source_file}; if they are real ids, set null_words: []"
             )
@@ -100,13 +100,13 @@ def check_duplicates(log: Log, settings: Settings, counts: Counter[str]) -> None
     limit = f"prepare.max_duplicate_share is {most}"
     if counts[REUSED] > most * counts["rows_read"]:
         raise InputError(
-            f"{log.uri}, column {log.source.columns.event_id!r}: {counts[REUSED]} of {counts['rows_read']} rows have "
+            f"{log.name}, column {log.source.columns.event_id!r}: {counts[REUSED]} of {counts['rows_read']} rows have "
             f"an id that another event of the same user has, so it is not the id of a delivery, and {limit}; take "
             f"event_id out of columns in {log.source_file}"
         )
     if counts["duplicates"] > most * counts["rows_read"]:
         raise InputError(
-            f"{log.uri}: {counts['duplicates']} of {counts['rows_read']} rows repeat an earlier one (the same user, "
+            f"{log.name}: {counts['duplicates']} of {counts['rows_read']} rows repeat an earlier one (the same user, "
             f"item and time), and {limit}; is the log there more than once, or are its times too coarse?"
         )
 

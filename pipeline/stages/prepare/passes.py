@@ -70,13 +70,13 @@ def prepare(runner: Runner, job: Job) -> Manifest:
     if items is not None:
         limit = job.settings.items.max_gigabytes
         catalogue = read_catalogue(items, job.columns.item_type, log.source.item_id_type, limit)
-    eligible = is_eligible(catalogue, job.settings.items, night.ds, items.uri if items else "")
+    eligible = is_eligible(catalogue, job.settings.items, night.ds, items.name if items else "")
     mapped = _first_pass(runner, job)
     if items is None:
         catalogue = pa.table({"item_id": mapped.item_ids})
         eligible = np.ones(catalogue.num_rows, dtype=bool)
     if not catalogue.num_rows:
-        raise InputError(f"{log.uri}: no row of the log is left to learn from; counts: {dict(mapped.counts)}")
+        raise InputError(f"{log.name}: no row of the log is left to learn from; counts: {dict(mapped.counts)}")
     prepared = _second_pass(runner, job, mapped, catalogue, eligible)
     check_orphans(log, job.settings, prepared.counts, prepared.rejected)
     check_duplicates(log, job.settings, prepared.counts)

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from pipeline.data.columns import TEXT, Mask, cast_exactly, decode_text, mask_of, plain_column, text_of
 from pipeline.data.ids import WORDS_FOR_NOBODY, read_ids, words_in
 from pipeline.data.sources import SourceSpec
-from pipeline.data.times import NEWEST_US, OLDEST_US, read_times
+from pipeline.data.times import NEWEST_US, oldest_us, read_times
 
 # Reasons to set a row aside; each begins with the column at fault. A row gets the first reason that holds.
 REASONS = (
@@ -71,7 +71,6 @@ def clean_rows(
     event_ts, ts_null, ts_bad = read_times(raw["event_ts"].combine_chunks(), spec)
     event_types, weights, is_unknown = _weigh(raw, spec)
     nobody = words_in(users, spec.null_words or ()) | words_in(items, spec.null_words or ())
-    oldest_us = np.iinfo(np.int64).min if spec.time_unit == "relative_s" else OLDEST_US
     holds = {
         "user_id_null": user_null,
         "user_id_unreadable": user_bad,
@@ -80,7 +79,7 @@ def clean_rows(
         NOBODY: nobody,
         "event_ts_null": ts_null,
         "event_ts_unreadable": ts_bad,
-        "event_ts_too_old": event_ts < oldest_us,
+        "event_ts_too_old": event_ts < oldest_us(spec),
         "event_ts_in_future": event_ts >= newest_us,
         "event_type_unknown": is_unknown & (spec.unknown_event_types == "error"),
         IGNORED_TYPE: is_unknown & (spec.unknown_event_types == "ignore"),

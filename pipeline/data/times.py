@@ -29,6 +29,7 @@ from pipeline.data.sources import NAMED_TIME_FORMATS, SourceSpec
 from pipeline.errors import InputError
 
 OLDEST_US = (date(1990, 1, 1) - EPOCH).days * DAY_US  # no log is older: an earlier time has the wrong unit
+ANCIENT_US = (date(1, 1, 3) - EPOCH).days * DAY_US  # an earlier time has no date in some zone
 NEWEST_US = (date(2100, 1, 1) - EPOCH).days * DAY_US
 FAR_US = 1 << 62  # a larger product would wrap; a time that far away is absurd anyway
 IN_UTC = pa.timestamp("us", tz="UTC")
@@ -80,6 +81,11 @@ class _Clock:
 CLOCKS = {"s": _Clock(1_000_000), "ms": _Clock(1_000), "us": _Clock(1), "ns": _Clock(1, per_us=1_000)}
 
 
+def oldest_us(spec: SourceSpec) -> int:
+    """The first time that is no fault; seconds of relative_s may count from any day."""
+    return ANCIENT_US if spec.time_unit == "relative_s" else OLDEST_US
+
+
 def read_times(column: pa.Array, spec: SourceSpec) -> tuple[Int64, Mask, Mask]:
     """Read times as µs since 1970 UTC; masks of null and of unreadable times. Empty text is null."""
     plain, is_null, is_undecodable = plain_column(column)
@@ -98,8 +104,7 @@ def _numbers(times: pa.Array, spec: SourceSpec) -> tuple[pa.Array, _Clock]:
     if types.is_timestamp(times.type):
         return in_utc(times, spec.time_zone).view(pa.int64()), CLOCKS[times.type.unit]
     if types.is_date(times.type):
-        midnights = pc.cast(times, pa.date32()).cast(pa.timestamp("us"))
-        return in_utc(midnights, spec.time_zone).view(pa.int64()), CLOCKS["us"]
+        return in_utc(_midnights(times), spec.time_zone).view(pa.int64()), CLOCKS["us"]
     if spec.time_format:
         return formatted_times(_digits(times), spec.time_format, spec.time_zone).view(pa.int64()), CLOCKS["us"]
     if is_text(times.type) and spec.time_unit == "timestamp":
@@ -113,6 +118,15 @@ def _numbers(times: pa.Array, spec: SourceSpec) -> tuple[pa.Array, _Clock]:
     if is_text(times.type) or (types.is_decimal(times.type) and times.type.scale > 0):
         return cast_exactly(times, pa.int64(), pa.float64()), clock
     return cast_exactly(times, pa.int64()), clock
+
+
+def _midnights(dates: pa.Array) -> pa.Array:
+    """Dates as timestamps without a zone; absurd dates are moved to the end of the scale."""
+    is_days = pa.types.is_date32(dates.type)
+    numbers = dates.view(pa.int32()).cast(pa.int64()) if is_days else dates.view(pa.int64())
+    clock = _Clock(DAY_US) if is_days else CLOCKS["ms"]
+    micros = clock.read(numbers.fill_null(0).to_numpy(zero_copy_only=False))
+    return pa.array(micros // DAY_US * DAY_US, pa.timestamp("us"), mask=mask_of(pc.is_null(dates)))
 
 
 def in_utc(times: pa.Array, zone: str) -> pa.Array:
@@ -163,9 +177,9 @@ def _iso_times(column: pa.Array, zone: str) -> pa.Array:
 def _iso_time(text: str, zone: ZoneInfo) -> datetime | None:
     try:
         moment = datetime.fromisoformat(text.strip())
-    except ValueError:
+        return moment.replace(tzinfo=moment.tzinfo or zone).astimezone(UTC)
+    except (ValueError, OverflowError):  # Python knows no moment before the year 1 or after 9999
         return None
-    return moment.replace(tzinfo=moment.tzinfo or zone).astimezone(UTC)
 
 
 @dataclass(frozen=True)

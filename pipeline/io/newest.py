@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline.data.columns import EPOCH, text_of
 from pipeline.data.days import day_numbers, looks_like_a_day
-from pipeline.data.times import NEWEST_US, OLDEST_US, explain_times, read_times
+from pipeline.data.times import NEWEST_US, explain_times, oldest_us, read_times
 from pipeline.errors import InputError
 from pipeline.io.inputs import Log, day_of
 from pipeline.io.rows import READERS, check_columns, num_rows, read_rows
@@ -108,13 +108,12 @@ def _count_days(files: Log, zone: str) -> _Times:
     numbers: Counter[date] = Counter()
     examples: list[str] = []
     rows_read = 0
-    oldest_us = np.iinfo(np.int64).min if files.source.time_unit == "relative_s" else OLDEST_US
     for file in files.files:
         for rows in read_rows(files, file, None, ("event_ts",)):
             column = rows.table["event_ts"].combine_chunks()
             rows_read += len(column)
             times, is_null, is_bad = read_times(column, files.source)
-            sane = times[~is_null & ~is_bad & (times >= oldest_us) & (times < NEWEST_US)]
+            sane = times[~is_null & ~is_bad & (times >= oldest_us(files.source)) & (times < NEWEST_US)]
             days, of_days = np.unique(day_numbers(sane, zone), return_counts=True)
             for day, number in zip(days.tolist(), of_days.tolist(), strict=True):
                 numbers[EPOCH + timedelta(days=day)] += number

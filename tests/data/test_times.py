@@ -78,6 +78,22 @@ def test_an_absurd_time_never_wraps_into_a_sane_one():
     times, _, is_bad = read_times(pa.array([np.inf, np.nan, 1e300]), SourceSpec(time_unit="s"))
     assert is_bad.tolist() == [True, True, False]
     assert times[2] > 10**18
+    days = pa.array([2**31 - 1, -(2**31), None], pa.int32()).cast(pa.date32())
+    milliseconds = pa.array([2**62, -(2**62), None]).cast(pa.date64())
+    for column in (days, milliseconds):
+        times, is_null, _ = read_times(column, SourceSpec(time_zone="America/New_York"))
+        assert (np.abs(times[:2]) > 4 * 10**17).all()
+        assert is_null.tolist() == [False, False, True]
+
+
+def test_a_moment_that_no_calendar_has_is_unreadable():
+    times = pa.array(
+        ["2026-11-20T12:00:00", "2026-11-20T12:00:00Z", "0001-01-01T00:00+14:00", "9999-12-31T23:59-12:00"]
+    )
+    for column in (times, pa.array(["2026-11-20T12:00:00", "9999-12-31T23:59:59", "soon"])):
+        _, _, is_bad = read_times(column, SourceSpec(time_zone="America/New_York"))
+        assert is_bad.tolist()[-2:] == [True, True]
+        assert not is_bad[0]
 
 
 def test_a_number_without_a_unit_is_no_time():

@@ -23,7 +23,7 @@ IN_WORDS = {
     "item_id_unreadable": "not readable as an id",
     "event_ts_null": "null or empty",
     "event_ts_unreadable": "not readable as a time",
-    "event_ts_too_old": "before 1990",
+    "event_ts_too_old": "before 1990 (of relative_s: before the year 1)",
     "event_ts_in_future": "in the future",
     "event_type_unknown": "unknown: event_weights lacks it",
     MALFORMED: "without the columns of their file",

@@ -43,9 +43,21 @@ def plain_values(column: pa.Array) -> pa.Array:
 
 
 def without_views(rows: pa.RecordBatch) -> pa.RecordBatch:
-    """The rows with each column of views as plain text or bytes: Arrow cannot take or filter views."""
-    fields = [field.with_type(FLAT.get(field.type, field.type)) for field in rows.schema]
-    return rows.cast(pa.schema(fields, rows.schema.metadata))
+    """The rows with plain text or bytes in place of views, at any depth: Arrow cannot take or filter views."""
+    return rows.cast(pa.schema(map(_without_views, rows.schema), rows.schema.metadata))
+
+
+def _without_views(field: pa.Field) -> pa.Field:
+    raw, types = field.type, pa.types
+    if types.is_struct(raw):
+        return field.with_type(pa.struct(map(_without_views, raw)))
+    if types.is_list(raw):
+        return field.with_type(pa.list_(_without_views(raw.value_field)))
+    if types.is_large_list(raw):
+        return field.with_type(pa.large_list(_without_views(raw.value_field)))
+    if types.is_map(raw):
+        return field.with_type(pa.map_(_without_views(raw.key_field), _without_views(raw.item_field)))
+    return field.with_type(FLAT.get(raw, raw))
 
 
 def plain_column(column: pa.Array) -> tuple[pa.Array, Mask, Mask]:

@@ -395,7 +395,8 @@ def test_bad_rows_and_a_catalogue_may_have_views_of_text(tmp_path, kind):
     """Arrow can neither take nor filter a column of views."""
     users, titles = pa.array([None, b"u0", b"u1", b"u2"]).cast(kind), pa.array([b"one", None]).cast(kind)
     write(tmp_path / "lake" / "a.parquet", events(user_id=users))
-    write(tmp_path / "items.parquet", pa.table({"item_id": ["i1", "i0"], "title": titles}))
+    tags = pa.array([{"a": b"x"}, None], pa.struct([("a", kind)]))
+    write(tmp_path / "items.parquet", pa.table({"item_id": ["i1", "i0"], "title": titles, "tags": tags}))
     items = {"uri": str(tmp_path / "items.parquet")}
     settings = settings_for(tmp_path, tmp_path / "lake", items=items, prepare={"max_bad_share": 0.5})
     _, manifest = run(settings)

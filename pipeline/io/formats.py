@@ -11,6 +11,7 @@ from pipeline.errors import InputError
 HEAD_BYTES = 512
 SHOWN = 200  # characters of a file that are quoted
 SHOWN_NAMES = 20
+SHOWN_OF_NAME = 40  # characters
 
 COMPRESSED = ("gzip", "zstd", "bz2", "xz", "lz4")  # what a text log may be compressed with
 MAGIC = (
@@ -92,6 +93,7 @@ def shown(text: str) -> str:
 def shown_names(names: Iterable[str]) -> str:
     """The names of columns, in their order, not too many of them."""
     known = list(names)
-    texts = [name if name.isprintable() and 0 < len(name) <= SHOWN else shown(name) for name in known[:SHOWN_NAMES]]
+    texts = [name if name.isprintable() and name else shown(name) for name in known[:SHOWN_NAMES]]
+    texts = [text if len(text) <= SHOWN_OF_NAME else f"{text[:SHOWN_OF_NAME]}…" for text in texts]
     rest = len(known) - SHOWN_NAMES
     return ", ".join(texts) + (f" and {rest:,} more" if rest > 0 else "")

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from pipeline.data.columns import is_text, plain_values, without_views
 from pipeline.errors import InfrastructureError, InputError, NightrailsError
+from pipeline.io.formats import shown_names
 
 BOUNDED_ROWS = 1_024  # decoded at once, of a table that must not be too large
 MAX_HEADER_BYTES = 64
@@ -128,9 +129,15 @@ def check_no_code(schema: pa.Schema, origin: str, read: Collection[str]) -> None
 
 def _check_schema(schema: pa.Schema, origin: str, columns: Sequence[str] | None) -> None:
     check_no_code(schema, origin, schema.names)
+    doubled = next((name for name in columns or schema.names if schema.names.count(name) > 1), None)
+    if doubled is not None:
+        raise InputError(
+            f"{origin}: {schema.names.count(doubled)} columns are called {doubled!r}, so nobody knows which one is "
+            "meant; rename or remove the others"
+        )
     missing = [name for name in columns or () if name not in schema.names]
     if missing:
-        raise InputError(f"{origin}: no column {missing[0]!r}; it has {', '.join(schema.names)}")
+        raise InputError(f"{origin}: no column {missing[0]!r}; it has {shown_names(schema.names)}")
 
 
 def _fields(top: pa.Field) -> Iterator[pa.Field]:

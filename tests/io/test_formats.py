@@ -106,6 +106,7 @@ def test_what_is_quoted_has_no_control_characters_and_an_end():
     assert len(shown("\x00" * 5_000)) < 210
     assert shown_names(["user_id", "a\x1bb", ""]) == "user_id, 'a\\x1bb', ''"
     assert shown_names(f"c{number}" for number in range(4_000)).endswith("c18, c19 and 3,980 more")
+    assert len(shown_names(f"c{number}" * 100 for number in range(4_000))) < 1_000
 
 
 @pytest.mark.parametrize(

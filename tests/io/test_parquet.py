@@ -43,6 +43,14 @@ def test_a_missing_column_is_named_with_those_that_are_there() -> None:
         read_parquet_bytes(write_parquet_bytes(TABLE), "log.parquet", ["id", "user"])
 
 
+def test_a_column_that_is_there_twice_is_refused() -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_arrays([pa.array([1])] * 2, ["id", "id"]), sink)
+    for columns in (None, ["id"]):
+        with pytest.raises(InputError, match=r"items\.parquet: 2 columns are called 'id'"):
+            read_bounded(pa.BufferReader(sink.getvalue()), "items.parquet", columns, 1_000)
+
+
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"not parquet at all", b"PAR1" + b"\0" * 100 + b"PAR1"])
 def test_what_is_no_parquet_is_named(data: bytes) -> None:
     with pytest.raises(InputError, match=r"^log\.parquet: damaged or cut short"):

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from datetime import date, timedelta
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -138,6 +139,32 @@ def test_a_catalogue_of_another_log_is_refused(tmp_path):
     write(tmp_path / "twice.parquet", pa.table({"item_id": ["i0", "i0"]}))
     with pytest.raises(InputError, match=r"twice\.parquet: item_id 'i0' occurs more than once"):
         run(settings_for(tmp_path, tmp_path / "lake", items={"uri": str(tmp_path / "twice.parquet")}))
+
+
+@pytest.mark.parametrize("ds", [None, date(2026, 11, 20)])
+def test_seconds_that_count_back_to_before_the_year_1_are_bad(tmp_path, monkeypatch, ds):
+    monkeypatch.chdir(tmp_path)
+    path = write_source("time_unit: relative_s\ntime_origin: 2026-11-20\n", tmp_path)
+    write(tmp_path / "lake" / "a.parquet", events(5, event_ts=pa.array([0, 1, 2, -(10**11), -(2**63)])))
+    _, manifest = run(settings_for(tmp_path, tmp_path / "lake", path.stem, prepare={"max_bad_share": 0.4}), ds)
+    assert (manifest.counts["rows_read"], manifest.counts["events"]) == (5, 3)
+    with pytest.raises(InputError, match=r"2 values are before 1990 \(of relative_s: before the year 1\), for"):
+        run(settings_for(tmp_path, tmp_path / "lake", path.stem), ds)
+
+
+def write_source(text: str, folder: Path) -> Path:
+    """Write a source where it is looked up from `folder`."""
+    path = folder / "conf" / "sources" / "own.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    return path
+
+
+def test_a_catalogue_without_an_item_is_refused(tmp_path):
+    write(tmp_path / "lake" / "a.parquet", events(4))
+    write(tmp_path / "items.parquet", pa.table({"item_id": pa.array([], pa.string())}))
+    with pytest.raises(InputError, match=r"items\.parquet: the catalogue has no items"):
+        run(settings_for(tmp_path, tmp_path / "lake", items={"uri": str(tmp_path / "items.parquet")}))
 
 
 def test_a_log_without_a_usable_row_is_refused(tmp_path):

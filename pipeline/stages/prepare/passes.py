@@ -70,6 +70,8 @@ def prepare(runner: Runner, job: Job) -> Manifest:
     if items is not None:
         limit = job.settings.items.max_gigabytes
         catalogue = read_catalogue(items, job.columns.item_type, log.source.item_id_type, limit)
+        if not catalogue.num_rows:
+            raise InputError(f"{items.name}: the catalogue has no items; write it again, or leave items.uri out")
     eligible = is_eligible(catalogue, job.settings.items, night.ds, items.name if items else "")
     mapped = _first_pass(runner, job)
     if items is None:

@@ -134,7 +134,7 @@ def _is_short(group: pq.RowGroupMetaData, columns: list[str]) -> bool:
         chunk = group.column(number)
         if chunk.path_in_schema in columns and chunk.physical_type == "BYTE_ARRAY" and group.num_rows:
             known = chunk.statistics
-            if known is None or not known.has_min_max or max(len(known.min), len(known.max)) > SHORT_BYTES:
+            if known is None or not known.has_min_max or max(len(known.min_raw), len(known.max_raw)) > SHORT_BYTES:
                 return False
     return True
 

@@ -6,6 +6,7 @@ from datetime import date
 import pyarrow as pa
 import pytest
 
+from pipeline.data.ids import read_ids
 from pipeline.data.sources import ColumnMap
 from pipeline.errors import InputError
 from pipeline.io import rows
@@ -130,3 +131,13 @@ def test_long_rows_are_read_a_few_at_a_time(tmp_path, monkeypatch):
         sizes = [part.table.num_rows for part in read_rows(log, log.files[0], None, ("user_id",))]
         assert sum(sizes) == 2_000
         assert 256 <= max(sizes) <= 600
+
+
+def test_a_text_that_is_no_utf8_spoils_its_row_and_not_the_log(tmp_path):
+    """Whoever wrote the file called bytes text; they are the greatest value in its statistics too."""
+    raw = pa.array([b"u1", b"u2", b"u\xff", b"u3"])
+    users = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
+    path = write(tmp_path / "lake" / "a.parquet", events(user_id=users))
+    log = list_log(settings_for(tmp_path, path))
+    (read,) = read_rows(log, log.files[0], None, ("user_id",))
+    assert read_ids(read.table["user_id"].combine_chunks(), pa.string())[2].tolist() == [False, False, True, False]

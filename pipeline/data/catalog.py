@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import schema
-from pipeline.data.columns import Mask
+from pipeline.data.columns import Mask, plain_type, plain_values
 from pipeline.data.ids import ids_of_table
 from pipeline.data.lists import Int64
 from pipeline.data.sources import IdType
@@ -22,7 +22,7 @@ def index_catalogue(catalogue: pa.Table, item_type: pa.DataType, declared: IdTyp
     with a name of OURS.
     """
     if "item_id" not in catalogue.column_names:
-        raise InputError(f"{origin}: no column 'item_id'; the catalogue has {', '.join(catalogue.column_names)}")
+        raise InputError(f"{origin}: no column 'item_id'; the catalogue has {', '.join(catalogue.column_names[:20])}")
     ids = ids_of_table(catalogue["item_id"], "item_id", item_type, declared, origin)
     taken = set(OURS) & set(catalogue.column_names)
     if taken:
@@ -37,6 +37,16 @@ def index_catalogue(catalogue: pa.Table, item_type: pa.DataType, declared: IdTyp
     fields = [pa.field("item_id", item_type, nullable=False), *attributes.schema]
     columns = [pa.chunked_array([ids]), *(column.take(order) for column in attributes.columns)]
     return pa.Table.from_arrays(columns, schema=pa.schema(fields))
+
+
+def without_dictionaries(table: pa.Table) -> pa.Table:
+    """The table with the values of its dictionaries written out, as files that differ in this need it."""
+    for number, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            chunks = [plain_values(chunk) for chunk in table[number].chunks]
+            values = pa.chunked_array(chunks or [pa.array([], plain_type(field.type))])
+            table = table.set_column(number, field.name, values)
+    return table
 
 
 def items_table(catalogue: pa.Table, counts: Int64, is_eligible: Mask) -> pa.Table:

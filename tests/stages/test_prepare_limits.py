@@ -240,3 +240,17 @@ def test_times_of_another_unit_are_told_from_a_few_among_good_ones(tmp_path, mon
         run(settings_for(tmp_path, tmp_path / "lake", "own"))
     assert says in str(error.value)
     assert "2026-11-20 12:30:15" in str(error.value)
+
+
+def test_files_of_a_catalogue_may_differ_without_loss(tmp_path):
+    write(tmp_path / "lake" / "a.parquet", events(4))
+    items = pa.array(["i0"])
+    for name, table in (
+        ("a", pa.table({"item_id": items, "price": pa.array([1], pa.int32())})),
+        ("b", pa.table({"item_id": pa.array(["i1"]).dictionary_encode(), "price": pa.array([2.5])})),
+        ("c", pa.table({"item_id": pa.array(["i2"], pa.string_view())})),
+    ):
+        write(tmp_path / "items" / f"{name}.parquet", table)
+    settings = settings_for(tmp_path, tmp_path / "lake", items={"uri": str(tmp_path / "items")})
+    _, manifest = run(settings)
+    assert manifest.counts["items"] == 3

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.data.catalog import index_catalogue
+from pipeline.data.catalog import index_catalogue, without_dictionaries
 from pipeline.data.period import Period
 from pipeline.data.sources import IdType
 from pipeline.errors import InputError
@@ -78,7 +78,8 @@ def read_catalogue(items: Files, item_type: pa.DataType, declared: IdType, max_g
     max_bytes = int(max_gigabytes * 1e9)
     for file in items.files:
         with items.open(file) as source:
-            tables.append(read_bounded(source, items.origin(file), None, max_bytes - sum(t.nbytes for t in tables)))
+            table = read_bounded(source, items.origin(file), None, max_bytes - sum(t.nbytes for t in tables))
+        tables.append(without_dictionaries(table))
     try:
         catalogue = pa.concat_tables(tables, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:

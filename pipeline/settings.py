@@ -205,6 +205,8 @@ class TrainSettings(Config):
     patience: PositiveInt = 3  # epochs without a better validation metric before training stops
     batch_size: PositiveInt = 64  # sequences per worker and step
     num_negatives: PositiveInt = 128
+    popular_negatives: Share = 0.8  # of them, drawn as often as their items have events; the others uniformly
+    log_q: bool = True  # correct the scores of negatives for how often they are drawn; false is the paper's way
     positions_per_negatives: PositiveInt = 256  # positions that share one draw of negatives; 1 is the paper's way
     learning_rate: PositiveFloat = 1e-3
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0

@@ -15,6 +15,8 @@ class Windows:
 
     events: Lists
     user_keys: Int64  # the user of each run
+    users: Int64  # the user's place in `own`
+    own: Lists  # the distinct items of each user, in ascending order
 
     @property
     def num_targets(self) -> int:
@@ -31,6 +33,7 @@ class SequenceBatch:
     item_rows_BL: Int32
     targets_BL: Int32
     user_keys_B: Int64
+    own: Lists  # the distinct items of each sequence's user, in ascending order
 
 
 def cut_windows(histories: Lists, user_keys: Int64, max_length: int) -> Windows:
@@ -45,14 +48,17 @@ def cut_windows(histories: Lists, user_keys: Int64, max_length: int) -> Windows:
     stops = histories.offsets[1:][user] - windows_after * max_length
     starts = np.maximum(stops - max_length - 1, histories.offsets[:-1][user])
     events = Lists(offsets_of(stops - starts), histories.values[ranges(starts, stops - starts)])
-    return Windows(events, user_keys[user])
+    return Windows(events, user_keys[user], user, histories.distinct())
 
 
 def join_windows(parts: Iterable[Windows]) -> Windows:
     """The windows of several buckets as one."""
     all_parts = list(parts)
     keys = np.concatenate([np.empty(0, np.int64), *(part.user_keys for part in all_parts)])
-    return Windows(Lists.concat(part.events for part in all_parts), keys)
+    firsts = np.cumsum([0, *(len(part.own) for part in all_parts)])
+    users = [np.empty(0, np.int64), *(part.users + first for part, first in zip(all_parts, firsts, strict=False))]
+    own = Lists.concat(part.own for part in all_parts)
+    return Windows(Lists.concat(part.events for part in all_parts), keys, np.concatenate(users), own)
 
 
 def num_steps(num_windows_by_rank: Iterable[int], batch_size: int) -> int:
@@ -81,7 +87,8 @@ def _batch(windows: Windows, chosen: Int64) -> SequenceBatch:
     read = ranges(starts, lengths)
     inputs_BL[is_event_BL] = windows.events.values[read]
     targets_BL[is_event_BL] = windows.events.values[read + 1]
-    return SequenceBatch(inputs_BL, targets_BL, windows.user_keys[chosen])
+    own = windows.own.take(windows.users[chosen])
+    return SequenceBatch(inputs_BL, targets_BL, windows.user_keys[chosen], own)
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def _of_run(settings: Settings) -> dict[str, Any]:
 # In the order of the night. `day`, `log`, `items` and `queries` are inputs, the other names are artifacts.
 RECIPES = {
     "histories": Recipe(4, ("day", "log", "items"), _of_histories),
-    "model": Recipe(3, ("histories",), _of_checkpoint),
+    "model": Recipe(4, ("histories",), _of_checkpoint),
     "corpus": Recipe(7, ("model",), _of_corpus),
     "search": Recipe(6, ("corpus",), _of_search),
     "evaluation": Recipe(3, ("search",), _of_evaluation),

@@ -9,13 +9,13 @@ from torch import Tensor
 GATE_EPSILON = 1e-6
 
 
-def sampled_softmax_loss(positive_T: Tensor, negatives_TN: Tensor, is_collision_TN: Tensor) -> Tensor:
+def sampled_softmax_loss(positive_T: Tensor, negatives_TN: Tensor, is_left_out_TN: Tensor) -> Tensor:
     """(T,) minus the log of the positive's share in a softmax over the positive and its negatives.
 
-    A negative that is the positive's own item (`is_collision_TN`) takes no part; without any other negative the loss
+    A negative that is an item of the user's own (`is_left_out_TN`) takes no part; without any other negative the loss
     is 0.
     """
-    others_TN = negatives_TN.masked_fill(is_collision_TN, float("-inf"))
+    others_TN = negatives_TN.masked_fill(is_left_out_TN, float("-inf"))
     return torch.cat([positive_T.unsqueeze(-1), others_TN], dim=-1).logsumexp(dim=-1) - positive_T
 
 

@@ -18,9 +18,19 @@ from pipeline.model.inputs import Events
 from pipeline.model.losses import mutual_information_loss, sampled_softmax_loss, user_norm_loss
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
+from pipeline.model.negatives import Negatives, is_own
 from pipeline.settings import TrainSettings
 
 TILE_PAIRS = {"cpu": 16_384, "cuda": 1_048_576}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The negatives of a step."""
+
+    rows_GN: Tensor
+    corrections_GN: Tensor  # added to their scores
+    is_own_GBN: Tensor  # whether one is an item of the user of sequence b
 
 
 @dataclass(frozen=True)
@@ -35,11 +45,14 @@ class Positions:
     order_T: Tensor  # index of each position among the batch's targets, counted row by row
     rows_T: Tensor  # the item to predict
     user_keys_T: Tensor
+    sequences_T: Tensor  # the sequence of the batch that the position is in
     num_targets: int
     num_groups: int
 
 
-def accumulate_gradients(model: RetrievalModel, batch: SequenceBatch, settings: TrainSettings) -> tuple[Tensor, int]:
+def accumulate_gradients(
+    model: RetrievalModel, batch: SequenceBatch, sampler: Negatives, settings: TrainSettings
+) -> tuple[Tensor, int]:
     """Add the gradients of the loss, summed over the batch's targets, to those in the parameters.
 
     Returns the sampled softmax loss, summed likewise but without the regularisers, and the number of targets.
@@ -48,12 +61,12 @@ def accumulate_gradients(model: RetrievalModel, batch: SequenceBatch, settings: 
     if not (batch.targets_BL >= 0).any():
         return torch.zeros((), device=device), 0
     positions = _positions(batch, settings.positions_per_negatives, device)
-    negatives_GN = torch.randint(model.num_items, (positions.num_groups, settings.num_negatives), device=device)
+    drawn = _draw(sampler, positions.num_groups, batch, model.num_items)
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
         queries_TE = model.encode_positions(positions.events)[positions.is_target_BL][positions.order_T]
         users_T = model.user_rows(positions.user_keys_T)
         query = model.mol.query_side(queries_TE, users_T)
-        negatives = model.item_side(negatives_GN)
+        negatives = model.item_side(drawn.rows_GN)
         scores_T, gates_TP = _positive_pairs(model, query, positions.rows_T)
         regulariser = settings.mutual_information_weight * mutual_information_loss(gates_TP[: positions.num_targets])
         if users_T is not None:
@@ -61,7 +74,7 @@ def accumulate_gradients(model: RetrievalModel, batch: SequenceBatch, settings: 
             regulariser = regulariser + settings.user_norm_weight * user_norm_loss(users_TD)
     per_position = [query.components_BQD, query.gate_BP, scores_T]
     per_group = [negatives.components_NXD, negatives.gate_NP]
-    loss_sum, gradients = _in_tiles(model.mol, positions, per_position, per_group, negatives_GN, settings)
+    loss_sum, gradients = _in_tiles(model.mol, positions, per_position, per_group, drawn, settings)
     regulariser_sum = regulariser * positions.num_targets
     torch.autograd.backward(
         [*per_position, *per_group, regulariser_sum], [*gradients, torch.ones_like(regulariser_sum)]
@@ -85,9 +98,15 @@ def _positions(batch: SequenceBatch, positions_per_negatives: int, device: torch
         order_T,
         targets_T[order_T],
         keys_BL[is_target_BL][order_T],
+        is_target_BL.nonzero()[:, 0][order_T],
         num_targets,
         num_groups,
     )
+
+
+def _draw(sampler: Negatives, num_groups: int, batch: SequenceBatch, num_items: int) -> Drawn:
+    rows_GN = sampler.draw(num_groups)
+    return Drawn(rows_GN, sampler.corrections(rows_GN), is_own(rows_GN, batch.own, num_items))
 
 
 def _positive_pairs(model: RetrievalModel, query: QuerySide, rows_T: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,7 +120,7 @@ def _in_tiles(
     positions: Positions,
     per_position: list[Tensor],
     per_group: list[Tensor],
-    negatives_GN: Tensor,
+    drawn: Drawn,
     settings: TrainSettings,
 ) -> tuple[Tensor, list[Tensor]]:
     """The loss over all positions and its gradients with respect to `per_position` and `per_group`.
@@ -109,22 +128,26 @@ def _in_tiles(
     `per_position` holds query components, query gate and the positive's score; `per_group` holds the negatives' item
     components and item gate. The gradients of the pair network are added to those in its parameters.
     """
-    num_groups, num_negatives = negatives_GN.shape
+    num_groups, num_negatives = drawn.rows_GN.shape
     by_group = [tensor.detach().view(num_groups, -1, *tensor.shape[1:]) for tensor in per_position]
     negatives = [tensor.detach() for tensor in per_group]
     gradients = [torch.zeros_like(tensor) for tensor in (*by_group, *negatives)]
-    device = negatives_GN.device
-    rows_GS = positions.rows_T.view(num_groups, -1)
-    weights_GS = (torch.arange(rows_GS.numel(), device=device) < positions.num_targets).float().view_as(rows_GS)
+    device = drawn.rows_GN.device
+    sequences_GS = positions.sequences_T.view(num_groups, -1)
+    number_T = torch.arange(sequences_GS.numel(), device=device)
+    weights_GS = (number_T < positions.num_targets).float().view_as(sequences_GS)
+    group_G = torch.arange(num_groups, device=device)
     loss_sum = torch.zeros((), device=device)
-    for groups, members in _tiles(num_groups, rows_GS.shape[1], num_negatives, TILE_PAIRS[device.type]):
+    for groups, members in _tiles(num_groups, sequences_GS.shape[1], num_negatives, TILE_PAIRS[device.type]):
         tile = [(groups, members)] * len(by_group) + [(groups, slice(None))] * len(negatives)
         leaves = [tensor[index].requires_grad_() for tensor, index in zip((*by_group, *negatives), tile, strict=True)]
         query_components, query_gate, positive_GS, item_components, item_gate = leaves
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
             scores_GSN = mol(QuerySide(query_components, query_gate), ItemSide(item_components, item_gate))
-        is_collision_GSN = negatives_GN[groups].unsqueeze(-2) == rows_GS[groups, members].unsqueeze(-1)
-        losses_GS = sampled_softmax_loss(positive_GS, _at_least_float32(scores_GSN), is_collision_GSN)
+        is_own_GSN = drawn.is_own_GBN[group_G[groups].unsqueeze(-1), sequences_GS[groups, members]]
+        scores_GSN = _at_least_float32(scores_GSN)
+        corrections_GN = drawn.corrections_GN[groups].unsqueeze(-2).to(scores_GSN.dtype)
+        losses_GS = sampled_softmax_loss(positive_GS, scores_GSN + corrections_GN, is_own_GSN)
         loss = (losses_GS * weights_GS[groups, members]).sum()
         loss.backward()
         loss_sum += loss.detach()

@@ -12,6 +12,7 @@ from torch import Tensor
 from pipeline.data.batches import SequenceBatch, ValidationUsers, Windows, epoch_batches
 from pipeline.errors import InputError
 from pipeline.model.model import RetrievalModel
+from pipeline.model.negatives import Negatives
 from pipeline.model.step import accumulate_gradients
 from pipeline.model.validation import count_model_hits, count_popular_hits
 from pipeline.settings import TrainSettings
@@ -41,7 +42,7 @@ class TrainingData:
     windows: Windows
     steps: int  # batches per epoch, the same number on all processes
     validation: ValidationUsers
-    item_counts_N: Tensor  # training events of every item, for the popularity baseline
+    item_counts_N: Tensor  # training events of every item
 
 
 @dataclass(frozen=True)
@@ -163,12 +164,13 @@ def train_epoch(
 ) -> None:
     """Make the steps of the epoch that the state's progress lacks; call `on_state` at each pause but the last."""
     epoch = len(state.history) + 1
+    negatives = Negatives.of(data.item_counts_N.to(state.model.device), settings)
     while (first := state.progress.num_steps) < data.steps:
         last = min(first + settings.steps_between_states, data.steps)
         started = time.monotonic()
         seed_everything(settings.seed, epoch, first, ranks.rank)
         batches = epoch_batches(data.windows, data.steps, settings.seed, epoch, ranks.rank, first, last)
-        loss_sum, num_positions = train_steps(state, batches, settings, ranks)
+        loss_sum, num_positions = train_steps(state, batches, negatives, settings, ranks)
         done, seconds = state.progress, time.monotonic() - started
         state.progress = EpochProgress(
             last, done.loss_sum + loss_sum, done.num_positions + num_positions, done.seconds + seconds
@@ -179,7 +181,7 @@ def train_epoch(
 
 
 def train_steps(
-    state: TrainingState, batches: Iterable[SequenceBatch], settings: TrainSettings, ranks: Ranks
+    state: TrainingState, batches: Iterable[SequenceBatch], negatives: Negatives, settings: TrainSettings, ranks: Ranks
 ) -> tuple[float, int]:
     """Make one step per batch; returns the sum of the losses and the number of targets, over all processes.
 
@@ -189,7 +191,7 @@ def train_steps(
     total = torch.zeros(2, dtype=torch.float64, device=model.device)
     for batch in batches:
         state.optimiser.zero_grad(set_to_none=True)
-        loss_sum, num_positions = accumulate_gradients(model, batch, settings)
+        loss_sum, num_positions = accumulate_gradients(model, batch, negatives, settings)
         average_gradients(model, num_positions, ranks)
         state.optimiser.step()
         total += torch.stack([loss_sum.double(), torch.full_like(total[0], num_positions)])

@@ -104,3 +104,16 @@ def test_a_sample_depends_on_keys_and_seed_alone(share):
     assert sorted(np.concatenate(halves)) == sorted(sampled.user_keys)
     if share == 0.25:
         assert set(sample_users(users, share, seed=4).user_keys) != set(sampled.user_keys)
+
+
+def test_each_sequence_knows_all_items_of_its_user():
+    """Also those of the user's other windows, and of users that were joined after others."""
+    parts = [
+        cut_windows(Lists.of(rows), np.arange(2) + shift, 2)
+        for rows, shift in (([[5, 4, 3, 4, 1], [7, 8]], 0), ([[9], [2, 1, 2]], 2))
+    ]
+    windows = join_windows(parts)
+    own = {0: [1, 3, 4, 5], 1: [7, 8], 3: [1, 2]}
+    for batch in epoch_batches(windows, 2, seed=0, epoch=1, rank=0):
+        for row, key in enumerate(batch.user_keys_B.tolist()):
+            assert batch.own[row].tolist() == own[key]

@@ -13,16 +13,16 @@ def test_sampled_softmax_by_hand():
     assert loss_T.item() == pytest.approx(-math.log(math.e / (math.e + 1 + math.e**2)))
 
 
-def test_fact_20_a_negative_that_is_the_positive_takes_no_part():
+def test_fact_20_a_negative_that_is_the_users_own_takes_no_part():
     positive_T = torch.tensor([1.0, 1.0], requires_grad=True)
     negatives_TN = torch.tensor([[5.0, 2.0], [5.0, 2.0]], requires_grad=True)
-    is_collision_TN = torch.tensor([[True, False], [True, True]])
-    loss_T = sampled_softmax_loss(positive_T, negatives_TN, is_collision_TN)
+    is_own_TN = torch.tensor([[True, False], [True, True]])
+    loss_T = sampled_softmax_loss(positive_T, negatives_TN, is_own_TN)
     alone = sampled_softmax_loss(torch.tensor([1.0]), torch.tensor([[2.0]]), torch.tensor([[False]]))
     torch.testing.assert_close(loss_T[:1], alone)
     assert loss_T[1].item() == 0
     loss_T.sum().backward()
-    assert negatives_TN.grad[is_collision_TN].tolist() == [0.0, 0.0, 0.0]
+    assert negatives_TN.grad[is_own_TN].tolist() == [0.0, 0.0, 0.0]
     assert positive_T.grad[1].item() == 0
     assert torch.isfinite(negatives_TN.grad).all()
 

@@ -9,6 +9,7 @@ from pipeline.errors import InputError
 from pipeline.model import step, training
 from pipeline.model.inputs import Events
 from pipeline.model.losses import mutual_information_loss, sampled_softmax_loss, user_norm_loss
+from pipeline.model.negatives import Negatives
 from pipeline.model.step import accumulate_gradients
 from pipeline.model.training import (
     EpochReport,
@@ -54,7 +55,8 @@ def test_processes_with_the_same_data_draw_different_negatives():
     """A single window leaves no order that could differ between them."""
     settings = SETTINGS.model_copy(update={"max_epochs": 1})
     data = training_data(settings, num_users=1)
-    windows = Windows(data.windows.events.narrow(0, 1), data.windows.user_keys[:1])
+    first = data.windows
+    windows = Windows(first.events.narrow(0, 1), first.user_keys[:1], first.users[:1], first.own)
     losses = []
     for rank in (0, 1, 0):
         state = start(settings, SURE_MODEL)
@@ -83,7 +85,7 @@ def test_the_same_seed_gives_the_same_weights():
     assert not torch.equal(weights(states[0])[0], weights(states[2])[0])
 
 
-def slow_loss(model, batch, settings, negatives_GN) -> torch.Tensor:
+def slow_loss(model, batch, settings, negatives_GN, item_counts_V) -> torch.Tensor:
     """The definition, position by position: mean over targets of the sampled softmax, plus the regularisers."""
     losses, gates, users = [], [], []
     order = torch.randperm(int((batch.targets_BL >= 0).sum()))
@@ -97,7 +99,11 @@ def slow_loss(model, batch, settings, negatives_GN) -> torch.Tensor:
         positive = model.mol.pairs(query, model.item_side(target))
         negatives_N = negatives_GN[index // size]
         scores = model.mol.pairs(query, model.item_side(negatives_N)).scores_BN
-        losses.append(sampled_softmax_loss(positive.scores_BN[0], scores, (negatives_N == target).unsqueeze(0)))
+        is_own = torch.isin(negatives_N, torch.from_numpy(batch.own[row]).long())
+        # the chance of an item: 13 of 16 negatives by popularity, 3 uniformly
+        chance_N = 13 / 16 * item_counts_V[negatives_N].double() / item_counts_V.sum() + 3 / 16 / NUM_ITEMS
+        corrected = scores - (settings.num_negatives * chance_N).log()
+        losses.append(sampled_softmax_loss(positive.scores_BN[0], corrected, is_own.unsqueeze(0)))
         gates.append(positive.gates_BNP[0])
         users.append(model.mol.user_vectors(user))
     regulariser = settings.mutual_information_weight * mutual_information_loss(torch.cat(gates))
@@ -118,15 +124,16 @@ def test_a_step_in_tiles_has_the_gradients_of_the_definition(monkeypatch, positi
     expected = copy.deepcopy(model)
     num_targets = int((batch.targets_BL >= 0).sum())
     torch.manual_seed(9)
-    found, count = accumulate_gradients(model, batch, settings)
+    sampler = Negatives.of(data.item_counts_N, settings)
+    found, count = accumulate_gradients(model, batch, sampler, settings)
     assert count == num_targets
     torch.manual_seed(9)
     # The step draws its order first, then its negatives.
     state = torch.get_rng_state()
     torch.randperm(num_targets)
-    negatives_GN = torch.randint(NUM_ITEMS, (-(-num_targets // positions_per_negatives), settings.num_negatives))
+    negatives_GN = sampler.draw(-(-num_targets // positions_per_negatives))
     torch.set_rng_state(state)
-    slow_loss(expected, batch, settings, negatives_GN).backward()
+    slow_loss(expected, batch, settings, negatives_GN, data.item_counts_N).backward()
     for (name, left), right in zip(model.named_parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(left.grad, right.grad, msg=lambda text, name=name: f"{name}: {text}")
     assert torch.isfinite(found)
@@ -137,16 +144,17 @@ def test_the_softmax_is_taken_in_float32_over_tiles_of_bounded_size(monkeypatch,
     dtypes: set[torch.dtype] = set()
     sizes: list[int] = []
 
-    def spy(positive_GS, scores_GSN, is_collision_GSN):
+    def spy(positive_GS, scores_GSN, is_own_GSN):
         dtypes.update([positive_GS.dtype, scores_GSN.dtype])
         sizes.append(scores_GSN.numel())
-        return sampled_softmax_loss(positive_GS, scores_GSN, is_collision_GSN)
+        return sampled_softmax_loss(positive_GS, scores_GSN, is_own_GSN)
 
     monkeypatch.setitem(step.TILE_PAIRS, "cpu", tile_pairs)
     monkeypatch.setattr(step, "sampled_softmax_loss", spy)
     settings = SETTINGS.model_copy(update={"precision": "bfloat16"})
-    batch = next(epoch_batches(training_data(settings).windows, 5, seed=0, epoch=1, rank=0))
-    accumulate_gradients(start(settings).model.train(), batch, settings)
+    data = training_data(settings)
+    batch = next(epoch_batches(data.windows, 5, seed=0, epoch=1, rank=0))
+    accumulate_gradients(start(settings).model.train(), batch, Negatives.of(data.item_counts_N, settings), settings)
     assert dtypes == {torch.float32}
     assert max(sizes) <= max(tile_pairs, settings.num_negatives)
 
@@ -157,9 +165,10 @@ def test_the_loss_of_some_steps_is_the_sum_over_their_targets():
     state = start(settings)
     batches = list(epoch_batches(data.windows, data.steps, seed=0, epoch=1, rank=0))
     torch.manual_seed(9)
-    loss_sum, num_targets = train_steps(state, batches, settings, Ranks())
+    sampler = Negatives.of(data.item_counts_N, settings)
+    loss_sum, num_targets = train_steps(state, batches, sampler, settings, Ranks())
     torch.manual_seed(9)
-    sums, counts = zip(*(accumulate_gradients(state.model, batch, settings) for batch in batches), strict=True)
+    sums, counts = zip(*(accumulate_gradients(state.model, batch, sampler, settings) for batch in batches), strict=True)
     assert num_targets == sum(counts) == data.windows.num_targets
     assert loss_sum == pytest.approx(sum(sums).item())
 

@@ -155,6 +155,8 @@ def train_settings(name: ModelName) -> TrainSettings:
         patience=2 if is_dot else EPOCHS[name.log][name.way],
         batch_size=BATCH_SIZES[name.log][name.way],
         num_negatives=256 if is_dot else 64,
+        popular_negatives=0.0,
+        log_q=False,
         positions_per_negatives=256,
         learning_rate=3e-3 if is_dot else 2e-3,
         precision="bfloat16" if name.log == "diginetica" and not is_dot else "float32",  # whichever is faster

@@ -17,6 +17,7 @@ from jobs.studies.search.market import Market, MarketRecipe, draw_histories
 from jobs.studies.search.synthetic import align
 from pipeline.data.batches import cut_windows, epoch_batches
 from pipeline.model.model import RetrievalModel
+from pipeline.model.negatives import Negatives
 from pipeline.model.step import accumulate_gradients
 from pipeline.model.training import ADAM_BETAS
 from pipeline.settings import ModelSettings, MolSettings, TrainSettings
@@ -76,6 +77,8 @@ class ModelRecipe:
         the time."""
         return TrainSettings(
             num_negatives=self.num_negatives,
+            popular_negatives=0.0,
+            log_q=False,
             positions_per_negatives=512,
             precision="bfloat16",
             batch_size=self.users_per_step,
@@ -97,10 +100,11 @@ def train_model(recipe: ModelRecipe, market: Market) -> RetrievalModel:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, recipe.num_steps))
     histories = draw_histories(market, recipe.num_steps * recipe.users_per_step, TRAINING_STREAM)
     windows = cut_windows(histories, np.arange(len(histories.lengths)), recipe.market.max_length)
+    sampler = Negatives.of(torch.ones(market.recipe.num_items), recipe.train)
     loss, count = 0.0, 0
     for step, batch in enumerate(epoch_batches(windows, recipe.num_steps, recipe.seed, 1, 0)):
         optimiser.zero_grad(set_to_none=True)
-        loss_sum, num_positions = accumulate_gradients(model.train(), batch, recipe.train)
+        loss_sum, num_positions = accumulate_gradients(model.train(), batch, sampler, recipe.train)
         for parameter in trained:
             if parameter.grad is not None:
                 parameter.grad /= max(1, num_positions)

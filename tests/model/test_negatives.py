@@ -1,0 +1,73 @@
+"""Negatives: how often an item is drawn, what corrects for it, and whose items take no part."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.data.lists import Lists
+from pipeline.model.losses import sampled_softmax_loss
+from pipeline.model.negatives import Negatives, is_own
+from pipeline.settings import TrainSettings
+
+COUNTS = torch.tensor([0, 1, 2, 7, 90])
+
+
+def settings(share: float, num_negatives: int = 10, log_q: bool = True) -> TrainSettings:
+    return TrainSettings(num_negatives=num_negatives, popular_negatives=share, log_q=log_q)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_items_are_drawn_as_often_as_the_correction_says(share):
+    torch.manual_seed(0)
+    sampler = Negatives.of(COUNTS, settings(share))
+    rows_GN = sampler.draw(20_000)
+    assert rows_GN.shape == (20_000, 10)
+    found = torch.bincount(rows_GN.flatten(), minlength=5) / rows_GN.numel()
+    expected = share * COUNTS.double() / 100 + (1 - share) / 5
+    torch.testing.assert_close(found.double(), expected.double(), atol=0.004, rtol=0)
+    torch.testing.assert_close(sampler.log_q_V.exp(), expected.double(), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_corrected_sum_over_negatives_estimates_the_sum_over_all_items(share):
+    """For items that can be drawn at all."""
+    torch.manual_seed(0)
+    scores_V = torch.tensor([0.3, -1.0, 0.5, 2.0, 1.0], dtype=torch.float64)
+    counts = COUNTS + 1
+    sampler = Negatives.of(counts, settings(share, num_negatives=50))
+    rows_GN = sampler.draw(4_000)
+    estimates_G = (scores_V[rows_GN] + sampler.corrections(rows_GN)).exp().sum(dim=1)
+    assert estimates_G.mean().item() == pytest.approx(scores_V.exp().sum().item(), rel=0.02)
+
+
+def test_with_every_item_as_a_negative_the_loss_is_that_of_the_full_softmax():
+    scores_V = torch.tensor([0.3, -1.0, 0.5, 2.0], dtype=torch.float64)
+    sampler = Negatives.of(torch.ones(4), settings(0.0, num_negatives=4))
+    rows_GN = torch.arange(4)[None]
+    negatives = scores_V[rows_GN] + sampler.corrections(rows_GN)
+    loss = sampled_softmax_loss(scores_V[2:3], negatives, rows_GN == 2)
+    torch.testing.assert_close(loss, torch.logsumexp(scores_V, 0)[None] - scores_V[2:3])
+
+
+def test_without_correction_scores_are_left_alone():
+    sampler = Negatives.of(COUNTS, settings(0.5, log_q=False))
+    assert sampler.corrections(sampler.draw(3)).abs().max() == 0
+
+
+ITEMS = st.lists(st.lists(st.integers(0, 9), max_size=6), min_size=1, max_size=4)
+
+
+@given(ITEMS, st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3), min_size=1, max_size=3))
+def test_own_items_are_those_of_the_sequences_user(own, rows):
+    lists = Lists.of(own).distinct()
+    found = is_own(torch.tensor(rows), lists, num_items=10)
+    expected = [[[row in own[user] for row in group] for user in range(len(own))] for group in rows]
+    assert found.tolist() == expected
+    assert found.dtype == torch.bool
+
+
+def test_numbers_of_many_users_and_items_do_not_overflow():
+    own = Lists(np.array([0, 0, 1]), np.array([2_999_999_99], dtype=np.int32))
+    assert is_own(torch.tensor([[2_999_999_99]]), own, num_items=300_000_000).tolist() == [[[False], [True]]]

@@ -25,6 +25,7 @@ REASONS = (
     "event_type_unknown",
 )
 MALFORMED = "row_malformed"  # a line that does not have the columns of its file
+MALFORMED_BYTES = "malformed_bytes"
 ORPHAN = "item_id_orphan"  # the catalogue lacks the item: normal in moderation
 BOT = "user_id_bot"
 

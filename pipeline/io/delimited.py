@@ -30,6 +30,7 @@ class RawRows:
     table: pa.Table
     malformed: tuple[str, ...]  # the first of them; lines that one quote joined are one text
     num_malformed: int  # all lines
+    malformed_bytes: int = 0  # their size, as UTF-8
 
 
 @dataclass
@@ -38,6 +39,7 @@ class _Malformed:
 
     lines: list[str] = field(default_factory=list)
     number: int = 0
+    num_bytes: int = 0
 
     def __call__(self, row: Any) -> str:
         self.add(str(row.text))
@@ -46,13 +48,15 @@ class _Malformed:
     def add(self, text: str) -> None:
         """Count the lines of a record that is no row."""
         self.number += sum(1 for line in re.split(END_OF_LINE, text) if line)
+        self.num_bytes += len(text.encode("utf-8", "replace"))
         if len(self.lines) < MAX_MALFORMED:
             self.lines.append(text[:SHOWN].replace(UNREADABLE, "\ufffd"))
 
-    def take(self) -> tuple[tuple[str, ...], int]:
-        taken = tuple(self.lines), self.number
-        self.lines, self.number = [], 0
-        return taken
+    def take(self, table: pa.Table) -> RawRows:
+        """The rows with what was collected since the last call."""
+        rows = RawRows(table, tuple(self.lines), self.number, self.num_bytes)
+        self.lines, self.number, self.num_bytes = [], 0, 0
+        return rows
 
 
 def text_rows(source: pa.NativeFile, log: Log, file: ObjectInfo, columns: Sequence[str]) -> Iterator[RawRows]:
@@ -87,12 +91,11 @@ def _rows_of(
                 if csv_format.quote or csv_format.escape:
                     table = _without_hidden_rows(table, time, csv_format, malformed)
                 table = table.select([str(number) for number in wanted]).rename_columns(list(columns))
-                lines, number = malformed.take()
-                num_read += table.num_rows + number
-                yield RawRows(table, lines, number)
-        lines, number = malformed.take()
-        if number:
-            yield RawRows(pa.table({name: pa.array([], pa.binary()) for name in columns}), lines, number)
+                rows = malformed.take(table)
+                num_read += table.num_rows + rows.num_malformed
+                yield rows
+        if malformed.number:
+            yield malformed.take(pa.table({name: pa.array([], pa.binary()) for name in columns}))
     except pa.ArrowInvalid as error:
         if str(error) == "Empty CSV file":
             return

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -109,7 +109,7 @@ def read_rows(
     with arrow_errors_named(log.origin(file)), log.open(file) as source:
         if log.source.format == "csv":
             for rows in text_rows(source, log, file, theirs):
-                yield RawRows(_as_ours(rows.table, log, file, names), rows.malformed, rows.num_malformed)
+                yield replace(rows, table=_as_ours(rows.table, log, file, names))
             return
         with pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False, buffer_size=1 << 20) as parquet:
             columns = [name for name in theirs if name in parquet.schema_arrow.names]

@@ -176,6 +176,7 @@ def test_malformed_lines_are_told_with_the_block_that_they_are_in_and_only_once(
     assert len(parts) > 5
     assert cells(parts) == [tuple(line.split(",")) for line in good]
     assert sum(part.num_malformed for part in parts) == 30
+    assert sum(part.malformed_bytes for part in parts) == sum(map(len, bad))
     assert all(len(part.malformed) == min(3, part.num_malformed) for part in parts)
     assert [line for part in parts for line in part.malformed][:3] == bad[:3]
     assert {line for part in parts for line in part.malformed} <= set(bad)
@@ -184,6 +185,7 @@ def test_malformed_lines_are_told_with_the_block_that_they_are_in_and_only_once(
 def test_a_long_malformed_line_is_cut(tmp_path):
     (part,) = read(tmp_path, ",".join(TITLES) + "\nu1,i1,5\n" + "x" * 1_000 + "\n")
     assert part.malformed == ("x" * SHOWN,)
+    assert part.malformed_bytes == 1_000
 
 
 @pytest.mark.parametrize(

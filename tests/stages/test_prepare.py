@@ -364,7 +364,7 @@ def test_all_malformed_lines_are_counted_and_some_are_kept(tmp_path, monkeypatch
     settings = settings_for(tmp_path, tmp_path / "ratings.csv", "movielens_20m", prepare={"max_bad_share": 1.0})
     run(settings)
     found = validation_of(settings)
-    assert (found["rows_read"], found["quarantined"]) == (12, {MALFORMED: 7})
+    assert (found["rows_read"], found["quarantined"], found["malformed_bytes"]) == (12, {MALFORMED: 7}, 21)
 
 
 def test_an_event_is_late_when_it_happened_before_the_day_of_its_partition(tmp_path):

@@ -11,7 +11,16 @@ import pyarrow as pa
 
 from pipeline.artifacts import FileEntry, Manifest
 from pipeline.data.catalog import items_table
-from pipeline.data.cleaning import AFTER_DS, IGNORED_TYPE, LEFT_OUT, NOBODY, ORPHAN, OUT_OF_LOOKBACK, WORD
+from pipeline.data.cleaning import (
+    AFTER_DS,
+    IGNORED_TYPE,
+    LEFT_OUT,
+    MALFORMED_BYTES,
+    NOBODY,
+    ORPHAN,
+    OUT_OF_LOOKBACK,
+    WORD,
+)
 from pipeline.data.columns import Mask
 from pipeline.data.lists import Int64
 from pipeline.data.splitting import REUSED
@@ -118,6 +127,7 @@ def describe(ds: date, log: Log, columns: LogColumns, prepared: Prepared) -> dic
         "rows_read": counts["rows_read"],
         "rows": rows,
         "quarantined": quarantined,
+        "malformed_bytes": counts[MALFORMED_BYTES],
         "bot_users": counts["bot_users"],
         "trainable_users": counts["trainable_users"],
         "evaluable_users": counts["evaluable_users"],

@@ -13,7 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.cleaning import MALFORMED, REJECTED, Cleaned, clean_rows, first_rejected, malformed_lines
+from pipeline.data.cleaning import (
+    MALFORMED,
+    MALFORMED_BYTES,
+    REJECTED,
+    Cleaned,
+    clean_rows,
+    first_rejected,
+    malformed_lines,
+)
 from pipeline.data.days import day_numbers, midnight
 from pipeline.data.histories import user_bucket
 from pipeline.data.lists import Int64
@@ -78,6 +86,7 @@ def _clean_piece(job: Job, part: Part, piece: Piece) -> Iterator[Cleaned]:
             ROWS_READ: raw.table.num_rows + raw.num_malformed,
             LATE: _num_late(cleaned.events, file.key, job.settings.log.time_zone),
             MALFORMED: raw.num_malformed,
+            MALFORMED_BYTES: raw.malformed_bytes,
         }
         yield Cleaned(cleaned.events, pa.concat_tables([malformed, cleaned.rejected]), cleaned.counts | counts)
 

@@ -11,8 +11,8 @@ from tests.jobs.nightly import Ended, run_job
 
 
 def prepare(root: Path, lake: Path, source: str = "default", **keys: object) -> Ended:
-    few = {"train.num_negatives": 1, "search.k": 1}  # the logs here have a handful of items
-    return run_job("prepare", str(root), **{"log.uri": lake, "log.source": source} | few, **keys)
+    few = {"train.num_negatives": 1, "search.k": 1, "cluster.mode": "local"}  # the logs here have a handful of items
+    return run_job("prepare", str(root), **{"log.uri": lake, "log.source": source} | few | keys)
 
 
 def empty(lake: Path) -> None:
@@ -66,7 +66,8 @@ def test_a_log_that_cannot_be_read_ends_with_20_and_one_sentence(tmp_path, spoil
 def test_a_log_with_null_ids_ends_with_20_also_through_ray_and_a_second_run_needs_no_ray(tmp_path):
     bad = pa.array([None, "u1", "u2", "u3"])
     write(tmp_path / "bad" / "ds=2026-11-20" / "a.parquet", events(user_id=bad))
-    ended = prepare(tmp_path / "root", tmp_path / "bad")
+    on_ray = {"cluster.mode": "ray"}
+    ended = prepare(tmp_path / "root", tmp_path / "bad", **on_ray)
     assert ended.code == 20
     assert "column 'user_id': 1 values are null or empty, for example None in row 0" in ended.last_line["error"]
     assert "\n" not in ended.last_line["error"]
@@ -74,9 +75,9 @@ def test_a_log_with_null_ids_ends_with_20_also_through_ray_and_a_second_run_need
     users, items = pa.array([f"u{i // 3}" for i in range(60)]), pa.array(["i0", "i1", "i2"] * 20)
     good = events(60, user_id=users, item_id=items, event_ts=times)
     write(tmp_path / "good" / "ds=2026-11-20" / "a.parquet", good)
-    made = prepare(tmp_path / "root", tmp_path / "good")
+    made = prepare(tmp_path / "root", tmp_path / "good", **on_ray)
     assert (made.code, made.last_line["status"], made.last_line["users"]) == (0, "made", 20)
-    again = prepare(tmp_path / "root", tmp_path / "good")
+    again = prepare(tmp_path / "root", tmp_path / "good", **on_ray)
     assert (again.code, again.last_line["status"]) == (0, "exists")
     assert again.last_line["histories"] == made.last_line["histories"]
     assert "Ray" not in again.stderr

@@ -199,21 +199,31 @@ class TrainSettings(Config):
     num_workers: PositiveInt = 1
     threads_per_worker: PositiveInt = 1
     use_gpu: bool = False
-    max_epochs: PositiveInt = 20
-    # A training that is killed within an epoch goes on from the last state. Each state is written whole.
-    steps_between_states: PositiveInt = 2_000
-    patience: PositiveInt = 3  # epochs without a better validation metric before training stops
-    batch_size: PositiveInt = 64  # sequences per worker and step
+    max_epochs: PositiveInt = 100
+    # The training ends well when this time is over, with the best weights so far. None: no limit.
+    max_minutes: PositiveFloat | None = 180.0
+    # A training that is killed goes on from the last state. Each state is written whole.
+    steps_between_states: PositiveInt = 500
+    steps_between_validations: PositiveInt = 1_000  # at most; a shorter epoch is validated at its end
+    patience: PositiveInt = 5  # validations without a better NDCG before training stops
+    batch_positions: PositiveInt = 2_048  # events to predict per worker and step, about
     num_negatives: PositiveInt = 128
     popular_negatives: Share = 0.8  # of them, drawn as often as their items have events; the others uniformly
     log_q: bool = True  # correct the scores of negatives for how often they are drawn; false is the paper's way
     positions_per_negatives: PositiveInt = 256  # positions that share one draw of negatives; 1 is the paper's way
     learning_rate: PositiveFloat = 1e-3
+    warmup_steps: Count = 100  # the first steps, in which the learning rate rises to its value
+    # An event counts half as much in the loss for each such time before the end of ds. None: old and new alike.
+    half_life_days: PositiveFloat | None = None
+    max_gradient_norm: PositiveFloat = 1.0  # a gradient with a larger norm is scaled down to it
+    # The weights that are validated and kept are an average over about 1 / (1 - average_decay) steps. 0: over one.
+    average_decay: Dropout = 0.999
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     mutual_information_weight: Annotated[float, Field(ge=0.0)] = 0.001
     user_norm_weight: Annotated[float, Field(ge=0.0)] = 0.1
     precision: Literal["float32", "bfloat16"] = "float32"
-    validation_queries: PositiveInt = 2_000
+    # Users to validate on, a sample. None: as many as cost a fifth of the training's time, but at least 2,000.
+    validation_queries: PositiveInt | None = None
     seed: Count = 0
 
 

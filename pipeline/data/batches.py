@@ -1,11 +1,12 @@
-"""Training batches: histories cut into windows, every event but a user's first is a target once per epoch."""
+"""Training batches: histories cut into windows; every event but a user's first is a target once per epoch, unless its
+weight is 0."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.lists import NO_ITEM, Int32, Int64, Lists, offsets_of, ranges
+from pipeline.data.lists import NO_ITEM, Float32, Int32, Int64, Lists, offsets_of, ranges
 
 
 @dataclass(frozen=True)
@@ -14,41 +15,63 @@ class Windows:
     first predicted."""
 
     events: Lists
+    weights: Float32  # of each event as a target, all finite; an event of weight 0 is read, but never a target
     user_keys: Int64  # the user of each run
     users: Int64  # the user's place in `own`
     own: Lists  # the distinct items of each user, in ascending order
 
     @property
     def num_targets(self) -> int:
-        return len(self.events.values) - len(self)
+        return int(self.targets_per_window.sum())
+
+    @property
+    def targets_per_window(self) -> Int64:
+        is_target = self.weights > 0
+        is_target[self.events.offsets[:-1]] = False  # the first event of a run is only read
+        before = np.concatenate([[0], np.cumsum(is_target)])
+        return np.diff(before[self.events.offsets])
 
     def __len__(self) -> int:
         return len(self.events)
 
+    def take(self, chosen: Int64) -> "Windows":
+        """The chosen runs, in the given order."""
+        events = self.events.take(chosen)
+        weights = self.weights[ranges(self.events.offsets[chosen], events.lengths)]
+        return Windows(events, weights, self.user_keys[chosen], self.users[chosen], self.own)
+
 
 @dataclass(frozen=True)
 class SequenceBatch:
-    """(B, L) events that the encoder reads and, in the same cell, the event that follows each; -1 pads the right."""
+    """(B, L) events that the encoder reads and, in the same cell, the event that follows each; -1 pads the right.
+
+    A cell without a target may hold an event: the one that follows has weight 0.
+    """
 
     item_rows_BL: Int32
     targets_BL: Int32
+    weights_BL: Float32  # of the targets; 0 where there is none
     user_keys_B: Int64
     own: Lists  # the distinct items of each sequence's user, in ascending order
 
 
-def cut_windows(histories: Lists, user_keys: Int64, max_length: int) -> Windows:
+def cut_windows(histories: Lists, user_keys: Int64, max_length: int, weights: Float32 | None = None) -> Windows:
     """Cut each history from its end, so that its last window is as full as the history that a search will read.
 
-    Users with fewer than two events give no window.
+    `weights` has one number for each event of the histories; without it all events weigh 1. Windows without a target
+    are left out.
     """
+    weights = np.ones(len(histories.values), np.float32) if weights is None else weights
     num_targets = np.maximum(histories.lengths - 1, 0)
     num_windows = -(-num_targets // max_length)
     user = np.repeat(np.arange(len(histories)), num_windows)
     windows_after = np.repeat(np.cumsum(num_windows), num_windows) - np.arange(len(user)) - 1
     stops = histories.offsets[1:][user] - windows_after * max_length
     starts = np.maximum(stops - max_length - 1, histories.offsets[:-1][user])
-    events = Lists(offsets_of(stops - starts), histories.values[ranges(starts, stops - starts)])
-    return Windows(events, user_keys[user], user, histories.distinct())
+    events = ranges(starts, stops - starts)
+    lists = Lists(offsets_of(stops - starts), histories.values[events])
+    windows = Windows(lists, weights[events], user_keys[user], user, histories.distinct())
+    return windows.take(np.flatnonzero(windows.targets_per_window))
 
 
 def join_windows(parts: Iterable[Windows]) -> Windows:
@@ -58,37 +81,47 @@ def join_windows(parts: Iterable[Windows]) -> Windows:
     firsts = np.cumsum([0, *(len(part.own) for part in all_parts)])
     users = [np.empty(0, np.int64), *(part.users + first for part, first in zip(all_parts, firsts, strict=False))]
     own = Lists.concat(part.own for part in all_parts)
-    return Windows(Lists.concat(part.events for part in all_parts), keys, np.concatenate(users), own)
+    weights = np.concatenate([np.empty(0, np.float32), *(part.weights for part in all_parts)])
+    return Windows(Lists.concat(part.events for part in all_parts), weights, keys, np.concatenate(users), own)
 
 
-def num_steps(num_windows_by_rank: Iterable[int], batch_size: int) -> int:
-    """Steps of an epoch: as many as the rank with the most windows needs for batches of at most `batch_size`."""
-    return -(-max(num_windows_by_rank) // batch_size)
+def num_steps(num_targets_by_rank: Iterable[int], batch_positions: int) -> int:
+    """Steps of an epoch: as many as the rank with the most targets needs for batches of about `batch_positions`."""
+    return -(-max(num_targets_by_rank) // batch_positions)
 
 
 def epoch_batches(
     windows: Windows, steps: int, seed: int, epoch: int, rank: int, first: int = 0, last: int | None = None
 ) -> Iterator[SequenceBatch]:
-    """All windows of this rank in a new order, spread evenly over exactly `steps` batches (some may be empty).
+    """All windows of this rank in a new order, in exactly `steps` batches of about as many targets each.
 
-    Of these batches, those from `first` to `last` (exclusive) are made. The order depends on (seed, epoch, rank) alone:
-    a resumed run sees what an uninterrupted one would.
+    Some batches may be empty. Those from `first` to `last` (exclusive) are made. The order depends on (seed, epoch,
+    rank) alone: a resumed run sees what an uninterrupted one would.
     """
     order = np.random.default_rng((seed, epoch, rank)).permutation(len(windows))
-    for chosen in np.array_split(order, steps)[first:last]:
-        yield _batch(windows, chosen)
+    ends = np.cumsum(windows.targets_per_window[order])
+    # Batch i takes the windows whose middle target lies in the i-th of `steps` equal parts of all targets.
+    middles = ends - windows.targets_per_window[order] / 2
+    bounds = np.searchsorted(middles, np.arange(steps + 1) * (ends[-1] / steps if len(ends) else 0.0))
+    for step in range(steps)[first:last]:
+        yield _batch(windows, order[bounds[step] : bounds[step + 1]])
 
 
 def _batch(windows: Windows, chosen: Int64) -> SequenceBatch:
-    starts, lengths = windows.events.offsets[chosen], windows.events.lengths[chosen] - 1
+    """The chosen windows, longest first."""
+    lengths = windows.events.lengths[chosen] - 1
+    by_length = np.argsort(-lengths, kind="stable")
+    chosen, lengths = chosen[by_length], lengths[by_length]
     shape = (len(chosen), int(lengths.max(initial=0)))
     inputs_BL, targets_BL = np.full(shape, NO_ITEM, np.int32), np.full(shape, NO_ITEM, np.int32)
+    weights_BL = np.zeros(shape, np.float32)
     is_event_BL = np.arange(shape[1]) < lengths[:, None]
-    read = ranges(starts, lengths)
+    read = ranges(windows.events.offsets[chosen], lengths)
     inputs_BL[is_event_BL] = windows.events.values[read]
-    targets_BL[is_event_BL] = windows.events.values[read + 1]
+    weights_BL[is_event_BL] = windows.weights[read + 1]
+    targets_BL[is_event_BL] = np.where(windows.weights[read + 1] > 0, windows.events.values[read + 1], NO_ITEM)
     own = windows.own.take(windows.users[chosen])
-    return SequenceBatch(inputs_BL, targets_BL, windows.user_keys[chosen], own)
+    return SequenceBatch(inputs_BL, targets_BL, weights_BL, windows.user_keys[chosen], own)
 
 
 @dataclass(frozen=True)
@@ -113,7 +146,7 @@ class ValidationUsers:
 
 def validation_users(histories: Lists, held_out: Lists, user_keys: Int64) -> ValidationUsers:
     """The users that have a history and, after it, an item that is not in it; seen held-out items are left out."""
-    new = held_out.minus(histories)
+    new = held_out.distinct().minus(histories)
     chosen = np.flatnonzero((new.lengths > 0) & (histories.lengths > 0))
     return ValidationUsers(user_keys, histories, new).take(chosen)
 

@@ -40,29 +40,39 @@ class Bucket:
 
     def cut(self, part: str) -> Lists:
         """The history visible in `part`: train, before_test (train and validation), or whole; else KeyError."""
-        visible = {
-            "train": self.num_train.astype(np.int64),
-            "before_test": self.num_train.astype(np.int64) + self.num_validation,
-            "whole": np.diff(self.offsets),
-        }[part]
-        return self._events(self.offsets[:-1], visible)
+        return self._events(self.offsets[:-1], self._num_visible(part))
+
+    def events_of(self, part: str) -> Int64:
+        """The numbers of the events of `cut(part)`, in their order: indices into `event_ts` and `weights`."""
+        return ranges(self.offsets[:-1], self._num_visible(part))
 
     def seen(self, part: str) -> Lists:
         """The items, distinct, that a user who has the history `cut(part)` is not shown."""
         return self.cut(part).union(self.also_seen)
 
     def held_out(self, part: str) -> Lists:
-        """The events that `part`, validation or test, holds out; else KeyError."""
+        """The events of a weight above 0 that `part`, validation or test, holds out; else KeyError."""
         after_train = self.offsets[:-1] + self.num_train
         after_validation = after_train + self.num_validation
         if part == "validation":
-            return self._events(after_train, self.num_validation.astype(np.int64))
+            return self._events(after_train, self.num_validation.astype(np.int64), weighing=True)
         if part == "test":
-            return self._events(after_validation, self.offsets[1:] - after_validation)
+            return self._events(after_validation, self.offsets[1:] - after_validation, weighing=True)
         raise KeyError(part)
 
-    def _events(self, starts: Int64, lengths: Int64) -> Lists:
-        return Lists(offsets_of(lengths), self.item_rows[ranges(starts, lengths)])
+    def _num_visible(self, part: str) -> Int64:
+        visible = {
+            "train": self.num_train.astype(np.int64),
+            "before_test": self.num_train.astype(np.int64) + self.num_validation,
+            "whole": np.diff(self.offsets),
+        }[part]
+        return np.asarray(visible)
+
+    def _events(self, starts: Int64, lengths: Int64, weighing: bool = False) -> Lists:
+        """The events of each user from `starts` on; `weighing`: without those of weight 0."""
+        events = ranges(starts, lengths)
+        lists = Lists(offsets_of(lengths), self.item_rows[events])
+        return lists.where(self.weights[events] > 0) if weighing else lists
 
 
 def user_bucket(user_ids: pa.Array, num_buckets: int) -> Int32:

@@ -94,12 +94,16 @@ def _train_worker(config: dict[str, Any]) -> None:
     if settings.train.use_gpu:
         device = ray.train.torch.get_device()  # of this worker
 
+    def say(line: str) -> None:
+        if ranks.rank == 0:
+            config["messages"].say.remote(line)
+
     def report(state: TrainingState, popularity: float) -> None:
         metrics = {"number": state.number, "popularity_hit_rate": popularity}
         if ranks.rank != 0:
             ray.train.report(metrics)
             return
-        config["messages"].say.remote(progress_line(state, popularity, settings.train.max_epochs))
+        say(progress_line(state, popularity, settings.train))
         with tempfile.TemporaryDirectory() as folder:
             save_state(Path(folder), state)
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
@@ -107,4 +111,4 @@ def _train_worker(config: dict[str, Any]) -> None:
     with ExitStack() as stack:
         checkpoint = ray.train.get_checkpoint()
         folder = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint is not None else None
-        train_rank(night, settings, ranks, device, folder, report)
+        train_rank(night, settings, ranks, device, folder, report, say)

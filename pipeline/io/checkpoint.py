@@ -20,7 +20,7 @@ from pipeline.io.night import Night
 from pipeline.io.storage.base import Storage
 from pipeline.model.model import RetrievalModel
 from pipeline.model.results import TrainingMetrics
-from pipeline.model.training import EpochProgress, EpochReport, TrainingState
+from pipeline.model.training import RoundProgress, RoundReport, TrainingState
 from pipeline.settings import ModelSettings, Settings
 
 REMEDY = "remove the model and train again"
@@ -101,12 +101,18 @@ def _entry(storage: Storage, checkpoint: Artifact, manifest: Manifest, name: str
 def save_state(folder: Path, state: TrainingState) -> None:
     """Write the state of a training run into an existing folder, for `load_state`."""
     tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
+    tensors |= {f"average.{name}": value for name, value in state.average.state_dict().items()}
     tensors |= {f"best.{name}": value for name, value in state.best_weights.items()}
     for index, moments in state.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{name}": value for name, value in moments.items()}
     (folder / TENSORS).write_bytes(save_tensors({name: value.cpu().contiguous() for name, value in tensors.items()}))
     reports = [asdict(report) for report in state.history]
-    history = {"reports": reports, "progress": asdict(state.progress), "number": state.number}
+    history = {
+        "reports": reports,
+        "step": state.step,
+        "progress": asdict(state.progress),
+        "number": state.number,
+    }
     (folder / HISTORY).write_text(json.dumps(history))
 
 
@@ -114,6 +120,7 @@ def load_state(folder: Path, state: TrainingState) -> None:
     """Fill a new state, made with the same settings and number of items, from the files of `save_state`."""
     tensors = load_tensors((folder / TENSORS).read_bytes())
     state.model.load_state_dict(_below(tensors, "model."))
+    state.average.load_state_dict(_below(tensors, "average."))
     device = next(state.model.parameters()).device
     state.best_weights = {name: value.to(device) for name, value in _below(tensors, "best.").items()}
     moments: dict[int, dict[str, Tensor]] = {}
@@ -123,12 +130,13 @@ def load_state(folder: Path, state: TrainingState) -> None:
     state.optimiser.load_state_dict(state.optimiser.state_dict() | {"state": moments})
     history = json.loads((folder / HISTORY).read_text())
     state.history[:] = read_history(folder)
-    state.progress, state.number = EpochProgress(**history["progress"]), history["number"]
+    state.step, state.number = history["step"], history["number"]
+    state.progress = RoundProgress(**history["progress"])
 
 
-def read_history(folder: Path) -> list[EpochReport]:
-    """Read the reports of the epochs that the saved run has finished."""
-    return [EpochReport(**report) for report in json.loads((folder / HISTORY).read_text())["reports"]]
+def read_history(folder: Path) -> list[RoundReport]:
+    """Read the reports of the rounds that the saved run has finished."""
+    return [RoundReport(**report) for report in json.loads((folder / HISTORY).read_text())["reports"]]
 
 
 def read_best_weights(folder: Path) -> dict[str, Tensor]:

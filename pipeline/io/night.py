@@ -57,7 +57,8 @@ def _of_histories(settings: Settings) -> dict[str, Any]:
 
 
 def _of_checkpoint(settings: Settings) -> dict[str, Any]:
-    return {"model": settings.model.model_dump(mode="json"), "train": settings.train.model_dump(mode="json")}
+    train = settings.train.model_dump(mode="json", exclude={"steps_between_states"})
+    return {"model": settings.model.model_dump(mode="json"), "train": train}
 
 
 def _of_corpus(settings: Settings) -> dict[str, Any]:
@@ -87,7 +88,7 @@ def _of_run(settings: Settings) -> dict[str, Any]:
 # In the order of the night. `day`, `log`, `items` and `queries` are inputs, the other names are artifacts.
 RECIPES = {
     "histories": Recipe(4, ("day", "log", "items"), _of_histories),
-    "model": Recipe(4, ("histories",), _of_checkpoint),
+    "model": Recipe(5, ("histories",), _of_checkpoint),
     "corpus": Recipe(7, ("model",), _of_corpus),
     "search": Recipe(6, ("corpus",), _of_search),
     "evaluation": Recipe(3, ("search",), _of_evaluation),

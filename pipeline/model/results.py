@@ -3,33 +3,40 @@
 from collections.abc import Sequence
 
 from pipeline.config import Config
-from pipeline.model.training import VALIDATION_CUTOFF, EpochReport
+from pipeline.model.training import VALIDATION_CUTOFF, RoundReport, best_round, ended_by
+from pipeline.settings import TrainSettings
 
 
 class TrainingMetrics(Config):
-    """The chosen epoch and its figures beside popularity's, the speed, and all epochs."""
+    """The chosen weights and their figures on the validation users beside popularity's, the speed, and all rounds."""
 
-    cutoff: int  # of the hit rates
-    best_epoch: int
+    cutoff: int  # of the hit rates and of the NDCG
+    best_epoch: float
     validation_hit_rate: float
+    validation_ndcg: float
     num_validation_users: int
     positions_per_second: float
     seconds: float  # of training alone, without validation
-    history: tuple[EpochReport, ...]
+    ended_by: str | None  # the setting that ended the training: max_epochs, max_minutes or patience
+    history: tuple[RoundReport, ...]
     popularity_hit_rate: float
 
 
-def training_metrics(history: Sequence[EpochReport], popularity_hit_rate: float) -> TrainingMetrics:
-    """The metrics of a finished run; its best epoch is the earliest of the best."""
-    best = max(history, key=lambda report: (report.worth, -report.epoch))
+def training_metrics(
+    history: Sequence[RoundReport], popularity_hit_rate: float, settings: TrainSettings
+) -> TrainingMetrics:
+    """The metrics of a finished run; its best round is the earliest of the best."""
+    best = best_round(history)
     seconds = sum(report.seconds for report in history)
     return TrainingMetrics(
         cutoff=VALIDATION_CUTOFF,
         best_epoch=best.epoch,
         validation_hit_rate=best.hit_rate,
+        validation_ndcg=best.ndcg,
         num_validation_users=best.num_validation_users,
-        positions_per_second=sum(report.num_positions for report in history) / seconds,
+        positions_per_second=sum(report.num_positions for report in history) / max(seconds, 1e-9),
         seconds=seconds,
+        ended_by=ended_by(history, settings),
         history=tuple(history),
         popularity_hit_rate=popularity_hit_rate,
     )

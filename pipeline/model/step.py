@@ -40,30 +40,39 @@ class Positions:
     The last group may end in copies of the first position, which have weight 0.
     """
 
-    events: Events
     is_target_BL: Tensor
     order_T: Tensor  # index of each position among the batch's targets, counted row by row
     rows_T: Tensor  # the item to predict
+    weights_T: Tensor
     user_keys_T: Tensor
     sequences_T: Tensor  # the sequence of the batch that the position is in
     num_targets: int
     num_groups: int
 
 
+@dataclass(frozen=True)
+class StepSums:
+    """What a batch adds to the sums of an epoch."""
+
+    loss: Tensor  # sampled softmax loss of each target times its weight, summed
+    weight: float  # of all targets
+    num_targets: int
+
+
 def accumulate_gradients(
     model: RetrievalModel, batch: SequenceBatch, sampler: Negatives, settings: TrainSettings
-) -> tuple[Tensor, int]:
-    """Add the gradients of the loss, summed over the batch's targets, to those in the parameters.
+) -> StepSums:
+    """Add the gradients of the loss, summed over the batch's targets by their weights, to those in the parameters.
 
-    Returns the sampled softmax loss, summed likewise but without the regularisers, and the number of targets.
+    The regularisers have the weight of all targets; they are not in the sums that are returned.
     """
     device = model.device
     if not (batch.targets_BL >= 0).any():
-        return torch.zeros((), device=device), 0
+        return StepSums(torch.zeros((), device=device), 0.0, 0)
     positions = _positions(batch, settings.positions_per_negatives, device)
     drawn = _draw(sampler, positions.num_groups, batch, model.num_items)
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-        queries_TE = model.encode_positions(positions.events)[positions.is_target_BL][positions.order_T]
+        queries_TE = _encode_targets(model, batch, positions.is_target_BL)[positions.order_T]
         users_T = model.user_rows(positions.user_keys_T)
         query = model.mol.query_side(queries_TE, users_T)
         negatives = model.item_side(drawn.rows_GN)
@@ -75,11 +84,29 @@ def accumulate_gradients(
     per_position = [query.components_BQD, query.gate_BP, scores_T]
     per_group = [negatives.components_NXD, negatives.gate_NP]
     loss_sum, gradients = _in_tiles(model.mol, positions, per_position, per_group, drawn, settings)
-    regulariser_sum = regulariser * positions.num_targets
+    weight = float(batch.weights_BL.sum(dtype="float64"))
+    regulariser_sum = regulariser * weight
     torch.autograd.backward(
         [*per_position, *per_group, regulariser_sum], [*gradients, torch.ones_like(regulariser_sum)]
     )
-    return loss_sum, positions.num_targets
+    return StepSums(loss_sum, weight, positions.num_targets)
+
+
+def _encode_targets(model: RetrievalModel, batch: SequenceBatch, is_target_BL: Tensor) -> Tensor:
+    """(T, E) queries at the targets, row by row.
+
+    The sequences come longest first and are encoded in a few parts, each cut to its longest: so at most half of what
+    the encoder computes is padding.
+    """
+    lengths = (batch.item_rows_BL >= 0).sum(axis=1)
+    parts, first = [], 0
+    while first < len(lengths):
+        length = int(lengths[first])
+        last = first + int((lengths[first:] > length // 2).sum())
+        events = Events(torch.from_numpy(batch.item_rows_BL[first:last, :length]).to(model.device, torch.int64))
+        parts.append(model.encode_positions(events)[is_target_BL[first:last, :length]])
+        first = last
+    return torch.cat(parts)
 
 
 def _positions(batch: SequenceBatch, positions_per_negatives: int, device: torch.device) -> Positions:
@@ -92,11 +119,13 @@ def _positions(batch: SequenceBatch, positions_per_negatives: int, device: torch
     order_T = torch.randperm(num_targets, device=device)  # spreads the positions of a user over the groups
     order_T = torch.cat([order_T, order_T[:1].expand(missing)])
     keys_BL = torch.from_numpy(batch.user_keys_B).to(device).unsqueeze(1).expand_as(targets_BL)
+    weights_T = torch.from_numpy(batch.weights_BL).to(device)[is_target_BL][order_T]
+    weights_T[num_targets:] = 0.0
     return Positions(
-        Events(torch.from_numpy(batch.item_rows_BL).to(device, torch.int64)),
         is_target_BL,
         order_T,
         targets_T[order_T],
+        weights_T,
         keys_BL[is_target_BL][order_T],
         is_target_BL.nonzero()[:, 0][order_T],
         num_targets,
@@ -134,8 +163,7 @@ def _in_tiles(
     gradients = [torch.zeros_like(tensor) for tensor in (*by_group, *negatives)]
     device = drawn.rows_GN.device
     sequences_GS = positions.sequences_T.view(num_groups, -1)
-    number_T = torch.arange(sequences_GS.numel(), device=device)
-    weights_GS = (number_T < positions.num_targets).float().view_as(sequences_GS)
+    weights_GS = positions.weights_T.view_as(sequences_GS)
     group_G = torch.arange(num_groups, device=device)
     loss_sum = torch.zeros((), device=device)
     for groups, members in _tiles(num_groups, sequences_GS.shape[1], num_negatives, TILE_PAIRS[device.type]):

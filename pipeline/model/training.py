@@ -1,24 +1,32 @@
-"""The training loop, in one process or in many that sum their gradients. No Ray, no files."""
+"""The training loop, in one process or in many that sum their gradients. No Ray, no files.
 
+A step makes the gradients of one batch. After a round of steps, an epoch or less, the weights are validated. What is
+validated and kept is a running average of the weights: it is better than the last weights, and steadier, so that noise
+does not end the training (Polyak & Juditsky 1992).
+"""
+
+import copy
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from pipeline.data.batches import SequenceBatch, ValidationUsers, Windows, epoch_batches
+from pipeline.data.batches import ValidationUsers, Windows, epoch_batches
 from pipeline.errors import InputError
 from pipeline.model.model import RetrievalModel
 from pipeline.model.negatives import Negatives
+from pipeline.model.pace import Pace
 from pipeline.model.step import accumulate_gradients
-from pipeline.model.validation import count_model_hits, count_popular_hits
+from pipeline.model.validation import RankingSums, rank_by_counts, rank_by_model
 from pipeline.settings import TrainSettings
 
 ADAM_BETAS = (0.9, 0.98)
 VALIDATION_CUTOFF = 10
+STEPS_PER_AVERAGE = 8  # the average takes the weights in after so many steps: reading all of them takes time
 
 
 @dataclass(frozen=True)
@@ -46,15 +54,18 @@ class TrainingData:
 
 
 @dataclass(frozen=True)
-class EpochReport:
+class RoundReport:
     """One line of the history: losses and counts over all processes, times in this one.
 
-    `hit_rate` is the share of validation users with a held-out item among the VALIDATION_CUTOFF best of all items.
+    `hit_rate` is the share of validation users with a held-out item among the VALIDATION_CUTOFF best of all items,
+    `ndcg` their mean NDCG at this cutoff.
     """
 
-    epoch: int
+    epoch: float  # epochs that are done
+    step: int  # steps that are done
     loss: float
     hit_rate: float
+    ndcg: float
     num_validation_users: int
     num_positions: int  # targets trained on
     seconds: float
@@ -62,50 +73,73 @@ class EpochReport:
 
     @property
     def worth(self) -> float:
-        """The highest is the best: the hit rate, or, without validation users, minus the loss."""
-        return self.hit_rate if self.num_validation_users else -self.loss
+        """The highest is the best: the NDCG, or, without validation users, minus the loss."""
+        return self.ndcg if self.num_validation_users else -self.loss
+
+    @property
+    def total_seconds(self) -> float:
+        return self.seconds + self.validation_seconds
 
 
 @dataclass(frozen=True)
-class EpochProgress:
-    """The part of an epoch that is done: steps of each process, sums over all processes, seconds in this one."""
+class RoundProgress:
+    """The part of a round that is done: sums over all processes, seconds in this one."""
 
-    num_steps: int = 0
     loss_sum: float = 0.0
+    weight: float = 0.0
     num_positions: int = 0
     seconds: float = 0.0
 
 
+def best_round(history: Sequence[RoundReport]) -> RoundReport:
+    """The best round; of equal ones the earliest."""
+    return max(history, key=lambda report: (report.worth, -report.step))
+
+
+def ended_by(history: Sequence[RoundReport], settings: TrainSettings) -> str | None:
+    """The setting that ends a training after these rounds; None while it goes on."""
+    if history[-1].epoch >= settings.max_epochs:
+        return "max_epochs"
+    if len(history) - 1 - history.index(best_round(history)) >= settings.patience:
+        return "patience"
+    return "max_minutes" if _is_late(sum(report.total_seconds for report in history), settings) else None
+
+
+def _is_late(seconds: float, settings: TrainSettings) -> bool:
+    return settings.max_minutes is not None and seconds >= 60 * settings.max_minutes
+
+
 @dataclass
 class TrainingState:
-    """Everything that a run needs to continue: after its last finished epoch, or within an epoch."""
+    """Everything that a run needs to continue, at any step."""
 
     model: RetrievalModel
+    average: RetrievalModel
     optimiser: torch.optim.Optimizer
-    history: list[EpochReport] = field(default_factory=list)
+    step: int = 0  # steps that are done, of all epochs
+    history: list[RoundReport] = field(default_factory=list)
     best_weights: dict[str, Tensor] = field(default_factory=dict)
-    progress: EpochProgress = EpochProgress()
+    progress: RoundProgress = RoundProgress()
     number: int = 0  # of the states that were reported so far, this one included
 
     @property
-    def best(self) -> EpochReport:
-        """The best epoch; of equal ones the earliest."""
-        return max(self.history, key=lambda report: (report.worth, -report.epoch))
+    def seconds(self) -> float:
+        """The duration of all that is done, validation included, in all attempts."""
+        return self.progress.seconds + sum(report.total_seconds for report in self.history)
 
     def is_finished(self, settings: TrainSettings) -> bool:
-        """Whether all epochs are done, or the last `patience` epochs have not improved on the best."""
-        done = len(self.history)
-        return done >= settings.max_epochs or (done > 0 and done - self.best.epoch >= settings.patience)
+        """Whether a setting ends the training after the round that is done."""
+        return (
+            bool(self.history) and self.history[-1].step == self.step and ended_by(self.history, settings) is not None
+        )
 
 
 def new_state(model: RetrievalModel, settings: TrainSettings) -> TrainingState:
-    """A run before its first epoch; `model` is already on its device."""
-    return TrainingState(
-        model,
-        torch.optim.AdamW(
-            model.parameters(), settings.learning_rate, ADAM_BETAS, weight_decay=settings.weight_decay, fused=True
-        ),
+    """A run before its first step; `model` is already on its device."""
+    optimiser = torch.optim.AdamW(
+        model.parameters(), settings.learning_rate, ADAM_BETAS, weight_decay=settings.weight_decay, fused=True
     )
+    return TrainingState(model, copy.deepcopy(model).requires_grad_(False), optimiser)
 
 
 def fit(
@@ -114,118 +148,165 @@ def fit(
     settings: TrainSettings,
     ranks: Ranks,
     on_state: Callable[[TrainingState], None],
+    say: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Train until the state is finished; call `on_state` after each epoch and every `steps_between_states` steps.
+    """Train until the state is finished.
 
-    A state that `on_state` has saved continues exactly as if the run had never stopped. All processes call it equally
-    often.
+    `on_state` is called after each round and every `steps_between_states` steps, equally often on all processes: a
+    state that it has saved continues as if the run had never stopped. `say` gets a line about the speed now and then.
+    Raises InputError when the training diverges.
     """
+    pace = Pace(data.steps, settings, say)
     while not state.is_finished(settings):
-        train_epoch(state, data, settings, ranks, on_state)
-        trained = time.monotonic()
-        num_hits = count_model_hits(state.model, data.validation, VALIDATION_CUTOFF)
-        hit_rate, num_users = _hit_rate(num_hits, data, ranks, state.model.device)
-        done = state.progress
-        report = EpochReport(
-            epoch=len(state.history) + 1,
-            loss=done.loss_sum / max(done.num_positions, 1),
-            hit_rate=hit_rate,
-            num_validation_users=num_users,
-            num_positions=done.num_positions,
-            seconds=done.seconds,
-            validation_seconds=time.monotonic() - trained,
-        )
-        state.history.append(report)
-        state.progress = EpochProgress()
-        if state.best is report:
-            state.best_weights = {name: value.clone() for name, value in state.model.state_dict().items()}
+        stop = round_end(state.step, data.steps, settings.steps_between_validations)
+        is_late = train_to(state, stop, data, settings, ranks, pace)
+        if state.step == stop or is_late:
+            _finish_round(state, data, ranks)
         state.number += 1
         on_state(state)
 
 
-def popular_hit_rate(data: TrainingData, ranks: Ranks, device: torch.device) -> float:
-    """The validation users' hit rate when everyone is shown the items with the most training events."""
-    num_hits = count_popular_hits(data.item_counts_N, data.validation, VALIDATION_CUTOFF)
-    return _hit_rate(num_hits, data, ranks, device)[0]
+def round_end(step: int, steps_per_epoch: int, max_steps: int) -> int:
+    """The step at which the round that `step` is in ends. An epoch is cut into as few equal rounds as can be."""
+    epoch, within = divmod(step, steps_per_epoch)
+    num_rounds = -(-steps_per_epoch // max_steps)
+    return epoch * steps_per_epoch + next(
+        end for end in (steps_per_epoch * (index + 1) // num_rounds for index in range(num_rounds)) if end > within
+    )
 
 
-def _hit_rate(num_hits: int, data: TrainingData, ranks: Ranks, device: torch.device) -> tuple[float, int]:
-    """Share of validation users with a hit, and their number, over all processes."""
-    total_hits, num_users = ranks.sum_(torch.tensor([num_hits, len(data.validation)], device=device)).tolist()
-    return total_hits / max(num_users, 1), num_users
+def train_to(
+    state: TrainingState, stop: int, data: TrainingData, settings: TrainSettings, ranks: Ranks, pace: Pace
+) -> bool:
+    """Make steps up to step `stop` or to the next state to save, within one epoch; returns whether time was over.
 
-
-def train_epoch(
-    state: TrainingState,
-    data: TrainingData,
-    settings: TrainSettings,
-    ranks: Ranks,
-    on_state: Callable[[TrainingState], None],
-) -> None:
-    """Make the steps of the epoch that the state's progress lacks; call `on_state` at each pause but the last."""
-    epoch = len(state.history) + 1
-    negatives = Negatives.of(data.item_counts_N.to(state.model.device), settings)
-    while (first := state.progress.num_steps) < data.steps:
-        last = min(first + settings.steps_between_states, data.steps)
-        started = time.monotonic()
-        seed_everything(settings.seed, epoch, first, ranks.rank)
-        batches = epoch_batches(data.windows, data.steps, settings.seed, epoch, ranks.rank, first, last)
-        loss_sum, num_positions = train_steps(state, batches, negatives, settings, ranks)
-        done, seconds = state.progress, time.monotonic() - started
-        state.progress = EpochProgress(
-            last, done.loss_sum + loss_sum, done.num_positions + num_positions, done.seconds + seconds
-        )
-        if last < data.steps:
-            state.number += 1
-            on_state(state)
-
-
-def train_steps(
-    state: TrainingState, batches: Iterable[SequenceBatch], negatives: Negatives, settings: TrainSettings, ranks: Ranks
-) -> tuple[float, int]:
-    """Make one step per batch; returns the sum of the losses and the number of targets, over all processes.
-
-    Raises InputError when a loss is not finite.
+    Raises InputError when the training diverges.
     """
     model = state.model.train()
-    total = torch.zeros(2, dtype=torch.float64, device=model.device)
-    for batch in batches:
+    negatives = Negatives.of(data.item_counts_N.to(model.device), settings)
+    epoch, first = divmod(state.step, data.steps)
+    last = min(stop - epoch * data.steps, first + settings.steps_between_states)
+    is_late = False
+    for batch in epoch_batches(data.windows, data.steps, settings.seed, epoch + 1, ranks.rank, first, last):
+        started = time.monotonic()
+        seed_everything(settings.seed, state.step, ranks.rank)
         state.optimiser.zero_grad(set_to_none=True)
-        loss_sum, num_positions = accumulate_gradients(model, batch, negatives, settings)
-        average_gradients(model, num_positions, ranks)
+        sums = accumulate_gradients(model, batch, negatives, settings)
+        loss_sum, weight, num_positions = average_gradients(model, sums.loss, sums.weight, sums.num_targets, ranks)
+        _check(loss_sum, _clip(model, settings.max_gradient_norm), state.step)
+        for group in state.optimiser.param_groups:
+            group["lr"] = settings.learning_rate * min(1.0, (state.step + 1) / max(settings.warmup_steps, 1))
         state.optimiser.step()
-        total += torch.stack([loss_sum.double(), torch.full_like(total[0], num_positions)])
-    ranks.sum_(total)
-    loss_sum, count = total.tolist()
-    if not math.isfinite(loss_sum):
-        raise InputError(f"training diverged (the loss is {loss_sum}); lower train.learning_rate")
-    return loss_sum, int(count)
+        state.step += 1
+        if state.step % STEPS_PER_AVERAGE == 0 or state.step == stop:
+            average_weights(state, settings.average_decay)
+        done, seconds = state.progress, time.monotonic() - started
+        state.progress = RoundProgress(
+            done.loss_sum + loss_sum, done.weight + weight, done.num_positions + num_positions, done.seconds + seconds
+        )
+        pace.tell(state.step, num_positions, seconds, state.seconds, done.loss_sum / max(done.weight, 1e-9))
+        if is_late := _any(_is_late(state.seconds, settings), settings, ranks, model.device):
+            break
+    return is_late
+
+
+def _finish_round(state: TrainingState, data: TrainingData, ranks: Ranks) -> None:
+    """Validate the averaged weights, and keep them if they are the best so far."""
+    started = time.monotonic()
+    sums = rank_by_model(state.average, data.validation, VALIDATION_CUTOFF)
+    hit_rate, ndcg, num_users = means(sums, data, ranks, state.model.device)
+    done = state.progress
+    report = RoundReport(
+        epoch=state.step / data.steps,
+        step=state.step,
+        loss=done.loss_sum / done.weight if done.weight else 0.0,
+        hit_rate=hit_rate,
+        ndcg=ndcg,
+        num_validation_users=num_users,
+        num_positions=done.num_positions,
+        seconds=done.seconds,
+        validation_seconds=time.monotonic() - started,
+    )
+    state.history.append(report)
+    state.progress = RoundProgress()
+    if best_round(state.history) is report:
+        state.best_weights = {name: value.clone() for name, value in state.average.state_dict().items()}
+
+
+def popular_hit_rate(data: TrainingData, ranks: Ranks, device: torch.device) -> float:
+    """The validation users' hit rate when everyone is shown the items with the most training events."""
+    sums = rank_by_counts(data.item_counts_N, data.validation, VALIDATION_CUTOFF)
+    return means(sums, data, ranks, device)[0]
+
+
+def means(sums: RankingSums, data: TrainingData, ranks: Ranks, device: torch.device) -> tuple[float, float, int]:
+    """Hit rate and NDCG of the validation users, and their number, over all processes."""
+    values = torch.tensor([sums.num_hits, sums.ndcg, len(data.validation)], dtype=torch.float64, device=device)
+    num_hits, ndcg, num_users = ranks.sum_(values).tolist()
+    return num_hits / max(num_users, 1), ndcg / max(num_users, 1), int(num_users)
+
+
+@torch.no_grad()
+def average_weights(state: TrainingState, decay: float) -> None:
+    """Take the weights into their average, as if after each of the last steps.
+
+    In the beginning the average spans a tenth of the steps that are done, so that it forgets the random weights.
+    """
+    since = (state.step - 1) % STEPS_PER_AVERAGE + 1
+    kept = min(decay, (1 + state.step) / (10 + state.step)) ** since
+    pairs = zip(state.average.parameters(), state.model.parameters(), strict=True)
+    averages, weights = (list(column) for column in zip(*pairs, strict=True))
+    torch._foreach_lerp_(averages, [weight.detach() for weight in weights], 1.0 - kept)
+
+
+def average_gradients(
+    model: RetrievalModel, loss: Tensor, weight: float, num_targets: int, ranks: Ranks
+) -> tuple[float, float, int]:
+    """Divide the gradients, summed over all processes, by the weight of the targets of all processes.
+
+    Returns the loss, the weight and the number of targets of all processes. A target counts as much as its weight,
+    however the targets are spread over the processes.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        if parameter.grad is None:  # this process had nothing to train on
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    totals = torch.tensor([float(loss), weight, num_targets], dtype=torch.float64, device=loss.device)
+    ranks.sum_(totals)
+    loss_sum, weight_sum, count = totals.tolist()
+    if ranks.world_size > 1:
+        # All in one message. DistributedDataParallel would send after the first of the step's many backward passes.
+        summed = ranks.sum_(torch.cat([gradient.flatten() for gradient in gradients]))
+        parts = torch.split(summed, [gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+    if weight_sum:
+        torch._foreach_div_(gradients, weight_sum)
+    return loss_sum, weight_sum, int(count)
+
+
+def _clip(model: RetrievalModel, max_norm: float) -> float:
+    """Scale the gradients down to a norm of at most `max_norm`; returns the norm before."""
+    return float(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm))
+
+
+def _check(loss_sum: float, norm: float, step: int) -> None:
+    """Raise InputError when the loss or the norm of the gradient is not finite. No state holds such weights."""
+    if not (math.isfinite(loss_sum) and math.isfinite(norm)):
+        raise InputError(
+            f"training diverged at step {step + 1} (the loss is {loss_sum}, the norm of the gradient {norm}); lower "
+            "train.learning_rate"
+        )
+
+
+def _any(is_so: bool, settings: TrainSettings, ranks: Ranks, device: torch.device) -> bool:
+    """Whether it is so in any process: clocks differ, but all processes must stop at the same step."""
+    if ranks.world_size == 1 or settings.max_minutes is None:
+        return is_so
+    return bool(ranks.sum_(torch.tensor([float(is_so)], device=device)).item())
 
 
 def seed_everything(*numbers: int) -> None:
     """Seed torch's random numbers with these numbers, in this order."""
     torch.manual_seed(zlib.crc32(repr(numbers).encode()))
-
-
-def average_gradients(model: RetrievalModel, num_positions: int, ranks: Ranks) -> None:
-    """Divide the gradients, summed over all processes, by the number of targets of all processes.
-
-    Each target has the same weight, however the targets are spread over the processes.
-    """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if ranks.world_size == 1:
-        for parameter in parameters:
-            if parameter.grad is not None:
-                parameter.grad /= num_positions
-        return
-    for parameter in parameters:
-        if parameter.grad is None:  # this process had nothing to train on
-            parameter.grad = torch.zeros_like(parameter)
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    count = torch.tensor([num_positions], dtype=gradients[0].dtype, device=gradients[0].device)
-    # All in one message. DistributedDataParallel would send after the first of the step's many backward passes.
-    summed = ranks.sum_(torch.cat([*(gradient.flatten() for gradient in gradients), count]))
-    summed /= summed[-1].clone()
-    parts = torch.split(summed[:-1], [gradient.numel() for gradient in gradients])
-    for gradient, part in zip(gradients, parts, strict=True):
-        gradient.copy_(part.view_as(gradient))

@@ -1,11 +1,11 @@
-"""Validation: hits among all items on held-out events, to choose the best epoch.
+"""Validation: how high held-out events rank among all items, to choose the best weights.
 
 Shapes: B queries, N items of a tile, M held-out items of a query.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,28 +23,40 @@ ITEM_TILE = 128
 Score = Callable[[Tensor], Tensor]
 
 
+@dataclass(frozen=True)
+class RankingSums:
+    """Sums over users: hits and NDCG at a cutoff. Sums of disjoint users can be added."""
+
+    num_hits: float = 0.0  # users with a held-out item within the cutoff
+    ndcg: float = 0.0
+
+    def __add__(self, other: "RankingSums") -> "RankingSums":
+        return RankingSums(self.num_hits + other.num_hits, self.ndcg + other.ndcg)
+
+
 @torch.no_grad()
-def count_model_hits(model: RetrievalModel, users: ValidationUsers, k: int) -> int:
-    """Number of users with a held-out item among the k best items that they have not seen."""
+def rank_by_model(model: RetrievalModel, users: ValidationUsers, cutoff: int) -> RankingSums:
+    """Rank the items that each user has not seen by the model's scores."""
     model.eval()
-    hits = 0
+    sums = RankingSums()
     for tile in users.tiles(QUERY_TILE):
         rows_BL, _ = tile.histories.last(model.settings.max_length)
         events = Events(torch.from_numpy(rows_BL).to(model.device))
         query = model.query_side(QueryInput(events, torch.from_numpy(tile.user_keys).to(model.device)))
-        hits += _count_hits(_model_score(model, query), tile, model.num_items, k)
-    return hits
+        sums += _sums(_num_ahead(_model_score(model, query), tile, model.num_items), cutoff)
+    return sums
 
 
 @torch.no_grad()
-def count_popular_hits(item_counts: Tensor, users: ValidationUsers, k: int) -> int:
-    """Number of users with a held-out item among the k items with the highest counts that they have not seen."""
+def rank_by_counts(item_counts: Tensor, users: ValidationUsers, cutoff: int) -> RankingSums:
+    """Rank the items that each user has not seen by one count per item, the same for everybody."""
     counts = item_counts.double()
 
     def score(rows: Tensor) -> Tensor:
         return counts[rows]
 
-    return sum(_count_hits(score, tile, len(counts), k) for tile in users.tiles(QUERY_TILE))
+    tiles = users.tiles(QUERY_TILE)
+    return sum((_sums(_num_ahead(score, tile, len(counts)), cutoff) for tile in tiles), start=RankingSums())
 
 
 def _model_score(model: RetrievalModel, query: QuerySide) -> Score:
@@ -56,28 +68,38 @@ def _model_score(model: RetrievalModel, query: QuerySide) -> Score:
     return score
 
 
-def _count_hits(score: Score, users: ValidationUsers, num_items: int, k: int) -> int:
-    """Number of users whose best held-out item has fewer than k unseen items ahead of it; of equal scores the lower
-    item row is ahead."""
+def _num_ahead(score: Score, users: ValidationUsers, num_items: int) -> Tensor:
+    """(B, M) int64: the number of unseen items ahead of each held-out item; of equal scores the lower row is ahead.
+
+    -1 where a user has fewer held-out items than another.
+    """
     targets_BM = torch.from_numpy(users.held_out.last(int(users.held_out.lengths.max()))[0]).long()
-    scores_BM = score(targets_BM.clamp_min(0)).masked_fill(targets_BM == NO_ITEM, float("-inf"))
-    best_B1 = scores_BM.amax(dim=1, keepdim=True)
-    row_B1 = torch.where(scores_BM == best_B1, targets_BM, num_items).amin(dim=1, keepdim=True)
-    hidden_user, hidden_row = _pairs(users)
-    num_ahead_B = torch.zeros(len(users), dtype=torch.int64)
+    scores_BM1 = score(targets_BM.clamp_min(0)).unsqueeze(-1)
+    seen_user = torch.from_numpy(users.histories.owners)
+    seen_row = torch.from_numpy(users.histories.values).long()
+    num_ahead_BM = torch.zeros_like(targets_BM)
     for first in range(0, num_items, ITEM_TILE):
         rows_N = torch.arange(first, min(first + ITEM_TILE, num_items))
-        scores_BN = score(rows_N)
-        is_ahead_BN = (scores_BN > best_B1) | ((scores_BN == best_B1) & (rows_N < row_B1))
-        is_here = (hidden_row >= first) & (hidden_row < first + ITEM_TILE)
-        is_ahead_BN[hidden_user[is_here], hidden_row[is_here] - first] = False
-        num_ahead_B += is_ahead_BN.sum(dim=1)
-    return int((num_ahead_B < k).sum())
+        scores_B1N = score(rows_N).expand(len(users), -1).clone().unsqueeze(1)
+        is_here = (seen_row >= first) & (seen_row < first + ITEM_TILE)
+        scores_B1N[seen_user[is_here], 0, seen_row[is_here] - first] = -torch.inf
+        is_tied_BMN = (scores_B1N == scores_BM1) & (rows_N > targets_BM.unsqueeze(-1))
+        # false where a score is not a number
+        is_behind_BMN = (scores_B1N < scores_BM1) | is_tied_BMN
+        # An item is not ahead of itself, though its two scores may differ by rounding.
+        is_behind_BMN |= (rows_N == targets_BM.unsqueeze(-1)) & scores_BM1.isfinite()
+        num_ahead_BM += (~is_behind_BMN).sum(dim=-1)
+    return num_ahead_BM.masked_fill(targets_BM == NO_ITEM, -1)
 
 
-def _pairs(users: ValidationUsers) -> tuple[Tensor, Tensor]:
-    """Users and item rows of the pairs that are not counted as ahead: items seen, and the held-out items themselves."""
-    parts = (users.histories, users.held_out)
-    owner = np.concatenate([part.owners for part in parts])
-    rows = np.concatenate([part.values for part in parts])
-    return torch.from_numpy(owner), torch.from_numpy(rows).long()
+def _sums(num_ahead_BM: Tensor, cutoff: int) -> RankingSums:
+    """The sums of users with these numbers of items ahead of their held-out items, of which each has at least one.
+
+    NDCG: the gain 1/log2(1 + rank) of the items within the cutoff, over that of the best list.
+    """
+    is_hit_BM = (num_ahead_BM >= 0) & (num_ahead_BM < cutoff)
+    gains = 1.0 / torch.arange(2, cutoff + 2, dtype=torch.float64).log2()
+    gain_B = gains[num_ahead_BM.clamp(0, cutoff - 1)].where(is_hit_BM, 0.0).sum(dim=1)
+    num_held_out_B = (num_ahead_BM >= 0).sum(dim=1)
+    best_B = gains.cumsum(0)[num_held_out_B.clamp_max(cutoff) - 1]
+    return RankingSums(float(is_hit_BM.any(dim=1).sum()), float((gain_B / best_B).sum()))

@@ -26,7 +26,8 @@ class SavedState(Config):
 
 
 def train_locally(night: Night, settings: Settings, report_line: Callable[[str], None]) -> None:
-    """Train tonight's model and leave it as the Checkpoint artifact; `report_line` gets one line per state.
+    """Train tonight's model and leave it as the Checkpoint artifact; `report_line` gets a line per state, and one
+    every half minute.
 
     Raises InputError when the settings ask for a GPU, or for several workers, which would train another model;
     InfrastructureError when another process that trains the same model has meanwhile removed the state to resume from.
@@ -38,12 +39,12 @@ def train_locally(night: Night, settings: Settings, report_line: Callable[[str],
         folder = Path(name)  # holds the newest state
 
         def report(state: TrainingState, popularity: float) -> None:
-            report_line(progress_line(state, popularity, settings.train.max_epochs))
+            report_line(progress_line(state, popularity, settings.train))
             save_state(folder, state)
             upload(states, folder, state.number)
 
         state_folder = folder if fetch_last(states, folder) else None
-        popularity = train_rank(night, settings, Ranks(0, 1), torch.device("cpu"), state_folder, report)
+        popularity = train_rank(night, settings, Ranks(0, 1), torch.device("cpu"), state_folder, report, report_line)
         keep_best(night, settings, folder, popularity)
     remove_states(night)
 

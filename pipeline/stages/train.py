@@ -16,12 +16,14 @@ from pipeline.model.training import (
     VALIDATION_CUTOFF,
     Ranks,
     TrainingState,
+    best_round,
+    ended_by,
     fit,
     new_state,
     popular_hit_rate,
     seed_everything,
 )
-from pipeline.settings import Settings
+from pipeline.settings import Settings, TrainSettings
 from pipeline.stages.devices import PROCESS_BYTES
 from pipeline.stages.runner import Runner
 from pipeline.stages.training_data import read_training_data
@@ -49,7 +51,7 @@ def training_memory(night: Night, settings: Settings) -> int:
     """
     counts = require_manifest(night.storage, night.histories, "prepare").counts
     num_events = counts.get("train_events", 0) // settings.train.num_workers
-    return PROCESS_BYTES + 50 * counts.get("items", 0) * settings.model.dim + 24 * num_events
+    return PROCESS_BYTES + 58 * counts.get("items", 0) * settings.model.dim + 28 * num_events
 
 
 def train_rank(
@@ -59,11 +61,13 @@ def train_rank(
     device: torch.device,
     state_folder: Path | None,
     report: Callable[[TrainingState, float], None],
+    say: Callable[[str], None],
 ) -> float:
     """Train as one of the ranks, from the state in `state_folder`, or from the start without one.
 
     Returns the hit rate of popularity on the validation users. `report` is called with the state and this hit rate, as
-    `fit` calls `on_state`. Raises InputError when no user has two events.
+    `fit` calls `on_state`; `say` gets a line about the speed now and then. Raises InputError when no user has two
+    events.
     """
     torch.set_num_threads(settings.train.threads_per_worker)
     data = read_training_data(night, settings, ranks, device)
@@ -73,7 +77,7 @@ def train_rank(
     if state_folder is not None:
         load_state(state_folder, state)
     popularity = popular_hit_rate(data, ranks, device)
-    fit(state, data, settings.train, ranks, lambda state: report(state, popularity))
+    fit(state, data, settings.train, ranks, lambda state: report(state, popularity), say)
     return popularity
 
 
@@ -85,7 +89,7 @@ def keep_best(night: Night, settings: Settings, state_folder: Path, popularity: 
     history = read_history(state_folder)
     model = RetrievalModel(settings.model, len(read_eligible(night.storage, night.histories)))
     model.load_state_dict(read_best_weights(state_folder))
-    return write_checkpoint(night, model, settings, training_metrics(history, popularity))
+    return write_checkpoint(night, model, settings, training_metrics(history, popularity, settings.train))
 
 
 def remove_states(night: Night) -> None:
@@ -94,14 +98,16 @@ def remove_states(night: Night) -> None:
         night.storage.delete(info.key)
 
 
-def progress_line(state: TrainingState, popularity: float, max_epochs: int) -> str:
-    """The log line of a state: of the epoch that ended, or of the one under way."""
-    if state.progress.num_steps:
-        loss = state.progress.loss_sum / max(state.progress.num_positions, 1)
-        return f"epoch {len(state.history) + 1}: {state.progress.num_steps} steps are done, loss {loss:.3f}"
+def progress_line(state: TrainingState, popularity: float, settings: TrainSettings) -> str:
+    """The log line of a state: of the round that ended, or of the one under way."""
+    if not state.history or state.history[-1].step < state.step:
+        return f"step {state.step} is done and saved"
     report = state.history[-1]
+    is_best = best_round(state.history) is report
+    why = ended_by(state.history, settings)
     return (
-        f"epoch {report.epoch} of at most {max_epochs}: loss {report.loss:.3f}, HR@{VALIDATION_CUTOFF} "
-        f"{report.hit_rate:.4f} (popularity {popularity:.4f}), {report.num_positions / report.seconds:,.0f} "
-        f"positions/s, {report.seconds + report.validation_seconds:.0f} s"
+        f"epoch {report.epoch:g} of at most {settings.max_epochs}: loss {report.loss:.3f}, validation "
+        f"HR@{VALIDATION_CUTOFF} {report.hit_rate:.4f} (popularity {popularity:.4f}), NDCG@{VALIDATION_CUTOFF} "
+        f"{report.ndcg:.4f}{', the best so far' if is_best else ''}; {report.num_positions / report.seconds:,.0f} "
+        f"positions/s, {report.total_seconds:.0f} s" + (f"; train.{why} ends the training" if why else "")
     )

@@ -1,5 +1,6 @@
 """The training data of one rank, which reads its own user buckets."""
 
+import numpy as np
 import torch
 
 from pipeline.data.batches import (
@@ -12,11 +13,17 @@ from pipeline.data.batches import (
     sample_users,
     validation_users,
 )
+from pipeline.data.columns import DAY_US
+from pipeline.data.days import end_of
+from pipeline.data.histories import Bucket
+from pipeline.data.lists import Float32
 from pipeline.errors import InputError
 from pipeline.io.histories import read_bucket, read_items
 from pipeline.io.night import Night
 from pipeline.model.training import Ranks, TrainingData
-from pipeline.settings import Settings
+from pipeline.settings import Settings, TrainSettings
+
+MIN_VALIDATION_QUERIES = 2_000
 
 
 def read_training_data(night: Night, settings: Settings, ranks: Ranks, device: torch.device) -> TrainingData:
@@ -26,26 +33,49 @@ def read_training_data(night: Night, settings: Settings, ranks: Ranks, device: t
     """
     windows: list[Windows] = []
     users: list[ValidationUsers] = []
+    end_us = end_of(night.ds, settings.log.time_zone)
     for index in range(ranks.rank, settings.output.num_buckets, ranks.world_size):
         bucket = read_bucket(night.storage, night.histories, index)
         train = bucket.cut("train")
-        windows.append(cut_windows(train, bucket.user_keys, settings.model.max_length))
+        weights = target_weights(bucket, settings.train.half_life_days, end_us)
+        windows.append(cut_windows(train, bucket.user_keys, settings.model.max_length, weights))
         users.append(validation_users(train, bucket.held_out("validation"), bucket.user_keys))
     own_windows, own_users = join_windows(windows), join_validation_users(users)
-    num_windows = counts_by_rank(len(own_windows), ranks, device)
-    if not any(num_windows):
+    num_targets = counts_by_rank(own_windows.num_targets, ranks, device)
+    if not any(num_targets):
         raise InputError(
-            f"{night.storage.uri}/{night.histories.prefix}: no user has two events to train on; give a longer log"
+            f"{night.storage.uri}/{night.histories.prefix}: no user has two events to train on, the second of a weight "
+            "above 0; give a longer log, or other event_weights in the source file"
         )
-    num_users = sum(counts_by_rank(len(own_users), ranks, device))
-    share = settings.train.validation_queries / max(num_users, 1)
+    steps = num_steps(num_targets, settings.train.batch_positions)
     counts = read_items(night.storage, night.histories, ["num_train_events"])["num_train_events"].to_numpy().copy()
+    num_users = sum(counts_by_rank(len(own_users), ranks, device))
+    targets_per_round = sum(num_targets) * min(1.0, settings.train.steps_between_validations / steps)
+    share = num_validation_queries(settings.train, targets_per_round, len(counts)) / max(num_users, 1)
     return TrainingData(
-        own_windows,
-        num_steps(num_windows, settings.train.batch_size),
-        sample_users(own_users, share, settings.train.seed),
-        torch.from_numpy(counts),
+        own_windows, steps, sample_users(own_users, share, settings.train.seed), torch.from_numpy(counts)
     )
+
+
+def target_weights(bucket: Bucket, half_life_days: float | None, end_us: int) -> Float32:
+    """The weight of each training event as a target: the log's, halved for each half-life before `end_us` (µs)."""
+    events = bucket.events_of("train")
+    if half_life_days is None:
+        return bucket.weights[events]
+    age_days = (end_us - bucket.event_ts[events]) / DAY_US
+    return np.asarray(bucket.weights[events] * 0.5 ** (age_days / half_life_days), dtype=np.float32)
+
+
+def num_validation_queries(settings: TrainSettings, targets_per_round: float, num_items: int) -> float:
+    """About the number of users to validate on after each round.
+
+    As many as cost a fifth of the round, if nothing else is set: a pair in training, with its backward pass, costs
+    three times what a pair in validation does.
+    """
+    if settings.validation_queries is not None:
+        return settings.validation_queries
+    pairs_per_round = 3.0 * targets_per_round * settings.num_negatives
+    return max(MIN_VALIDATION_QUERIES, 0.2 * pairs_per_round / max(num_items, 1))
 
 
 def counts_by_rank(count: int, ranks: Ranks, device: torch.device) -> list[int]:

@@ -27,7 +27,7 @@ def test_histories_are_cut_from_their_end():
 
 
 def targets_of(windows: Windows, steps: int, epoch: int = 1) -> list[tuple[int, int, int]]:
-    """(user, event before, target) of all batches, checked for their form."""
+    """(user, event before, target) of all batches, checked for their form; all events weigh more than 0."""
     found = []
     batches = list(epoch_batches(windows, steps, seed=0, epoch=epoch, rank=0))
     assert len(batches) == steps
@@ -35,6 +35,8 @@ def targets_of(windows: Windows, steps: int, epoch: int = 1) -> list[tuple[int, 
         is_event_BL = batch.item_rows_BL >= 0
         assert (is_event_BL == (batch.targets_BL >= 0)).all()
         assert (np.diff(is_event_BL.astype(int), axis=1) <= 0).all(), "padding is at the right"
+        assert (np.diff(is_event_BL.sum(axis=1)) <= 0).all(), "the longest comes first"
+        assert ((batch.weights_BL > 0) == is_event_BL).all()
         for inputs_L, targets_L, key in zip(batch.item_rows_BL, batch.targets_BL, batch.user_keys_B, strict=True):
             found += [(int(key), int(i), int(t)) for i, t in zip(inputs_L, targets_L, strict=True) if t >= 0]
     return found
@@ -61,10 +63,32 @@ def test_the_order_is_a_function_of_seed_epoch_and_rank():
     assert targets_of(windows, 5, epoch=1) != targets_of(windows, 5, epoch=2)
 
 
+@given(
+    lengths=st.lists(st.integers(2, 9), min_size=1, max_size=60),
+    steps=st.integers(1, 8),
+)
+def test_the_batches_of_an_epoch_have_about_as_many_targets(lengths, steps):
+    """A batch misses its share by one window at most: half of it at either end."""
+    windows = cut_windows(Lists.of([range(length) for length in lengths]), np.arange(len(lengths)), 8)
+    for batch in epoch_batches(windows, steps, seed=0, epoch=1, rank=0):
+        assert abs((batch.targets_BL >= 0).sum() - windows.num_targets / steps) <= 8
+
+
+def test_an_event_of_weight_0_is_read_but_is_no_target():
+    histories, weights = Lists.of([[1, 2, 3, 4], [5, 6], [7, 8]]), np.array([0, 2, 0, 0.5, 1, 0, 0, 1], np.float32)
+    windows = cut_windows(histories, np.arange(3), 8, weights)
+    assert windows.num_targets == 3
+    assert windows.user_keys.tolist() == [0, 2], "the second user has nothing to predict"
+    (batch,) = epoch_batches(windows, 1, seed=0, epoch=1, rank=0)
+    assert batch.item_rows_BL.tolist() == [[1, 2, 3], [7, -1, -1]]
+    assert batch.targets_BL.tolist() == [[2, -1, 4], [8, -1, -1]]
+    assert batch.weights_BL.tolist() == [[2, 0, 0.5], [1, 0, 0]]
+
+
 def test_ranks_with_fewer_windows_take_smaller_steps():
-    assert num_steps([100, 65], batch_size=32) == 4
+    assert num_steps([100, 65], batch_positions=32) == 4
     windows = cut_windows(Lists.of([[1, 2]] * 65), np.arange(65), 4)
-    assert [len(batch.user_keys_B) for batch in epoch_batches(windows, 4, 0, 0, 1)] == [17, 16, 16, 16]
+    assert [len(batch.user_keys_B) for batch in epoch_batches(windows, 4, 0, 0, 1)] == [16, 16, 17, 16]
     nothing = cut_windows(Lists.of([[1]]), np.arange(1), 4)
     assert [len(batch.user_keys_B) for batch in epoch_batches(nothing, 2, 0, 0, 1)] == [0, 0]
 

@@ -29,7 +29,7 @@ def worker_that_dies_once(config: dict[str, Any]) -> None:
 
     def fit(state, data, settings, ranks, on_epoch):
         with (root / "starts").open("a") as file:
-            file.write(json.dumps([ranks.rank, len(state.history), state.progress.num_steps > 0]) + "\n")
+            file.write(json.dumps([ranks.rank, len(state.history), state.progress.num_positions > 0]) + "\n")
 
         def report(state):
             if ranks.rank == 1 and second_epoch(state) == 6 and not (root / "killed").exists():
@@ -46,7 +46,7 @@ def worker_that_dies_once(config: dict[str, Any]) -> None:
 
 def second_epoch(state: TrainingState) -> int:
     """The number of steps that are done of the second epoch; 0 outside it."""
-    return state.progress.num_steps if len(state.history) == 1 else 0
+    return state.step - state.history[0].step if len(state.history) == 1 else 0
 
 
 def wait_for_saved_state(folder: Path, number: int) -> None:

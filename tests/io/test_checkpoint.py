@@ -25,7 +25,7 @@ from tests.model.planted import NUM_ITEMS, SMALL_MODEL, report, start, training_
 from tests.stages.worlds import SMALL, night_of
 
 SETTINGS = Settings.model_validate({**SMALL, "model": SMALL_MODEL})
-METRICS = training_metrics([report(1, hit_rate=0.25)], popularity_hit_rate=0.1)
+METRICS = training_metrics([report(1, ndcg=0.25)], popularity_hit_rate=0.1, settings=SETTINGS.train)
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_no_file_is_a_pickle(night):
 
 
 def test_the_best_epoch_of_a_saved_run_need_not_be_its_last(tmp_path):
-    settings = TrainSettings(max_epochs=1, batch_size=32, num_negatives=16)
+    settings = TrainSettings(max_epochs=1, num_negatives=16)
     state = start(settings)
     state.best_weights = {name: value + 1 for name, value in state.model.state_dict().items()}
     save_state(tmp_path, state)
@@ -160,7 +160,7 @@ def test_a_manifest_without_one_of_the_files_is_refused(night, read, name):
 
 def test_a_saved_training_run_goes_on_as_if_it_had_never_stopped(tmp_path):
     settings = TrainSettings(
-        max_epochs=2, batch_size=32, num_negatives=16, learning_rate=5e-3, weight_decay=0.01, steps_between_states=1
+        max_epochs=2, num_negatives=16, learning_rate=5e-3, weight_decay=0.01, steps_between_states=1
     )
     data = replace(training_data(settings, num_users=60), steps=3)
     whole = start(settings)
@@ -169,11 +169,14 @@ def test_a_saved_training_run_goes_on_as_if_it_had_never_stopped(tmp_path):
     resumed = start(settings.model_copy(update={"seed": 5}))
     load_state(tmp_path, resumed)
     assert [entry.epoch for entry in resumed.history] == [1]
-    assert (resumed.number, resumed.progress.num_steps) == (4, 1), "in the second epoch"
+    assert (resumed.number, resumed.step) == (4, 4), "in the second epoch"
+    assert resumed.progress.num_positions > 0
     assert read_history(tmp_path) == resumed.history
     for name, value in read_best_weights(tmp_path).items():
         assert torch.equal(value, resumed.best_weights[name])
     fit(resumed, data, settings, Ranks(), lambda state: None)
     for left, right in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(left, right)
+    for left, right in zip(whole.average.parameters(), resumed.average.parameters(), strict=True):
         assert torch.equal(left, right)
     assert [entry.loss for entry in whole.history] == [entry.loss for entry in resumed.history]

@@ -17,7 +17,7 @@ def test_a_trained_model_is_reported_and_not_trained_again(tmp_path):
         night.storage.create(f"training/{kept}", b"{}")
     torch.manual_seed(0)
     model = RetrievalModel(SMALL_MODEL, NUM_ITEMS)
-    metrics = training_metrics([report(1, 0.3), report(2, 0.4)], popularity_hit_rate=0.1)
+    metrics = training_metrics([report(1, 0.15), report(2, 0.2)], popularity_hit_rate=0.1, settings=settings.train)
     write_checkpoint(night, model, settings, metrics)
     assert json.loads(json.dumps(train.run(settings, night))) == {
         "status": "exists",
@@ -26,9 +26,11 @@ def test_a_trained_model_is_reported_and_not_trained_again(tmp_path):
         "cutoff": 10,
         "best_epoch": 2,
         "validation_hit_rate": 0.4,
+        "validation_ndcg": 0.2,
         "num_validation_users": 50,
         "positions_per_second": 500.0,
         "seconds": 4.0,
+        "ended_by": None,
         "popularity_hit_rate": 0.1,
     }
     assert [info.key for info in night.storage.list("training/")] == ["training/other"]

@@ -1,10 +1,11 @@
 import copy
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pytest
 import torch
 
-from pipeline.data.batches import Windows, epoch_batches
+from pipeline.data.batches import epoch_batches
 from pipeline.errors import InputError
 from pipeline.model import step, training
 from pipeline.model.inputs import Events
@@ -12,19 +13,29 @@ from pipeline.model.losses import mutual_information_loss, sampled_softmax_loss,
 from pipeline.model.negatives import Negatives
 from pipeline.model.step import accumulate_gradients
 from pipeline.model.training import (
-    EpochReport,
     Ranks,
+    RoundProgress,
     TrainingState,
     average_gradients,
+    average_weights,
+    best_round,
+    ended_by,
     fit,
     popular_hit_rate,
-    train_steps,
+    round_end,
 )
+from pipeline.model.validation import RankingSums
 from pipeline.settings import TrainSettings
-from tests.model.planted import NUM_ITEMS, SMALL_MODEL, SMALL_MOL, start, training_data
+from tests.model.planted import NUM_ITEMS, SMALL_MODEL, SMALL_MOL, report, start, training_data
 
 SETTINGS = TrainSettings(
-    max_epochs=3, batch_size=32, num_negatives=16, positions_per_negatives=64, learning_rate=5e-3, patience=3
+    max_epochs=3,
+    batch_positions=240,
+    num_negatives=16,
+    positions_per_negatives=64,
+    learning_rate=5e-3,
+    warmup_steps=5,
+    patience=3,
 )
 # Without dropout a step is a plain function of the batch and the negatives.
 SURE_MOL = SMALL_MOL.model_copy(
@@ -47,7 +58,7 @@ def test_training_learns_the_planted_pattern():
     fit(state, data, SETTINGS, Ranks(), no_report)
     losses = [report.loss for report in state.history]
     assert losses == sorted(losses, reverse=True)
-    assert state.best.hit_rate > 1.5 * popular_hit_rate(data, Ranks(), torch.device("cpu"))
+    assert best_round(state.history).hit_rate > 1.5 * popular_hit_rate(data, Ranks(), torch.device("cpu"))
     assert state.history[0].num_positions == data.windows.num_targets
 
 
@@ -56,7 +67,7 @@ def test_processes_with_the_same_data_draw_different_negatives():
     settings = SETTINGS.model_copy(update={"max_epochs": 1})
     data = training_data(settings, num_users=1)
     first = data.windows
-    windows = Windows(first.events.narrow(0, 1), first.user_keys[:1], first.users[:1], first.own)
+    windows = first.take(np.arange(1))
     losses = []
     for rank in (0, 1, 0):
         state = start(settings, SURE_MODEL)
@@ -86,8 +97,8 @@ def test_the_same_seed_gives_the_same_weights():
 
 
 def slow_loss(model, batch, settings, negatives_GN, item_counts_V) -> torch.Tensor:
-    """The definition, position by position: mean over targets of the sampled softmax, plus the regularisers."""
-    losses, gates, users = [], [], []
+    """The definition, position by position: the sampled softmax by the targets' weights, plus the regularisers."""
+    losses, gates, users, weights = [], [], [], []
     order = torch.randperm(int((batch.targets_BL >= 0).sum()))
     queries_BLE = model.encode_positions(Events(torch.from_numpy(batch.item_rows_BL)))
     places = torch.from_numpy(batch.targets_BL >= 0).nonzero()[order]
@@ -103,12 +114,13 @@ def slow_loss(model, batch, settings, negatives_GN, item_counts_V) -> torch.Tens
         # the chance of an item: 13 of 16 negatives by popularity, 3 uniformly
         chance_N = 13 / 16 * item_counts_V[negatives_N].double() / item_counts_V.sum() + 3 / 16 / NUM_ITEMS
         corrected = scores - (settings.num_negatives * chance_N).log()
-        losses.append(sampled_softmax_loss(positive.scores_BN[0], corrected, is_own.unsqueeze(0)))
+        weights.append(float(batch.weights_BL[row, column]))
+        losses.append(weights[-1] * sampled_softmax_loss(positive.scores_BN[0], corrected, is_own.unsqueeze(0)))
         gates.append(positive.gates_BNP[0])
         users.append(model.mol.user_vectors(user))
     regulariser = settings.mutual_information_weight * mutual_information_loss(torch.cat(gates))
     regulariser = regulariser + settings.user_norm_weight * user_norm_loss(torch.cat(users))
-    return torch.cat(losses).sum() + len(losses) * regulariser
+    return torch.cat(losses).sum() + sum(weights) * regulariser
 
 
 @pytest.mark.parametrize("positions_per_negatives", [1, 5, 1000])
@@ -119,14 +131,17 @@ def test_a_step_in_tiles_has_the_gradients_of_the_definition(monkeypatch, positi
         update={"positions_per_negatives": positions_per_negatives, "mutual_information_weight": 0.5}
     )
     data = training_data(settings, num_users=4)
-    batch = next(epoch_batches(data.windows, 2, seed=0, epoch=1, rank=0))
+    weights = np.random.default_rng(3).choice([0.0, 0.5, 2.0], len(data.windows.weights)).astype(np.float32)
+    windows = replace(data.windows, weights=weights)
+    batch = next(epoch_batches(windows, 2, seed=0, epoch=1, rank=0))
     model = start(settings, SURE_MODEL).model.double().train()
     expected = copy.deepcopy(model)
     num_targets = int((batch.targets_BL >= 0).sum())
     torch.manual_seed(9)
     sampler = Negatives.of(data.item_counts_N, settings)
-    found, count = accumulate_gradients(model, batch, sampler, settings)
-    assert count == num_targets
+    found = accumulate_gradients(model, batch, sampler, settings)
+    assert found.num_targets == num_targets
+    assert found.weight == batch.weights_BL.sum()
     torch.manual_seed(9)
     # The step draws its order first, then its negatives.
     state = torch.get_rng_state()
@@ -136,7 +151,7 @@ def test_a_step_in_tiles_has_the_gradients_of_the_definition(monkeypatch, positi
     slow_loss(expected, batch, settings, negatives_GN, data.item_counts_N).backward()
     for (name, left), right in zip(model.named_parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(left.grad, right.grad, msg=lambda text, name=name: f"{name}: {text}")
-    assert torch.isfinite(found)
+    assert torch.isfinite(found.loss)
 
 
 @pytest.mark.parametrize("tile_pairs", [1, 100, 1_000, 100_000])
@@ -159,18 +174,21 @@ def test_the_softmax_is_taken_in_float32_over_tiles_of_bounded_size(monkeypatch,
     assert max(sizes) <= max(tile_pairs, settings.num_negatives)
 
 
-def test_the_loss_of_some_steps_is_the_sum_over_their_targets():
-    settings = SETTINGS.model_copy(update={"learning_rate": 1e-30})
+def test_the_loss_of_an_epoch_is_the_mean_over_its_targets_by_weight():
+    settings = SETTINGS.model_copy(update={"learning_rate": 1e-30, "max_epochs": 1})
     data = training_data(settings, num_users=40)
+    weights = np.random.default_rng(3).choice([0.5, 2.0], len(data.windows.weights)).astype(np.float32)
+    data = replace(data, windows=replace(data.windows, weights=weights))
     state = start(settings)
-    batches = list(epoch_batches(data.windows, data.steps, seed=0, epoch=1, rank=0))
-    torch.manual_seed(9)
+    fit(state, data, settings, Ranks(), no_report)
     sampler = Negatives.of(data.item_counts_N, settings)
-    loss_sum, num_targets = train_steps(state, batches, sampler, settings, Ranks())
-    torch.manual_seed(9)
-    sums, counts = zip(*(accumulate_gradients(state.model, batch, sampler, settings) for batch in batches), strict=True)
-    assert num_targets == sum(counts) == data.windows.num_targets
-    assert loss_sum == pytest.approx(sum(sums).item())
+    sums = []
+    for index, batch in enumerate(epoch_batches(data.windows, data.steps, settings.seed, 1, 0)):
+        training.seed_everything(settings.seed, index, 0)
+        sums.append(accumulate_gradients(state.model, batch, sampler, settings))
+    mean = sum(each.loss.item() for each in sums) / sum(each.weight for each in sums)
+    assert state.history[0].loss == pytest.approx(mean)
+    assert state.history[0].num_positions == sum(each.num_targets for each in sums) == data.windows.num_targets
 
 
 def test_weights_without_a_gradient_decay_by_learning_rate_times_weight_decay():
@@ -213,52 +231,156 @@ def test_two_processes_with_the_same_data_report_what_one_does_on_twice_as_many_
 @pytest.mark.parametrize("ranks", [Ranks(), Twins(world_size=2)], ids=["alone", "two"])
 @pytest.mark.parametrize("steps_between_states", [1_000, 2])
 def test_a_run_that_stopped_at_any_state_goes_on_as_if_it_had_not(steps_between_states, ranks):
-    """With 2 steps between states, each epoch of 5 steps pauses twice."""
-    settings = SETTINGS.model_copy(update={"max_epochs": 2, "steps_between_states": steps_between_states})
+    """Each epoch has 5 steps, in rounds of 2 and 3; with 2 steps between states the second round pauses once."""
+    settings = SETTINGS.model_copy(
+        update={
+            "max_epochs": 2,
+            "steps_between_states": steps_between_states,
+            "steps_between_validations": 3,
+            "patience": 9,
+        }
+    )
     data = replace(training_data(settings, num_users=60), steps=5)
     whole = start(settings)
     saved: list[TrainingState] = []
     fit(whole, data, settings, ranks, lambda state: saved.append(copy.deepcopy(state)))
-    within_epoch = [state.progress.num_steps for state in saved]
-    assert within_epoch == ([0, 0] if steps_between_states > 5 else [2, 4, 0] * 2)
+    assert [state.step for state in saved] == ([2, 5, 7, 10] if steps_between_states > 5 else [2, 4, 5, 7, 9, 10])
+    assert [report.step for report in whole.history] == [2, 5, 7, 10]
+    assert [report.epoch for report in whole.history] == [0.4, 1.0, 1.4, 2.0]
     assert [state.number for state in saved] == list(range(1, len(saved) + 1))
     for state in saved:
         torch.manual_seed(12345)  # whatever happened in between
         fit(state, data, settings, ranks, no_report)
         for left, right in zip(weights(whole), weights(state), strict=True):
             assert torch.equal(left, right)
+        for name, value in whole.best_weights.items():
+            assert torch.equal(value, state.best_weights[name])
         assert [report.loss for report in whole.history] == [report.loss for report in state.history]
 
 
-def report(epoch: int, hit_rate: float, users: int = 10, loss: float = 1.0) -> EpochReport:
-    return EpochReport(epoch, loss, hit_rate, users, 100, 1.0, 1.0)
+def test_states_may_be_saved_as_often_as_one_likes():
+    """The weights do not depend on it."""
+    states = []
+    for steps_between_states in (1, 1_000):
+        settings = SETTINGS.model_copy(update={"max_epochs": 1, "steps_between_states": steps_between_states})
+        states.append(start(settings))
+        fit(states[-1], training_data(settings, num_users=60), settings, Ranks(), no_report)
+    for left, right in zip(*map(weights, states), strict=True):
+        assert torch.equal(left, right)
 
 
-def test_training_stops_after_patience_epochs_without_a_better_one():
-    state = TrainingState(None, None)
+def test_an_epoch_is_cut_into_few_equal_rounds():
+    ends = {round_end(step, 25, 10) for step in range(50)}
+    assert ends == {8, 16, 25, 33, 41, 50}
+    assert round_end(0, 25, 25) == round_end(24, 25, 100) == 25
+
+
+def test_training_ends_after_patience_rounds_without_a_better_one():
     settings = TrainSettings(max_epochs=10, patience=2)
-    for epoch, (hit_rate, finished) in enumerate([(0.1, False), (0.3, False), (0.3, False), (0.2, True)], start=1):
-        state.history.append(report(epoch, hit_rate))
-        assert state.is_finished(settings) == finished
-    assert state.best.epoch == 2
+    ndcgs = [0.1, 0.3, 0.3, 0.2]
+    history = [report(epoch, ndcg) for epoch, ndcg in enumerate(ndcgs, start=1)]
+    assert [ended_by(history[: n + 1], settings) for n in range(4)] == [None, None, None, "patience"]
+    assert best_round(history).epoch == 2
+
+
+def test_training_ends_with_its_last_epoch_or_its_time():
+    history = [report(0.5, 0.1), report(1.0, 0.2)]  # 3 seconds each
+    assert ended_by(history, TrainSettings(max_epochs=1)) == "max_epochs"
+    assert ended_by(history, TrainSettings(max_epochs=2, max_minutes=0.1)) == "max_minutes"
+    assert ended_by(history, TrainSettings(max_epochs=2, max_minutes=0.11)) is None
+
+
+@pytest.mark.parametrize("ranks", [Ranks(), Twins(world_size=2)], ids=["alone", "two"])
+def test_when_the_time_is_over_the_round_is_validated_where_it_is(ranks):
+    """The time of a state goes on where it was saved: here a minute is over at once."""
+    settings = SETTINGS.model_copy(update={"max_minutes": 1.0, "max_epochs": 100})
+    data = training_data(settings, num_users=60)
+    state = start(settings)
+    state.progress = RoundProgress(seconds=60.0)
+    fit(state, data, settings, ranks, no_report)
+    assert state.step == 1 < data.steps
+    assert [report.step for report in state.history] == [1]
+    assert ended_by(state.history, settings) == "max_minutes"
+    assert state.best_weights
+
+
+def test_a_training_that_is_told_to_go_on_does_so():
+    """From the state that ended it, with more epochs, it reaches what a longer training would have reached."""
+    data = training_data(SETTINGS, num_users=60)
+    longer = SETTINGS.model_copy(update={"max_epochs": 4})
+    short, whole = start(SETTINGS), start(longer)
+    fit(short, data, SETTINGS, Ranks(), no_report)
+    fit(short, data, longer, Ranks(), no_report)
+    fit(whole, data, longer, Ranks(), no_report)
+    assert all(torch.equal(left, right) for left, right in zip(weights(short), weights(whole), strict=True))
 
 
 def test_without_validation_users_the_loss_decides():
-    state = TrainingState(None, None, [report(1, 0.0, 0, 2.0), report(2, 0.0, 0, 1.0), report(3, 0.0, 0, 1.5)])
-    assert state.best.epoch == 2
+    history = [report(1, 0.0, 0, 2.0), report(2, 0.0, 0, 1.0), report(3, 0.0, 0, 1.5)]
+    assert best_round(history).epoch == 2
 
 
-def test_the_weights_of_the_best_epoch_are_kept(monkeypatch):
-    hits = iter([3, 5, 1])
-    monkeypatch.setattr(training, "count_model_hits", lambda model, users, k: next(hits))
+def test_the_averaged_weights_of_the_best_round_are_kept(monkeypatch):
+    ndcgs = iter([0.3, 0.5, 0.1])
+    monkeypatch.setattr(training, "rank_by_model", lambda model, users, k: RankingSums(0.0, next(ndcgs)))
     kept: list[list[torch.Tensor]] = []
+
+    def keep(state: TrainingState) -> None:
+        kept.append([value.clone() for value in state.average.state_dict().values()])
+
     state = start(SETTINGS)
-    fit(state, training_data(SETTINGS, num_users=60), SETTINGS, Ranks(), lambda s: kept.append(weights(s)))
-    assert state.best.epoch == 2
-    for best, second, last in zip(state.best_weights.values(), kept[1], kept[2], strict=True):
-        assert torch.equal(best, second)
-        assert last.shape == best.shape
-    assert not torch.equal(next(iter(state.best_weights.values())), kept[2][0])
+    fit(state, training_data(SETTINGS, num_users=60), SETTINGS, Ranks(), keep)
+    assert best_round(state.history).epoch == 2
+    assert all(torch.equal(best, second) for best, second in zip(state.best_weights.values(), kept[1], strict=True))
+    assert not torch.equal(kept[1][0], kept[2][0])
+
+
+@pytest.mark.parametrize("num_steps", [3, 8, 29])
+def test_the_average_is_that_of_every_step_if_the_weights_stand_still(num_steps, monkeypatch):
+    """Weights of 0 before and of 1 in all later steps: the share of the ones is that of an average at every step."""
+    monkeypatch.setattr(training, "STEPS_PER_AVERAGE", 1)
+    state = start(SETTINGS)
+    for parameter, average in zip(state.model.parameters(), state.average.parameters(), strict=True):
+        torch.nn.init.ones_(parameter)
+        torch.nn.init.zeros_(average)
+    expected = 0.0
+    for number in range(1, num_steps + 1):
+        state.step = number
+        average_weights(state, 0.9)
+        kept = min(0.9, (1 + number) / (10 + number))
+        expected = kept * expected + 1 - kept
+    assert next(state.average.parameters()).flatten()[0].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_a_decay_the_average_is_the_weights():
+    settings = SETTINGS.model_copy(update={"average_decay": 0.0, "max_epochs": 1})
+    state = start(settings)
+    fit(state, training_data(settings, num_users=60), settings, Ranks(), no_report)
+    for left, right in zip(state.model.parameters(), state.average.parameters(), strict=True):
+        torch.testing.assert_close(left.detach(), right)
+
+
+def test_the_learning_rate_rises_in_the_first_steps():
+    rates: list[float] = []
+    settings = SETTINGS.model_copy(update={"warmup_steps": 4, "max_epochs": 1, "steps_between_states": 1})
+    state = start(settings)
+    data = replace(training_data(settings, num_users=60), steps=6)
+    fit(state, data, settings, Ranks(), lambda state: rates.append(state.optimiser.param_groups[0]["lr"]))
+    assert rates == pytest.approx([5e-3 * share for share in (0.25, 0.5, 0.75, 1, 1, 1)])
+
+
+def test_a_large_gradient_is_scaled_down():
+    norms: list[float] = []
+
+    def keep_norm(state: TrainingState) -> None:
+        gradients = [parameter.grad for parameter in state.model.parameters()]
+        norms.append(torch.cat([gradient.flatten() for gradient in gradients]).norm().item())
+
+    for max_norm in (1e-3, 1e3):
+        settings = SETTINGS.model_copy(update={"max_gradient_norm": max_norm, "max_epochs": 1})
+        fit(start(settings), training_data(settings, num_users=20), settings, Ranks(), keep_norm)
+    assert norms[0] == pytest.approx(1e-3, rel=1e-3)
+    assert norms[1] > 1e-2
 
 
 def test_divergence_is_said_so():
@@ -271,25 +393,25 @@ def test_divergence_is_said_so():
 
 @dataclass(frozen=True)
 class WithAnother(Ranks):
-    """Two processes, of which the other one sends fixed values."""
+    """Two processes, of which the other one sends these values, one after the other."""
 
     world_size: int = 2
-    sent: torch.Tensor = field(default_factory=torch.Tensor)
+    sent: list[torch.Tensor] = field(default_factory=list)
 
     def sum_(self, values: torch.Tensor) -> torch.Tensor:
-        return values.add_(self.sent)
+        return values.add_(self.sent.pop(0))
 
 
 def test_gradients_of_all_ranks_weigh_every_target_alike():
-    """Two ranks with 30 and 10 targets: the average is that of one process with all 40."""
+    """Two ranks with targets of weight 15 and 5: the average is that of one process with all 20."""
     alone, first, second = (start(SETTINGS, SURE_MODEL).model for _ in range(3))
     for model, value in ((first, 2.0), (second, 8.0)):
         for parameter in model.parameters():
             parameter.grad = torch.full_like(parameter, value)
     for parameter in alone.parameters():
         parameter.grad = torch.full_like(parameter, 10.0)
-    sent = torch.cat([*(parameter.grad.flatten() for parameter in second.parameters()), torch.tensor([10.0])])
-    average_gradients(alone, 40, Ranks())
-    average_gradients(first, 30, WithAnother(sent=sent))
+    sent = [torch.tensor([1.0, 5.0, 10]), torch.cat([parameter.grad.flatten() for parameter in second.parameters()])]
+    average_gradients(alone, torch.tensor(4.0), 20.0, 40, Ranks())
+    assert average_gradients(first, torch.tensor(3.0), 15.0, 30, WithAnother(sent=sent)) == (4.0, 20.0, 40)
     for left, right in zip(first.parameters(), alone.parameters(), strict=True):
         torch.testing.assert_close(left.grad, right.grad)

@@ -32,7 +32,7 @@ PLAIN: dict[str, Any] = {
     "train": {
         "num_workers": 2,
         "max_epochs": 3,
-        "batch_size": 16,
+        "batch_positions": 120,
         "num_negatives": 16,
         "positions_per_negatives": 32,
         "learning_rate": 5e-3,

@@ -113,7 +113,7 @@ def make_world(root: Path, num_users: int = 40, num_items: int = 120, overrides:
     model = RetrievalModel(settings.model, num_items)
     with torch.no_grad():
         model.item_embedding.weight.normal_()
-    write_checkpoint(night, model, settings, training_metrics([report(1, 0.1)], 0.1))
+    write_checkpoint(night, model, settings, training_metrics([report(1, 0.1)], 0.1, settings.train))
     return World(settings, night)
 
 

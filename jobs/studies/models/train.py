@@ -27,7 +27,7 @@ from pipeline.data.lists import Int64, Lists, offsets_of, ranges
 from pipeline.errors import InputError
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import ItemSide, MolPairs, QuerySide
-from pipeline.model.training import Ranks, TrainingData, TrainingState, fit, new_state, seed_everything
+from pipeline.model.training import Ranks, TrainingData, TrainingState, best_round, fit, new_state, seed_everything
 from pipeline.settings import ModelSettings, MolSettings, TrainSettings
 
 Way = Literal["scratch", "warm", "dot"]
@@ -52,9 +52,9 @@ EPOCHS: dict[str, dict[Way, int]] = {
     "diginetica": {"scratch": 6, "warm": 2, "dot": 3},
     "ml1m": {"scratch": 3, "warm": 2, "dot": 3},
 }
-BATCH_SIZES: dict[str, dict[Way, int]] = {
-    "diginetica": {"scratch": 64, "warm": 256, "dot": 256},
-    "ml1m": {"scratch": 16, "warm": 16, "dot": 16},
+BATCH_POSITIONS: dict[str, dict[Way, int]] = {
+    "diginetica": {"scratch": 256, "warm": 1_024, "dot": 1_024},
+    "ml1m": {"scratch": 1_024, "warm": 1_024, "dot": 1_024},
 }
 
 
@@ -153,7 +153,8 @@ def train_settings(name: ModelName) -> TrainSettings:
     return TrainSettings(
         max_epochs=EPOCHS[name.log][name.way],
         patience=2 if is_dot else EPOCHS[name.log][name.way],
-        batch_size=BATCH_SIZES[name.log][name.way],
+        max_minutes=None,
+        batch_positions=BATCH_POSITIONS[name.log][name.way],
         num_negatives=256 if is_dot else 64,
         popular_negatives=0.0,
         log_q=False,
@@ -165,14 +166,15 @@ def train_settings(name: ModelName) -> TrainSettings:
     )
 
 
-def training_data(histories: Histories, max_length: int, batch_size: int) -> TrainingData:
+def training_data(histories: Histories, max_length: int, batch_positions: int) -> TrainingData:
     """Cut the training windows, and take NUM_VALIDATION of tonight's users for validation."""
     windows = cut_windows(histories.train, np.arange(len(histories.train.lengths)), max_length)
     everyone = np.arange(len(histories.visible.lengths))
     users = validation_users(histories.visible, histories.held_out, everyone)
     chosen = np.flatnonzero(np.isin(users.user_keys, permuted_users(histories)[:NUM_VALIDATION]))
     counts_N = np.bincount(histories.train.values, minlength=histories.num_items)
-    return TrainingData(windows, num_steps([len(windows)], batch_size), users.take(chosen), torch.from_numpy(counts_N))
+    steps = num_steps([windows.num_targets], batch_positions)
+    return TrainingData(windows, steps, users.take(chosen), torch.from_numpy(counts_N))
 
 
 def new_model(name: ModelName, num_items: int, out: Path) -> RetrievalModel:
@@ -208,13 +210,16 @@ def train(data: Path, out: Path, name: ModelName) -> None:
     state = new_state(new_model(name, histories.num_items, out), settings)
 
     def report(state: TrainingState) -> None:
-        epoch = state.history[-1]
-        seconds = f"{epoch.seconds:.0f} + {epoch.validation_seconds:.0f} s"
-        hits = f"HR@10 {epoch.hit_rate:.4f} of {epoch.num_validation_users}"
-        print(f"{name} epoch {epoch.epoch}: loss {epoch.loss:.4f}, {hits}, {seconds}", flush=True)
+        if not state.history:
+            return
+        last = state.history[-1]
+        seconds = f"{last.seconds:.0f} + {last.validation_seconds:.0f} s"
+        hits = f"HR@10 {last.hit_rate:.4f} of {last.num_validation_users}"
+        print(f"{name} epoch {last.epoch:g}: loss {last.loss:.4f}, {hits}, {seconds}", flush=True)
 
-    fit(state, training_data(histories, MODELS[name.log].max_length, settings.batch_size), settings, Ranks(), report)
-    save_file(state.best_weights, name.file(out), {"hit_rate": f"{state.best.hit_rate:.4f}"})
+    data_of_all = training_data(histories, MODELS[name.log].max_length, settings.batch_positions)
+    fit(state, data_of_all, settings, Ranks(), report)
+    save_file(state.best_weights, name.file(out), {"hit_rate": f"{best_round(state.history).hit_rate:.4f}"})
 
 
 def main(models: list[str], data: Path, out: Path) -> None:

@@ -81,7 +81,6 @@ class ModelRecipe:
             log_q=False,
             positions_per_negatives=512,
             precision="bfloat16",
-            batch_size=self.users_per_step,
             mutual_information_weight=self.mutual_information_weight,
         )
 
@@ -104,13 +103,13 @@ def train_model(recipe: ModelRecipe, market: Market) -> RetrievalModel:
     loss, count = 0.0, 0
     for step, batch in enumerate(epoch_batches(windows, recipe.num_steps, recipe.seed, 1, 0)):
         optimiser.zero_grad(set_to_none=True)
-        loss_sum, num_positions = accumulate_gradients(model.train(), batch, sampler, recipe.train)
+        sums = accumulate_gradients(model.train(), batch, sampler, recipe.train)
         for parameter in trained:
             if parameter.grad is not None:
-                parameter.grad /= max(1, num_positions)
+                parameter.grad /= max(1, sums.num_targets)
         optimiser.step()
         schedule.step()
-        loss, count = loss + float(loss_sum), count + num_positions
+        loss, count = loss + float(sums.loss), count + sums.num_targets
         if (step + 1) % LOG_EVERY == 0:
             log.info("step %d of %d: loss %.3f", step + 1, recipe.num_steps, loss / max(1, count))
             loss, count = 0.0, 0

@@ -224,6 +224,9 @@ class TrainSettings(Config):
     precision: Literal["float32", "bfloat16"] = "float32"
     # Users to validate on, a sample. None: as many as cost a fifth of the training's time, but at least 2,000.
     validation_queries: PositiveInt | None = None
+    # The selected weights train on for this share of the epochs that they took, at least one, on all events, those of
+    # the held-out days included. The result is served; what is evaluated is the selected model. 0: no refit.
+    refit: Share = 0.2
     seed: Count = 0
 
 

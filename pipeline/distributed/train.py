@@ -23,7 +23,7 @@ from pipeline.io.night import Night
 from pipeline.model.training import Ranks, TrainingState
 from pipeline.settings import Settings
 from pipeline.stages.devices import device_for
-from pipeline.stages.train import STATES_KEPT, keep_best, progress_line, train_rank, training_memory
+from pipeline.stages.train import STATES_KEPT, keep_best, train_rank, training_memory
 
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 MAX_FAILURES = 10  # of workers or their nodes; the training resumes from its last state each time, then fails
@@ -103,7 +103,6 @@ def _train_worker(config: dict[str, Any]) -> None:
         if ranks.rank != 0:
             ray.train.report(metrics)
             return
-        say(progress_line(state, popularity, settings.train))
         with tempfile.TemporaryDirectory() as folder:
             save_state(Path(folder), state)
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))

@@ -4,6 +4,7 @@ an unfinished training run, in the same formats."""
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import ValidationError
@@ -46,7 +47,7 @@ def write_checkpoint(night: Night, model: RetrievalModel, settings: Settings, me
         storage,
         night.checkpoint,
         kind="checkpoint",
-        lineage={"histories": night.histories.id},
+        lineage={"histories": night.histories.id} | ({"selected": night.selected.id} if night.has_refit else {}),
         settings=settings.model_dump(mode="json", include={"model", "train"}),
         files=(
             write_file(storage, prefix, "model.safetensors", weights, model.num_items),
@@ -139,9 +140,9 @@ def read_history(folder: Path) -> list[RoundReport]:
     return [RoundReport(**report) for report in json.loads((folder / HISTORY).read_text())["reports"]]
 
 
-def read_best_weights(folder: Path) -> dict[str, Tensor]:
-    """Read the weights of the saved run's best epoch by parameter name, on the CPU."""
-    return _below(load_tensors((folder / TENSORS).read_bytes()), "best.")
+def read_weights(folder: Path, which: Literal["best", "average"]) -> dict[str, Tensor]:
+    """Read the averaged weights of the saved run's best round, or of its last step, by parameter name, on the CPU."""
+    return _below(load_tensors((folder / TENSORS).read_bytes()), f"{which}.")
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

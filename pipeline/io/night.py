@@ -1,7 +1,7 @@
 """The night: its day, its inputs and the id of every artifact, all fixed before anything is computed."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
@@ -21,7 +21,9 @@ class Night:
     storage: Storage
     inputs: Inputs
     histories: Artifact
-    checkpoint: Artifact
+    selected: Artifact  # the model that was selected on the validation events; it has not learned from the test
+    checkpoint: Artifact  # the model that serves: the selected one, refitted on all events
+    selected_corpus: Artifact
     corpus: Artifact
     tuning: Artifact
     evaluation: Artifact
@@ -30,6 +32,16 @@ class Night:
     @property
     def ds(self) -> date:
         return self.inputs.ds
+
+    @property
+    def selection(self) -> "Night":
+        """This night with the selected model in the place of the one that serves: for the evaluation."""
+        return replace(self, checkpoint=self.selected, corpus=self.selected_corpus)
+
+    @property
+    def has_refit(self) -> bool:
+        """Whether the model of this night is a refitted one."""
+        return self.checkpoint != self.selected
 
 
 @dataclass(frozen=True)
@@ -56,9 +68,13 @@ def _of_histories(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _of_checkpoint(settings: Settings) -> dict[str, Any]:
-    train = settings.train.model_dump(mode="json", exclude={"steps_between_states"})
+def _of_selected(settings: Settings) -> dict[str, Any]:
+    train = settings.train.model_dump(mode="json", exclude={"steps_between_states", "refit"})
     return {"model": settings.model.model_dump(mode="json"), "train": train}
+
+
+def _of_refit(settings: Settings) -> dict[str, Any]:
+    return {"refit": settings.train.refit}
 
 
 def _of_corpus(settings: Settings) -> dict[str, Any]:
@@ -88,10 +104,12 @@ def _of_run(settings: Settings) -> dict[str, Any]:
 # In the order of the night. `day`, `log`, `items` and `queries` are inputs, the other names are artifacts.
 RECIPES = {
     "histories": Recipe(4, ("day", "log", "items"), _of_histories),
-    "model": Recipe(5, ("histories",), _of_checkpoint),
+    "selected": Recipe(5, ("histories",), _of_selected),
+    "model": Recipe(1, ("selected",), _of_refit),
+    "selected_corpus": Recipe(7, ("selected",), _of_corpus),
     "corpus": Recipe(7, ("model",), _of_corpus),
     "search": Recipe(6, ("corpus",), _of_search),
-    "evaluation": Recipe(3, ("search",), _of_evaluation),
+    "evaluation": Recipe(4, ("search",), _of_evaluation),
     "run": Recipe(3, ("search", "queries", "day"), _of_run),
 }
 
@@ -117,9 +135,11 @@ def open_night(settings: Settings, ds: date | None = None) -> Night:
 def name_night(storage: Storage, settings: Settings, inputs: Inputs) -> Night:
     """Compute the id of every artifact from the inputs and from the settings that shape the artifact."""
     ids: dict[str, object] = dict(inputs.identity())
+    same = {} if settings.train.refit else {"model": "selected", "corpus": "selected_corpus"}
     for kind, recipe in RECIPES.items():
         made_from = [ids[name] for name in recipe.made_from]
-        ids[kind] = fingerprint(kind, recipe.version, made_from, recipe.settings(settings))
+        fresh = fingerprint(kind, recipe.version, made_from, recipe.settings(settings))
+        ids[kind] = ids[same[kind]] if kind in same else fresh
 
     def artifact(folder: str, kind: str) -> Artifact:
         return Artifact(folder, str(ids[kind]))
@@ -128,7 +148,9 @@ def name_night(storage: Storage, settings: Settings, inputs: Inputs) -> Night:
         storage,
         inputs,
         histories=artifact("histories", "histories"),
+        selected=artifact("models", "selected"),
         checkpoint=artifact("models", "model"),
+        selected_corpus=artifact("corpora", "selected_corpus"),
         corpus=artifact("corpora", "corpus"),
         tuning=artifact("tunings", "search"),
         evaluation=artifact("evaluations", "evaluation"),

@@ -20,6 +20,16 @@ class TrainingMetrics(Config):
     ended_by: str | None  # the setting that ended the training: max_epochs, max_minutes or patience
     history: tuple[RoundReport, ...]
     popularity_hit_rate: float
+    # Of a refit: epochs on all events after the selection. The other figures are those of the selection.
+    refit_epochs: float = 0.0
+    refit_loss: float | None = None
+    is_refit_served: bool = False  # false: there is none, or it was not sound
+
+
+def refit_metrics(selection: TrainingMetrics, last: RoundReport, is_sound: bool) -> TrainingMetrics:
+    """The metrics of a refitted model: those of its selection, because it has learned from the validation events."""
+    changes = {"refit_epochs": last.epoch, "refit_loss": last.loss, "is_refit_served": is_sound}
+    return selection.model_copy(update=changes)
 
 
 def training_metrics(

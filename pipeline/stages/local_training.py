@@ -14,7 +14,7 @@ from pipeline.io.checkpoint import HISTORY, TENSORS, save_state
 from pipeline.io.night import Night
 from pipeline.model.training import Ranks, TrainingState
 from pipeline.settings import Settings
-from pipeline.stages.train import STATES_KEPT, keep_best, progress_line, remove_states, train_rank
+from pipeline.stages.train import STATES_KEPT, keep_best, remove_states, train_rank
 
 STATE_FILES = (TENSORS, HISTORY)
 
@@ -39,7 +39,6 @@ def train_locally(night: Night, settings: Settings, report_line: Callable[[str],
         folder = Path(name)  # holds the newest state
 
         def report(state: TrainingState, popularity: float) -> None:
-            report_line(progress_line(state, popularity, settings.train))
             save_state(folder, state)
             upload(states, folder, state.number)
 

@@ -1,5 +1,6 @@
 """Training: the artifact, the work of one rank, and the model that is kept."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,14 +8,15 @@ import torch
 
 from pipeline.artifacts import Manifest
 from pipeline.io.artifacts import read_manifest, require_manifest
-from pipeline.io.checkpoint import load_state, read_best_weights, read_history, write_checkpoint
+from pipeline.io.checkpoint import load_model, load_state, read_history, read_metrics, read_weights, write_checkpoint
 from pipeline.io.histories import read_eligible
 from pipeline.io.night import Night
 from pipeline.model.model import RetrievalModel
-from pipeline.model.results import training_metrics
+from pipeline.model.results import refit_metrics, training_metrics
 from pipeline.model.training import (
     VALIDATION_CUTOFF,
     Ranks,
+    RoundReport,
     TrainingState,
     best_round,
     ended_by,
@@ -28,20 +30,34 @@ from pipeline.stages.devices import PROCESS_BYTES
 from pipeline.stages.runner import Runner
 from pipeline.stages.training_data import read_training_data
 
+log = logging.getLogger(__name__)
+
+NEVER = 1_000_000_000  # rounds of patience: a refit goes to its end
 STATES_KEPT = 2  # of an unfinished training: the newest state, and one more in case the newest is damaged
 
 
 def train_checkpoint(runner: Runner, night: Night, settings: Settings) -> Manifest:
-    """Train tonight's model unless it exists, and return the manifest of the Checkpoint artifact.
+    """Train tonight's models unless they exist, and return the manifest of the one that serves.
 
-    Raises InputError when the histories do not exist, and the errors of `Runner.train`.
+    First the model that is selected on the validation events, then its refit on all events, if there is one. Raises
+    InputError when the histories do not exist, and the errors of `Runner.train`.
     """
     existing = read_manifest(night.storage, night.checkpoint.prefix)
     if existing is not None:
         return existing
     require_manifest(night.storage, night.histories, "prepare")
-    runner.train(night, settings)
+    if read_manifest(night.storage, night.selected.prefix) is None:
+        runner.train(night.selection, settings)
+    remove_states(night.selection)
+    if night.has_refit:
+        runner.train(night, settings)
     return require_manifest(night.storage, night.checkpoint, "train")
+
+
+def refit_settings(train: TrainSettings, best_epoch: float) -> TrainSettings:
+    """The settings of the refit of a model that took `best_epoch` epochs: a share of them, at least one, to the end."""
+    num_epochs = max(1, round(train.refit * best_epoch))
+    return train.model_copy(update={"max_epochs": num_epochs, "max_minutes": None, "patience": NEVER})
 
 
 def training_memory(night: Night, settings: Settings) -> int:
@@ -66,30 +82,62 @@ def train_rank(
     """Train as one of the ranks, from the state in `state_folder`, or from the start without one.
 
     Returns the hit rate of popularity on the validation users. `report` is called with the state and this hit rate, as
-    `fit` calls `on_state`; `say` gets a line about the speed now and then. Raises InputError when no user has two
-    events.
+    `fit` calls `on_state`; `say` gets a line for each state, and one about the speed every half minute. Raises
+    InputError when no user has two events.
     """
     torch.set_num_threads(settings.train.threads_per_worker)
-    data = read_training_data(night, settings, ranks, device)
-    seed_everything(settings.train.seed)  # the same first weights on every rank
+    data = read_training_data(night, settings, ranks, device, "whole" if night.has_refit else "train")
+    train = settings.train
+    seed_everything(train.seed)  # the same first weights on every rank
     model = RetrievalModel(settings.model, len(data.item_counts_N)).to(device)
-    state = new_state(model, settings.train)
+    if night.has_refit:
+        model.load_state_dict(load_model(night.storage, night.selected).state_dict())
+        best_epoch = read_metrics(night.storage, night.selected).best_epoch
+        train = refit_settings(train, best_epoch)
+        say(f"refit of model {night.selected.id} on all events, for {train.max_epochs} of its {best_epoch:g} epochs")
+    state = new_state(model, train)
     if state_folder is not None:
         load_state(state_folder, state)
     popularity = popular_hit_rate(data, ranks, device)
-    fit(state, data, settings.train, ranks, lambda state: report(state, popularity), say)
+
+    def on_state(state: TrainingState) -> None:
+        say(progress_line(state, popularity, train, night.has_refit))
+        report(state, popularity)
+
+    fit(state, data, train, ranks, on_state, say)
     return popularity
 
 
 def keep_best(night: Night, settings: Settings, state_folder: Path, popularity: float) -> Manifest:
-    """Write the Checkpoint artifact from the last state of a training, which holds the weights of the best epoch.
+    """Write the Checkpoint artifact from the last state of a training: the weights of the best round, or of a refit.
 
     `popularity` is the hit rate of popularity on the validation users.
     """
     history = read_history(state_folder)
+    if night.has_refit:
+        return keep_refit(night, settings, state_folder, history[-1])
     model = RetrievalModel(settings.model, len(read_eligible(night.storage, night.histories)))
-    model.load_state_dict(read_best_weights(state_folder))
+    model.load_state_dict(read_weights(state_folder, "best"))
     return write_checkpoint(night, model, settings, training_metrics(history, popularity, settings.train))
+
+
+def keep_refit(night: Night, settings: Settings, state_folder: Path, last: RoundReport) -> Manifest:
+    """Write the Checkpoint artifact of a refit: its last weights, if they are sound, else those of the selection.
+
+    The refit has learned from the validation events, so a sound one ranks them higher than the selection does.
+    """
+    model = load_model(night.storage, night.selected)
+    selection = read_metrics(night.storage, night.selected)
+    is_sound = last.worth >= selection.validation_ndcg or not selection.num_validation_users
+    if is_sound:
+        model.load_state_dict(read_weights(state_folder, "average"))
+    else:
+        log.warning(
+            "the refit ranks even the validation events that it has learned from lower than the selected model "
+            "(NDCG@%d %.4f, selected %.4f): the selected model is served without a refit; lower train.learning_rate",
+            *(VALIDATION_CUTOFF, last.ndcg, selection.validation_ndcg),
+        )
+    return write_checkpoint(night, model, settings, refit_metrics(selection, last, is_sound))
 
 
 def remove_states(night: Night) -> None:
@@ -98,16 +146,22 @@ def remove_states(night: Night) -> None:
         night.storage.delete(info.key)
 
 
-def progress_line(state: TrainingState, popularity: float, settings: TrainSettings) -> str:
+def progress_line(state: TrainingState, popularity: float, settings: TrainSettings, is_refit: bool) -> str:
     """The log line of a state: of the round that ended, or of the one under way."""
     if not state.history or state.history[-1].step < state.step:
         return f"step {state.step} is done and saved"
     report = state.history[-1]
     is_best = best_round(state.history) is report
     why = ended_by(state.history, settings)
+    speed = f"{report.num_positions / report.seconds:,.0f} positions/s, {report.total_seconds:.0f} s"
+    if is_refit:
+        return (
+            f"refit, epoch {report.epoch:g} of {settings.max_epochs}: loss {report.loss:.3f}, NDCG@{VALIDATION_CUTOFF} "
+            f"{report.ndcg:.4f} on validation events that it learns from; {speed}"
+        )
     return (
         f"epoch {report.epoch:g} of at most {settings.max_epochs}: loss {report.loss:.3f}, validation "
         f"HR@{VALIDATION_CUTOFF} {report.hit_rate:.4f} (popularity {popularity:.4f}), NDCG@{VALIDATION_CUTOFF} "
-        f"{report.ndcg:.4f}{', the best so far' if is_best else ''}; {report.num_positions / report.seconds:,.0f} "
-        f"positions/s, {report.total_seconds:.0f} s" + (f"; train.{why} ends the training" if why else "")
+        f"{report.ndcg:.4f}{', the best so far' if is_best else ''}; {speed}"
+        + (f"; train.{why} ends the training" if why else "")
     )

@@ -1,5 +1,7 @@
 """The training data of one rank, which reads its own user buckets."""
 
+from typing import Literal
+
 import numpy as np
 import torch
 
@@ -24,12 +26,16 @@ from pipeline.model.training import Ranks, TrainingData
 from pipeline.settings import Settings, TrainSettings
 
 MIN_VALIDATION_QUERIES = 2_000
+Part = Literal["train", "whole"]  # of the histories: the training events, or all
 
 
-def read_training_data(night: Night, settings: Settings, ranks: Ranks, device: torch.device) -> TrainingData:
+def read_training_data(
+    night: Night, settings: Settings, ranks: Ranks, device: torch.device, part: Part = "train"
+) -> TrainingData:
     """Windows and validation users of this rank's buckets; bucket b belongs to rank b mod world size.
 
-    Raises InputError when no user of any rank has two events.
+    The windows are cut from the events of `part`. Validation users are those of the training events in any case. Raises
+    InputError when no user of any rank has two events.
     """
     windows: list[Windows] = []
     users: list[ValidationUsers] = []
@@ -37,8 +43,8 @@ def read_training_data(night: Night, settings: Settings, ranks: Ranks, device: t
     for index in range(ranks.rank, settings.output.num_buckets, ranks.world_size):
         bucket = read_bucket(night.storage, night.histories, index)
         train = bucket.cut("train")
-        weights = target_weights(bucket, settings.train.half_life_days, end_us)
-        windows.append(cut_windows(train, bucket.user_keys, settings.model.max_length, weights))
+        weights = target_weights(bucket, part, settings.train.half_life_days, end_us)
+        windows.append(cut_windows(bucket.cut(part), bucket.user_keys, settings.model.max_length, weights))
         users.append(validation_users(train, bucket.held_out("validation"), bucket.user_keys))
     own_windows, own_users = join_windows(windows), join_validation_users(users)
     num_targets = counts_by_rank(own_windows.num_targets, ranks, device)
@@ -48,7 +54,8 @@ def read_training_data(night: Night, settings: Settings, ranks: Ranks, device: t
             "above 0; give a longer log, or other event_weights in the source file"
         )
     steps = num_steps(num_targets, settings.train.batch_positions)
-    counts = read_items(night.storage, night.histories, ["num_train_events"])["num_train_events"].to_numpy().copy()
+    column = {"train": "num_train_events", "whole": "num_events"}[part]
+    counts = read_items(night.storage, night.histories, [column])[column].to_numpy().copy()
     num_users = sum(counts_by_rank(len(own_users), ranks, device))
     targets_per_round = sum(num_targets) * min(1.0, settings.train.steps_between_validations / steps)
     share = num_validation_queries(settings.train, targets_per_round, len(counts)) / max(num_users, 1)
@@ -57,9 +64,9 @@ def read_training_data(night: Night, settings: Settings, ranks: Ranks, device: t
     )
 
 
-def target_weights(bucket: Bucket, half_life_days: float | None, end_us: int) -> Float32:
-    """The weight of each training event as a target: the log's, halved for each half-life before `end_us` (µs)."""
-    events = bucket.events_of("train")
+def target_weights(bucket: Bucket, part: Part, half_life_days: float | None, end_us: int) -> Float32:
+    """The weight of each event of `part` as a target: the log's, halved for each half-life before `end_us` (µs)."""
+    events = bucket.events_of(part)
     if half_life_days is None:
         return bucket.weights[events]
     age_days = (end_us - bucket.event_ts[events]) / DAY_US

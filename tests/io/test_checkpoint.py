@@ -10,9 +10,9 @@ from pipeline.io.artifacts import read_manifest, write_file
 from pipeline.io.checkpoint import (
     load_model,
     load_state,
-    read_best_weights,
     read_history,
     read_metrics,
+    read_weights,
     save_state,
     write_checkpoint,
 )
@@ -122,7 +122,7 @@ def test_the_best_epoch_of_a_saved_run_need_not_be_its_last(tmp_path):
     save_state(tmp_path, state)
     resumed = start(settings.model_copy(update={"seed": 5}))
     load_state(tmp_path, resumed)
-    for weights in (resumed.best_weights, read_best_weights(tmp_path)):
+    for weights in (resumed.best_weights, read_weights(tmp_path, "best")):
         assert weights.keys() == state.best_weights.keys()
         assert all(torch.equal(weights[name], value) for name, value in state.best_weights.items())
     assert all(torch.equal(value, state.model.state_dict()[name]) for name, value in resumed.model.state_dict().items())
@@ -172,7 +172,7 @@ def test_a_saved_training_run_goes_on_as_if_it_had_never_stopped(tmp_path):
     assert (resumed.number, resumed.step) == (4, 4), "in the second epoch"
     assert resumed.progress.num_positions > 0
     assert read_history(tmp_path) == resumed.history
-    for name, value in read_best_weights(tmp_path).items():
+    for name, value in read_weights(tmp_path, "best").items():
         assert torch.equal(value, resumed.best_weights[name])
     fit(resumed, data, settings, Ranks(), lambda state: None)
     for left, right in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):

@@ -21,8 +21,9 @@ from pipeline.settings import Settings
 from tests.io.inputs_on_disk import events, settings_for, write
 
 DS = date(2026, 11, 20)
-ARTIFACTS = ("histories", "checkpoint", "corpus", "tuning", "evaluation", "run")
-NOTHING, FROM_SEARCH, FROM_CORPUS, FROM_MODEL, EVERYTHING = (set(ARTIFACTS[first:]) for first in (6, 3, 2, 1, 0))
+ARTIFACTS = ("histories", "selected", "checkpoint", "selected_corpus", "corpus", "tuning", "evaluation", "run")
+NOTHING, FROM_SEARCH, FROM_CORPUS, FROM_MODEL, EVERYTHING = (set(ARTIFACTS[first:]) for first in (8, 5, 3, 1, 0))
+FROM_REFIT = FROM_MODEL - {"selected", "selected_corpus"}
 INPUTS = Inputs(DS, Log("place", (ObjectInfo("ds=2026-11-20/a", 7, "e1"), ObjectInfo("ds=2026-11-20/b", 8, "e2"))))
 GIVEN = {"log": {"uri": "/log", "source": "default"}}
 # Which names the keys of a section are in; the keys that are in others, or in none, by themselves.
@@ -44,6 +45,8 @@ KEYS = {
     "search.target_recall": NOTHING,
     "items.live_statuses": EVERYTHING,
     "items.hidden_statuses": EVERYTHING,
+    "train.refit": FROM_REFIT,
+    "train.steps_between_states": NOTHING,
     "cluster.gpus_per_actor": FROM_CORPUS,
     "cluster.gpus_per_encoder": FROM_SEARCH,
 }

@@ -31,6 +31,9 @@ def test_a_trained_model_is_reported_and_not_trained_again(tmp_path):
         "positions_per_second": 500.0,
         "seconds": 4.0,
         "ended_by": None,
+        "refit_epochs": 0.0,
+        "refit_loss": None,
+        "is_refit_served": False,
         "popularity_hit_rate": 0.1,
     }
     assert [info.key for info in night.storage.list("training/")] == ["training/other"]

@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from pipeline.config import apply_overrides
+from pipeline.data.columns import DAY_US
+from pipeline.data.histories import Bucket
+from pipeline.data.lists import Lists
 from pipeline.errors import InfrastructureError, InputError
-from pipeline.io.artifacts import read_file, seal
+from pipeline.io.artifacts import read_file, require_manifest, seal
 from pipeline.io.checkpoint import load_model, read_metrics
 from pipeline.io.histories import write_items
 from pipeline.io.night import Night
@@ -19,7 +22,7 @@ from pipeline.io.storage.base import Storage
 from pipeline.io.storage.local import LocalStorage
 from pipeline.model.training import Ranks
 from pipeline.schema import items as items_schema
-from pipeline.settings import Settings
+from pipeline.settings import Settings, TrainSettings
 from pipeline.stages import local_training, train, training_data
 from pipeline.stages.local import LocalRunner
 from pipeline.stages.local_training import saved_states
@@ -31,6 +34,7 @@ PLAIN: dict[str, Any] = {
     "model": SMALL_MODEL.model_dump(mode="json"),
     "train": {
         "num_workers": 2,
+        "refit": 0,
         "max_epochs": 3,
         "batch_positions": 120,
         "num_negatives": 16,
@@ -112,15 +116,15 @@ def test_a_local_training_that_was_killed_goes_on_to_the_same_weights(tmp_path, 
     train.train_checkpoint(LocalRunner(settings), whole, settings)
     night, settings = prepared(tmp_path / "killed", ["train.num_workers=1"])
     epochs: list[int] = []
-    real_line, real_keep = local_training.progress_line, local_training.keep_best
+    real_line, real_keep = train.progress_line, local_training.keep_best
 
-    def line(state, popularity, max_epochs):
+    def line(state, popularity, settings, is_refit):
         epochs.append(state.history[-1].epoch)
         if epochs == [1, 2, 3]:
             raise KeyboardInterrupt
-        return real_line(state, popularity, max_epochs)
+        return real_line(state, popularity, settings, is_refit)
 
-    monkeypatch.setattr(local_training, "progress_line", line)
+    monkeypatch.setattr(train, "progress_line", line)
     with pytest.raises(KeyboardInterrupt):
         train.train_checkpoint(LocalRunner(settings), night, settings)
     assert list(saved_states(night).done()) == [1, 2]
@@ -212,3 +216,92 @@ def test_several_workers_or_a_gpu_are_refused_by_the_local_runner(tmp_path, over
     night, settings = prepared(tmp_path, overrides)
     with pytest.raises(InputError, match=r"set train\.num_workers 1, use_gpu false"):
         train.train_checkpoint(LocalRunner(settings), night, settings)
+
+
+def test_the_weight_of_a_target_is_the_logs_and_halves_with_its_age():
+    two_days = 2 * DAY_US
+    bucket = Bucket(
+        user_ids=pa.array(["a", "b"]),
+        offsets=np.array([0, 3, 4]),
+        item_rows=np.array([5, 6, 7, 8], np.int32),
+        event_ts=np.array([0, two_days, 2 * two_days, two_days]),
+        weights=np.array([1, 0, 4, 8], np.float32),
+        num_train=np.array([2, 1], np.int32),
+        num_validation=np.array([1, 0], np.int32),
+        left_out=pa.array(["", ""]),
+        also_seen=Lists.empty(2),
+    )
+    end = 2 * two_days
+    assert training_data.target_weights(bucket, "train", None, end).tolist() == [1, 0, 8]
+    assert training_data.target_weights(bucket, "whole", 2.0, end).tolist() == [0.25, 0, 4, 4]
+
+
+def test_validation_takes_a_fifth_of_the_training_or_as_many_users_as_one_likes():
+    settings = TrainSettings(num_negatives=100)
+    assert training_data.num_validation_queries(settings, 1e6, 1_000) == pytest.approx(60_000)
+    assert training_data.num_validation_queries(settings, 1e3, 1_000) == 2_000
+    assert training_data.num_validation_queries(TrainSettings(validation_queries=7), 1e6, 1_000) == 7
+
+
+def refitted(root: Path, overrides: list[str] | None = None) -> tuple[Night, Settings]:
+    night, settings = prepared(root, ["train.num_workers=1", "train.refit=0.5", *(overrides or [])])
+    train.train_checkpoint(LocalRunner(settings), night, settings)
+    return night, settings
+
+
+def test_what_serves_is_refitted_on_all_events(tmp_path):
+    """Half of the best epoch's number of epochs, on the validation and test events too, and no state stays."""
+    night, settings = refitted(tmp_path)
+    selection, metrics = (read_metrics(night.storage, model) for model in (night.selected, night.checkpoint))
+    assert metrics.refit_epochs == max(1, round(0.5 * selection.best_epoch))
+    assert metrics.is_refit_served
+    assert metrics.validation_ndcg == selection.validation_ndcg
+    manifest = require_manifest(night.storage, night.checkpoint, "train")
+    assert manifest.lineage == {"histories": night.histories.id, "selected": night.selected.id}
+    assert not night.storage.list("training/")
+    data = training_data.read_training_data(night, settings, Ranks(), torch.device("cpu"), "whole")
+    assert data.windows.num_targets == sum(len(row) - 1 for row in histories(NUM_USERS))
+    own, refit = (load_model(night.storage, model) for model in (night.selected, night.checkpoint))
+    assert not torch.equal(own.item_embedding.weight, refit.item_embedding.weight)
+
+
+def test_without_a_refit_the_selected_model_serves(tmp_path):
+    night, _ = prepared(tmp_path)
+    assert night.selection == night
+    refit, _ = prepared(tmp_path / "refit", ["train.refit=0.5"])
+    assert refit.selected == night.selected
+    assert len({refit.checkpoint.id, refit.selected.id}) == len({refit.corpus.id, refit.selected_corpus.id}) == 2
+
+
+def test_a_refit_that_was_killed_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    """Killed when the selection is kept, and at the first state of the refit."""
+    whole, _ = refitted(tmp_path / "whole", ["train.refit=1"])
+    real, kills = train.progress_line, [0]
+
+    def line(state, popularity, settings, is_refit):
+        kills[0] += is_refit
+        if kills[0] == 2:
+            raise KeyboardInterrupt
+        return real(state, popularity, settings, is_refit)
+
+    monkeypatch.setattr(train, "progress_line", line)
+    with pytest.raises(KeyboardInterrupt):
+        refitted(tmp_path / "killed", ["train.refit=1"])
+    night, _ = refitted(tmp_path / "killed", ["train.refit=1"])
+    expected = load_model(whole.storage, whole.checkpoint).state_dict()
+    weights = load_model(night.storage, night.checkpoint).state_dict()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def test_a_refit_that_spoils_the_model_is_not_served(tmp_path, monkeypatch, caplog):
+    real = train.refit_settings
+
+    def too_fast(settings, best_epoch):
+        return real(settings, best_epoch).model_copy(update={"learning_rate": 3.0, "max_gradient_norm": 1e9})
+
+    monkeypatch.setattr(train, "refit_settings", too_fast)
+    night, _ = refitted(tmp_path)
+    assert "served without a refit; lower train.learning_rate" in caplog.text
+    assert not read_metrics(night.storage, night.checkpoint).is_refit_served
+    selected, served = (load_model(night.storage, model).state_dict() for model in (night.selected, night.checkpoint))
+    assert all(torch.equal(selected[name], served[name]) for name in selected)

@@ -49,6 +49,7 @@ SMALL = {
             "num_user_hashes": 16,
         },
     },
+    "train": {"refit": 0},
     "corpus": {"num_shards": 3},
     "search": {"k": 10, "num_preselected": 20},
     "output": {"num_buckets": 3},
@@ -70,7 +71,8 @@ class World:
         """The same histories and model; the later artifacts are named by the changed settings."""
         settings = Settings.model_validate(apply_overrides(self.settings.model_dump(mode="json"), overrides))
         named = name_night(self.storage, settings, self.night.inputs)
-        return World(settings, replace(named, histories=self.night.histories, checkpoint=self.night.checkpoint))
+        kept = {name: getattr(self.night, name) for name in ("histories", "selected", "checkpoint")}
+        return World(settings, replace(named, **kept))
 
 
 class RecordingRunner(LocalRunner):

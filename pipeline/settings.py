@@ -174,17 +174,51 @@ class MolSettings(Config):
         return self
 
 
+EncoderName = Literal["sasrec", "ligr", "hstu", "bag"]
+Positions = Literal["start", "relative", "both", "none"]
+
+# What each encoder can know of positions; the first is its default.
+POSITIONS: Mapping[EncoderName, tuple[Positions, ...]] = {
+    "sasrec": ("start",),
+    "ligr": ("start", "relative", "both", "none"),
+    "hstu": ("both", "relative", "start", "none"),
+    "bag": ("none",),
+}
+
+
 class ModelSettings(Config):
     """Query encoder and similarity."""
 
-    encoder: Literal["sasrec"] = "sasrec"
+    encoder: EncoderName = "sasrec"
+    # start: each place in the history has a learned vector; relative: each distance between two events a learned number
+    # in the attention. A place counted from the end changes with every event, so that training, which asks for a query
+    # after each event at once, could not give it; the distance is the same in training and serving.
+    positions: Positions = Field(default_factory=lambda others: POSITIONS[others.get("encoder", "sasrec")][0])
+    reads_times: bool = False  # hstu only: attention also depends on the time between two events
     dim: PositiveInt = 64
-    num_blocks: PositiveInt = 2
-    num_heads: PositiveInt = 2
-    ffn_dim: PositiveInt = 128
+    num_blocks: PositiveInt = 2  # not of bag
+    num_heads: PositiveInt = 2  # not of bag
+    # Width of the feed-forward networks, which hstu has not. Default: 128; of ligr four times dim.
+    ffn_dim: PositiveInt = Field(
+        default_factory=lambda others: 4 * others.get("dim", 64) if others.get("encoder") == "ligr" else 128
+    )
     dropout: Dropout = 0.2
     max_length: PositiveInt = 50  # most recent events that the encoder reads
     mol: MolSettings = MolSettings()
+
+    @model_validator(mode="after")
+    def _encoder_knows_positions_and_times(self) -> Self:
+        known = POSITIONS[self.encoder]
+        if self.positions not in known:
+            raise ValueError(
+                f"model.positions ({self.positions}) means nothing to model.encoder {self.encoder}; it takes "
+                + " or ".join(known)
+            )
+        if self.reads_times and self.encoder != "hstu":
+            raise ValueError(
+                f"model.reads_times (true) means nothing to model.encoder {self.encoder}; set it to false, or take hstu"
+            )
+        return self
 
     @model_validator(mode="after")
     def _heads_divide_dim(self) -> Self:

@@ -2,11 +2,11 @@
 weight is 0."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline.data.lists import NO_ITEM, Float32, Int32, Int64, Lists, offsets_of, ranges
+from pipeline.data.lists import NO_ITEM, Columns, Float32, Int32, Int64, Lists, ranges
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class SequenceBatch:
     weights_BL: Float32  # of the targets; 0 where there is none
     user_keys_B: Int64
     own: Lists  # the distinct items of each sequence's user, in ascending order
+    columns: Columns = field(default_factory=dict)  # (B, L) each, of the events that are read; 0 pads the right
 
 
 def cut_windows(histories: Lists, user_keys: Int64, max_length: int, weights: Float32 | None = None) -> Windows:
@@ -68,9 +69,8 @@ def cut_windows(histories: Lists, user_keys: Int64, max_length: int, weights: Fl
     windows_after = np.repeat(np.cumsum(num_windows), num_windows) - np.arange(len(user)) - 1
     stops = histories.offsets[1:][user] - windows_after * max_length
     starts = np.maximum(stops - max_length - 1, histories.offsets[:-1][user])
-    events = ranges(starts, stops - starts)
-    lists = Lists(offsets_of(stops - starts), histories.values[events])
-    windows = Windows(lists, weights[events], user_keys[user], user, histories.distinct())
+    lists = histories.runs(starts, stops - starts)
+    windows = Windows(lists, weights[ranges(starts, stops - starts)], user_keys[user], user, histories.distinct())
     return windows.take(np.flatnonzero(windows.targets_per_window))
 
 
@@ -121,7 +121,8 @@ def _batch(windows: Windows, chosen: Int64) -> SequenceBatch:
     weights_BL[is_event_BL] = windows.weights[read + 1]
     targets_BL[is_event_BL] = np.where(windows.weights[read + 1] > 0, windows.events.values[read + 1], NO_ITEM)
     own = windows.own.take(windows.users[chosen])
-    return SequenceBatch(inputs_BL, targets_BL, weights_BL, windows.user_keys[chosen], own)
+    columns = windows.events.runs(windows.events.offsets[chosen], lengths).last_columns(shape[1])
+    return SequenceBatch(inputs_BL, targets_BL, weights_BL, windows.user_keys[chosen], own, columns)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.lists import Float32, Int32, Int64, Lists, offsets_of, ranges
+from pipeline.data.lists import EventColumn, Float32, Int32, Int64, Lists, offsets_of, ranges
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,12 @@ class Bucket:
             return keys
         return _checksums(self.user_ids)
 
-    def cut(self, part: str) -> Lists:
-        """The history visible in `part`: train, before_test (train and validation), or whole; else KeyError."""
-        return self._events(self.offsets[:-1], self._num_visible(part))
+    def cut(self, part: str, reads: frozenset[EventColumn] = frozenset()) -> Lists:
+        """The history visible in `part`: train, before_test (train and validation), or whole; else KeyError.
+
+        Its columns are those named in `reads`.
+        """
+        return self._events(self.offsets[:-1], self._num_visible(part), reads)
 
     def events_of(self, part: str) -> Int64:
         """The numbers of the events of `cut(part)`, in their order: indices into `event_ts` and `weights`."""
@@ -55,9 +58,9 @@ class Bucket:
         after_train = self.offsets[:-1] + self.num_train
         after_validation = after_train + self.num_validation
         if part == "validation":
-            return self._events(after_train, self.num_validation.astype(np.int64), weighing=True)
+            return self._weighing(after_train, self.num_validation.astype(np.int64))
         if part == "test":
-            return self._events(after_validation, self.offsets[1:] - after_validation, weighing=True)
+            return self._weighing(after_validation, self.offsets[1:] - after_validation)
         raise KeyError(part)
 
     def _num_visible(self, part: str) -> Int64:
@@ -68,11 +71,18 @@ class Bucket:
         }[part]
         return np.asarray(visible)
 
-    def _events(self, starts: Int64, lengths: Int64, weighing: bool = False) -> Lists:
-        """The events of each user from `starts` on; `weighing`: without those of weight 0."""
-        events = ranges(starts, lengths)
-        lists = Lists(offsets_of(lengths), self.item_rows[events])
-        return lists.where(self.weights[events] > 0) if weighing else lists
+    def _events(self, starts: Int64, lengths: Int64, reads: frozenset[EventColumn] = frozenset()) -> Lists:
+        chosen = ranges(starts, lengths)
+        columns: dict[EventColumn, Int64 | Float32] = {}
+        if "times" in reads:
+            columns["times"] = self.event_ts[chosen]
+        if "weights" in reads:
+            columns["weights"] = self.weights[chosen]
+        return Lists(offsets_of(lengths), self.item_rows[chosen], columns)
+
+    def _weighing(self, starts: Int64, lengths: Int64) -> Lists:
+        """The items of each user's events from `starts` on that have a weight above 0."""
+        return self._events(starts, lengths).where(self.weights[ranges(starts, lengths)] > 0)
 
 
 def user_bucket(user_ids: pa.Array, num_buckets: int) -> Int32:

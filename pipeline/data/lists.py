@@ -1,7 +1,8 @@
 """Ragged arrays: one list of item rows per owner, a user or a query, all in one array."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,13 +13,21 @@ Float32 = npt.NDArray[np.float32]
 
 NO_ITEM = -1  # pads lists of item rows in a rectangular array
 
+EventColumn = Literal["times", "weights"]
+Columns = Mapping[EventColumn, Int64 | Float32]
+
 
 @dataclass(frozen=True)
 class Lists:
-    """The list of owner b is `values[offsets[b]:offsets[b + 1]]`. Values are item rows: not negative."""
+    """The list of owner b is `values[offsets[b]:offsets[b + 1]]`. Values are item rows: not negative.
+
+    Where the values are events, `columns` may hold more of each: times in µs since 1970 UTC, weights. What keeps the
+    order of the values keeps their columns; `distinct`, `union` and `within` give lists without columns.
+    """
 
     offsets: Int64  # one more than there are owners; begins with 0
     values: Int32
+    columns: Columns = field(default_factory=dict)
 
     @staticmethod
     def of(lists: Iterable[npt.ArrayLike]) -> "Lists":
@@ -34,10 +43,13 @@ class Lists:
 
     @staticmethod
     def concat(parts: Iterable["Lists"]) -> "Lists":
-        """Join the owners of all parts, one part after the other."""
+        """Join the owners of all parts, one part after the other. All parts have the same columns."""
         all_parts = list(parts)
         lengths = np.concatenate([np.empty(0, np.int64), *(part.lengths for part in all_parts)])
-        return Lists(offsets_of(lengths), np.concatenate([np.empty(0, np.int32), *(part.values for part in all_parts)]))
+        values = np.concatenate([np.empty(0, np.int32), *(part.values for part in all_parts)])
+        names = all_parts[0].columns if all_parts else ()
+        columns = {name: np.concatenate([part.columns[name] for part in all_parts]) for name in names}
+        return Lists(offsets_of(lengths), values, columns)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -57,17 +69,21 @@ class Lists:
     def take(self, owners: Int64) -> "Lists":
         """The lists of the given owners, in the given order; owner -1 has an empty list."""
         lengths = np.where(owners >= 0, self.offsets[owners + 1] - self.offsets[owners], 0)
-        return Lists(offsets_of(lengths), self.values[ranges(self.offsets[owners], lengths)])
+        return self.runs(self.offsets[owners], lengths)
+
+    def runs(self, starts: Int64, lengths: Int64) -> "Lists":
+        """The runs of values that begin at these places, one list for each."""
+        return self._at(offsets_of(lengths), ranges(starts, lengths))
 
     def narrow(self, start: int, stop: int) -> "Lists":
         """The lists of owners `start` to `stop`, without a copy of the values."""
         offsets = self.offsets[start : stop + 1]
-        return Lists(offsets - offsets[0], self.values[offsets[0] : offsets[-1]])
+        return self._at(offsets - offsets[0], slice(offsets[0], offsets[-1]))
 
     def where(self, is_kept: npt.NDArray[np.bool_]) -> "Lists":
         """Keep only the marked values of each owner, in their order."""
         kept_before = np.concatenate([[0], np.cumsum(is_kept)])
-        return Lists(kept_before[self.offsets], self.values[is_kept])
+        return self._at(kept_before[self.offsets], is_kept)
 
     def within(self, low: int, high: int) -> "Lists":
         """Keep the values from `low` to `high`, and subtract `low`."""
@@ -100,6 +116,17 @@ class Lists:
         rows[np.arange(n) < lengths[:, None]] = self.values[ranges(self.offsets[1:] - lengths, lengths)]
         return rows, lengths.astype(np.int32)
 
+    def last_columns(self, n: int) -> Columns:
+        """(owners, n) each: the columns of the last `n` values of each list, padded with 0 at the right."""
+        lengths = np.minimum(self.lengths, n)
+        chosen, is_value = ranges(self.offsets[1:] - lengths, lengths), np.arange(n) < lengths[:, None]
+        return {name: _filled(is_value, column[chosen]) for name, column in self.columns.items()}
+
+    def _at(self, offsets: Int64, places: Int64 | npt.NDArray[np.bool_] | slice) -> "Lists":
+        """New lists of the values at these places, with their columns."""
+        columns = {name: column[places] for name, column in self.columns.items()}
+        return Lists(offsets, self.values[places], columns)
+
     def _codes(self, span: int) -> Int64:
         """One number for each pair of an owner and a value below `span`."""
         return self.owners * span + self.values
@@ -116,6 +143,13 @@ def ranges(starts: Int64, lengths: Int64) -> Int64:
     """`starts[0], starts[0] + 1, …` for `lengths[0]` numbers, then the same for the next run, in one array."""
     shifts = starts - offsets_of(lengths)[:-1]
     return np.repeat(shifts, lengths) + np.arange(lengths.sum(), dtype=np.int64)
+
+
+def _filled(is_value: npt.NDArray[np.bool_], values: Int64 | Float32) -> Int64 | Float32:
+    """The values, row by row, in the marked cells of a rectangle; 0 in the others."""
+    cells = np.zeros(is_value.shape, values.dtype)
+    cells[is_value] = values
+    return cells
 
 
 def _span(lists: Lists) -> int:

@@ -5,11 +5,11 @@ Shapes: B queries, L positions.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
+import torch
 from torch import Tensor
 
-EventColumn = Literal["times", "weights"]
+from pipeline.data.lists import Columns, EventColumn, Int32, Lists
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,18 @@ class Events:
 
     item_rows_BL: Tensor
     columns: Mapping[EventColumn, Tensor] = field(default_factory=dict)
+
+    @staticmethod
+    def of(item_rows_BL: Int32, columns: Columns, device: torch.device) -> "Events":
+        """The events of these arrays, on the device."""
+        tensors = {name: torch.from_numpy(column).to(device) for name, column in columns.items()}
+        return Events(torch.from_numpy(item_rows_BL).to(device, torch.int64), tensors)
+
+    @staticmethod
+    def last(histories: Lists, max_length: int, device: torch.device) -> "Events":
+        """The last events of each history, at most `max_length`, with the columns that the histories have."""
+        item_rows_BL, _ = histories.last(max_length)
+        return Events.of(item_rows_BL, histories.last_columns(max_length), device)
 
     @property
     def is_event_BL(self) -> Tensor:

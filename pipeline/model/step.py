@@ -103,7 +103,8 @@ def _encode_targets(model: RetrievalModel, batch: SequenceBatch, is_target_BL: T
     while first < len(lengths):
         length = int(lengths[first])
         last = first + int((lengths[first:] > length // 2).sum())
-        events = Events(torch.from_numpy(batch.item_rows_BL[first:last, :length]).to(model.device, torch.int64))
+        columns = {name: values_BL[first:last, :length] for name, values_BL in batch.columns.items()}
+        events = Events.of(batch.item_rows_BL[first:last, :length], columns, model.device)
         parts.append(model.encode_positions(events)[is_target_BL[first:last, :length]])
         first = last
     return torch.cat(parts)

@@ -40,8 +40,7 @@ def rank_by_model(model: RetrievalModel, users: ValidationUsers, cutoff: int) ->
     model.eval()
     sums = RankingSums()
     for tile in users.tiles(QUERY_TILE):
-        rows_BL, _ = tile.histories.last(model.settings.max_length)
-        events = Events(torch.from_numpy(rows_BL).to(model.device))
+        events = Events.last(tile.histories, model.settings.max_length, model.device)
         query = model.query_side(QueryInput(events, torch.from_numpy(tile.user_keys).to(model.device)))
         sums += _sums(_num_ahead(_model_score(model, query), tile, model.num_items), cutoff)
     return sums

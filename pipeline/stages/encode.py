@@ -5,7 +5,7 @@ import pyarrow as pa
 import torch
 
 from pipeline.data.histories import Bucket
-from pipeline.data.lists import NO_ITEM, Int64, Lists
+from pipeline.data.lists import Int64, Lists
 from pipeline.errors import MismatchError
 from pipeline.model.inputs import Events, QueryInput
 from pipeline.model.model import RetrievalModel
@@ -16,6 +16,7 @@ from pipeline.stages.query_batch import NO_HISTORY, NOT_FINITE, SEARCHED, QueryB
 # Sequences per tile; the last tile is padded. Tiles of one shape make a query independent of the other users in its
 # bucket: a matrix product of another shape may differ in its last bits.
 SEQUENCE_TILE = 256
+NO_OWNER = -1  # has an empty history
 
 
 def encode_queries(model: RetrievalModel, bucket: Bucket, source: QuerySource, unit: int) -> QueryBatch:
@@ -25,7 +26,7 @@ def encode_queries(model: RetrievalModel, bucket: Bucket, source: QuerySource, u
     MismatchError when a history has an item that the model does not know.
     """
     requested = source.select(unit, bucket)
-    visible = bucket.cut(source.part)
+    visible = bucket.cut(source.part, model.encoder.reads)
     has_history = visible.take(requested.bucket_rows).lengths > 0
     searched_rows = requested.bucket_rows[has_history]
     histories = visible.take(searched_rows)
@@ -50,15 +51,16 @@ def encode_queries(model: RetrievalModel, bucket: Bucket, source: QuerySource, u
 
 @torch.inference_mode()
 def encode_sequences(model: RetrievalModel, histories: Lists, user_keys: Int64) -> QuerySide:
-    """The query side, on the CPU, of each history (item rows, oldest first), computed in tiles of one shape."""
-    last_rows, _ = histories.last(model.settings.max_length)
-    num_queries = len(last_rows)
-    padding = max(SEQUENCE_TILE, -(-num_queries // SEQUENCE_TILE) * SEQUENCE_TILE) - num_queries
-    rows = torch.from_numpy(np.pad(last_rows, ((0, padding), (0, 0)), constant_values=NO_ITEM))
-    keys = torch.from_numpy(np.pad(user_keys, (0, padding)))
-    device = model.device
-    tiles = [
-        model.query_side(QueryInput(Events(rows_BL.to(device)), keys_B.to(device))).to("cpu")
-        for rows_BL, keys_B in zip(rows.split(SEQUENCE_TILE), keys.split(SEQUENCE_TILE), strict=True)
-    ]
+    """The query side, on the CPU, of each history (item rows, oldest first, and the columns that the encoder reads),
+    computed in tiles of one shape."""
+    num_queries = len(histories)
+    num_padded = max(SEQUENCE_TILE, -(-num_queries // SEQUENCE_TILE) * SEQUENCE_TILE)
+    owners = np.pad(np.arange(num_queries), (0, num_padded - num_queries), constant_values=NO_OWNER)
+    keys = torch.from_numpy(np.pad(user_keys, (0, num_padded - num_queries)))
+    tiles = []
+    for first in range(0, num_padded, SEQUENCE_TILE):
+        tile = histories.take(owners[first : first + SEQUENCE_TILE])
+        events = Events.last(tile, model.settings.max_length, model.device)
+        user_keys_B = keys[first : first + SEQUENCE_TILE].to(model.device)
+        tiles.append(model.query_side(QueryInput(events, user_keys_B)).to("cpu"))
     return QuerySide.cat(tiles).take(slice(0, num_queries))

@@ -11,6 +11,7 @@ from pipeline.io.artifacts import read_manifest, require_manifest
 from pipeline.io.checkpoint import load_model, load_state, read_history, read_metrics, read_weights, write_checkpoint
 from pipeline.io.histories import read_eligible
 from pipeline.io.night import Night
+from pipeline.model.encoders import columns_read
 from pipeline.model.model import RetrievalModel
 from pipeline.model.results import refit_metrics, training_metrics
 from pipeline.model.training import (
@@ -33,6 +34,7 @@ from pipeline.stages.training_data import read_training_data
 log = logging.getLogger(__name__)
 
 NEVER = 1_000_000_000  # rounds of patience: a refit goes to its end
+COLUMN_BYTES = {"times": 32, "weights": 16}  # of an event in memory: four copies while buckets are joined
 STATES_KEPT = 2  # of an unfinished training: the newest state, and one more in case the newest is damaged
 
 
@@ -67,7 +69,8 @@ def training_memory(night: Night, settings: Settings) -> int:
     """
     counts = require_manifest(night.storage, night.histories, "prepare").counts
     num_events = counts.get("train_events", 0) // settings.train.num_workers
-    return PROCESS_BYTES + 58 * counts.get("items", 0) * settings.model.dim + 28 * num_events
+    event_bytes = 28 + sum(COLUMN_BYTES[name] for name in columns_read(settings.model))
+    return PROCESS_BYTES + 58 * counts.get("items", 0) * settings.model.dim + event_bytes * num_events
 
 
 def train_rank(

@@ -22,6 +22,7 @@ from pipeline.data.lists import Float32
 from pipeline.errors import InputError
 from pipeline.io.histories import read_bucket, read_items
 from pipeline.io.night import Night
+from pipeline.model.encoders import columns_read
 from pipeline.model.training import Ranks, TrainingData
 from pipeline.settings import Settings, TrainSettings
 
@@ -40,11 +41,12 @@ def read_training_data(
     windows: list[Windows] = []
     users: list[ValidationUsers] = []
     end_us = end_of(night.ds, settings.log.time_zone)
+    reads = columns_read(settings.model)
     for index in range(ranks.rank, settings.output.num_buckets, ranks.world_size):
         bucket = read_bucket(night.storage, night.histories, index)
-        train = bucket.cut("train")
+        train = bucket.cut("train", reads)
         weights = target_weights(bucket, part, settings.train.half_life_days, end_us)
-        windows.append(cut_windows(bucket.cut(part), bucket.user_keys, settings.model.max_length, weights))
+        windows.append(cut_windows(bucket.cut(part, reads), bucket.user_keys, settings.model.max_length, weights))
         users.append(validation_users(train, bucket.held_out("validation"), bucket.user_keys))
     own_windows, own_users = join_windows(windows), join_validation_users(users)
     num_targets = counts_by_rank(own_windows.num_targets, ranks, device)

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.data.lists import EventColumn
 from pipeline.model import model as model_module
 from pipeline.model.dropout import keep_mask
 from pipeline.model.encoders import ENCODERS
 from pipeline.model.encoders.sasrec import SasRec
-from pipeline.model.inputs import EventColumn, Events, QueryInput
+from pipeline.model.inputs import Events, QueryInput
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import MixtureOfLogits
 from pipeline.settings import ModelSettings

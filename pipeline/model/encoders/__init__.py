@@ -6,10 +6,15 @@ Shapes: B sequences, L positions, E embedding.
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from pipeline.data.lists import EventColumn
+from pipeline.model.encoders.bag import Bag
+from pipeline.model.encoders.hstu import Hstu
+from pipeline.model.encoders.ligr import Ligr
 from pipeline.model.encoders.sasrec import SasRec
-from pipeline.model.inputs import EventColumn, Events
+from pipeline.model.inputs import Events
 from pipeline.settings import ModelSettings
 
 
@@ -27,9 +32,20 @@ class Encoder(Protocol):
         """
 
 
-ENCODERS: Mapping[str, Callable[[ModelSettings], Encoder]] = {"sasrec": SasRec}
+ENCODERS: Mapping[str, Callable[[ModelSettings], Encoder]] = {
+    "sasrec": SasRec,
+    "ligr": Ligr,
+    "hstu": Hstu,
+    "bag": Bag,
+}
 
 
 def make_encoder(settings: ModelSettings) -> Encoder:
     """A new encoder of the kind that `model.encoder` names."""
     return ENCODERS[settings.encoder](settings)
+
+
+def columns_read(settings: ModelSettings) -> frozenset[EventColumn]:
+    """The columns of the histories that the encoder of these settings reads besides the items."""
+    with torch.device("meta"):  # has no weights, and draws no random numbers
+        return make_encoder(settings).reads

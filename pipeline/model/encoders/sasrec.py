@@ -6,8 +6,9 @@ Shapes: B sequences, L positions, E embedding.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.data.lists import EventColumn
 from pipeline.model.dropout import dropout
-from pipeline.model.inputs import EventColumn, Events
+from pipeline.model.inputs import Events
 from pipeline.settings import ModelSettings
 
 FINAL_NORM_EPS = 1e-6

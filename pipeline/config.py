@@ -148,7 +148,8 @@ def _find_faults(model: type[BaseModel], values: dict[str, Any]) -> list[tuple[s
             model.model_validate(values)
             break
         except ValidationError as failure:
-            errors = failure.errors(include_url=False)
+            # a default that depends on a faulty key is no fault of its own
+            errors = [e for e in failure.errors(include_url=False) if e["type"] != "default_factory_not_called"]
         new = {_key(error): _describe(model, error) for error in errors if _key(error) not in messages}
         # a rule of a section that lacks a removed key would say what is not true
         messages |= {key: text for key, text in new.items() if not (key and _is_within(messages, key))}

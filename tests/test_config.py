@@ -97,6 +97,7 @@ def test_an_override_is_checked_like_a_line_of_the_file():
         ("evaluate.cutoffs=[]", "evaluate.cutoffs"),
         ("evaluate.cutoffs=[10, 0]", "evaluate.cutoffs.1: input should be greater than 0, not 0"),
         ("simulate.last_day=yesterday", "simulate.last_day"),
+        ("model.positions=end", "model.positions: "),
     ],
 )
 def test_a_wrong_value_is_named_with_its_key(override, expected):
@@ -128,6 +129,18 @@ def test_a_day_may_be_written_plain_or_quoted():
             "search.num_preselected (50) must be at least search.k (100)",
         ),
         (["model.dim=65"], "model.dim (65) must be a multiple of model.num_heads (2)"),
+        (
+            ["model.positions=relative"],
+            "model.positions (relative) means nothing to model.encoder sasrec; it takes start",
+        ),
+        (
+            ["model.encoder=bag", "model.positions=both"],
+            "model.positions (both) means nothing to model.encoder bag; it takes none",
+        ),
+        (
+            ["model.encoder=ligr", "model.reads_times=true"],
+            "model.reads_times (true) means nothing to model.encoder ligr; set it to false, or take hstu",
+        ),
         (
             ["search.method=topk_per_embd", "search.num_per_embd=3"],
             "search.num_per_embd (3) times 32 pairs of components must be at least search.k (100)",
@@ -187,6 +200,13 @@ def test_all_faults_come_in_one_message_each_on_its_line():
         "train.num_negatives (5000)",
     ):
         assert sum(line.strip().startswith(start) for line in lines) == 1, (start, message)
+
+
+def test_a_default_that_depends_on_a_faulty_key_is_no_second_fault():
+    assert fault({}, "model.encoder=hst").splitlines()[0] == "mine.yaml: 1 fault in the configuration"
+    assert fault({}, "model.encoder=bag", "model.dim=-1").splitlines()[1:] == [
+        "  model.dim: input should be greater than 0, not -1"
+    ]
 
 
 def test_two_impossible_combinations_are_both_told():

@@ -1,4 +1,5 @@
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +29,16 @@ def test_a_cut_shows_the_beginning_of_each_history():
     assert bucket.cut("before_test").values.tolist() == [0, 1, 3, 4, 5]
     assert bucket.cut("whole").values.tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert bucket.cut("train").offsets.tolist() == [0, 1, 1, 3]
+
+
+def test_a_cut_has_the_columns_that_are_asked_for():
+    bucket = replace(make_bucket(), event_ts=np.arange(10, 17), weights=np.arange(20, 27, dtype=np.float32))
+    assert not bucket.cut("train").columns
+    columns = bucket.cut("before_test", frozenset({"times", "weights"})).columns
+    assert columns["times"].tolist() == [10, 11, 13, 14, 15]
+    assert columns["weights"].tolist() == [20, 21, 23, 24, 25]
+    assert bucket.cut("whole", frozenset({"times"})).columns.keys() == {"times"}
+    assert not bucket.seen("whole").columns
 
 
 def test_a_cut_and_what_it_holds_out_are_the_whole_history():

@@ -82,3 +82,54 @@ def test_ranges_count_up_from_each_start(runs):
     starts = np.array([start for start, _ in runs], dtype=np.int64)
     lengths = np.array([length for _, length in runs], dtype=np.int64)
     assert ranges(starts, lengths).tolist() == [start + i for start, length in runs for i in range(length)]
+
+
+def timed(given_lists: list[list[int]]) -> Lists:
+    """Lists whose values have times, each different from all others."""
+    lists = Lists.of(given_lists)
+    return Lists(
+        lists.offsets, lists.values, {"times": lists.values.astype(np.int64) * 10**12 + np.arange(len(lists.values))}
+    )
+
+
+def pairs(lists: Lists) -> list[list[tuple[int, int]]]:
+    bounds = zip(lists.offsets, lists.offsets[1:], strict=False)
+    return [
+        list(zip(lists.values[low:high].tolist(), lists.columns["times"][low:high].tolist(), strict=True))
+        for low, high in bounds
+    ]
+
+
+@given(many, st.data())
+def test_values_keep_their_columns_wherever_they_go(given_lists, data):
+    lists = timed(given_lists)
+    expected = pairs(lists)
+    owners = data.draw(st.lists(st.integers(-1, len(given_lists) - 1), max_size=9))
+    taken = lists.take(np.array(owners, dtype=np.int64))
+    assert pairs(taken) == [expected[owner] if owner >= 0 else [] for owner in owners]
+    start, stop = sorted(data.draw(st.tuples(*[st.integers(0, len(given_lists))] * 2)))
+    assert pairs(lists.narrow(start, stop)) == expected[start:stop]
+    assert pairs(lists.where(lists.values % 2 == 0)) == [
+        [pair for pair in each if pair[0] % 2 == 0] for each in expected
+    ]
+    assert pairs(Lists.concat([lists, taken])) == expected + pairs(taken)
+    runs = lists.runs(lists.offsets[:-1], np.minimum(lists.lengths, 2))
+    assert pairs(runs) == [each[:2] for each in expected]
+
+
+@given(many, st.integers(1, 9))
+def test_the_last_columns_stand_where_the_last_values_stand(given_lists, n):
+    lists = timed(given_lists)
+    rows, lengths = lists.last(n)
+    times = lists.last_columns(n)["times"]
+    assert (times.shape, times.dtype) == (rows.shape, np.int64)
+    for owner, each in enumerate(pairs(lists)):
+        length = lengths[owner]
+        assert list(zip(rows[owner, :length].tolist(), times[owner, :length].tolist(), strict=True)) == each[-n:]
+        assert not times[owner, length:].any()
+
+
+def test_sets_have_no_columns():
+    lists = timed([[3, 1, 3], [2]])
+    for each in (lists.distinct(), lists.union(lists), lists.within(0, 9)):
+        assert not each.columns

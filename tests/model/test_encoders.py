@@ -1,12 +1,14 @@
 """Laws that hold for every encoder, with all that it can know of positions, times and weights."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
+from pipeline.config import load_config
 from pipeline.data.batches import cut_windows, epoch_batches, validation_users
 from pipeline.data.histories import Bucket
 from pipeline.data.lists import Lists, offsets_of
@@ -16,7 +18,8 @@ from pipeline.model.encoders import ENCODERS, columns_read, make_encoder
 from pipeline.model.encoders.hstu import time_buckets
 from pipeline.model.inputs import Events, QueryInput
 from pipeline.model.model import RetrievalModel
-from pipeline.settings import POSITIONS, ModelSettings
+from pipeline.model.mol import MixtureOfLogits
+from pipeline.settings import POSITIONS, ModelSettings, Settings
 from pipeline.stages.encode import encode_sequences
 from tests.model.planted import NUM_ITEMS, SMALL_MOL
 from tests.model.slow_encoders import SLOW, moments_apart
@@ -259,13 +262,15 @@ def test_ligr_is_four_times_as_wide_within_unless_told_otherwise():
     assert ModelSettings.model_validate(ModelSettings(encoder="ligr").model_dump()).ffn_dim == 256
 
 
-def test_the_numbers_that_the_papers_hstu_has():
+def test_the_papers_configuration_has_as_many_weights_as_the_papers_model():
     """104,800 in the blocks of HSTU-large for MovieLens-1M: without its table of 2·211 - 1 distances and 129 buckets,
-    8 · (4 · 50 · 50 + 50 · 50 + 50) = 100,400."""
-    settings = ModelSettings(encoder="hstu", dim=50, num_blocks=8, num_heads=2, max_length=200, positions="none")
-    encoder = make_encoder(settings)
-    assert sum(parameter.numel() for parameter in encoder.parameters()) == 100_400
+    8 · (4 · 50 · 50 + 50 · 50 + 50) = 100,400. And 711,328 in its MoL."""
+    settings = load_config(Settings, Path(__file__).parents[2] / "conf" / "movielens_1m_paper.yaml").model
+    without = settings.model_copy(update={"positions": "none", "reads_times": False})
+    assert sum(parameter.numel() for parameter in make_encoder(without).parameters()) == 100_400
     assert 100_400 + 8 * (2 * 211 - 1 + 129) == 104_800
+    mol = MixtureOfLogits(settings.dim, settings.mol)
+    assert sum(parameter.numel() for parameter in mol.parameters()) == 711_328
 
 
 def test_ligr_in_training_drops_its_input_both_sublayers_and_the_inner_layer():

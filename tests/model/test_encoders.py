@@ -178,8 +178,8 @@ def test_training_validation_and_serving_compute_the_same_query(keys, monkeypatc
             users = validation_users(history, Lists.of([[NUM_ITEMS - 1]]), bucket.user_keys[[user]])
             asked = []
             monkeypatch.setattr(validation, "_model_score", lambda model, query, asked=asked: asked.append(query))
-            monkeypatch.setattr(validation, "_count_hits", lambda *_: 0)
-            validation.count_model_hits(model, users, 10)
+            monkeypatch.setattr(validation, "_num_ahead", lambda *_: torch.zeros(1, 1, dtype=torch.int64))
+            validation.rank_by_model(model, users, 10)
             for query in asked:
                 torch.testing.assert_close(query.components_BQD, trained.components_BQD)
             assert len(asked) == len(users)

@@ -106,8 +106,12 @@ class Lists:
 
     def minus(self, others: "Lists") -> "Lists":
         """Remove the values that the same owner has in `others`; the order stays."""
+        return self.where(~self.is_in(others))
+
+    def is_in(self, others: "Lists") -> npt.NDArray[np.bool_]:
+        """Whether the same owner has each value in `others`."""
         span = max(_span(self), _span(others))
-        return self.where(~np.isin(self._codes(span), others._codes(span)))
+        return np.isin(self._codes(span), others._codes(span))
 
     def last(self, n: int) -> tuple[Int32, Int32]:
         """(owners, n): the last `n` values of each list, padded with NO_ITEM at the right, and how many there are."""

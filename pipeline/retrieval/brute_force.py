@@ -30,6 +30,9 @@ def brute_force(
     for shard in shards:
         scores_BN = _scores(mol64, queries64, shard)
         end = shard.first_row + len(shard)
+        if rules.bonuses is not None:
+            bonuses = rules.bonuses.within(shard.first_row, end)
+            scores_BN[bonuses.rows.owners, bonuses.rows.values] += bonuses.amounts
         if rules.eligibility is not None:
             is_eligible_BN = rules.eligibility.is_eligible_GN.numpy()[rules.eligibility.group_of_B]
             scores_BN[~is_eligible_BN[:, shard.first_row : end]] = -np.inf
@@ -45,7 +48,7 @@ def brute_force(
 
 
 def _scores(mol64: MixtureOfLogits, queries64: QuerySide, shard: Shard) -> NDArray[np.float32]:
-    """Score all pairs (B, N), rounded once to float32, as published scores are."""
+    """Score all pairs (B, N), rounded once to float32, as published scores without a bonus are."""
     tiles = [np.empty((len(queries64.components_BQD), 0), dtype=np.float32)]
     for low in range(0, len(shard), ORACLE_TILE):
         tile = slice(low, low + ORACLE_TILE)

@@ -1,7 +1,7 @@
-"""Rules about what may be shown: a mask over all items per group of queries, and a list of excluded items per query.
+"""Rules about what may be shown: a mask over all items per group of queries, and lists of items per query.
 
-Every rule becomes one of these two. Rules belong to tonight: they come with each call, and a shard knows none. Both
-kinds act before top-k, so a filtered item never takes a place in a list.
+Every rule becomes a mask, a list of excluded items or a list of bonuses. Rules belong to tonight: they come with each
+call, and a shard knows none. They act before top-k, so a filtered item never takes a place in a list.
 """
 
 from collections.abc import Iterator
@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from pipeline.data.lists import Int64, Lists
+from pipeline.retrieval.bonuses import Bonuses
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,11 @@ class Rules:
 
     excluded: Lists  # the items that each query may not be shown, in any order
     eligibility: Eligibility | None = None
+    bonuses: Bonuses | None = None
+
+    def __post_init__(self) -> None:
+        if self.bonuses is not None and len(self.bonuses) != len(self.excluded):
+            raise ValueError(f"there are bonuses for {len(self.bonuses)} queries, but {len(self.excluded)} queries")
 
     def __len__(self) -> int:
         return len(self.excluded)
@@ -48,7 +55,8 @@ class Rules:
         eligibility = self.eligibility
         if eligibility is not None:
             eligibility = Eligibility(eligibility.is_eligible_GN, eligibility.group_of_B[queries])
-        return Rules(self.excluded.take(queries), eligibility)
+        bonuses = None if self.bonuses is None else self.bonuses.take(queries)
+        return Rules(self.excluded.take(queries), eligibility, bonuses)
 
     def for_shard(self, first_row: int, num_items: int) -> "ShardMask":
         """The rules for the shard of items `first_row` to `first_row + num_items`; the queries are of one group.
@@ -64,6 +72,16 @@ class Rules:
         if len(is_eligible_N) < end:
             raise ValueError(f"eligibility covers {len(is_eligible_N)} items, but the shard ends at item {end}")
         return ShardMask(num_items, excluded, is_eligible_N[first_row:end])
+
+    def bonuses_for_shard(self, first_row: int, num_items: int) -> Bonuses | None:
+        """The bonuses of the shard's items, numbered within the shard; None when there are none.
+
+        Raises ValueError when the bonuses are for fewer items than the shard's last one.
+        """
+        if self.bonuses is None:
+            return None
+        bonuses = self.bonuses.within(first_row, first_row + num_items)
+        return bonuses if len(bonuses.amounts) else None
 
 
 @dataclass(frozen=True)
@@ -93,6 +111,17 @@ class ShardMask:
     def take(self, queries: Int64) -> "ShardMask":
         """The rules of the given queries, in the given order; one may be given more than once."""
         return ShardMask(self.num_items, self.excluded.take(queries), self.is_eligible_N)
+
+    def allows(self, items: Lists) -> npt.NDArray[np.bool_]:
+        """Whether the rules let each query be shown each item of its list."""
+        is_allowed = ~items.is_in(self.excluded)
+        if self.is_eligible_N is not None:
+            is_allowed &= self.is_eligible_N.cpu().numpy()[items.values]
+        return is_allowed
+
+    def without(self, items: Lists) -> "ShardMask":
+        """The same rules, which also hide each query's items in `items`."""
+        return ShardMask(self.num_items, self.excluded.union(items), self.is_eligible_N)
 
     def hide(self, scores_BN: Tensor, low: int) -> Tensor:
         """Set the scores of hidden items to -inf, in place; the tile's first column is the shard's item `low`."""

@@ -1,7 +1,10 @@
 """Top-k of one shard under MoL, by any of the algorithms. B queries, N items, M candidates, K kept.
 
-A published score is the float64 score rounded once to float32, so it depends neither on how the corpus was cut, tiled
-or batched, nor on the backend. Every earlier step only decides which items are worth a float64 score.
+A published score is the float64 score rounded once to float32, plus the pair's bonus (`bonuses.py`), so it depends
+neither on how the corpus was cut, tiled or batched, nor on the backend. Every earlier step only decides which items are
+worth a float64 score.
+
+Items with a bonus go a way of their own: each is a candidate, and the search of the other items does not meet it.
 """
 
 from dataclasses import dataclass
@@ -13,6 +16,7 @@ from torch import Tensor
 from pipeline.data.lists import NO_ITEM
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval import stage1
+from pipeline.retrieval.bonuses import Bonuses
 from pipeline.retrieval.filters import Rules, ShardMask
 from pipeline.retrieval.index import ShardIndex, Shortlist
 from pipeline.retrieval.stage1 import Candidates, QueryMap
@@ -25,6 +29,8 @@ SLACK, WIDEN = 28, 4
 FEW = 1.5
 # Queries that are searched at once: with CombTopK's thousands of candidates for each, tens of megabytes.
 QUERIES_AT_ONCE = 1_024
+# Pairs with a bonus that are scored at once, about 40 bytes each.
+BONUSES_AT_ONCE = 1_048_576
 
 
 @torch.inference_mode()
@@ -38,9 +44,10 @@ def search_shard(
 ) -> TopK:
     """Improve each query's running top-k with the best items of one shard that the rules allow.
 
-    Shapes: queries (B, Q, D) and (B, P); returns (B, k). Every score is the exact MoL score of its pair, and
-    `bounds_B` limits the score of a missed item. `running` must come from other shards. `query_map` belongs to the
-    low-rank table. Memory does not grow with B × N. Raises ValueError when a query or a score is not finite.
+    Shapes: queries (B, Q, D) and (B, P); returns (B, k). Every score is the exact MoL score of its pair plus the pair's
+    bonus, and `bounds_B` limits the score of a missed item, which has no bonus. `running` must come from other shards.
+    `query_map` belongs to the low-rank table. Memory does not grow with B × N. Raises ValueError when a query or a score
+    is not finite.
     """
     device = queries.gate_BP.device
     if len(rules) != len(queries.gate_BP):
@@ -55,9 +62,13 @@ def search_shard(
     improved = []
     for part in parts:
         chosen = torch.from_numpy(part)
-        mask = rules.take(part).for_shard(index.first_row, len(index)).to(device)
-        before = so_far.take(chosen)
-        improved.append(merge_topk(before, search(queries.take(chosen), mask, before.scores_BK[:, -1]), settings.k))
+        asking, before, asked = queries.take(chosen), so_far.take(chosen), rules.take(part)
+        mask = asked.for_shard(index.first_row, len(index)).to(device)
+        bonuses = asked.bonuses_for_shard(index.first_row, len(index))
+        if bonuses is not None:
+            before = search.with_bonuses(asking, bonuses.where(mask.allows(bonuses.rows)), before)
+            mask = mask.without(bonuses.rows)
+        improved.append(merge_topk(before, search(asking, mask, before.scores_BK[:, -1]), settings.k))
     order = torch.from_numpy(np.argsort(np.concatenate(parts)))
     return concat_queries(improved).take(order)
 
@@ -83,6 +94,44 @@ class _Search:
         at_BM, bound_B = self._candidates(queries, mask)
         best = self._best_of(queries, at_BM, reached_B, bound_B)
         return self._escalate(queries, mask, reached_B, best) if self.settings.max_escalated else best
+
+    def with_bonuses(self, queries: QuerySide, bonuses: Bonuses, before: TopK) -> TopK:
+        """Improve `before` with the items that have a bonus; the rules must allow them, and `before` hold none of them."""
+        lengths = bonuses.rows.lengths
+        receiving = np.flatnonzero(lengths)
+        if not len(receiving):
+            return before
+        num_parts = -(-len(receiving) * int(lengths.max()) // BONUSES_AT_ONCE)
+        improved = []
+        for part in np.array_split(receiving, min(num_parts, len(receiving))):
+            chosen = torch.from_numpy(part)
+            known = before.take(chosen)
+            best = self._best_with_bonus(queries.take(chosen), bonuses.take(part), known.scores_BK[:, -1])
+            improved.append(merge_topk(known, best, self.settings.k))
+        return before.put(torch.from_numpy(receiving), concat_queries(improved))
+
+    def _best_with_bonus(self, queries: QuerySide, bonuses: Bonuses, reached_B: Tensor) -> TopK:
+        """The best items with a bonus; items that score less than `reached_B` may be left out."""
+        at_BM, amounts_BM = bonuses.as_tensors(reached_B.device)
+        if at_BM.shape[1] > FEW * self.settings.k or not reached_B.isneginf().all():
+            at_BM, amounts_BM = self._hopeful(queries, at_BM, amounts_BM, reached_B)
+        scores_BM = _checked(self.index.rescore(queries, at_BM)) + amounts_BM
+        return select_topk(scores_BM, self._rows(at_BM), self.settings.k)
+
+    def _hopeful(
+        self, queries: QuerySide, at_BM: Tensor, amounts_BM: Tensor, reached_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The items, and their bonuses, that may be among the k best and reach `reached_B`, by their float32 scores."""
+        k, error = self.settings.k, self.index.scan_error
+        scores_BM = _checked(self.index.score(queries, at_BM))
+        # The published score lies between the two, as large as a bonus may be, because rounding never swaps numbers.
+        low_BM, high_BM = scores_BM - error + amounts_BM, scores_BM + error + amounts_BM
+        needed_B = torch.maximum(reached_B, low_BM.topk(k, dim=1).values[:, -1]) if low_BM.shape[1] > k else reached_B
+        is_hopeful_BM = (high_BM >= needed_B[:, None]) & (high_BM > -torch.inf)
+        num_kept = int(is_hopeful_BM.sum(dim=1).max())
+        kept_BM = is_hopeful_BM.float().topk(num_kept, dim=1).indices
+        at_BM = at_BM.masked_fill(~is_hopeful_BM, NO_ITEM)
+        return at_BM.gather(1, kept_BM), amounts_BM.gather(1, kept_BM)
 
     def _candidates(self, queries: QuerySide, mask: ShardMask) -> Candidates:
         settings, index = self.settings, self.index
@@ -170,8 +219,12 @@ class _Search:
 
     def _select(self, queries: QuerySide, at_BM: Tensor, bounds_B: Tensor) -> TopK:
         """The k best of the candidates by float64 score."""
-        rows_BM = torch.where(at_BM == NO_ITEM, NO_ITEM, at_BM + self.index.first_row)
-        return select_topk(_checked(self.index.rescore(queries, at_BM)), rows_BM, self.settings.k, bounds_B)
+        scores_BM = _checked(self.index.rescore(queries, at_BM))
+        return select_topk(scores_BM, self._rows(at_BM), self.settings.k, bounds_B)
+
+    def _rows(self, at_BM: Tensor) -> Tensor:
+        """The items' rows in the whole index."""
+        return torch.where(at_BM == NO_ITEM, NO_ITEM, at_BM + self.index.first_row)
 
 
 def _checked(scores_BM: Tensor) -> Tensor:

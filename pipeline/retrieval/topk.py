@@ -28,6 +28,12 @@ class TopK:
         """Take the results of the given queries."""
         return TopK(self.scores_BK[queries], self.rows_BK[queries], self.bounds_B[queries])
 
+    def put(self, queries: Tensor, results: "TopK") -> "TopK":
+        """The same results but for the given queries, which get `results`."""
+        at = queries.to(self.scores_BK.device)
+        pairs = ((getattr(self, name), getattr(results, name)) for name in ("scores_BK", "rows_BK", "bounds_B"))
+        return TopK(*(old.index_copy(0, at, new) for old, new in pairs))
+
     def to(self, device: torch.device | str) -> "TopK":
         """The same results on a device."""
         return TopK(self.scores_BK.to(device), self.rows_BK.to(device), self.bounds_B.to(device))

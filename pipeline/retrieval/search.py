@@ -46,8 +46,8 @@ def search_shard(
 
     Shapes: queries (B, Q, D) and (B, P); returns (B, k). Every score is the exact MoL score of its pair plus the pair's
     bonus, and `bounds_B` limits the score of a missed item, which has no bonus. `running` must come from other shards.
-    `query_map` belongs to the low-rank table. Memory does not grow with B × N. Raises ValueError when a query or a score
-    is not finite.
+    `query_map` belongs to the low-rank table. Memory does not grow with B × N. Raises ValueError when a query or a
+    score is not finite.
     """
     device = queries.gate_BP.device
     if len(rules) != len(queries.gate_BP):
@@ -96,7 +96,7 @@ class _Search:
         return self._escalate(queries, mask, reached_B, best) if self.settings.max_escalated else best
 
     def with_bonuses(self, queries: QuerySide, bonuses: Bonuses, before: TopK) -> TopK:
-        """Improve `before` with the items that have a bonus; the rules must allow them, and `before` hold none of them."""
+        """Improve `before`, of other items, with the items that have a bonus; the rules must allow them all."""
         lengths = bonuses.rows.lengths
         receiving = np.flatnonzero(lengths)
         if not len(receiving):

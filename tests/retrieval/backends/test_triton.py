@@ -26,6 +26,7 @@ from pipeline.retrieval.backends.triton.index import TritonIndex
 from pipeline.retrieval.backends.triton.layout import MolShape, lay_out_items
 from pipeline.retrieval.backends.triton.product_kernels import IS_INTERPRETED
 from pipeline.retrieval.backends.triton.tables import quantised_table
+from pipeline.retrieval.bonuses import Bonuses
 from pipeline.retrieval.brute_force import brute_force
 from pipeline.retrieval.filters import Eligibility, Rules, ShardMask
 from pipeline.retrieval.index import FLOAT32_ERROR, Shortlist
@@ -370,3 +371,19 @@ def test_each_group_is_shown_the_best_of_what_it_may_be_shown(device, method):
     queries = QuerySide(world.queries.components_BQD.to(device), world.queries.gate_BP.to(device))
     index = TritonIndex(world.mol.to(device), world.shards(1)[0].to(device))
     assert search_shard(index, queries, rules, config).rows_BK.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("method", ["exact", "topk_avg"])
+def test_bonuses_are_added_to_the_scores_of_their_items(device, method):
+    world = make_world(num_queries=4, num_items=150)
+    amounts = np.random.default_rng(0).normal(0, 5, 60).astype(np.float32)
+    bonuses = Bonuses(Lists.of([np.arange(0, 150, 5), [], np.arange(1, 150, 5), []]), amounts, 150)
+    masks = torch.rand(2, 150, generator=torch.Generator().manual_seed(0)) < torch.tensor([[1.0], [0.5]])
+    rules = Rules(world.excluded, Eligibility(masks, np.array([0, 0, 1, 1])), bonuses)
+    scores, rows = brute_force(world.mol, world.queries, world.shards(1), rules, k=10)
+    config, found = SearchSettings(k=10, method=method, num_preselected=150), None
+    queries, mol = world.queries.to(device), world.mol.to(device)
+    for shard in world.shards(3):
+        found = search_shard(TritonIndex(mol, shard.to(device)), queries, rules, config, found)
+    assert found.rows_BK.tolist() == rows.tolist()
+    torch.testing.assert_close(found.scores_BK.cpu(), torch.from_numpy(scores), rtol=1e-6, atol=1e-6)

@@ -1,5 +1,7 @@
 """Encoding the histories of a user bucket into queries."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pyarrow as pa
 import torch
@@ -10,6 +12,7 @@ from pipeline.errors import MismatchError
 from pipeline.model.inputs import Events, QueryInput
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import QuerySide
+from pipeline.retrieval.bonuses import Bonuses
 from pipeline.stages.queries import QuerySource
 from pipeline.stages.query_batch import NO_HISTORY, NOT_FINITE, SEARCHED, QueryBatch
 
@@ -18,12 +21,17 @@ from pipeline.stages.query_batch import NO_HISTORY, NOT_FINITE, SEARCHED, QueryB
 SEQUENCE_TILE = 256
 NO_OWNER = -1  # has an empty history
 
+# Gives each query the bonuses of its items, from its visible history (item rows, oldest first).
+BonusSource = Callable[[Lists], Bonuses]
 
-def encode_queries(model: RetrievalModel, bucket: Bucket, source: QuerySource, unit: int) -> QueryBatch:
+
+def encode_queries(
+    model: RetrievalModel, bucket: Bucket, source: QuerySource, unit: int, bonus_source: BonusSource | None = None
+) -> QueryBatch:
     """The queries of the users that `source` selects; what they have seen is excluded.
 
-    A user without a visible event or with a query that is not finite gets a reason instead of a query. Raises
-    MismatchError when a history has an item that the model does not know.
+    A user without a visible event or with a query that is not finite gets a reason instead of a query. Without
+    `bonus_source` no query has a bonus. Raises MismatchError when a history has an item that the model does not know.
     """
     requested = source.select(unit, bucket)
     visible = bucket.cut(source.part, model.encoder.reads)
@@ -38,6 +46,7 @@ def encode_queries(model: RetrievalModel, bucket: Bucket, source: QuerySource, u
     queries = encode_sequences(model, histories, bucket.user_keys[searched_rows])
     is_finite = torch.isfinite(queries.components_BQD).flatten(1).all(1) & torch.isfinite(queries.gate_BP).all(1)
     kept = is_finite.nonzero()[:, 0]
+    kept_B = kept.numpy()
     reasons = np.array(requested.left_out(bucket), dtype=object)
     reasons[reasons == ""] = NO_HISTORY
     reasons[has_history] = np.where(is_finite.numpy(), SEARCHED, NOT_FINITE)
@@ -45,7 +54,8 @@ def encode_queries(model: RetrievalModel, bucket: Bucket, source: QuerySource, u
         requested.user_ids,
         pa.array(reasons, type=pa.string()),
         queries.take(kept),
-        bucket.seen(source.part).take(searched_rows[kept.numpy()]),
+        bucket.seen(source.part).take(searched_rows[kept_B]),
+        bonuses=bonus_source(histories.take(kept_B)) if bonus_source else None,
     )
 
 

@@ -114,7 +114,7 @@ class EvaluationSink:
         mol = load_model(storage, self._night.checkpoint).mol
         k = self._settings.search.k
         checked = batch.queries.take(torch.from_numpy(queries))
-        rules = self._rules.for_queries(batch.excluded.take(queries))
+        rules = self._rules.for_queries(batch.excluded, batch.bonuses).take(queries)
         _, exact_BK = brute_force(mol, checked, shards, rules, k)
         overlap = MeanSum.of(overlap_at_k(ranked_BK[batch.searched[queries]], exact_BK, k))
         overlap_claims(self._night).claim(unit, UnitOverlap(overlap=overlap))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.data.lists import Lists
 from pipeline.model.mol import QuerySide
+from pipeline.retrieval.bonuses import Bonuses
 from pipeline.retrieval.topk import TopK
 
 SEARCHED = ""
@@ -31,6 +32,7 @@ class QueryBatch:
     queries: QuerySide  # (B,)
     excluded: Lists  # (B,): item rows
     backends: frozenset[str] = frozenset()  # names of the backends that have searched for these queries so far
+    bonuses: Bonuses | None = None  # (B,)
 
     @property
     def searched(self) -> npt.NDArray[np.int64]:
@@ -52,9 +54,16 @@ def encode_batch(batch: QueryBatch, running: TopK) -> pa.Buffer:
             "components": _to_lists(components_BQD.flatten(1), pa.float32()),
             "gate": _to_lists(batch.queries.gate_BP, pa.float32()),
             "excluded": pa.LargeListArray.from_arrays(batch.excluded.offsets, batch.excluded.values),
+            **_bonus_columns(batch.bonuses),
             **topk_columns(running),
         }
-    ).replace_schema_metadata({"num_components": str(components_BQD.shape[1]), **backends_metadata(batch.backends)})
+    ).replace_schema_metadata(
+        {
+            "num_components": str(components_BQD.shape[1]),
+            **backends_metadata(batch.backends),
+            **_bonus_metadata(batch.bonuses),
+        }
+    )
     sink = pa.BufferOutputStream()
     for part in (users, queries):
         with pa.ipc.new_stream(sink, part.schema) as stream:
@@ -69,13 +78,13 @@ def decode_batch(payload: pa.Buffer | bytes) -> tuple[QueryBatch, TopK]:
     (queries,) = pa.ipc.open_stream(source)
     num_components = int(queries.schema.metadata[b"num_components"])
     components_BQD = _to_tensor(queries["components"]).unflatten(1, (num_components, -1))
-    excluded = queries["excluded"]
     batch = QueryBatch(
         users["user_id"],
         users["reason"],
         QuerySide(components_BQD, _to_tensor(queries["gate"])),
-        Lists(excluded.offsets.to_numpy().copy(), excluded.values.to_numpy().copy()),
+        _lists(queries["excluded"]),
         backends_in(queries.schema),
+        _bonuses_in(queries),
     )
     return batch, topk_from_columns(queries)
 
@@ -103,6 +112,32 @@ def topk_from_columns(columns: pa.RecordBatch | pa.Table) -> TopK:
     """The inverse of `topk_columns`."""
     bounds_B = torch.from_numpy(columns["bound"].to_numpy().copy())
     return TopK(_to_tensor(columns["scores"]), _to_tensor(columns["rows"]).long(), bounds_B)
+
+
+def _bonus_columns(bonuses: Bonuses | None) -> dict[str, pa.Array]:
+    """The bonuses as columns; no column where there are none."""
+    if bonuses is None:
+        return {}
+    return {
+        "bonus_rows": pa.LargeListArray.from_arrays(bonuses.rows.offsets, bonuses.rows.values),
+        "bonus_amounts": pa.LargeListArray.from_arrays(bonuses.rows.offsets, bonuses.amounts),
+    }
+
+
+def _bonus_metadata(bonuses: Bonuses | None) -> dict[str, str]:
+    return {} if bonuses is None else {"num_bonus_items": str(bonuses.num_items)}
+
+
+def _bonuses_in(queries: pa.RecordBatch) -> Bonuses | None:
+    """The inverse of `_bonus_columns` and `_bonus_metadata`."""
+    if "bonus_rows" not in queries.schema.names:
+        return None
+    amounts = queries["bonus_amounts"].values.to_numpy().copy()
+    return Bonuses(_lists(queries["bonus_rows"]), amounts, int(queries.schema.metadata[b"num_bonus_items"]))
+
+
+def _lists(column: pa.LargeListArray) -> Lists:
+    return Lists(column.offsets.to_numpy().copy(), column.values.to_numpy().copy())
 
 
 def _to_lists(values_BW: Tensor, kind: pa.DataType) -> pa.FixedSizeListArray:

@@ -1,4 +1,4 @@
-"""Tonight's rules about what may be shown: what a user has seen, and what the catalogue hides from everybody."""
+"""Tonight's rules: what a user has seen, what the catalogue hides from everybody, and the bonuses of single items."""
 
 import numpy as np
 import torch
@@ -6,6 +6,7 @@ import torch
 from pipeline.data.lists import Int64, Lists
 from pipeline.io.histories import read_eligible
 from pipeline.io.night import Night
+from pipeline.retrieval.bonuses import Bonuses
 from pipeline.retrieval.filters import Eligibility, Rules
 
 
@@ -16,12 +17,12 @@ class TonightsRules:
         self.is_eligible_N = read_eligible(night.storage, night.histories)
         self._num_hidden = int((~self.is_eligible_N).sum())
 
-    def for_queries(self, excluded: Lists) -> Rules:
-        """The rules for queries whose users have seen the item rows `excluded`; (B,)."""
+    def for_queries(self, excluded: Lists, bonuses: Bonuses | None) -> Rules:
+        """The rules for queries whose users have seen the item rows `excluded`, with their bonuses; (B,)."""
         if not self._num_hidden:
-            return Rules(excluded)
+            return Rules(excluded, bonuses=bonuses)
         of_all_1N = torch.from_numpy(self.is_eligible_N)[None, :]
-        return Rules(excluded, Eligibility(of_all_1N, np.zeros(len(excluded), dtype=np.int64)))
+        return Rules(excluded, Eligibility(of_all_1N, np.zeros(len(excluded), dtype=np.int64)), bonuses)
 
     def num_hidden(self, excluded: Lists) -> Int64:
         """The number of unseen items that the catalogue hides from each query's user; `excluded` as above, distinct."""

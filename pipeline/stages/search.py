@@ -173,7 +173,7 @@ class ShardSearcher:
     def __call__(self, unit: int, payload: Payload) -> pa.Buffer:
         batch, running = decode_batch(payload)
         queries, running = batch.queries.to(self._device), running.to(self._device)
-        rules = self._rules.for_queries(batch.excluded)
+        rules = self._rules.for_queries(batch.excluded, batch.bonuses)
         result = search_shard(self._index, queries, rules, self._search, running, self._query_map)
         return encode_batch(replace(batch, backends=batch.backends | {self._backend}), result)
 

@@ -1,5 +1,6 @@
 """Choosing tonight's search method, on one shard, with a sample of tonight's users; all of it is one unit of work."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,8 @@ from pipeline.io.night import Night
 from pipeline.io.tuning import TuningRecord, tuning_claims, write_tuning
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval.backends import open_index
+from pipeline.retrieval.bonuses import Bonuses
+from pipeline.retrieval.filters import Rules
 from pipeline.retrieval.index import ShardIndex
 from pipeline.retrieval.tuning import SampleQueries, tune
 from pipeline.settings import Settings, TableDtype
@@ -72,10 +75,16 @@ class Tuner:
         # k is not divided by the number of shards: one shard may hold a whole list, as similar items often have
         # neighbouring ids.
         shard_search = search.model_copy(update={"k": min(search.k, entry.rows)})
-        rules = TonightsRules(night).for_queries(Lists.concat(batch.excluded for batch in batches))
-        sample = SampleQueries(queries, rules, query_map)
+        sample = SampleQueries(queries, rules_of(batches, night), query_map)
         write_tuning(night, tune(open_with, sample, shard_search, search.tuning.max_seconds))
         return payload
+
+
+def rules_of(batches: Sequence[QueryBatch], night: Night) -> Rules:
+    """The rules for the queries of all batches, of which all have bonuses or none has."""
+    excluded = Lists.concat(batch.excluded for batch in batches)
+    bonuses = [batch.bonuses for batch in batches if batch.bonuses is not None]
+    return TonightsRules(night).for_queries(excluded, Bonuses.concat(bonuses) if bonuses else None)
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,15 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from pipeline.data.lists import Lists
 from pipeline.evaluation.metrics import overlap_at_k
 from pipeline.retrieval import tuning
+from pipeline.retrieval.bonuses import Bonuses
+from pipeline.retrieval.brute_force import brute_force
 from pipeline.retrieval.index import ShardIndex
 from pipeline.retrieval.low_rank_fit import fit_low_rank
 from pipeline.retrieval.search import search_shard
@@ -108,20 +112,24 @@ def test_little_time_means_fewer_queries_and_no_trial():
     assert [trial.method for trial in choice.trials] == ["exact"]
 
 
-def test_a_trials_lower_bound_is_the_recall_less_two_standard_errors_or_by_the_rule_of_three(monkeypatch):
+@pytest.mark.parametrize("has_bonuses", [False, True])
+def test_a_trials_lower_bound_is_the_recall_less_two_standard_errors_or_by_the_rule_of_three(monkeypatch, has_bonuses):
     """Each trial is run again, by its settings, and its recall's bound is worked out by Python."""
     monkeypatch.setattr(SampleQueries, "seconds", lambda *_: 1e-6)  # no method is too slow: all are tried to the end
     monkeypatch.setattr(tuning, "MAX_SHARE", 1.0)
     world = make_world(num_queries=30, num_items=60)
     config = SearchSettings(k=8, method="tuned", target_recall=1.0)
     index = open_index(world.mol, world.shards(1)[0], config)
-    choice = tune(lambda _: index, SampleQueries(world.queries, world.rules, None), config, max_seconds=60)
-    exact = search_shard(index, world.queries, world.rules, config.model_copy(update={"method": "exact"}))
+    some = Bonuses(Lists.of([[7, 21]] * 30), np.full(60, 50, np.float32), 60)
+    rules = replace(world.rules, bonuses=some if has_bonuses else None)
+    choice = tune(lambda _: index, SampleQueries(world.queries, rules, None), config, max_seconds=60)
+    expected_scores, exact_BK = brute_force(world.mol, world.queries, world.shards(1), rules, 8)
+    assert (expected_scores[:, 0] > 20).any() == has_bonuses
     assert {trial.recall == 1 for trial in choice.trials[1:]} == {True, False}
     for trial in choice.trials[1:]:
         again = config.model_copy(update=trial.settings)
-        found = search_shard(index, world.queries, world.rules, again)
-        recalls = overlap_at_k(found.rows_BK.numpy(), exact.rows_BK.numpy(), 8).tolist()
+        found = search_shard(index, world.queries, rules, again)
+        recalls = overlap_at_k(found.rows_BK.numpy(), exact_BK, 8).tolist()
         mean = sum(recalls) / 30
         deviation = math.sqrt(sum((recall - mean) ** 2 for recall in recalls) / 29)
         margin = 1.959964 * deviation / math.sqrt(30) if mean < 1 else 3 / (30 * 8)

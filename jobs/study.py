@@ -86,6 +86,13 @@ def _methods(parser: Parser) -> None:
     )
 
 
+def _bonuses(parser: Parser) -> None:
+    _world(parser)
+    parser.set_defaults(world="m100k", threads=1)
+    parser.add_argument("--k", type=int, default=100, help="length of the lists")
+    parser.add_argument("--target", type=float, default=0.99, help="recall@k of the approximate search")
+
+
 def _scaling(parser: Parser) -> None:
     sizes = [25_000, 50_000, 100_000, 200_000, 400_000]
     parser.add_argument("--num-items", type=int, nargs="+", default=sizes, help="the middle one is used for the rest")
@@ -137,6 +144,7 @@ STUDIES = {
     "search": Study("search.figures", _search),
     "methods": Study("search.methods", _methods),
     "scaling": Study("search.scaling", _scaling),
+    "bonuses": Study("search.bonuses", _bonuses),
     "train": Study("models.train", _train),
     "recall": Study("models.recall", _models),
     "dtypes": Study("models.dtypes", _models),

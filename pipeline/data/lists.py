@@ -93,7 +93,8 @@ class Lists:
     def distinct(self) -> "Lists":
         """Sort each list in ascending order, without repeats."""
         span = _span(self)
-        codes = np.unique(self._codes(span))
+        codes = np.sort(self._codes(span), kind="stable")  # np.unique hashes: many times slower on nearly sorted lists
+        codes = codes[np.diff(codes, prepend=-1) > 0]
         lengths = np.bincount(codes // span, minlength=len(self)).astype(np.int64)
         return Lists(offsets_of(lengths), (codes % span).astype(np.int32))
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.data.lists import NO_ITEM, Lists
 from pipeline.model.mol import QuerySide
+from pipeline.retrieval.bonuses import Bonuses
 from pipeline.retrieval.filters import Rules, ShardMask
 from pipeline.retrieval.index import Shortlist, Table, hide_missing
 from pipeline.retrieval.search import search_shard
@@ -44,7 +45,8 @@ class NoisyIndex:
     def preselect(self, table: Table, queries_BD: Tensor, num_kept: int, mask: ShardMask) -> Shortlist:
         """Items in order of their numbers, which says nothing of their scores."""
         at_BM = torch.arange(min(num_kept, len(self))).repeat(len(queries_BD), 1)
-        return Shortlist(torch.zeros(at_BM.shape), at_BM)
+        scores_BM = mask.hide(torch.zeros(at_BM.shape), 0)
+        return Shortlist(scores_BM, at_BM.masked_fill(scores_BM.isneginf(), NO_ITEM))
 
     def score(self, queries: QuerySide, at_BM: Tensor, is_quick: bool = False) -> Tensor:
         return hide_missing(self.noisy_BN[rows_of(queries)].gather(1, at_BM.clamp_min(0)), at_BM)
@@ -55,9 +57,9 @@ class NoisyIndex:
     def scan(
         self, queries: QuerySide, num_kept: int, mask: ShardMask, floor_B: Tensor, max_scored: int
     ) -> tuple[Shortlist, Tensor]:
-        noisy_BN = self.noisy_BN[rows_of(queries)]
+        noisy_BN = mask.hide(self.noisy_BN[rows_of(queries)].clone(), 0)
         scores_BM, at_BM = noisy_BN.topk(min(num_kept, len(self)), dim=1)
-        is_below_BM = scores_BM < floor_B[:, None]
+        is_below_BM = (scores_BM < floor_B[:, None]) | scores_BM.isneginf()
         kept = Shortlist(scores_BM.masked_fill(is_below_BM, -torch.inf), at_BM.masked_fill(is_below_BM, NO_ITEM))
         return kept, torch.full_like(floor_B, -torch.inf)
 
@@ -87,3 +89,35 @@ def test_errors_of_a_scan_within_its_bound_never_reach_the_list(seed, error, met
     nothing = Lists.of([np.empty(0, np.int32)] * NUM_QUERIES)
     found = search_shard(index, queries, Rules(nothing), config)
     assert as_lists(found) == brute_force(exact_BN, K)
+
+
+@settings(max_examples=150)
+@given(
+    seed=st.integers(0, 10_000),
+    error=st.floats(0.05, 2.0),
+    method=st.sampled_from(["exact", "exact_two_stage", "topk_avg"]),
+    largest=st.sampled_from([0.0, 1.0, 3.0, 1e8]),
+    num_bonuses=st.sampled_from([3, 20, NUM_ITEMS]),
+)
+def test_errors_of_a_score_within_its_bound_never_reach_the_list_of_items_with_a_bonus(
+    seed, error, method, largest, num_bonuses
+):
+    """In two shards; every item of the true list is scored too low and every other one too high. A bonus of 1e8
+    rounds the scores to steps of 8."""
+    torch.manual_seed(seed)
+    exact_BN = 3 * torch.rand(NUM_QUERIES, NUM_ITEMS)
+    rows_BM = torch.rand(NUM_QUERIES, NUM_ITEMS).argsort(dim=1)[:, :num_bonuses].sort(dim=1).values
+    amounts_BM = largest * torch.rand(rows_BM.shape) if largest < 10 else torch.full(rows_BM.shape, largest)
+    sums_BN = exact_BN.scatter_add(1, rows_BM, amounts_BM)
+    expected = brute_force(sums_BN, K)
+    best_BK = torch.tensor([[row for _, row in entries] for entries in expected])
+    noisy_BN = exact_BN + torch.full_like(exact_BN, error).scatter(1, best_BK, -error)
+    bonuses = Bonuses(Lists.of(rows_BM.numpy()), amounts_BM.flatten().numpy(), NUM_ITEMS)
+    queries_B1 = torch.arange(NUM_QUERIES, dtype=torch.float32)[:, None]
+    config = SearchSettings(k=K, method=method, num_preselected=NUM_ITEMS)
+    found = None
+    for part in (slice(0, 75), slice(75, NUM_ITEMS)):
+        index = NoisyIndex(exact_BN[:, part], noisy_BN[:, part], error + 1e-6, part.start)
+        rules = Rules(Lists.empty(NUM_QUERIES), bonuses=bonuses)
+        found = search_shard(index, QuerySide(queries_B1[:, None], queries_B1), rules, config, found)
+    assert as_lists(found) == expected

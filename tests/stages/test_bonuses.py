@@ -12,12 +12,12 @@ import torch
 
 from pipeline.data.lists import Lists
 from pipeline.io.corpus import open_corpus, read_shard, shard_entries
-from pipeline.io.histories import read_bucket, read_item_ids
+from pipeline.io.histories import read_bucket, read_item_ids, read_items
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval import tuning
 from pipeline.retrieval.bonuses import Bonuses
 from pipeline.retrieval.brute_force import brute_force
-from pipeline.retrieval.filters import Rules
+from pipeline.retrieval.filters import Eligibility, Rules
 from pipeline.retrieval.topk import empty_topk
 from pipeline.stages import heldout, search, tune
 from pipeline.stages.embed import embed_corpus
@@ -26,7 +26,7 @@ from pipeline.stages.evaluate import evaluate
 from pipeline.stages.local import LocalRunner
 from pipeline.stages.queries import TonightsUsers
 from pipeline.stages.query_batch import QueryBatch, decode_batch, encode_batch
-from tests.stages.worlds import RecordingRunner, World, make_world, model_of, retrieve
+from tests.stages.worlds import RecordingRunner, World, make_world, model_of, replace_items, retrieve
 
 NUM_ITEMS = 120
 
@@ -85,8 +85,9 @@ def test_bonuses_come_out_of_a_payload_as_they_went_in_and_none_leave_it_as_it_w
 
 def test_a_source_is_given_the_visible_histories_of_the_users_that_have_a_query(world):
     model, bucket = model_of(world), read_bucket(world.storage, world.night.histories, 0)
-    spoilt = int(bucket.item_rows[bucket.offsets[1] - 1])  # the last item of the first user
-    model.item_embedding.weight[spoilt] = torch.nan
+    visible = bucket.cut("before_test")
+    first = int(np.flatnonzero(visible.lengths)[0])
+    model.item_embedding.weight[int(visible[first][-1])] = torch.nan
     given = []
 
     def source(histories: Lists) -> Bonuses:
@@ -94,16 +95,21 @@ def test_a_source_is_given_the_visible_histories_of_the_users_that_have_a_query(
         return Bonuses(Lists.empty(len(histories)), np.empty(0, np.float32), NUM_ITEMS)
 
     batch = encode_queries(model, bucket, TonightsUsers(None, 3, part="before_test"), 0, source)
-    visible = bucket.cut("before_test")
+    assert first not in batch.searched
     expected = [visible[user].tolist() for user in batch.searched]
     assert [given[0][query].tolist() for query in range(len(given[0]))] == expected
-    assert 0 < len(batch.bonuses) == len(batch.excluded) < bucket.num_users
+    assert 0 < len(batch.bonuses) == len(batch.excluded)
 
 
 @pytest.mark.usefixtures("_with_bonuses")
-@pytest.mark.parametrize("shards_at_once", [64, 1])
-def test_a_published_score_is_the_mol_score_plus_the_bonus(tmp_path: Path, shards_at_once):
+@pytest.mark.parametrize(("shards_at_once", "hidden_step"), [(64, 1_000), (1, 3)])
+def test_a_published_score_is_the_mol_score_plus_the_bonus(tmp_path: Path, shards_at_once, hidden_step):
+    """Also in waves, and beside items that the catalogue hides."""
     world = make_world(tmp_path)
+    is_eligible = np.arange(NUM_ITEMS) % hidden_step != 5 % hidden_step
+    items = read_items(world.storage, world.night.histories)
+    column = items.column_names.index("is_eligible")
+    replace_items(world.night, items.set_column(column, items.field(column), pa.array(is_eligible)))
     lists = retrieve(world, RecordingRunner(world.settings, shards_at_once)).to_pylist()
     item_ids = read_item_ids(world.storage, world.night.histories).to_pylist()
     entries = shard_entries(open_corpus(world.storage, world.night.corpus))
@@ -112,7 +118,9 @@ def test_a_published_score_is_the_mol_score_plus_the_bonus(tmp_path: Path, shard
     for unit in range(3):
         batch = batch_of(world, with_neighbours, unit)
         mol = model_of(world).mol
-        scores, rows = brute_force(mol, batch.queries, shards, Rules(batch.excluded, bonuses=batch.bonuses), k=10)
+        eligibility = Eligibility(torch.from_numpy(is_eligible)[None], np.zeros(len(batch.excluded), np.int64))
+        rules = Rules(batch.excluded, eligibility, batch.bonuses)
+        scores, rows = brute_force(mol, batch.queries, shards, rules, k=10)
         plain, plain_rows = brute_force(mol, batch.queries, shards, Rules(batch.excluded), k=NUM_ITEMS)
         for query, user in enumerate(batch.searched_user_ids.to_pylist()):
             mine = [row for row in lists if row["user_id"] == user]

@@ -45,17 +45,16 @@ def encode_queries(
         )
     queries = encode_sequences(model, histories, bucket.user_keys[searched_rows])
     is_finite = torch.isfinite(queries.components_BQD).flatten(1).all(1) & torch.isfinite(queries.gate_BP).all(1)
-    kept = is_finite.nonzero()[:, 0]
-    kept_B = kept.numpy()
+    kept = is_finite.nonzero()[:, 0].numpy()
     reasons = np.array(requested.left_out(bucket), dtype=object)
     reasons[reasons == ""] = NO_HISTORY
     reasons[has_history] = np.where(is_finite.numpy(), SEARCHED, NOT_FINITE)
     return QueryBatch(
         requested.user_ids,
         pa.array(reasons, type=pa.string()),
-        queries.take(kept),
-        bucket.seen(source.part).take(searched_rows[kept_B]),
-        bonuses=bonus_source(histories.take(kept_B)) if bonus_source else None,
+        queries.take(torch.from_numpy(kept)),
+        bucket.seen(source.part).take(searched_rows[kept]),
+        bonuses=bonus_source(histories.take(kept)) if bonus_source else None,
     )
 
 

@@ -1,4 +1,5 @@
-"""Measure tonight's model and search on held-out events, beside popularity, and the search against exact search."""
+"""Measure tonight's model and search on held-out events, beside popularity and item-to-item counts, and the search
+against exact search."""
 
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 def run(settings: "Settings", night: "Night") -> Outcome:
     from pipeline.io.evaluation import read_metrics
     from pipeline.io.tuning import as_chosen
-    from pipeline.quality.report import metrics_table
+    from pipeline.quality.report import metrics_table, warnings_of
 
     metrics, status = read_metrics(night.storage, night.evaluation), EXISTS
     if metrics is None:
@@ -20,13 +21,19 @@ def run(settings: "Settings", night: "Night") -> Outcome:
 
         metrics, status = evaluate(open_runner(settings), night, as_chosen(night, settings)), MADE
     log.info("evaluation %s\n%s", night.evaluation.id, metrics_table(metrics))
+    warnings = warnings_of(metrics)
+    for warning in warnings:
+        log.warning(warning)
     return {
         "status": status,
         "evaluation": night.evaluation.id,
         "uri": f"{night.storage.uri}/{night.evaluation.prefix}",
         "queries": metrics.queries,
         **{name: round(value.mean, 4) for name, value in metrics.model.items()},
+        "popularity": {name: round(value.mean, 4) for name, value in metrics.popularity.items()},
+        "counts": {name: round(value.mean, 4) for name, value in metrics.counts.items()},
         "overlap": round(metrics.overlap.mean, 4),
+        "warnings": warnings,
     }
 
 

@@ -18,6 +18,7 @@ def run(settings: "Settings", night: "Night") -> Outcome:
     from pipeline.io.tuning import as_chosen, read_tuning
     from pipeline.quality.gates import check_gates
     from pipeline.quality.inspection import describe_run, inspect_run
+    from pipeline.quality.report import warnings_of
 
     if already := already_published(night):
         return already
@@ -25,10 +26,11 @@ def run(settings: "Settings", night: "Night") -> Outcome:
     head = published(storage, night.run.table, night.ds)
     check_store(storage)
     sidecars = finished_units(storage, night.run, settings.output.num_buckets)
-    verdicts = check_gates(read_metrics(storage, night.evaluation), settings.gates)
+    metrics = read_metrics(storage, night.evaluation)
+    verdicts, warnings = check_gates(metrics, settings.gates), warnings_of(metrics) if metrics else []
     chosen = as_chosen(night, settings)
     inspection = inspect_run(night, chosen, sidecars)
-    manifest = describe_run(night, chosen, inspection, verdicts, read_tuning(night))
+    manifest = describe_run(night, chosen, inspection, verdicts, warnings, read_tuning(night))
     proposal = propose(night.run, head, *write_run_manifest(storage, night.run, manifest))
     standing = commit(storage, night.run, proposal)
     refresh_latest(storage, night.run.table)
@@ -59,8 +61,15 @@ def outcome_of(status: str, night: "Night", standing: "Commit", manifest: "RunMa
         "users": manifest.counts["users"],
         "commit": standing.seq,
         "backends": manifest.backends,
-        "warnings": fallbacks(manifest.backends),
+        "hit_rates": hit_rates(manifest),
+        "warnings": [*fallbacks(manifest.backends), *manifest.warnings],
     }
+
+
+def hit_rates(manifest: "RunManifest") -> dict[str, float]:
+    """The hit rates of the model and of its floors at the smallest cutoff, as its gates have read them."""
+    rates = [audit.get("hit_rates", {}) for audit in manifest.audits]
+    return {name: round(rate, 4) for each in rates for name, rate in each.items()}
 
 
 def fallbacks(backends: dict[str, int]) -> list[str]:

@@ -60,6 +60,16 @@ def items(item_type: pa.DataType, attributes: tuple[pa.Field, ...] = ()) -> Sche
     )
 
 
+def neighbours() -> Schema:
+    """One row per item, in order of row: the items that follow it most, the best first, and their scores."""
+    return pa.schema(
+        [
+            pa.field("item_rows", pa.list_(pa.field("element", pa.int32(), nullable=False)), nullable=False),
+            pa.field("scores", pa.list_(pa.field("element", pa.float32(), nullable=False)), nullable=False),
+        ]
+    )
+
+
 def candidates(user_type: pa.DataType, item_type: pa.DataType) -> Schema:
     """The published table, `layout: long`: one row per user and rank, in this order; equal scores go by item id."""
     return pa.schema(

@@ -273,6 +273,12 @@ class LowRankSettings(Config):
     num_items: PositiveInt = 32_768  # items for the fit
 
 
+class CountsSettings(Config):
+    """Item-to-item counts (`jobs/count_pairs.py`)."""
+
+    num_neighbours: PositiveInt = 200  # per item: of the items that follow it, those with the highest scores
+
+
 class CorpusSettings(Config):
     """Item shards. An approximate result depends on their number, so it is set here and never by the machines."""
 
@@ -361,6 +367,8 @@ class GateSettings(Config):
 
     min_overlap: Share = 0.95  # mean overlap@k of the approximate lists with exact search
     min_lift_over_popularity: Annotated[float, Field(ge=0.0)] = 0.0  # hit rate at the smallest cutoff / popularity's
+    # The same over item-to-item counts. A night below 1 is published with a warning, unless this gate refuses it.
+    min_lift_over_counts: Annotated[float, Field(ge=0.0)] = 0.0
 
 
 class Settings(Config):
@@ -377,6 +385,7 @@ class Settings(Config):
     split: SplitSettings = SplitSettings()
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
+    counts: CountsSettings = CountsSettings()
     corpus: CorpusSettings = CorpusSettings()
     search: SearchSettings = SearchSettings()
     cluster: ClusterSettings = ClusterSettings()

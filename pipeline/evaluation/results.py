@@ -3,6 +3,8 @@
 from pipeline.config import Config
 from pipeline.settings import SearchMethod
 
+RANKINGS = ("model", "popularity", "counts")  # whose lists an evaluation measures: the model's and those of two floors
+
 
 class Estimate(Config):
     """A mean over queries with its 95 % interval."""
@@ -24,26 +26,32 @@ class Overlap(Config):
 
 
 class Comparison(Config):
-    """One figure of the model's lists, and the same of popularity's lists."""
+    """One figure of the model's lists, and the same of the lists of both floors."""
 
     model: float
     popularity: float
+    counts: float
 
 
 class Metrics(Config):
-    """Held-out metrics of the model's lists beside popularity's, and how near the search comes to a perfect one.
+    """Held-out metrics of the model's lists, beside those of two floors (popularity, item-to-item counts), and how near
+    the search comes to a perfect one.
 
     Metrics are named `hr@10`, `ndcg@10`, `recall@10`, …, one each per cutoff, and `mrr`, over all k places of a list.
     """
 
     queries: int  # users with at least one target that were asked, a seeded sample
-    without_history: int  # users with a target who could not be asked: they have no earlier event
+    with_test_events: int  # users; those of the next two lines left the metrics
+    only_repeats: int  # they had seen all items of their test events before, so they have no target
+    without_history: int  # they have a target, but could not be asked: they have no earlier event
+    only_unlearned: int  # users who could be asked, but no target of theirs has a training event; they stay, as misses
     protocol: str  # one sentence: who was asked, and what counts as found
     method: SearchMethod
     k: int
     cutoffs: tuple[int, ...]  # the `evaluate.cutoffs` that are at most k; when none is, k
     model: dict[str, Estimate]
     popularity: dict[str, Estimate]  # the same metrics of popularity's lists
+    counts: dict[str, Estimate]  # the same metrics of the lists by item-to-item counts
     overlap: Overlap
     proven: float  # share of the model's lists that are proven to be the lists of exact search
     coverage: Comparison  # share of the catalogue that is in at least one list

@@ -1,8 +1,11 @@
 """Users that an evaluation asks and items that they should find: targets and a seeded sample. U users of a bucket."""
 
+from dataclasses import astuple, dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.columns import Mask
 from pipeline.data.histories import Bucket
 from pipeline.data.lists import Int64, Lists
 
@@ -15,11 +18,39 @@ def held_out_targets(bucket: Bucket) -> Lists:
     return bucket.held_out("test").distinct().minus(bucket.seen("before_test"))
 
 
-def evaluable_users(bucket: Bucket) -> tuple[Int64, int]:
-    """The users with a visible event and a target, and how many have a target but no visible event."""
+def evaluable_users(bucket: Bucket) -> Int64:
+    """The users with a visible event and a target."""
     has_target = held_out_targets(bucket).lengths > 0
     has_history = bucket.cut("before_test").lengths > 0
-    return np.flatnonzero(has_target & has_history), int((has_target & ~has_history).sum())
+    return np.flatnonzero(has_target & has_history)
+
+
+@dataclass(frozen=True)
+class Turnout:
+    """Numbers of users with test events: all of them, and those who leave the metrics or cannot be served well."""
+
+    with_test_events: int = 0
+    only_repeats: int = 0  # all items of their test events were seen before: they have no target
+    without_history: int = 0  # they have a target, but no visible event
+    only_unlearned: int = 0  # they have a target and a visible event, but no target that is learned
+
+    def __add__(self, other: "Turnout") -> "Turnout":
+        return Turnout(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+
+
+def count_turnout(bucket: Bucket, is_learned_N: Mask) -> Turnout:
+    """Count the users of a bucket; `is_learned_N` marks the items that have a training event."""
+    targets = held_out_targets(bucket)
+    has_target = targets.lengths > 0
+    has_history = bucket.cut("before_test").lengths > 0
+    has_events = bucket.held_out("test").lengths > 0
+    has_learned = targets.where(is_learned_N[targets.values]).lengths > 0
+    return Turnout(
+        with_test_events=int(has_events.sum()),
+        only_repeats=int((has_events & ~has_target).sum()),
+        without_history=int((has_target & ~has_history).sum()),
+        only_unlearned=int((has_target & has_history & ~has_learned).sum()),
+    )
 
 
 def sampling_keys(user_keys: Int64, seed: int) -> NDArray[np.uint64]:

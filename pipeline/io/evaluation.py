@@ -6,6 +6,7 @@ from pipeline.artifacts import Artifact, Manifest
 from pipeline.config import Config
 from pipeline.evaluation.metrics import MeanSum
 from pipeline.evaluation.results import Metrics
+from pipeline.evaluation.targets import Turnout
 from pipeline.io.artifacts import Claims, no_objects, parse, read_file, read_manifest, seal, write_file
 from pipeline.io.night import Night
 from pipeline.io.storage.base import Storage
@@ -22,15 +23,16 @@ class Sample(Config):
     units: list[int]  # with at least one user of the sample
     checked_units: list[int]  # in which lists are compared with exact search
     num_evaluable: int  # users with an event before the test and a target: the sample is drawn from them
-    num_without_history: int  # users with a target but without an event before the test: no list can be made for them
+    turnout: Turnout
 
 
 class Exposure(Config):
-    """The number of a unit's lists that hold each of some items, in the model's lists and in popularity's."""
+    """The number of a unit's lists that hold each of some items, in the lists of the model and of both floors."""
 
     item_rows: list[int]
     model: list[int]
     popularity: list[int]
+    counts: list[int]
 
 
 class UnitScores(Config):
@@ -40,6 +42,7 @@ class UnitScores(Config):
     num_proven: int  # lists that are certainly those of exact search
     model: dict[str, MeanSum]
     popularity: dict[str, MeanSum]
+    counts: dict[str, MeanSum]
     exposure: Exposure
     checked: list[list[int]] = Field(default_factory=list)  # item rows of each list to compare with exact search
 
@@ -72,7 +75,12 @@ def write_metrics(night: Night, settings: Settings, metrics: Metrics) -> Metrics
         night.storage,
         night.evaluation,
         kind="evaluation",
-        lineage={"corpus": night.corpus.id, "checkpoint": night.checkpoint.id, "histories": night.histories.id},
+        lineage={
+            "corpus": night.corpus.id,
+            "checkpoint": night.checkpoint.id,
+            "neighbours": night.neighbours.id,
+            "histories": night.histories.id,
+        },
         settings=settings.model_dump(mode="json", include={"search", "evaluate"}),
         files=(write_file(night.storage, night.evaluation.prefix, "metrics.json", data, 1),),
         counts={"queries": metrics.queries},

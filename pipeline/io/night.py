@@ -21,6 +21,7 @@ class Night:
     storage: Storage
     inputs: Inputs
     histories: Artifact
+    neighbours: Artifact
     selected: Artifact  # the model that was selected on the validation events; it has not learned from the test
     checkpoint: Artifact  # the model that serves: the selected one, refitted on all events
     selected_corpus: Artifact
@@ -77,6 +78,10 @@ def _of_refit(settings: Settings) -> dict[str, Any]:
     return {"refit": settings.train.refit}
 
 
+def _of_neighbours(settings: Settings) -> dict[str, Any]:
+    return settings.counts.model_dump(mode="json")
+
+
 def _of_corpus(settings: Settings) -> dict[str, Any]:
     device = {"on_gpu": settings.cluster.gpus_per_actor > 0}
     if not settings.has_low_rank:
@@ -104,12 +109,13 @@ def _of_run(settings: Settings) -> dict[str, Any]:
 # In the order of the night. `day`, `log`, `items` and `queries` are inputs, the other names are artifacts.
 RECIPES = {
     "histories": Recipe(4, ("day", "log", "items"), _of_histories),
+    "neighbours": Recipe(1, ("histories",), _of_neighbours),
     "selected": Recipe(5, ("histories",), _of_selected),
     "model": Recipe(1, ("selected",), _of_refit),
     "selected_corpus": Recipe(7, ("selected",), _of_corpus),
     "corpus": Recipe(7, ("model",), _of_corpus),
     "search": Recipe(6, ("corpus",), _of_search),
-    "evaluation": Recipe(4, ("search",), _of_evaluation),
+    "evaluation": Recipe(4, ("search", "neighbours"), _of_evaluation),
     "run": Recipe(3, ("search", "queries", "day"), _of_run),
 }
 
@@ -148,6 +154,7 @@ def name_night(storage: Storage, settings: Settings, inputs: Inputs) -> Night:
         storage,
         inputs,
         histories=artifact("histories", "histories"),
+        neighbours=artifact("neighbours", "neighbours"),
         selected=artifact("models", "selected"),
         checkpoint=artifact("models", "model"),
         selected_corpus=artifact("corpora", "selected_corpus"),

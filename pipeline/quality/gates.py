@@ -1,48 +1,57 @@
 """The gates: figures of the evaluation that a run must reach to be published."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from pipeline.errors import GateError
 from pipeline.evaluation.results import Metrics
 from pipeline.settings import GateSettings
 
+Floor = Literal["popularity", "counts"]
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result of one gate: the measured figure beside the required one."""
+    """The result of one gate: the measured figure beside the required one; a gate of 0 is not set."""
 
     gate: str
-    measured: float
+    measured: float | None  # None: a lift over a floor that hits nothing, which cannot be computed
     required: float
-
-    @property
-    def passed(self) -> bool:
-        return self.measured >= self.required
+    passed: bool
+    hit_rates: dict[str, float] = field(default_factory=dict)  # of a lift: of the model and of the floor
 
     def plain(self) -> dict[str, Any]:
         """Make a dict for the manifest."""
-        return asdict(self) | {"passed": self.passed}
+        return asdict(self)
+
+    def fault(self) -> str:
+        """Say by how much the gate was missed."""
+        if self.measured is None:
+            return f"{self.gate} cannot be computed: neither the model nor {self.gate.removeprefix('lift_over_')} hits"
+        return f"{self.gate} is {self.measured:.4f}, at least {self.required:.4f} is required"
 
 
 def check_gates(metrics: Metrics | None, gates: GateSettings) -> list[Verdict]:
-    """Compare the metrics of tonight's evaluation with the gates; a gate of 0 is not set. Returns one verdict per gate.
+    """Compare the metrics of tonight's evaluation with the gates. Returns one verdict per gate.
 
     Raises GateError when a gate is not reached, or when gates are set and there are no metrics.
     """
-    required = {"overlap": gates.min_overlap, "lift_over_popularity": gates.min_lift_over_popularity}
     if metrics is None:
-        if any(required.values()):
+        if any(gates.model_dump().values()):
+            keys = " ".join(f"--set gates.{name}=0" for name, least in gates if least)
             raise GateError(
-                "the gates are set but nothing was measured: run jobs/evaluate.py first, or open them with "
-                "--set gates.min_overlap=0 --set gates.min_lift_over_popularity=0"
+                f"the gates are set but nothing was measured: run jobs/evaluate.py first, or open them with {keys}"
             )
         return []
-    measured = {"overlap": metrics.overlap.mean, "lift_over_popularity": _lift(metrics)}
-    verdicts = [Verdict(gate, measured[gate], least) for gate, least in required.items()]
+    overlap = metrics.overlap.mean
+    verdicts = [
+        Verdict("overlap", overlap, gates.min_overlap, overlap >= gates.min_overlap),
+        _lift(metrics, "popularity", gates.min_lift_over_popularity),
+        _lift(metrics, "counts", gates.min_lift_over_counts),
+    ]
     failed = [verdict for verdict in verdicts if not verdict.passed]
     if failed:
-        faults = "; ".join(f"{v.gate} is {v.measured:.4f}, at least {v.required:.4f} is required" for v in failed)
+        faults = "; ".join(verdict.fault() for verdict in failed)
         raise GateError(
             f"not published, the last published table stays: {faults}. See what changed since the last night, or lower "
             f"gates.min_{failed[0].gate} if this is the quality you want"
@@ -50,10 +59,10 @@ def check_gates(metrics: Metrics | None, gates: GateSettings) -> list[Verdict]:
     return verdicts
 
 
-def _lift(metrics: Metrics) -> float:
-    """Hit rate at the smallest cutoff, divided by popularity's."""
+def _lift(metrics: Metrics, floor: Floor, required: float) -> Verdict:
+    """Hit rate at the smallest cutoff, divided by the floor's. Where the floor hits nothing, any hit is enough."""
     name = f"hr@{min(metrics.cutoffs)}"
-    model, popularity = metrics.model[name].mean, metrics.popularity[name].mean
-    if popularity == 0.0:
-        return 1.0 if model == 0.0 else 1e9  # any hit is more than none; JSON has no infinity
-    return model / popularity
+    hits = {"model": metrics.model[name].mean, floor: getattr(metrics, floor)[name].mean}
+    lift = hits["model"] / hits[floor] if hits[floor] else None
+    passed = not required or (hits["model"] > 0 if lift is None else lift >= required)
+    return Verdict(f"lift_over_{floor}", lift, required, passed, hits)

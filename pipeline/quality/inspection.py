@@ -91,6 +91,7 @@ def describe_run(
     settings: Settings,
     inspection: Inspection,
     verdicts: Sequence[Verdict],
+    warnings: Sequence[str] = (),
     tuning: TuningRecord | None = None,
 ) -> RunManifest:
     """Build the manifest of a run that passed; `tuning` is given when its search was chosen by measuring."""
@@ -117,6 +118,7 @@ def describe_run(
         settings=settings.model_dump(mode="json", include={"search", "output", "gates"})
         | ({"tuning": tuning.model_dump(mode="json")} if tuning else {}),
         audits=(every_row, *(verdict.plain() for verdict in verdicts)),
+        warnings=tuple(warnings),
         versions=versions(),
     )
 

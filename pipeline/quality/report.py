@@ -45,25 +45,50 @@ def item_name(item_id: object, attributes: Mapping[str, object]) -> str:
 
 
 def metrics_table(metrics: Metrics) -> str:
-    """Write the metrics as aligned lines."""
-    rows: list[Row] = [("", "model", "95 %", "popularity", "model / popularity")]
+    """Write the metrics as aligned lines; `counts` are item-to-item counts."""
+    rows: list[Row] = [("", "model", "95 %", "popularity", "counts", "model / counts")]
     for name, value in metrics.model.items():
-        floor = metrics.popularity[name].mean
-        ratio = f"{value.mean / floor:.1f} ×" if floor else "-"
+        floors = (metrics.popularity[name].mean, metrics.counts[name].mean)
+        ratio = f"{value.mean / floors[1]:.2f} ×" if floors[1] else "-"
         interval = f"{value.low:.4f} to {value.high:.4f}"
-        rows.append((name, f"{value.mean:.4f}", interval, f"{floor:.4f}", ratio))
+        rows.append((name, f"{value.mean:.4f}", interval, *(f"{floor:.4f}" for floor in floors), ratio))
     for name, figure in (("coverage", metrics.coverage), ("gini", metrics.gini)):
-        rows.append((f"{name}@{metrics.k}", f"{figure.model:.4f}", "", f"{figure.popularity:.4f}", ""))
+        floors = (figure.popularity, figure.counts)
+        rows.append((f"{name}@{metrics.k}", f"{figure.model:.4f}", "", *(f"{floor:.4f}" for floor in floors), ""))
     overlap = metrics.overlap
     return "\n".join(
         [
             f"{metrics.queries} queries: {metrics.protocol}",
+            turnout(metrics),
             *_aligned(rows),
             f"search is {metrics.method}: overlap@{overlap.k} with {overlap.against} {overlap.mean:.4f} "
             f"({overlap.low:.4f} to {overlap.high:.4f}, {overlap.queries} queries); "
             f"{metrics.proven:.1%} of the lists are proven to be those of exact search",
+            *warnings_of(metrics),
         ]
     )
+
+
+def turnout(metrics: Metrics) -> str:
+    """Say how many users with test events left the metrics and why, and who stays without a chance."""
+    return (
+        f"of {metrics.with_test_events} users with test events, {metrics.only_repeats} left the metrics because they "
+        f"had seen all these items before, and {metrics.without_history} because they have no earlier event; "
+        f"{metrics.only_unlearned} stay, as misses, though none of their items has a training event"
+    )
+
+
+def warnings_of(metrics: Metrics) -> list[str]:
+    """A warning when the model finds less than item-to-item counts do; else none."""
+    name = f"hr@{min(metrics.cutoffs)}"
+    model, counts = metrics.model[name].mean, metrics.counts[name].mean
+    if model >= counts:
+        return []
+    return [
+        f"the model is worse than counting which item follows which: {name} is {model:.4f}, that of item-to-item "
+        f"counts {counts:.4f}; train longer or with other settings (gates.min_lift_over_counts: 1 would not publish "
+        "such a model)"
+    ]
 
 
 def choose_users(num_events: Mapping[str, int], status: Mapping[str, str]) -> list[str]:

@@ -4,14 +4,17 @@ A killed evaluation resumes with the units that are missing, and memory holds on
 """
 
 import time
+from dataclasses import asdict
 
 import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.evaluation.metrics import MeanSum, add_sums, catalogue_coverage, gini, measured_cutoffs, summarise
-from pipeline.evaluation.results import Comparison, Metrics, Overlap
+from pipeline.evaluation.results import RANKINGS, Comparison, Metrics, Overlap
+from pipeline.evaluation.targets import Turnout
 from pipeline.io.corpus import open_corpus
 from pipeline.io.evaluation import REMEDY, Sample, overlap_claims, sample_claims, score_claims, write_metrics
+from pipeline.io.neighbours import open_neighbours
 from pipeline.io.night import Night
 from pipeline.settings import SearchSettings, Settings
 from pipeline.stages.heldout import CheckedUsers, EvaluationSink, HeldOutUsers, RecallCheckSink
@@ -19,22 +22,25 @@ from pipeline.stages.runner import Runner
 from pipeline.stages.sample import draw_unit, make_sample
 from pipeline.stages.search import Search, search_units
 
+MEMORY_OF_NEIGHBOURS = 4  # bytes for each byte of their compressed files, which are read one after the other
+
 
 def evaluate(runner: Runner, night: Night, settings: Settings) -> Metrics:
     """Search for a sample of users with test events and compare; return the metrics of the Evaluation artifact.
 
-    Of several attempts the metrics of the first stand. Raises InputError when there is no corpus or no user with a
-    test event to predict, and the errors of `Runner.run_chain`.
+    Of several attempts the metrics of the first stand. Raises InputError when there is no corpus, no count of pairs
+    or no user with a test event to predict, and the errors of `Runner.run_chain`.
     """
     started = time.monotonic()
     num_items = open_corpus(night.storage, night.corpus).counts["num_items"]
+    sink_memory = MEMORY_OF_NEIGHBOURS * sum(file.bytes for file in open_neighbours(night).files)
     sample = draw_sample(runner, night, settings)
     missing = score_claims(night).missing(sample.units)
     if settings.search.is_exact:  # EvaluationSink also checks the lists of an exact search
         missing = sorted({*missing, *overlap_claims(night).missing(sample.checked_units)})
     users = HeldOutUsers(sample, settings.evaluate.seed)
     search = Search(night, settings, users, night.evaluation.key("_wave"))
-    search_units(runner, search, missing, EvaluationSink)
+    search_units(runner, search, missing, EvaluationSink, sink_memory)
     if not settings.search.is_exact:
         _check_recall(runner, night, settings, sample)
     seconds = round(time.monotonic() - started, 1)
@@ -52,13 +58,15 @@ def draw_sample(runner: Runner, night: Night, settings: Settings) -> Sample:
     seed, max_keys = settings.evaluate.seed, settings.evaluate.max_queries
     arguments = [(night, unit, seed, max_keys) for unit in range(settings.output.num_buckets)]
     draws = sorted(runner.run_tasks("draw a sample", draw_unit, arguments), key=lambda draw: draw.unit)
-    num_evaluable, without = sum(draw.num_evaluable for draw in draws), sum(draw.num_without_history for draw in draws)
+    num_evaluable = sum(draw.num_evaluable for draw in draws)
+    turnout = sum((draw.turnout for draw in draws), start=Turnout())
     if not num_evaluable:
         raise InputError(
-            f"nobody has a test event on an item that is new to them ({without} users have no earlier event at all); "
-            "hold out more days with split.test_days, or give a longer log"
+            f"nobody has a test event on an item that is new to them ({turnout.with_test_events} users have test "
+            f"events: {turnout.only_repeats} had seen all these items before, {turnout.without_history} have no "
+            "earlier event); hold out more days with split.test_days, or give a longer log"
         )
-    sample = make_sample({draw.unit: draw.keys for draw in draws}, settings, num_evaluable, without)
+    sample = make_sample({draw.unit: draw.keys for draw in draws}, settings, num_evaluable, turnout)
     return sample_claims(night).claim(0, sample)
 
 
@@ -73,24 +81,26 @@ def _check_recall(runner: Runner, night: Night, settings: Settings, sample: Samp
 def collect(night: Night, settings: Settings, sample: Sample, num_items: int, seconds: float) -> Metrics:
     """Add up the units, in their order, to the metrics; `seconds` is the duration of the evaluation."""
     search = settings.search
-    queries, num_proven, model, popularity = 0, 0, dict[str, MeanSum](), dict[str, MeanSum]()
-    exposure = {"model": np.zeros(num_items, dtype=np.int64), "popularity": np.zeros(num_items, dtype=np.int64)}
+    queries = num_proven = 0
+    sums: dict[str, dict[str, MeanSum]] = {name: {} for name in RANKINGS}
+    exposure = {name: np.zeros(num_items, dtype=np.int64) for name in RANKINGS}
     claims = score_claims(night)
     for unit in sample.units:
         scores = claims.require(unit, REMEDY)
         queries, num_proven = queries + scores.queries, num_proven + scores.num_proven
-        model, popularity = add_sums([model, scores.model]), add_sums([popularity, scores.popularity])
-        exposure["model"][scores.exposure.item_rows] += scores.exposure.model
-        exposure["popularity"][scores.exposure.item_rows] += scores.exposure.popularity
+        for name in RANKINGS:
+            sums[name] = add_sums([sums[name], getattr(scores, name)])
+            exposure[name][scores.exposure.item_rows] += getattr(scores.exposure, name)
     return Metrics(
         queries=queries,
-        without_history=sample.num_without_history,
+        **asdict(sample.turnout),
         protocol=describe_protocol(settings, sample, num_items),
         method=search.method,
         k=search.k,
         cutoffs=measured_cutoffs(settings.evaluate.cutoffs, search.k),
-        model=summarise(model),
-        popularity=summarise(popularity),
+        model=summarise(sums["model"]),
+        popularity=summarise(sums["popularity"]),
+        counts=summarise(sums["counts"]),
         overlap=_collect_overlap(night, search, sample),
         proven=num_proven / queries,
         coverage=Comparison(**{name: catalogue_coverage(counts) for name, counts in exposure.items()}),

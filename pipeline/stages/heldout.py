@@ -1,5 +1,6 @@
 """The parts of an evaluation that run inside a search: the users that ask, the metrics of a unit, the recall check."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from pipeline.data.histories import Bucket
 from pipeline.data.lists import NO_ITEM, Int64
 from pipeline.errors import MismatchError
+from pipeline.evaluation.counts import rank_by_counts
 from pipeline.evaluation.metrics import MeanSum, Rows, measured_cutoffs, overlap_at_k, ranking_sums
 from pipeline.evaluation.popularity import rank_by_popularity
 from pipeline.evaluation.targets import evaluable_users, held_out_targets, sampling_keys
@@ -25,6 +27,7 @@ from pipeline.io.evaluation import (
     score_claims,
 )
 from pipeline.io.histories import read_bucket, read_items
+from pipeline.io.neighbours import read_neighbours
 from pipeline.io.night import Night
 from pipeline.retrieval.brute_force import brute_force
 from pipeline.retrieval.topk import TopK
@@ -61,13 +64,14 @@ class CheckedUsers:
 
 
 def _users_up_to(bucket: Bucket, threshold: int, seed: int) -> Requested:
-    users, _ = evaluable_users(bucket)
+    users = evaluable_users(bucket)
     sampled = users[sampling_keys(bucket.user_keys[users], seed) <= np.uint64(threshold)]
     return Requested(bucket.user_ids.take(sampled), sampled)
 
 
 class EvaluationSink:
-    """Compares a unit's lists, and the lists of popularity, with the held-out events and claims the sums.
+    """Compares a unit's lists, and those of popularity and of item-to-item counts, with the held-out events and claims
+    the sums.
 
     For a few users it also compares the lists of an exact search with brute force.
     """
@@ -79,6 +83,7 @@ class EvaluationSink:
         self._checked = CheckedUsers(sample, settings.evaluate.seed)
         self._rules = TonightsRules(night)
         items = read_items(night.storage, night.histories, ["num_train_events", "num_validation_events"])
+        self._neighbours = read_neighbours(night)
         self._popularity_N = sum((column.to_numpy() for column in items), start=np.zeros(len(items), dtype=np.int64))
 
     def write(self, unit: int, batch: QueryBatch, result: TopK) -> None:
@@ -89,7 +94,13 @@ class EvaluationSink:
         ranked_BK = np.full((len(requested.bucket_rows), search.k), NO_ITEM, dtype=np.int64)
         ranked_BK[batch.searched] = result.rows_BK.numpy()
         seen = bucket.seen(self._users.part).take(requested.bucket_rows)
-        popular_BK = rank_by_popularity(self._popularity_N, seen, search.k, self._rules.is_eligible_N)
+        histories = bucket.cut(self._users.part).take(requested.bucket_rows)
+        is_eligible_N, popularity_N = self._rules.is_eligible_N, self._popularity_N
+        ranked = {
+            "model": ranked_BK,
+            "popularity": rank_by_popularity(popularity_N, seen, search.k, is_eligible_N),
+            "counts": rank_by_counts(self._neighbours, histories, seen, search.k, is_eligible_N, popularity_N),
+        }
         targets = held_out_targets(bucket).take(requested.bucket_rows)
         cutoffs = measured_cutoffs(self._settings.evaluate.cutoffs, search.k)
         is_checked = np.isin(requested.bucket_rows, self._checked.select(unit, bucket).bucket_rows)
@@ -99,9 +110,8 @@ class EvaluationSink:
         scores = UnitScores(
             queries=len(requested.bucket_rows),
             num_proven=int(result.is_proven_B.sum()),
-            model=ranking_sums(ranked_BK, targets, cutoffs),
-            popularity=ranking_sums(popular_BK, targets, cutoffs),
-            exposure=expose(ranked_BK, popular_BK),
+            **{name: ranking_sums(lists_BK, targets, cutoffs) for name, lists_BK in ranked.items()},
+            exposure=expose(ranked),
             checked=ranked_BK[is_checked].tolist(),
         )
         score_claims(self._night).claim(unit, scores)
@@ -142,12 +152,12 @@ class RecallCheckSink:
         overlap_claims(self._night).claim(unit, UnitOverlap(overlap=overlap))
 
 
-def expose(model_BK: Rows, popular_BK: Rows) -> Exposure:
-    """Count for each item the model's lists and popularity's lists that it is in; items in no list are left out."""
-    rows = np.union1d(model_BK, popular_BK)
+def expose(ranked: Mapping[str, Rows]) -> Exposure:
+    """Count for each item the lists of each ranking (B, K) that it is in; items in no list are left out."""
+    rows = np.unique(np.concatenate(list(ranked.values())))
     rows = rows[rows != NO_ITEM]
-    model, popularity = (
-        np.bincount(np.searchsorted(rows, ranked_BK[ranked_BK != NO_ITEM]), minlength=len(rows)).tolist()
-        for ranked_BK in (model_BK, popular_BK)
-    )
-    return Exposure(item_rows=rows.tolist(), model=model, popularity=popularity)
+    num_lists = {
+        name: np.bincount(np.searchsorted(rows, lists_BK[lists_BK != NO_ITEM]), minlength=len(rows)).tolist()
+        for name, lists_BK in ranked.items()
+    }
+    return Exposure(item_rows=rows.tolist(), **num_lists)

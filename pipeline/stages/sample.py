@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.targets import evaluable_users, sampling_keys
+from pipeline.evaluation.targets import Turnout, count_turnout, evaluable_users, sampling_keys
 from pipeline.io.evaluation import Sample
-from pipeline.io.histories import read_bucket
+from pipeline.io.histories import read_bucket, read_items
 from pipeline.io.night import Night
 from pipeline.settings import Settings
 
@@ -23,11 +23,11 @@ class UnitDraw:
     unit: int
     keys: NDArray[np.uint64]  # the smallest sampling keys of its evaluable users, ascending
     num_evaluable: int  # users with a visible event and a test event to predict
-    num_without_history: int  # users with a test event to predict, but no visible event
+    turnout: Turnout
 
 
 def make_sample(
-    keys: Mapping[int, NDArray[np.uint64]], settings: Settings, num_evaluable: int, num_without_history: int
+    keys: Mapping[int, NDArray[np.uint64]], settings: Settings, num_evaluable: int, turnout: Turnout
 ) -> Sample:
     """Sample the users with the smallest keys; `keys` has the ascending sampling keys of each unit.
 
@@ -50,13 +50,14 @@ def make_sample(
         units=units,
         checked_units=checked_units,
         num_evaluable=num_evaluable,
-        num_without_history=num_without_history,
+        turnout=turnout,
     )
 
 
 def draw_unit(night: Night, unit: int, seed: int, max_keys: int) -> UnitDraw:
     """The `max_keys` smallest sampling keys of a unit's evaluable users, and its counts."""
     bucket = read_bucket(night.storage, night.histories, unit)
-    users, num_without_history = evaluable_users(bucket)
+    users = evaluable_users(bucket)
+    is_learned_N = read_items(night.storage, night.histories, ["num_train_events"])["num_train_events"].to_numpy() > 0
     keys = np.sort(sampling_keys(bucket.user_keys[users], seed))[:max_keys]
-    return UnitDraw(unit, keys, len(users), num_without_history)
+    return UnitDraw(unit, keys, len(users), count_turnout(bucket, is_learned_N))

@@ -74,8 +74,9 @@ class Wave:
     last: int
 
 
-def search_units(runner: Runner, search: Search, units: Sequence[int], sink: SinkMaker) -> None:
-    """Search for the queries of each unit (a user bucket) and hand the results to the sink.
+def search_units(runner: Runner, search: Search, units: Sequence[int], sink: SinkMaker, sink_memory: int = 0) -> None:
+    """Search for the queries of each unit (a user bucket) and hand the results to the sink, which takes at most
+    `sink_memory` bytes (0: little).
 
     An interrupted search resumes from its scratch; a finished search removes it. Raises InputError when the corpus does
     not exist or has fewer than k items, and the errors of `Runner.run_chain`.
@@ -85,7 +86,7 @@ def search_units(runner: Runner, search: Search, units: Sequence[int], sink: Sin
     check_k(settings, manifest)
     if units:
         searchers = searcher_stages(search, shard_entries(manifest))
-        writer = Stage(Writer, {"night": night, "settings": settings, "sink": sink}, Actors.ONE)
+        writer = Stage(Writer, {"night": night, "settings": settings, "sink": sink}, Actors.ONE, memory=sink_memory)
         at_once = runner.num_fitting(searchers, beside=[encoder_stage(search), writer])
         *earlier, last = plan_waves(len(searchers), at_once)
         for wave in earlier:

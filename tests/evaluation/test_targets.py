@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pipeline.data.histories import Bucket
 from pipeline.data.lists import Lists
-from pipeline.evaluation.targets import evaluable_users, held_out_targets, sampling_keys
+from pipeline.evaluation.targets import Turnout, count_turnout, evaluable_users, held_out_targets, sampling_keys
 
 
 def bucket(*users: tuple[list[int], list[int], list[int]], also_seen: Lists | None = None) -> Bucket:
@@ -37,9 +37,23 @@ def test_targets_are_the_distinct_test_items_that_were_not_seen_before():
     )
     targets = held_out_targets(users)
     assert [targets[user].tolist() for user in range(5)] == [[4, 5], [], [0, 9], [], [3]]
-    at, num_without_history = evaluable_users(users)
-    assert at.tolist() == [0, 4]
-    assert num_without_history == 1
+    assert evaluable_users(users).tolist() == [0, 4]
+
+
+def test_users_who_leave_the_metrics_are_counted_with_the_reason():
+    users = bucket(
+        ([1, 2], [3], [4]),
+        ([1], [], [1]),  # seen before
+        ([1], [], [8]),  # set aside, and so seen before
+        ([], [], [9]),  # no history
+        ([1], [2], [5, 6]),  # 5 and 6 have no training event
+        ([1], [], [5, 4]),  # 4 has
+        ([7], [8], []),  # no test
+        also_seen=Lists.of([[], [], [8], [], [], [], []]),
+    )
+    is_learned = np.isin(np.arange(10), [1, 2, 4, 7])
+    assert count_turnout(users, is_learned) == Turnout(6, only_repeats=2, without_history=1, only_unlearned=1)
+    assert count_turnout(users, is_learned) + Turnout(1, 1, 0, 0) == Turnout(7, 3, 1, 1)
 
 
 def test_what_was_seen_in_an_event_that_was_set_aside_is_no_target():
@@ -49,8 +63,8 @@ def test_what_was_seen_in_an_event_that_was_set_aside_is_no_target():
 
 
 def test_an_empty_bucket_has_nobody_to_ask():
-    at, num_without_history = evaluable_users(bucket())
-    assert (at.tolist(), num_without_history) == ([], 0)
+    assert evaluable_users(bucket()).tolist() == []
+    assert count_turnout(bucket(), np.ones(3, dtype=bool)) == Turnout()
 
 
 def test_a_sample_of_the_smallest_keys_is_even_and_depends_on_the_seed():

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.evaluation.metrics import MeanSum
+from pipeline.evaluation.targets import Turnout
 from pipeline.io.artifacts import require_manifest
 from pipeline.io.evaluation import (
     Exposure,
@@ -31,14 +32,15 @@ SAMPLE = Sample(
     units=[0, 2],
     checked_units=[2],
     num_evaluable=9,
-    num_without_history=1,
+    turnout=Turnout(12, only_repeats=2, without_history=1, only_unlearned=3),
 )
 SCORES = UnitScores(
     queries=2,
     num_proven=1,
     model={"hr@3": MeanSum(2, 1.0, 1.0)},
     popularity={"hr@3": MeanSum(2)},
-    exposure=Exposure(item_rows=[4, 7], model=[2, 0], popularity=[1, 2]),
+    counts={"hr@3": MeanSum(2, 2.0, 2.0)},
+    exposure=Exposure(item_rows=[4, 7], model=[2, 0], popularity=[1, 2], counts=[0, 2]),
     checked=[[4, -1]],
 )
 
@@ -65,6 +67,7 @@ def test_of_two_evaluations_the_first_stands_and_is_returned(night, settings):
     assert manifest.lineage == {
         "corpus": night.corpus.id,
         "checkpoint": night.checkpoint.id,
+        "neighbours": night.neighbours.id,
         "histories": night.histories.id,
     }
     assert manifest.counts == {"queries": first.queries}

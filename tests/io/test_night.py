@@ -21,8 +21,11 @@ from pipeline.settings import Settings
 from tests.io.inputs_on_disk import events, settings_for, write
 
 DS = date(2026, 11, 20)
-ARTIFACTS = ("histories", "selected", "checkpoint", "selected_corpus", "corpus", "tuning", "evaluation", "run")
-NOTHING, FROM_SEARCH, FROM_CORPUS, FROM_MODEL, EVERYTHING = (set(ARTIFACTS[first:]) for first in (8, 5, 3, 1, 0))
+ARTIFACTS = (
+    *("histories", "neighbours", "selected", "checkpoint", "selected_corpus", "corpus"),
+    *("tuning", "evaluation", "run"),
+)
+NOTHING, FROM_SEARCH, FROM_CORPUS, FROM_MODEL, EVERYTHING = (set(ARTIFACTS[first:]) for first in (9, 6, 4, 2, 0))
 FROM_REFIT = FROM_MODEL - {"selected", "selected_corpus"}
 INPUTS = Inputs(DS, Log("place", (ObjectInfo("ds=2026-11-20/a", 7, "e1"), ObjectInfo("ds=2026-11-20/b", 8, "e2"))))
 GIVEN = {"log": {"uri": "/log", "source": "default"}}
@@ -30,6 +33,7 @@ GIVEN = {"log": {"uri": "/log", "source": "default"}}
 SECTIONS = {
     "prepare": EVERYTHING,
     "split": EVERYTHING,
+    "counts": {"neighbours", "evaluation"},
     "model": FROM_MODEL,
     "train": FROM_MODEL,
     "corpus": FROM_CORPUS,

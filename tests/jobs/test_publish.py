@@ -47,6 +47,7 @@ def test_a_sound_run_becomes_the_table_of_its_day(storage: Storage, layout: str)
         "users": 16,
         "commit": 1,
         "backends": {},
+        "hit_rates": {},
         "warnings": [],
     }
     assert read_latest(root, "home").equals(expected)
@@ -155,10 +156,10 @@ def test_a_file_of_another_run_is_refused() -> None:
         run_publish(settings)
 
 
-def measure(settings: Settings, model: float, popularity: float, overlap: float) -> None:
-    """Write an evaluation with these hit rates at its first cutoff; at the second, popularity is far ahead."""
+def measure(settings: Settings, model: float, popularity: float, overlap: float, counts: float = 0.0) -> None:
+    """Write an evaluation with these hit rates at its first cutoff; at the second, the floors are far ahead."""
     night = compute_night(settings)
-    write_metrics(night, settings, metrics_of(model, popularity, overlap))
+    write_metrics(night, settings, metrics_of(model, popularity, overlap, counts))
 
 
 GATED = {"min_overlap": 0.95, "min_lift_over_popularity": 2.0}
@@ -166,15 +167,28 @@ GATED = {"min_overlap": 0.95, "min_lift_over_popularity": 2.0}
 
 def test_a_run_that_reaches_its_gates_is_published_with_the_figures() -> None:
     settings = settings_for(fresh_memory(), gates=GATED)
-    measure(settings, model=0.3, popularity=0.1, overlap=0.97)
-    run_publish(settings)
+    measure(settings, model=0.3, popularity=0.1, overlap=0.97, counts=0.25)
+    outcome = run_publish(settings)
     storage = open_storage(settings.root)
     head = published(storage, "home")
     assert head is not None
-    rows, overlap, lift = read_run_manifest(storage, "home", head).audits
+    rows, overlap, lift, over_counts = read_run_manifest(storage, "home", head).audits
     assert (rows["audit"], rows["units"]) == ("every row", 2)
-    assert overlap == {"gate": "overlap", "measured": 0.97, "required": 0.95, "passed": True}
+    assert overlap == {"gate": "overlap", "measured": 0.97, "required": 0.95, "passed": True, "hit_rates": {}}
     assert lift["measured"] == pytest.approx(3.0)
+    assert over_counts["hit_rates"] == {"model": 0.3, "counts": 0.25}
+    assert outcome["hit_rates"] == {"model": 0.3, "popularity": 0.1, "counts": 0.25}
+    assert outcome["warnings"] == []
+
+
+def test_a_model_worse_than_counting_is_published_with_a_warning() -> None:
+    settings = settings_for(fresh_memory(), gates=GATED)
+    measure(settings, model=0.3, popularity=0.1, overlap=0.97, counts=0.4)
+    outcome = run_publish(settings)
+    (warning,) = outcome["warnings"]
+    assert "hr@10 is 0.3000, that of item-to-item counts 0.4000" in warning
+    assert outcome["hit_rates"]["counts"] == 0.4
+    assert run_publish(settings) == outcome | {"status": "already published"}
 
 
 @pytest.mark.parametrize(
@@ -182,7 +196,7 @@ def test_a_run_that_reaches_its_gates_is_published_with_the_figures() -> None:
     [
         (0.3, 0.1, 0.9, "overlap is 0.9000, at least 0.9500 is required"),
         (0.1, 0.1, 0.97, "lift_over_popularity is 1.0000, at least 2.0000 is required"),
-        (0.0, 0.0, 0.97, "lift_over_popularity is 1.0000"),
+        (0.0, 0.0, 0.97, "lift_over_popularity cannot be computed: neither the model nor popularity hits"),
         (0.0, 0.1, 0.0, "overlap is 0.0000.*; lift_over_popularity is 0.0000"),
     ],
 )

@@ -8,21 +8,25 @@ from pipeline.settings import GateSettings
 GATES = GateSettings(min_overlap=0.75, min_lift_over_popularity=2.0)
 
 
-def metrics(model: float, popularity: float, overlap: float) -> Metrics:
-    """At the second cutoff popularity is far ahead."""
+def metrics(model: float, popularity: float, overlap: float, counts: float = 0.0) -> Metrics:
+    """At the second cutoff both floors are far ahead."""
     return Metrics(
         queries=100,
-        without_history=0,
+        with_test_events=110,
+        only_repeats=8,
+        without_history=2,
+        only_unlearned=5,
         protocol="100 users",
         method="exact",
         k=50,
         cutoffs=(10, 50),
         model={"hr@10": estimate(model), "hr@50": estimate(0.0)},
         popularity={"hr@10": estimate(popularity), "hr@50": estimate(1.0)},
+        counts={"hr@10": estimate(counts), "hr@50": estimate(1.0)},
         overlap=Overlap(k=50, queries=5, mean=overlap, low=0.0, high=1.0, against="exact search"),
         proven=1.0,
-        coverage=Comparison(model=0.5, popularity=0.1),
-        gini=Comparison(model=0.5, popularity=0.9),
+        coverage=Comparison(model=0.5, popularity=0.1, counts=0.4),
+        gini=Comparison(model=0.5, popularity=0.9, counts=0.6),
         seconds=1.0,
     )
 
@@ -32,11 +36,13 @@ def estimate(mean: float) -> Estimate:
 
 
 def test_a_run_that_measures_exactly_what_is_required_passes() -> None:
-    verdicts = check_gates(metrics(model=0.5, popularity=0.25, overlap=0.75), GATES)
+    verdicts = check_gates(metrics(model=0.5, popularity=0.25, overlap=0.75, counts=0.625), GATES)
     assert [(v.gate, v.measured, v.passed) for v in verdicts] == [
         ("overlap", 0.75, True),
         ("lift_over_popularity", 2.0, True),
+        ("lift_over_counts", 0.8, True),  # this gate is not set
     ]
+    assert verdicts[2].hit_rates == {"model": 0.5, "counts": 0.625}
 
 
 def test_a_run_just_below_a_gate_fails_and_the_gate_is_named() -> None:
@@ -44,11 +50,27 @@ def test_a_run_just_below_a_gate_fails_and_the_gate_is_named() -> None:
         check_gates(metrics(model=0.5, popularity=0.25, overlap=0.7499), GATES)
 
 
-@pytest.mark.parametrize(("model", "lift"), [(0.0, 1.0), (0.01, 1e9)])
-def test_where_popularity_hits_nothing_any_hit_is_a_lift_beyond_every_gate(model: float, lift: float) -> None:
-    (_, verdict) = check_gates(metrics(model, 0.0, 1.0), GateSettings(min_overlap=0.0, min_lift_over_popularity=0.0))
-    assert verdict.measured == lift
+@pytest.mark.parametrize(("gate", "floor"), [("popularity", {"counts": 0.1}), ("counts", {"popularity": 0.1})])
+def test_over_a_floor_that_hits_nothing_no_lift_is_computed_and_any_hit_is_enough(
+    gate: str, floor: dict[str, float]
+) -> None:
+    gates = GateSettings.model_validate({"min_overlap": 0.0, f"min_lift_over_{gate}": 3.0})
+    rates = {"popularity": 0.0, "counts": 0.0} | floor
+    verdicts = {verdict.gate: verdict for verdict in check_gates(metrics(0.01, overlap=1.0, **rates), gates)}
+    assert (verdicts[f"lift_over_{gate}"].measured, verdicts[f"lift_over_{gate}"].passed) == (None, True)
+    assert verdicts[f"lift_over_{gate}"].plain()["measured"] is None
+    with pytest.raises(GateError, match=rf"lift_over_{gate} cannot be computed: neither the model nor {gate} hits"):
+        check_gates(metrics(0.0, overlap=1.0, **rates), gates)
 
 
-def test_open_gates_ask_for_no_measurement() -> None:
-    assert check_gates(None, GateSettings(min_overlap=0.0, min_lift_over_popularity=0.0)) == []
+def test_a_model_below_item_to_item_counts_is_refused_where_the_gate_is_set() -> None:
+    gates = GateSettings(min_overlap=0.0, min_lift_over_counts=1.0)
+    assert check_gates(metrics(0.5, 0.1, 1.0, counts=0.5), gates)
+    with pytest.raises(GateError, match=r"lift_over_counts is 0\.9800, at least 1\.0000 .*gates\.min_lift_over_counts"):
+        check_gates(metrics(0.49, 0.1, 1.0, counts=0.5), gates)
+
+
+def test_gates_that_are_set_need_a_measurement_and_open_ones_none() -> None:
+    with pytest.raises(GateError, match=r"or open them with --set gates\.min_lift_over_counts=0$"):
+        check_gates(None, GateSettings(min_overlap=0.0, min_lift_over_counts=1.0))
+    assert check_gates(None, GateSettings(min_overlap=0.0)) == []

@@ -15,6 +15,7 @@ from pipeline.quality.report import (
     item_name,
     metrics_table,
     three_users,
+    warnings_of,
 )
 from pipeline.quality.stories import read_stories
 from pipeline.stages.local import LocalRunner
@@ -22,32 +23,48 @@ from tests.stages.worlds import World, make_world, read_table, replace_items, ru
 
 METRICS = Metrics(
     queries=1234,
-    without_history=0,
+    with_test_events=1300,
+    only_repeats=60,
+    without_history=6,
+    only_unlearned=17,
     protocol="up to 20000 of 1234 users",
     method="topk_avg",
     k=50,
     cutoffs=(10,),
     model={"hr@10": Estimate(mean=0.31254, low=0.3, high=0.325), "mrr": Estimate(mean=0.1, low=0.09, high=0.11)},
     popularity={"hr@10": Estimate(mean=0.0392, low=0.03, high=0.05), "mrr": Estimate(mean=0.0, low=0.0, high=0.01)},
+    counts={"hr@10": Estimate(mean=0.25, low=0.2, high=0.3), "mrr": Estimate(mean=0.0, low=0.0, high=0.01)},
     overlap=Overlap(k=50, queries=500, mean=0.993, low=0.99, high=0.996, against="exact search"),
     proven=0.125,
-    coverage=Comparison(model=0.63, popularity=0.04),
-    gini=Comparison(model=0.7, popularity=0.98),
+    coverage=Comparison(model=0.63, popularity=0.04, counts=0.5),
+    gini=Comparison(model=0.7, popularity=0.98, counts=0.8),
     seconds=3.0,
 )
 
 
-def test_metrics_are_told_as_an_aligned_table_beside_popularity():
+def test_metrics_are_told_as_an_aligned_table_beside_both_floors():
     assert metrics_table(METRICS).splitlines() == [
         "1234 queries: up to 20000 of 1234 users",
-        "              model              95 %  popularity  model / popularity",
-        "hr@10        0.3125  0.3000 to 0.3250      0.0392               8.0 ×",
-        "mrr          0.1000  0.0900 to 0.1100      0.0000                   -",
-        "coverage@50  0.6300                        0.0400",
-        "gini@50      0.7000                        0.9800",
+        "of 1300 users with test events, 60 left the metrics because they had seen all these items before, and 6 "
+        "because they have no earlier event; 17 stay, as misses, though none of their items has a training event",
+        "              model              95 %  popularity  counts  model / counts",
+        "hr@10        0.3125  0.3000 to 0.3250      0.0392  0.2500          1.25 ×",
+        "mrr          0.1000  0.0900 to 0.1100      0.0000  0.0000               -",
+        "coverage@50  0.6300                        0.0400  0.5000",
+        "gini@50      0.7000                        0.9800  0.8000",
         "search is topk_avg: overlap@50 with exact search 0.9930 (0.9900 to 0.9960, 500 queries); "
         "12.5% of the lists are proven to be those of exact search",
     ]
+
+
+def test_a_model_that_counting_beats_is_told_last_and_plainly():
+    worse = METRICS.model_copy(update={"counts": METRICS.counts | {"hr@10": Estimate(mean=0.4, low=0.3, high=0.5)}})
+    (warning,) = warnings_of(worse)
+    assert warning.startswith(
+        "the model is worse than counting which item follows which: hr@10 is 0.3125, that of item-to-item counts 0.4000"
+    )
+    assert metrics_table(worse).splitlines()[-1] == warning
+    assert warnings_of(METRICS) == []
 
 
 def test_an_item_is_told_by_its_title_or_else_its_id():

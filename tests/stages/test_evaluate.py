@@ -1,6 +1,7 @@
 """The evaluation against metrics that the tests compute user by user from brute-force scores."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from pipeline.data.histories import Bucket
 from pipeline.errors import InputError, MismatchError
 from pipeline.evaluation.metrics import overlap_at_k
 from pipeline.evaluation.results import Metrics
-from pipeline.evaluation.targets import evaluable_users, sampling_keys
+from pipeline.evaluation.targets import Turnout, count_turnout, evaluable_users, sampling_keys
 from pipeline.io.evaluation import Sample, overlap_claims, read_metrics, sample_claims, score_claims
 from pipeline.io.histories import read_bucket, read_items, write_items
 from pipeline.retrieval.filters import Eligibility, Rules
@@ -25,6 +26,7 @@ from pipeline.stages.embed import embed_corpus
 from pipeline.stages.encode import encode_queries, encode_sequences
 from pipeline.stages.evaluate import draw_sample, evaluate
 from pipeline.stages.local import LocalRunner
+from pipeline.stages.neighbours import count_neighbours
 from pipeline.stages.query_batch import QueryBatch
 from pipeline.stages.runner import Runner
 from pipeline.stages.sample import NUM_VERIFIED, draw_unit, make_sample
@@ -46,6 +48,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         items = items.set_column(column, items.field(column), pa.array(part))
     replace_items(made.night, items)
     embed_corpus(LocalRunner(made.settings), made.night, made.settings)
+    count_neighbours(LocalRunner(made.settings), made.night, made.settings)
     return made
 
 
@@ -72,12 +75,14 @@ def buckets(world: World) -> Iterator[Bucket]:
         yield read_bucket(world.storage, world.night.histories, unit)
 
 
-def lists_of(world: World) -> Iterator[tuple[set[int], list[int], list[int], str]]:
-    """Per evaluable user: targets, the ten items of the model, the ten items of popularity, and the user id."""
+def lists_of(world: World) -> Iterator[tuple[set[int], list[int], list[int], list[int], str]]:
+    """Per evaluable user: targets, the ten items of the model, of popularity and of counts, and the user id."""
     model = model_of(world)
     counts = np.zeros(model.num_items, dtype=np.int64)
     for bucket in buckets(world):
         np.add.at(counts, bucket.cut("before_test").values, 1)
+    num_events = read_items(world.storage, world.night.histories)["num_train_events"].to_numpy()
+    pairs = count_followers(world)
     items = model.item_side(torch.arange(model.num_items))
     mol = model_of(world).mol.double()
     for bucket in buckets(world):
@@ -95,7 +100,31 @@ def lists_of(world: World) -> Iterator[tuple[set[int], list[int], list[int], str
             unseen = [row for row in range(model.num_items) if row not in seen]
             by_model = sorted(unseen, key=lambda row: (-float(scores[user, row]), row))
             by_count = sorted(unseen, key=lambda row: (-counts[row], row))
-            yield targets, by_model[:10], by_count[:10], bucket.user_ids[user].as_py()
+            score = follower_scores(pairs, num_events, visible[user].tolist())
+            by_pairs = sorted(unseen, key=lambda row: (-score.get(row, 0.0), -counts[row] * (row not in score), row))
+            yield targets, by_model[:10], by_count[:10], by_pairs[:10], bucket.user_ids[user].as_py()
+
+
+def count_followers(world: World) -> Counter[tuple[int, int]]:
+    """How often one item comes one, two and three places after another in training, in sixths."""
+    pairs: Counter[tuple[int, int]] = Counter()
+    for bucket in buckets(world):
+        train = bucket.cut("train")
+        for rows in (train[user].tolist() for user in range(bucket.num_users)):
+            for distance in (1, 2, 3):
+                for pair in zip(rows, rows[distance:], strict=False):
+                    pairs[pair] += 6 // distance
+    return pairs
+
+
+def follower_scores(pairs: Counter[tuple[int, int]], num_events: np.ndarray, history: list[int]) -> dict[int, float]:
+    scores: Counter[int] = Counter()
+    for age, first in enumerate(reversed(history[-10:])):
+        for second in range(120):
+            if pairs[first, second]:
+                norm = math.sqrt(num_events[first] + 10) * math.sqrt(num_events[second] + 10)
+                scores[second] += 0.8**age * float(np.float32(pairs[first, second] / 6 / norm))
+    return {row: float(np.float32(score)) for row, score in scores.items()}
 
 
 def slow_metrics(pairs: list[tuple[set[int], list[int]]]) -> dict[str, float]:
@@ -116,7 +145,7 @@ def test_metrics_equal_those_worked_out_user_by_user(world):
     metrics = run(world)
     users = list(lists_of(world))
     assert metrics.queries == len(users) > 30
-    for name, column in (("model", 1), ("popularity", 2)):
+    for name, column in (("model", 1), ("popularity", 2), ("counts", 3)):
         expected = slow_metrics([(user[0], user[column]) for user in users])
         estimates = getattr(metrics, name)
         assert {key: value.mean for key, value in estimates.items()} == pytest.approx(expected)
@@ -136,7 +165,9 @@ def test_users_without_an_event_before_the_test_are_counted_apart(world):
         int(((bucket.cut("before_test").lengths == 0) & (bucket.held_out("test").lengths > 0)).sum())
         for bucket in buckets(world)
     )
-    assert run(world).without_history == alone > 0
+    metrics = run(world)
+    assert metrics.without_history == alone > 0
+    assert metrics.with_test_events == metrics.queries + alone + metrics.only_repeats
 
 
 def test_exact_search_is_verified_against_brute_force(world):
@@ -165,7 +196,7 @@ def test_an_approximate_search_is_checked_with_exact_search_on_the_sample(world)
     assert 0.2 < overlap.mean < 1.0
     sample = sample_of(coarse)
     checked, exact = [], []
-    exactly = {user: ranked for _, ranked, _, user in lists_of(world)}
+    exactly = {user: ranked for _, ranked, _, _, user in lists_of(world)}
     for unit in sample.checked_units:
         bucket = read_bucket(world.storage, world.night.histories, unit)
         users = heldout.CheckedUsers(sample, coarse.settings.evaluate.seed).select(unit, bucket)
@@ -195,7 +226,7 @@ def test_a_sample_has_the_asked_size_and_is_the_same_for_any_number_of_buckets(w
     }
     everybody = {}
     for bucket in buckets(few):
-        rows, _ = heldout.evaluable_users(bucket)
+        rows = heldout.evaluable_users(bucket)
         keys = heldout.sampling_keys(bucket.user_keys[rows], seed=0)
         everybody |= dict(zip(bucket.user_ids.take(pa.array(rows)).to_pylist(), keys.tolist(), strict=True))
     assert chosen == set(sorted(everybody, key=everybody.__getitem__)[:9])
@@ -258,8 +289,14 @@ def test_nobody_to_ask_is_an_error_that_says_what_to_do(world):
     night = replace(empty.night, histories=replace(empty.night.histories, id="nobody"))
     write_histories(night, 3, {"a": np.array([5, 5, 5]), "b": np.array([4])})
     write_items(world.storage, night.histories, read_items(world.storage, world.night.histories))
-    with pytest.raises(InputError, match=r"nobody has a test event .*\(1 users .* split\.test_days"):
+    with pytest.raises(InputError, match=r"nobody has a test event .*1 have no earlier .* split\.test_days"):
         evaluate(LocalRunner(empty.settings), night, empty.settings)
+
+
+def test_without_counts_the_evaluation_names_the_job_to_run(world):
+    changed = other(world, "counts.num_neighbours=7")
+    with pytest.raises(InputError, match=r"neighbours/.*not there; run jobs/count_pairs\.py first"):
+        run(changed)
 
 
 class WithoutTasks(LocalRunner):
@@ -276,20 +313,22 @@ def test_a_sample_that_was_drawn_stands(world):
 
 @pytest.mark.parametrize("most", [1, 4, 1_000])
 def test_a_unit_draws_the_smallest_keys_of_those_who_can_be_asked(world, most):
+    is_learned = read_items(world.storage, world.night.histories)["num_train_events"].to_numpy() > 0
     for unit, bucket in enumerate(buckets(world)):
-        at, without = evaluable_users(bucket)
+        at = evaluable_users(bucket)
         keys = sorted(sampling_keys(bucket.user_keys[at], 3).tolist())
         draw = draw_unit(world.night, unit, 3, most)
         assert draw.keys.tolist() == keys[:most]
-        assert (draw.unit, draw.num_evaluable, draw.num_without_history) == (unit, len(at), without)
+        assert (draw.unit, draw.num_evaluable) == (unit, len(at))
+        assert draw.turnout == count_turnout(bucket, is_learned)
 
 
 def test_nobody_is_checked_who_is_not_asked(world):
     keys = {0: np.array([5, 6], dtype=np.uint64), 1: np.array([7], dtype=np.uint64)}
     coarse = ["search.method=topk_avg", "search.num_preselected=10", "evaluate.max_queries=2"]
-    sample = make_sample(keys, other(world, *coarse, "evaluate.num_checked=3").settings, 3, 0)
+    sample = make_sample(keys, other(world, *coarse, "evaluate.num_checked=3").settings, 3, Turnout())
     assert (sample.query_threshold, sample.checked_threshold, sample.checked_units) == (6, 6, [0])
-    sample = make_sample(keys, other(world, *coarse, "evaluate.num_checked=1").settings, 3, 0)
+    sample = make_sample(keys, other(world, *coarse, "evaluate.num_checked=1").settings, 3, Turnout())
     assert (sample.query_threshold, sample.checked_threshold, sample.checked_units) == (6, 5, [0])
 
 
@@ -300,7 +339,7 @@ def asked(world: World, unit: int) -> tuple[QueryBatch, TopK]:
     batch = encode_queries(model_of(world), bucket, users, unit)
     reasons = pa.array(["the query is not a finite number", *[""] * (len(batch.user_ids) - 1)])
     rest = np.arange(1, len(batch.user_ids))
-    lists = {user: ranked for _, ranked, _, user in lists_of(world)}
+    lists = {user: ranked for _, ranked, _, _, user in lists_of(world)}
     rows_BK = torch.tensor([lists[user] for user in batch.user_ids.to_pylist()[1:]])
     spoilt = QueryBatch(batch.user_ids, reasons, batch.queries.take(torch.from_numpy(rest)), batch.excluded.take(rest))
     return spoilt, TopK(torch.zeros(rows_BK.shape), rows_BK, torch.zeros(len(rows_BK)))
@@ -340,5 +379,5 @@ def test_lists_that_were_kept_for_other_users_are_not_compared(world):
 
 def test_a_sample_of_equal_keys_is_not_cut_short(world):
     keys = {0: np.array([5, 5], dtype=np.uint64), 1: np.array([7], dtype=np.uint64), 2: np.array([], dtype=np.uint64)}
-    sample = make_sample(keys, other(world, "evaluate.max_queries=2").settings, 3, 0)
+    sample = make_sample(keys, other(world, "evaluate.max_queries=2").settings, 3, Turnout())
     assert (sample.query_threshold, sample.units, sample.checked_units) == (5, [0], [0])

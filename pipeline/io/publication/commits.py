@@ -54,6 +54,7 @@ class RunManifest(Config):
     lineage: dict[str, str]
     settings: dict[str, Any]
     audits: tuple[dict[str, Any], ...]
+    warnings: tuple[str, ...] = ()  # about the quality of the run, for people
     versions: dict[str, str]
 
 

@@ -122,7 +122,7 @@ def reduce_bucket(
     if clean.rejected.num_rows:
         (rejected,) = write_segments(storage, claims.prefix, f"rejected-{bucket:05d}.arrows", [clean.rejected])
     file = write_bucket(storage, histories, bucket, clean.bucket)
-    evaluable, _ = evaluable_users(clean.bucket)
+    evaluable = evaluable_users(clean.bucket)
     counts = clean.counts | left_out
     counts |= {TRAINABLE: int((clean.bucket.num_train >= 2).sum()), EVALUABLE: len(evaluable)}
     result = claims.claim(bucket, ReduceResult(file=file, rejected=rejected, counts=counts))

@@ -123,7 +123,7 @@ def _gpu_speed(parser: Parser) -> None:
 
 
 def _memory(parser: Parser) -> None:
-    parser.add_argument("job", choices=["prepare", "train", "embed_items", "retrieve", "evaluate"])
+    parser.add_argument("job", choices=["prepare", "count_pairs", "train", "embed_items", "retrieve", "evaluate"])
     parser.add_argument("num_users", type=int, nargs="+", metavar="USERS")
     _overrides(parser)
 

@@ -9,7 +9,6 @@ from pipeline.artifacts import Artifact, FileEntry, Manifest
 from pipeline.data.columns import numpy_of
 from pipeline.data.lists import Lists
 from pipeline.data.neighbours import ScoredLists
-from pipeline.errors import InputError
 from pipeline.io.artifacts import Claims, read_file, require_manifest, seal, sizes_of, write_file
 from pipeline.io.night import Night
 from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
@@ -65,8 +64,6 @@ def read_neighbours(night: Night) -> ScoredLists:
     parts = []
     for entry in open_neighbours(night).files:
         table = read_parquet_bytes(read_file(storage, prefix, entry, REMEDY), f"{storage.uri}/{prefix}/{entry.key}")
-        if table.schema != neighbours_schema():
-            raise InputError(f"{storage.uri}/{prefix}/{entry.key}: other columns than expected; {REMEDY}")
         rows, scores = (table[name].combine_chunks() for name in ("item_rows", "scores"))
         lists = Lists(numpy_of(rows.offsets).astype(np.int64), numpy_of(rows.flatten()))
         parts.append(ScoredLists(lists, numpy_of(scores.flatten())))

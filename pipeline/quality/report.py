@@ -64,7 +64,6 @@ def metrics_table(metrics: Metrics) -> str:
             f"search is {metrics.method}: overlap@{overlap.k} with {overlap.against} {overlap.mean:.4f} "
             f"({overlap.low:.4f} to {overlap.high:.4f}, {overlap.queries} queries); "
             f"{metrics.proven:.1%} of the lists are proven to be those of exact search",
-            *warnings_of(metrics),
         ]
     )
 

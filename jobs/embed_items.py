@@ -1,4 +1,7 @@
-"""Embed the items into the Corpus: shards with everything item-side precomputed."""
+"""Embed the items into the Corpus: shards with everything item-side precomputed.
+
+With a refit there are two: of the selected model for the evaluation, and of the model that serves.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -14,7 +17,8 @@ def run(settings: "Settings", night: "Night") -> Outcome:
     from pipeline.stages.embed import embed_corpus
 
     manifest, status = read_manifest(night.storage, night.corpus.prefix), EXISTS
-    if manifest is None:
+    if manifest is None or (night.has_refit and read_manifest(night.storage, night.selected_corpus.prefix) is None):
+        embed_corpus(open_runner(settings), night.selection, settings)
         manifest, status = embed_corpus(open_runner(settings), night, settings), MADE
     return {
         "status": status,

@@ -1,7 +1,5 @@
 """The Evaluation artifact, and the claims that it is made from: the sample of users, and results by unit."""
 
-from pydantic import Field
-
 from pipeline.artifacts import Artifact, Manifest
 from pipeline.config import Config
 from pipeline.evaluation.metrics import MeanSum
@@ -44,7 +42,12 @@ class UnitScores(Config):
     popularity: dict[str, MeanSum]
     counts: dict[str, MeanSum]
     exposure: Exposure
-    checked: list[list[int]] = Field(default_factory=list)  # item rows of each list to compare with exact search
+
+
+class CheckedLists(Config):
+    """A unit's approximate lists that are to be compared with exact search."""
+
+    item_rows: list[list[int]]
 
 
 class UnitOverlap(Config):
@@ -63,6 +66,11 @@ def score_claims(night: Night) -> Claims[UnitScores]:
     return Claims(night.storage, night.evaluation.prefix, "unit", UnitScores, no_objects)
 
 
+def checked_claims(night: Night) -> Claims[CheckedLists]:
+    """The claims of the approximate lists to compare: part n is unit n."""
+    return Claims(night.storage, night.evaluation.prefix, "checked", CheckedLists, no_objects)
+
+
 def overlap_claims(night: Night) -> Claims[UnitOverlap]:
     """The claims of the recall checks: part n is unit n."""
     return Claims(night.storage, night.evaluation.prefix, "recall-check", UnitOverlap, no_objects)
@@ -77,6 +85,7 @@ def write_metrics(night: Night, settings: Settings, metrics: Metrics) -> Metrics
         kind="evaluation",
         lineage={
             "corpus": night.corpus.id,
+            "selected": night.selected.id,
             "checkpoint": night.checkpoint.id,
             "neighbours": night.neighbours.id,
             "histories": night.histories.id,

@@ -111,6 +111,7 @@ def describe_run(
         backends=inspection.backends,
         lineage={
             "histories": night.histories.id,
+            "selected": night.selected.id,
             "model": night.checkpoint.id,
             "corpus": night.corpus.id,
             "evaluation": night.evaluation.id,

@@ -13,11 +13,26 @@ from pipeline.evaluation.metrics import MeanSum, add_sums, catalogue_coverage, g
 from pipeline.evaluation.results import RANKINGS, Comparison, Metrics, Overlap
 from pipeline.evaluation.targets import Turnout
 from pipeline.io.corpus import open_corpus
-from pipeline.io.evaluation import REMEDY, Sample, overlap_claims, sample_claims, score_claims, write_metrics
+from pipeline.io.evaluation import (
+    REMEDY,
+    Sample,
+    checked_claims,
+    overlap_claims,
+    sample_claims,
+    score_claims,
+    write_metrics,
+)
 from pipeline.io.neighbours import open_neighbours
 from pipeline.io.night import Night
 from pipeline.settings import SearchSettings, Settings
-from pipeline.stages.heldout import CheckedUsers, EvaluationSink, HeldOutUsers, RecallCheckSink
+from pipeline.stages.heldout import (
+    BruteForceSink,
+    CheckedListsSink,
+    CheckedUsers,
+    EvaluationSink,
+    HeldOutUsers,
+    RecallCheckSink,
+)
 from pipeline.stages.runner import Runner
 from pipeline.stages.sample import draw_unit, make_sample
 from pipeline.stages.search import Search, search_units
@@ -28,21 +43,20 @@ MEMORY_OF_NEIGHBOURS = 4  # bytes for each byte of their compressed files, which
 def evaluate(runner: Runner, night: Night, settings: Settings) -> Metrics:
     """Search for a sample of users with test events and compare; return the metrics of the Evaluation artifact.
 
-    Of several attempts the metrics of the first stand. Raises InputError when there is no corpus, no count of pairs
-    or no user with a test event to predict, and the errors of `Runner.run_chain`.
+    The metrics are those of the selected model, which has not learned from the test events. How near the search comes
+    to a perfect one is measured on the model that serves. Of several attempts the metrics of the first stand. Raises
+    InputError when there is no corpus, no count of pairs or no user with a test event to predict, and the errors of
+    `Runner.run_chain`.
     """
     started = time.monotonic()
-    num_items = open_corpus(night.storage, night.corpus).counts["num_items"]
+    selection = night.selection
+    num_items = open_corpus(night.storage, selection.corpus).counts["num_items"]
     sink_memory = MEMORY_OF_NEIGHBOURS * sum(file.bytes for file in open_neighbours(night).files)
     sample = draw_sample(runner, night, settings)
-    missing = score_claims(night).missing(sample.units)
-    if settings.search.is_exact:  # EvaluationSink also checks the lists of an exact search
-        missing = sorted({*missing, *overlap_claims(night).missing(sample.checked_units)})
     users = HeldOutUsers(sample, settings.evaluate.seed)
-    search = Search(night, settings, users, night.evaluation.key("_wave"))
-    search_units(runner, search, missing, EvaluationSink, sink_memory)
-    if not settings.search.is_exact:
-        _check_recall(runner, night, settings, sample)
+    search = Search(selection, settings, users, night.evaluation.key("_wave"))
+    search_units(runner, search, score_claims(night).missing(sample.units), EvaluationSink, sink_memory)
+    _check_recall(runner, night, settings, sample)
     seconds = round(time.monotonic() - started, 1)
     return write_metrics(night, settings, collect(night, settings, sample, num_items, seconds))
 
@@ -71,9 +85,15 @@ def draw_sample(runner: Runner, night: Night, settings: Settings) -> Sample:
 
 
 def _check_recall(runner: Runner, night: Night, settings: Settings, sample: Sample) -> None:
-    """Search exactly for the checked users and compare."""
+    """Search for the checked users with the model that serves, and compare: an approximate search with exact search, an
+    exact one with brute force."""
     missing = overlap_claims(night).missing(sample.checked_units)
     users = CheckedUsers(sample, settings.evaluate.seed)
+    search = Search(night, settings, users, night.evaluation.key("_checked"))
+    if settings.search.is_exact:
+        search_units(runner, search, missing, BruteForceSink)
+        return
+    search_units(runner, search, checked_claims(night).missing(missing), CheckedListsSink)
     exact = Search(night, settings.with_search({"method": "exact"}), users, night.evaluation.key("_recall-check"))
     search_units(runner, exact, missing, RecallCheckSink)
 

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from pipeline.data.histories import Bucket
 from pipeline.data.lists import NO_ITEM, Int64
@@ -18,10 +16,12 @@ from pipeline.io.checkpoint import load_model
 from pipeline.io.corpus import open_corpus, read_shard, shard_entries
 from pipeline.io.evaluation import (
     REMEDY,
+    CheckedLists,
     Exposure,
     Sample,
     UnitOverlap,
     UnitScores,
+    checked_claims,
     overlap_claims,
     sample_claims,
     score_claims,
@@ -71,16 +71,12 @@ def _users_up_to(bucket: Bucket, threshold: int, seed: int) -> Requested:
 
 class EvaluationSink:
     """Compares a unit's lists, and those of popularity and of item-to-item counts, with the held-out events and claims
-    the sums.
-
-    For a few users it also compares the lists of an exact search with brute force.
-    """
+    the sums."""
 
     def __init__(self, night: Night, settings: Settings) -> None:
         self._night, self._settings = night, settings
         sample = sample_claims(night).require(0, REMEDY)
         self._users = HeldOutUsers(sample, settings.evaluate.seed)
-        self._checked = CheckedUsers(sample, settings.evaluate.seed)
         self._rules = TonightsRules(night)
         items = read_items(night.storage, night.histories, ["num_train_events", "num_validation_events"])
         self._neighbours = read_neighbours(night)
@@ -91,8 +87,7 @@ class EvaluationSink:
         bucket = read_bucket(self._night.storage, self._night.histories, unit)
         requested = self._users.select(unit, bucket)
         # A user without a query (it was not finite) stays in the averages, as a miss.
-        ranked_BK = np.full((len(requested.bucket_rows), search.k), NO_ITEM, dtype=np.int64)
-        ranked_BK[batch.searched] = result.rows_BK.numpy()
+        ranked_BK = _lists_of(batch, result, search.k)
         seen = bucket.seen(self._users.part).take(requested.bucket_rows)
         histories = bucket.cut(self._users.part).take(requested.bucket_rows)
         is_eligible_N, popularity_N = self._rules.is_eligible_N, self._popularity_N
@@ -103,31 +98,43 @@ class EvaluationSink:
         }
         targets = held_out_targets(bucket).take(requested.bucket_rows)
         cutoffs = measured_cutoffs(self._settings.evaluate.cutoffs, search.k)
-        is_checked = np.isin(requested.bucket_rows, self._checked.select(unit, bucket).bucket_rows)
-        if search.is_exact and is_checked.any():
-            # The scores are claimed after the check, so that a unit with scores has been checked too.
-            self._check_exactness(unit, batch, ranked_BK, is_checked)
         scores = UnitScores(
             queries=len(requested.bucket_rows),
             num_proven=int(result.is_proven_B.sum()),
             **{name: ranking_sums(lists_BK, targets, cutoffs) for name, lists_BK in ranked.items()},
             exposure=expose(ranked),
-            checked=ranked_BK[is_checked].tolist(),
         )
         score_claims(self._night).claim(unit, scores)
 
-    def _check_exactness(self, unit: int, batch: QueryBatch, ranked_BK: Int64, is_checked: NDArray[np.bool_]) -> None:
-        """Compare an exact search with brute force, which scores every pair in float64 and sorts them all."""
+
+class BruteForceSink:
+    """Compares an exact search with brute force, which scores every pair in float64 and sorts them all."""
+
+    def __init__(self, night: Night, settings: Settings) -> None:
+        self._night, self._k = night, settings.search.k
+        self._rules = TonightsRules(night)
+
+    def write(self, unit: int, batch: QueryBatch, result: TopK) -> None:
+        """Claim the unit's overlap."""
         storage, corpus = self._night.storage, self._night.corpus
-        queries = np.flatnonzero(is_checked[batch.searched])
         shards = (read_shard(storage, corpus, entry) for entry in shard_entries(open_corpus(storage, corpus)))
         mol = load_model(storage, self._night.checkpoint).mol
-        k = self._settings.search.k
-        checked = batch.queries.take(torch.from_numpy(queries))
-        rules = self._rules.for_queries(batch.excluded, batch.bonuses).take(queries)
-        _, exact_BK = brute_force(mol, checked, shards, rules, k)
-        overlap = MeanSum.of(overlap_at_k(ranked_BK[batch.searched[queries]], exact_BK, k))
+        rules = self._rules.for_queries(batch.excluded, batch.bonuses)
+        _, exact_BK = brute_force(mol, batch.queries, shards, rules, self._k)
+        overlap = MeanSum.of(overlap_at_k(result.rows_BK.numpy(), exact_BK, self._k))
         overlap_claims(self._night).claim(unit, UnitOverlap(overlap=overlap))
+
+
+class CheckedListsSink:
+    """Keeps a unit's approximate lists for the comparison with exact search."""
+
+    def __init__(self, night: Night, settings: Settings) -> None:
+        self._night, self._k = night, settings.search.k
+
+    def write(self, unit: int, batch: QueryBatch, result: TopK) -> None:
+        """Claim the lists."""
+        lists = CheckedLists(item_rows=_lists_of(batch, result, self._k).tolist())
+        checked_claims(self._night).claim(unit, lists)
 
 
 class RecallCheckSink:
@@ -138,18 +145,24 @@ class RecallCheckSink:
 
     def write(self, unit: int, batch: QueryBatch, result: TopK) -> None:
         """Claim the unit's overlap. Raises MismatchError when the kept lists are those of other users."""
-        scores = score_claims(self._night).require(unit, REMEDY)
-        exact_BK = np.full((len(batch.user_ids), self._k), NO_ITEM, dtype=np.int64)
-        exact_BK[batch.searched] = result.rows_BK.numpy()
-        if len(scores.checked) != len(exact_BK):
+        kept = checked_claims(self._night).require(unit, REMEDY).item_rows
+        exact_BK = _lists_of(batch, result, self._k)
+        if len(kept) != len(exact_BK):
             evaluation = f"{self._night.storage.uri}/{self._night.evaluation.prefix}"
             raise MismatchError(
-                f"unit {unit}: {len(scores.checked)} lists were kept for the recall check of {len(exact_BK)} users; "
+                f"unit {unit}: {len(kept)} lists were kept for the recall check of {len(exact_BK)} users; "
                 f"remove {evaluation} to evaluate again"
             )
-        checked_BK = np.array(scores.checked, dtype=np.int64).reshape(exact_BK.shape)
+        checked_BK = np.array(kept, dtype=np.int64).reshape(exact_BK.shape)
         overlap = MeanSum.of(overlap_at_k(checked_BK, exact_BK, self._k))
         overlap_claims(self._night).claim(unit, UnitOverlap(overlap=overlap))
+
+
+def _lists_of(batch: QueryBatch, result: TopK, k: int) -> Int64:
+    """(R, k) item rows of the lists of all requested users; NO_ITEM where a user has no query."""
+    lists_RK = np.full((len(batch.user_ids), k), NO_ITEM, dtype=np.int64)
+    lists_RK[batch.searched] = result.rows_BK.numpy()
+    return lists_RK
 
 
 def expose(ranked: Mapping[str, Rows]) -> Exposure:

@@ -41,7 +41,6 @@ SCORES = UnitScores(
     popularity={"hr@3": MeanSum(2)},
     counts={"hr@3": MeanSum(2, 2.0, 2.0)},
     exposure=Exposure(item_rows=[4, 7], model=[2, 0], popularity=[1, 2], counts=[0, 2]),
-    checked=[[4, -1]],
 )
 
 
@@ -66,6 +65,7 @@ def test_of_two_evaluations_the_first_stands_and_is_returned(night, settings):
     manifest = require_manifest(night.storage, night.evaluation, "evaluate")
     assert manifest.lineage == {
         "corpus": night.corpus.id,
+        "selected": night.selected.id,
         "checkpoint": night.checkpoint.id,
         "neighbours": night.neighbours.id,
         "histories": night.histories.id,

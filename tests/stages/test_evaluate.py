@@ -15,8 +15,19 @@ from pipeline.errors import InputError, MismatchError
 from pipeline.evaluation.metrics import overlap_at_k
 from pipeline.evaluation.results import Metrics
 from pipeline.evaluation.targets import Turnout, count_turnout, evaluable_users, sampling_keys
-from pipeline.io.evaluation import Sample, overlap_claims, read_metrics, sample_claims, score_claims
+from pipeline.io.checkpoint import write_checkpoint
+from pipeline.io.evaluation import (
+    CheckedLists,
+    Sample,
+    checked_claims,
+    overlap_claims,
+    read_metrics,
+    sample_claims,
+    score_claims,
+)
 from pipeline.io.histories import read_bucket, read_items, write_items
+from pipeline.model.model import RetrievalModel
+from pipeline.model.results import training_metrics
 from pipeline.retrieval.filters import Eligibility, Rules
 from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.topk import TopK
@@ -30,6 +41,7 @@ from pipeline.stages.neighbours import count_neighbours
 from pipeline.stages.query_batch import QueryBatch
 from pipeline.stages.runner import Runner
 from pipeline.stages.sample import NUM_VERIFIED, draw_unit, make_sample
+from tests.model.planted import report
 from tests.stages.worlds import RecordingRunner, World, make_world, model_of, replace_items, write_histories
 
 CUTOFFS = (3, 10)
@@ -55,7 +67,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def other(world: World, *overrides: str) -> World:
     """The same corpus under changed settings of the evaluation."""
     changed = world.with_settings(*overrides)
-    return World(changed.settings, replace(changed.night, corpus=world.night.corpus))
+    corpora = {"corpus": world.night.corpus, "selected_corpus": world.night.selected_corpus}
+    return World(changed.settings, replace(changed.night, **corpora))
 
 
 def run(world: World, runner: Runner | None = None) -> Metrics:
@@ -200,7 +213,7 @@ def test_an_approximate_search_is_checked_with_exact_search_on_the_sample(world)
     for unit in sample.checked_units:
         bucket = read_bucket(world.storage, world.night.histories, unit)
         users = heldout.CheckedUsers(sample, coarse.settings.evaluate.seed).select(unit, bucket)
-        checked += score_claims(coarse.night).require(unit, "").checked
+        checked += checked_claims(coarse.night).require(unit, "").item_rows
         exact += [exactly[user] for user in users.user_ids.to_pylist()]
     assert overlap.mean == pytest.approx(overlap_at_k(np.array(checked), np.array(exact), 10).mean())
     assert metrics.overlap.low < metrics.overlap.mean < metrics.overlap.high
@@ -241,7 +254,7 @@ def test_an_interrupted_evaluation_computes_only_what_is_missing(world):
     assert read_metrics(world.storage, again.night.evaluation) is None
     runner = RecordingRunner(again.settings)
     resumed = run(again, runner)
-    assert [units for _, units in runner.ran] == [[lost]]
+    assert [units for _, units in runner.ran] == [[lost]], "and no recall check"
     assert without_seconds(resumed) == without_seconds(whole)
 
 
@@ -351,14 +364,17 @@ def test_a_user_whose_query_could_not_be_made_is_a_miss_and_shifts_nobody(world)
     scores, overlaps = score_claims(coarse.night), overlap_claims(coarse.night)
     unit = sample_of(coarse).units[0]
     before = scores.require(unit, "")
+    checked = checked_claims(coarse.night)
+    lists = checked.require(unit, "").item_rows
     batch, result = asked(coarse, unit)
-    for claims in (scores, overlaps):
+    for claims in (scores, overlaps, checked):
         coarse.storage.delete(claims.key(unit))
     heldout.EvaluationSink(coarse.night, coarse.settings).write(unit, batch, result)
     after = scores.require(unit, "")
     assert after.queries == before.queries == len(batch.user_ids)
-    assert after.checked == [[-1] * 10, *before.checked[1:]]
     assert after.popularity == before.popularity
+    heldout.CheckedListsSink(coarse.night, coarse.settings).write(unit, batch, result)
+    assert checked.require(unit, "").item_rows == [[-1] * 10, *lists[1:]]
     heldout.RecallCheckSink(coarse.night, coarse.settings).write(unit, batch, result)
     assert overlaps.require(unit, "").overlap.count == len(batch.user_ids)
     assert whole.overlap.mean == 1.0
@@ -370,9 +386,10 @@ def test_lists_that_were_kept_for_other_users_are_not_compared(world):
     run(coarse)
     unit = sample_of(coarse).units[0]
     batch, result = asked(coarse, unit)
-    scores = score_claims(coarse.night).require(unit, "")
-    coarse.storage.delete(score_claims(coarse.night).key(unit))
-    score_claims(coarse.night).claim(unit, scores.model_copy(update={"checked": scores.checked[1:]}))
+    checked = checked_claims(coarse.night)
+    lists = checked.require(unit, "").item_rows
+    checked.storage.delete(checked.key(unit))
+    checked.claim(unit, CheckedLists(item_rows=lists[1:]))
     with pytest.raises(MismatchError, match=rf"unit {unit}: .* lists were kept .*evaluations/.* to evaluate again"):
         heldout.RecallCheckSink(coarse.night, coarse.settings).write(unit, batch, result)
 
@@ -381,3 +398,36 @@ def test_a_sample_of_equal_keys_is_not_cut_short(world):
     keys = {0: np.array([5, 5], dtype=np.uint64), 1: np.array([7], dtype=np.uint64), 2: np.array([], dtype=np.uint64)}
     sample = make_sample(keys, other(world, "evaluate.max_queries=2").settings, 3, Turnout())
     assert (sample.query_threshold, sample.units, sample.checked_units) == (5, [0], [0])
+
+
+def test_the_metrics_are_those_of_the_selected_model_and_the_recall_check_is_of_the_one_that_serves(tmp_path, world):
+    """The serving model is another one, with other random weights: the selected one is that of `world`."""
+    approximate = ["search.method=topk_avg", "search.num_preselected=10", "evaluate.num_checked=12"]
+    refit = make_world(tmp_path, overrides=["train.refit=0.5", "evaluate.cutoffs=[10, 3, 99]", *approximate])
+    runner = LocalRunner(refit.settings)
+    torch.manual_seed(5)
+    serving = RetrievalModel(refit.settings.model, 120).eval().requires_grad_(False)
+    with torch.no_grad():
+        serving.item_embedding.weight.normal_()
+    metrics = training_metrics([report(1, 0.1)], 0.1, refit.settings.train)
+    for night, model in ((refit.night.selection, model_of(refit)), (refit.night, serving)):
+        if night.has_refit:
+            for info in refit.storage.list(night.checkpoint.prefix):
+                refit.storage.delete(info.key)
+        write_checkpoint(night, model, refit.settings, metrics)
+        embed_corpus(runner, night, refit.settings)
+    count_neighbours(runner, refit.night, refit.settings)
+    measured = run(refit)
+    alone = run(other(world, *approximate, "evaluate.seed=0"))
+    assert measured.model == alone.model
+    assert measured.overlap != alone.overlap
+    sample = sample_of(refit)
+    users = heldout.CheckedUsers(sample, refit.settings.evaluate.seed)
+    for unit in sample.checked_units:
+        bucket = read_bucket(refit.storage, refit.night.histories, unit)
+        batch = encode_queries(serving, bucket, users, unit)
+        lists = checked_claims(refit.night).require(unit, "").item_rows
+        scores = serving.mol(batch.queries, serving.item_side(torch.arange(120)))
+        for rank in range(9):
+            first, second = (scores[np.arange(len(lists)), np.array(lists)[:, at]] for at in (rank, rank + 1))
+            assert (first >= second - 1e-4).all(), "in the order of the serving model"

@@ -1,4 +1,4 @@
-"""The native search kernels, one shared library per instruction set. Without a C++ compiler the rest installs all the
+"""The native kernels, one shared library per instruction set. Without a C++ compiler the rest installs all the
 same. Everything else about the package is in pyproject.toml."""
 
 import platform
@@ -9,7 +9,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
-NATIVE = "pipeline/retrieval/backends/native"
+NATIVE = "pipeline/native"
 BUILD = runpy.run_path(f"{NATIVE}/build.py")
 
 
@@ -29,8 +29,9 @@ def libraries() -> list[Extension]:
     """Loaded with ctypes, never imported; `optional` because a machine without a compiler is no reason to stop."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return []
-    sources = sorted(str(path) for path in Path(NATIVE).glob("*.cpp"))
-    headers = sorted(str(path) for path in Path(NATIVE).glob("*.h"))
+    sources, headers = (
+        [str(path) for path in BUILD["source_files"](BUILD["FOLDERS"], pattern)] for pattern in ("*.cpp", "*.h")
+    )
     return [
         Extension(f"{NATIVE.replace('/', '.')}.{name}", sources, depends=headers, optional=True)
         for name in BUILD["FLAGS"]

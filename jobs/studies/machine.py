@@ -3,7 +3,7 @@
 import platform
 from pathlib import Path
 
-from pipeline.retrieval.backends.native.loader import cpu_flags
+from pipeline.native.loader import cpu_flags
 
 
 def processor() -> str:

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.io.publication.reader import read_latest
-from pipeline.retrieval.backends.native.loader import native_kernels
+from pipeline.native.loader import native_kernels
 from tests.jobs.cluster import readme_cluster, readme_lines
 
 pytestmark = pytest.mark.ray

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from pipeline.retrieval.backends.native.loader import native_kernels
+from pipeline.native.loader import native_kernels
 from tests.retrieval import worlds
 
 if not torch.cuda.is_available():

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.lists import Lists
+from pipeline.native.loader import native_kernels
 from pipeline.retrieval.backends import open_index
-from pipeline.retrieval.backends.native.loader import native_kernels
 from pipeline.retrieval.brute_force import brute_force as oracle
 from pipeline.retrieval.filters import Eligibility, Rules
 from pipeline.retrieval.search import search_shard

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from pipeline.data.lists import Lists
 from pipeline.errors import InputError
 from pipeline.model.mol import ItemSide, QuerySide
+from pipeline.native.loader import Kernels
 from pipeline.retrieval import backends
 from pipeline.retrieval import search as search_module
-from pipeline.retrieval.backends.native.loader import Kernels
 from pipeline.retrieval.backends.torch import index as torch_index
 from pipeline.retrieval.backends.torch.index import TorchIndex
 from pipeline.retrieval.search import search_shard

@@ -11,9 +11,9 @@ from pipeline.data.lists import Lists
 from pipeline.errors import InfrastructureError, InputError, MismatchError
 from pipeline.io.histories import bucket_claims, read_bucket, read_item_ids, read_items, write_bucket
 from pipeline.io.publication.units import finished_units, units_of
+from pipeline.native.loader import Kernels
 from pipeline.retrieval import backends
 from pipeline.retrieval.backends import describe_backend
-from pipeline.retrieval.backends.native.loader import Kernels
 from pipeline.retrieval.search import QUERIES_AT_ONCE
 from pipeline.settings import SearchSettings
 from pipeline.stages.candidates import CandidateSink

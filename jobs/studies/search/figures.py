@@ -23,7 +23,7 @@ from jobs.studies.timing import Row, Timing, median_ratio, row, time_interleaved
 from pipeline.errors import InputError
 from pipeline.evaluation.metrics import overlap_at_k
 from pipeline.model.mol import QuerySide
-from pipeline.retrieval.backends.native.loader import native_kernels
+from pipeline.native.loader import native_kernels
 from pipeline.retrieval.topk import TopK
 from pipeline.settings import SearchSettings
 

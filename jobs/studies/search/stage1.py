@@ -20,8 +20,8 @@ from jobs.studies.search.prepared import Prepared
 from jobs.studies.searches import lay_out, preselect
 from jobs.studies.timing import Row, Timing, median_ratio, median_seconds, row, time_interleaved
 from pipeline.model.mol import ItemSide
-from pipeline.retrieval.backends.native.build import compile_library
-from pipeline.retrieval.backends.native.loader import native_kernels
+from pipeline.native.build import compile_library
+from pipeline.native.loader import native_kernels
 
 log = logging.getLogger("nightrails")
 

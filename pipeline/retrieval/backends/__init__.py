@@ -5,8 +5,8 @@ from importlib.util import find_spec
 
 from pipeline.errors import InputError
 from pipeline.model.mol import MixtureOfLogits
+from pipeline.native.loader import native_kernels
 from pipeline.retrieval.backends.native.index import NativeIndex
-from pipeline.retrieval.backends.native.loader import native_kernels
 from pipeline.retrieval.backends.torch.index import TorchIndex
 from pipeline.retrieval.index import ShardIndex
 from pipeline.retrieval.shard import Shard

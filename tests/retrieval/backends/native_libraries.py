@@ -5,12 +5,12 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from pipeline.retrieval.backends.native.build import FOLDER, compile_library
+from pipeline.native.build import FOLDERS, compile_library, source_files
 
 
 def copy_sources(folder: Path) -> None:
     """The kernels' sources, in a folder where a test may change them."""
-    for path in [*FOLDER.glob("*.cpp"), *FOLDER.glob("*.h")]:
+    for path in source_files(FOLDERS, "*.cpp", "*.h"):
         shutil.copy(path, folder)
 
 
@@ -21,5 +21,5 @@ def emulated_library() -> bytes:
         folder = Path(name)
         copy_sources(folder)
         shutil.copy(Path(__file__).with_name("emulated_tiles.h"), folder / "tiles.h")
-        compile_library("amx", folder / "emulated.so", folder=folder)
+        compile_library("amx", folder / "emulated.so", folders=[folder])
         return (folder / "emulated.so").read_bytes()

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from pipeline.data.lists import NO_ITEM, Lists
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
+from pipeline.native.loader import CPU_FLAGS, cpu_flags, find_library, load_library
 from pipeline.retrieval.backends import open_index, planes
 from pipeline.retrieval.backends.native.index import NativeIndex
 from pipeline.retrieval.backends.native.layout import ItemPlanes, Layout
-from pipeline.retrieval.backends.native.loader import CPU_FLAGS, cpu_flags, find_library, load_library
 from pipeline.retrieval.backends.torch.index import TorchIndex
 from pipeline.retrieval.filters import ShardMask
 from pipeline.retrieval.index import Shortlist

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from pipeline.model.mol import MixtureOfLogits, QuerySide
+from pipeline.native.interface import declare
 from pipeline.retrieval.backends import planes
-from pipeline.retrieval.backends.native.interface import Best, Limits, Mask, Vectors
+from pipeline.retrieval.backends.native.interface import FUNCTIONS, Best, Limits, Mask, Vectors
 from pipeline.retrieval.backends.native.interface import Table as NativeTable
 from pipeline.retrieval.backends.native.layout import ITEMS_AT_ONCE, ItemPlanes, Layout
 from pipeline.retrieval.backends.native.memory import huge_pages
@@ -46,6 +47,7 @@ class NativeIndex:
     def __init__(self, library: ctypes.CDLL, mol: MixtureOfLogits, shard: Shard, settings: SearchSettings) -> None:
         self.first_row, self._num_items = shard.first_row, len(shard)
         self.num_item_components, self.temperature = mol.settings.num_item_components, mol.temperature
+        declare(library, FUNCTIONS)
         self._library, self._dtype = library, settings.table_dtype
         self._num_blocks = int(library.nr_num_blocks(len(shard)))
         self._layout = Layout(mol, int(library.nr_rows()))

@@ -1,21 +1,11 @@
 """The structures and functions of the C++ side, for ctypes. B queries, N items, M candidates, P pairs, D width."""
 
-import ctypes
-from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int64, c_void_p
-from typing import Any
+from ctypes import POINTER, c_double, c_float, c_int, c_int64, c_void_p
 
-from torch import Tensor
+from pipeline.native.interface import Functions, Struct
 
 
-class _Struct(ctypes.Structure):
-    """A structure that takes tensors for its pointers and keeps them alive as long as itself."""
-
-    def __init__(self, *values: Any) -> None:
-        self._tensors = [value for value in values if isinstance(value, Tensor)]
-        super().__init__(*(value.data_ptr() if isinstance(value, Tensor) else value for value in values))
-
-
-class Model(_Struct):
+class Model(Struct):
     """`Model` of mol.h."""
 
     _fields_ = (
@@ -32,7 +22,7 @@ class Model(_Struct):
     )
 
 
-class Items(_Struct):
+class Items(Struct):
     """`Items` of items.h."""
 
     _fields_ = (
@@ -44,13 +34,13 @@ class Items(_Struct):
     )
 
 
-class Queries(_Struct):
+class Queries(Struct):
     """`Queries` of stage2.cpp."""
 
     _fields_ = (("components", c_void_p), ("gates", c_void_p), ("num_queries", c_int64))
 
 
-class Table(_Struct):
+class Table(Struct):
     """`Table` of stage1.cpp."""
 
     _fields_ = (
@@ -62,7 +52,7 @@ class Table(_Struct):
     )
 
 
-class Vectors(_Struct):
+class Vectors(Struct):
     """`Vectors` of stage1.cpp."""
 
     _fields_ = (
@@ -74,19 +64,19 @@ class Vectors(_Struct):
     )
 
 
-class Mask(_Struct):
+class Mask(Struct):
     """`Mask` of reservoir.h."""
 
     _fields_ = (("allowed", c_void_p), ("offsets", c_void_p), ("excluded", c_void_p))
 
 
-class Limits(_Struct):
+class Limits(Struct):
     """`Limits` of stage2.cpp."""
 
     _fields_ = (("floors", c_void_p), ("margins", c_void_p), ("max_scored", c_int64))
 
 
-class Best(_Struct):
+class Best(Struct):
     """`Best` of reservoir.h."""
 
     _fields_ = (("scores", c_void_p), ("items", c_void_p), ("num_kept", c_int))
@@ -94,9 +84,7 @@ class Best(_Struct):
 
 # Each function's result and arguments; `threads` is a number of threads.
 _threads, _pointer = c_int, c_void_p
-FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    "nr_instruction_set": (c_char_p, ()),
-    "nr_is_usable": (c_int, ()),
+FUNCTIONS: Functions = {
     "nr_rows": (c_int, ()),
     "nr_num_blocks": (c_int64, (c_int64,)),
     "nr_pack_table": (None, (_pointer, c_int, c_float, POINTER(Table), _pointer, _pointer)),
@@ -115,10 +103,3 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
         ),
     ),
 }
-
-
-def declare(library: ctypes.CDLL) -> None:
-    """Tell ctypes the functions' types, so that it converts arguments and refuses wrong ones."""
-    for name, (result, arguments) in FUNCTIONS.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments

@@ -19,7 +19,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-from pipeline.retrieval.backends.native.build import (
+from pipeline.native.build import (
     FLAGS,
     FOLDER,
     BuildError,
@@ -28,7 +28,7 @@ from pipeline.retrieval.backends.native.build import (
     library_name,
     source_hash,
 )
-from pipeline.retrieval.backends.native.interface import declare
+from pipeline.native.interface import FUNCTIONS, declare
 
 log = logging.getLogger("nightrails")
 
@@ -98,7 +98,7 @@ def load_library(path: Path) -> ctypes.CDLL | None:
     Raises OSError when the file cannot be loaded.
     """
     library = ctypes.CDLL(str(path))
-    declare(library)
+    declare(library, FUNCTIONS)
     return library if library.nr_is_usable() else None
 
 
@@ -147,7 +147,7 @@ def _libraries(name: str) -> Iterator[Path]:
 
 def _installed_folders() -> Iterator[Path]:
     """The kernel folders of the installed package: in a wheel's files, or in the checkout of an editable install."""
-    within = FOLDER.relative_to(FOLDER.parents[3])  # pipeline/retrieval/backends/native
+    within = FOLDER.relative_to(FOLDER.parents[1])  # pipeline/native
     for distribution in distributions(name=DISTRIBUTION):
         yield Path(str(distribution.locate_file(within)))
         origin = json.loads(distribution.read_text("direct_url.json") or "{}")

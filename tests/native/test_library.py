@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.retrieval.backends.native import build, loader
-from pipeline.retrieval.backends.native.build import (
+from pipeline.native.build import (
     FLAGS,
     FOLDER,
     BuildError,
@@ -20,7 +19,8 @@ from pipeline.retrieval.backends.native.build import (
     library_name,
     source_hash,
 )
-from pipeline.retrieval.backends.native.loader import CPU_FLAGS, cpu_flags, find_library, load_library, native_kernels
+from pipeline.native.loader import CPU_FLAGS, cpu_flags, find_library, load_library, native_kernels
+from pipeline.native import build, loader
 from tests.retrieval.backends.native_libraries import copy_sources, emulated_library
 
 RUNNABLE = [name for name, needed in CPU_FLAGS.items() if needed <= cpu_flags()]
@@ -56,7 +56,7 @@ def bare(tmp_path: Path, compiled: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
         f"shutil.copy({str(compiled)!r}, sys.argv[sys.argv.index('-o') + 1])\n"
     )
     monkeypatch.setenv("CXX", f"{sys.executable} {tmp_path / 'compiler.py'}")
-    checkout = tmp_path / "checkout" / FOLDER.relative_to(FOLDER.parents[3])
+    checkout = tmp_path / "checkout" / FOLDER.relative_to(FOLDER.parents[1])
     checkout.mkdir(parents=True)
     copy_sources(checkout)
     monkeypatch.setattr(loader, "FOLDER", checkout)
@@ -111,12 +111,12 @@ def test_the_environment_chooses_the_library(monkeypatch):
 
 def test_the_hash_changes_with_any_source_with_its_name_and_with_the_instruction_set(tmp_path):
     copy_sources(tmp_path)
-    hashes = {source_hash(name, tmp_path) for name in FLAGS}
+    hashes = {source_hash(name, [tmp_path]) for name in FLAGS}
     assert hashes == {source_hash(name) for name in FLAGS}
     (tmp_path / "lanes.h").write_bytes((tmp_path / "lanes.h").read_bytes() + b"\n")
-    hashes.add(source_hash("avx2", tmp_path))
+    hashes.add(source_hash("avx2", [tmp_path]))
     (tmp_path / "lanes.h").rename(tmp_path / "alleys.h")
-    hashes.add(source_hash("avx2", tmp_path))
+    hashes.add(source_hash("avx2", [tmp_path]))
     assert len(hashes) == len(FLAGS) + 2
 
 

@@ -1,4 +1,6 @@
-"""Compile the native kernels, and tell which compiled library was made from the sources beside this file.
+"""Compile the native kernels, and tell which compiled library was made from the sources of this checkout.
+
+A library holds all kernels for one instruction set: those of training and of the search, and what they share.
 
 Needs the standard library only: `setup.py` loads this file by its path, before anything is installed.
 """
@@ -13,7 +15,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent  # holds the libraries
+# The folders of the sources, whose files have different names.
+FOLDERS = (FOLDER, FOLDER.parent / "model/native", FOLDER.parent / "retrieval/backends/native")
 AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mavx512vnni -mfma"
 # The flags of each instruction set, the best set first.
 FLAGS = {
@@ -36,12 +40,18 @@ def library_name(instruction_set: str) -> str:
     return f"{instruction_set}{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
-def source_hash(instruction_set: str, folder: Path = FOLDER) -> str:
-    """The hash of the sources in `folder` and of the flags they are compiled with."""
+def source_hash(instruction_set: str, folders: Sequence[Path] = FOLDERS) -> str:
+    """The hash of the sources in `folders` and of the flags they are compiled with."""
     digest = hashlib.sha256(" ".join(_flags(instruction_set)).encode())
-    for path in sorted([*folder.glob("*.cpp"), *folder.glob("*.h")]):
+    for path in source_files(folders, "*.cpp", "*.h"):
         digest.update(f"\0{path.name}\0".encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def source_files(folders: Sequence[Path], *patterns: str) -> list[Path]:
+    """The files in `folders` that have a name like one of the patterns, by name."""
+    paths = [path for folder in folders for pattern in patterns for path in folder.glob(pattern)]
+    return sorted(paths, key=lambda path: path.name)
 
 
 def is_made_from(path: Path, wanted_hash: str) -> bool:
@@ -56,19 +66,22 @@ def is_made_from(path: Path, wanted_hash: str) -> bool:
     return is_whole and f"nightrails sources {wanted_hash}\0".encode() in data
 
 
-def compile_library(instruction_set: str, output: Path, sources: Sequence[Path] = (), folder: Path = FOLDER) -> None:
-    """Compile `sources` (all of `folder` unless given) into `output`, which appears whole or not at all.
+def compile_library(
+    instruction_set: str, output: Path, sources: Sequence[Path] = (), folders: Sequence[Path] = FOLDERS
+) -> None:
+    """Compile `sources` (all of `folders` unless given) into `output`, which appears whole or not at all.
 
     Raises BuildError, with the compiler's last words.
     """
     compiler = shlex.split(os.environ.get("CXX", "")) or [path for path in map(shutil.which, COMPILERS) if path][:1]
     if not compiler:
         raise BuildError("no C++ compiler")
-    paths = [str(path) for path in sources or sorted(folder.glob("*.cpp"))]
+    paths = [str(path) for path in sources or source_files(folders, "*.cpp")]
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:
         made = Path(scratch) / output.name
-        marker = f'-DNR_SOURCE_HASH="{source_hash(instruction_set, folder)}"'
-        command = [*compiler, *_flags(instruction_set), marker, f"-I{folder}", *paths, "-o", str(made)]
+        marker = f'-DNR_SOURCE_HASH="{source_hash(instruction_set, folders)}"'
+        headers = [f"-I{folder}" for folder in folders]
+        command = [*compiler, *_flags(instruction_set), marker, *headers, *paths, "-o", str(made)]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILER_SECONDS)
         except subprocess.CalledProcessError as error:

@@ -255,6 +255,11 @@ class TrainSettings(Config):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     mutual_information_weight: Annotated[float, Field(ge=0.0)] = 0.001
     user_norm_weight: Annotated[float, Field(ge=0.0)] = 0.1
+    # auto: the native kernels train the pair network on CPUs that they support, else PyTorch. The backends round
+    # differently, so each gives other weights.
+    backend: Literal["auto", "torch", "native"] = "auto"
+    # Of PyTorch's matrix products. The native kernels multiply bfloat16 numbers whatever this says (with AVX2 only:
+    # float32). All weights, and what is summed natively, are float32.
     precision: Literal["float32", "bfloat16"] = "float32"
     # Users to validate on, a sample. None: as many as cost a fifth of the training's time, but at least 2,000.
     validation_queries: PositiveInt | None = None

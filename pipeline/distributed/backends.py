@@ -12,7 +12,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.distributed.cluster import Cluster
 from pipeline.distributed.errors import ray_errors_translated
 from pipeline.errors import InfrastructureError
-from pipeline.retrieval.backends import Backend, describe_backend, require_backend
+from pipeline.native.backend import Backend
+from pipeline.retrieval.backends import describe_backend, require_backend
 from pipeline.settings import ClusterSettings, SearchSettings, Settings
 from pipeline.stages.devices import device_for
 

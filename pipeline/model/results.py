@@ -20,6 +20,7 @@ class TrainingMetrics(Config):
     ended_by: str | None  # the setting that ended the training: max_epochs, max_minutes or patience
     history: tuple[RoundReport, ...]
     popularity_hit_rate: float
+    backend: str  # of the pair network: `native <instruction set>` or `torch`; several after a restart elsewhere
     # Of a refit: epochs on all events after the selection. The other figures are those of the selection.
     refit_epochs: float = 0.0
     refit_loss: float | None = None
@@ -49,4 +50,5 @@ def training_metrics(
         ended_by=ended_by(history, settings),
         history=tuple(history),
         popularity_hit_rate=popularity_hit_rate,
+        backend=", ".join(dict.fromkeys(report.backend for report in history)),
     )

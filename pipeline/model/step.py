@@ -2,7 +2,8 @@
 
 The pair network dwarfs the rest of the model (32 numbers per pair of a query and an item become 128 and 32 again), so
 its intermediate results must not leave the processor's cache. Each tile of pairs therefore goes forward and backward
-at once, down to the two sides; the rest of the model goes backward once, at the end.
+at once, down to the two sides; the rest of the model goes backward once, at the end. The tiles are PyTorch's, or those
+of the native kernels (`train.backend`).
 
 Shapes: T training positions = G groups of S, which share N negatives; B sequences, L positions, E embedding.
 """
@@ -14,10 +15,12 @@ import torch
 from torch import Tensor
 
 from pipeline.data.batches import SequenceBatch
+from pipeline.model.backends import native_library
 from pipeline.model.inputs import Events
 from pipeline.model.losses import mutual_information_loss, sampled_softmax_loss, user_norm_loss
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
+from pipeline.model.native.pairs import train_pairs
 from pipeline.model.negatives import Negatives, is_own
 from pipeline.settings import TrainSettings
 
@@ -83,7 +86,13 @@ def accumulate_gradients(
             regulariser = regulariser + settings.user_norm_weight * user_norm_loss(users_TD)
     per_position = [query.components_BQD, query.gate_BP, scores_T]
     per_group = [negatives.components_NXD, negatives.gate_NP]
-    loss_sum, gradients = _in_tiles(model.mol, positions, per_position, per_group, drawn, settings)
+    library = native_library(model.mol, settings)
+    if library is None:
+        loss_sum, gradients = _in_tiles(model.mol, positions, per_position, per_group, drawn, settings)
+    else:
+        of_negatives = (drawn.corrections_GN, drawn.is_own_GBN)
+        of_positions = (positions.sequences_T, positions.weights_T)
+        loss_sum, gradients = train_pairs(library, model.mol, per_position, per_group, *of_negatives, *of_positions)
     weight = float(batch.weights_BL.sum(dtype="float64"))
     regulariser_sum = regulariser * weight
     torch.autograd.backward(

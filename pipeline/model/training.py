@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipeline.data.batches import ValidationUsers, Windows, epoch_batches
 from pipeline.errors import InputError
+from pipeline.model.backends import training_backend
 from pipeline.model.model import RetrievalModel
 from pipeline.model.negatives import Negatives
 from pipeline.model.pace import Pace
@@ -70,6 +71,7 @@ class RoundReport:
     num_positions: int  # targets trained on
     seconds: float
     validation_seconds: float
+    backend: str = "torch"  # of the pair network, in this process
 
     @property
     def worth(self) -> float:
@@ -161,7 +163,7 @@ def fit(
         stop = round_end(state.step, data.steps, settings.steps_between_validations)
         is_late = train_to(state, stop, data, settings, ranks, pace)
         if state.step == stop or is_late:
-            _finish_round(state, data, ranks)
+            _finish_round(state, data, settings, ranks)
         state.number += 1
         on_state(state)
 
@@ -210,7 +212,7 @@ def train_to(
     return is_late
 
 
-def _finish_round(state: TrainingState, data: TrainingData, ranks: Ranks) -> None:
+def _finish_round(state: TrainingState, data: TrainingData, settings: TrainSettings, ranks: Ranks) -> None:
     """Validate the averaged weights, and keep them if they are the best so far."""
     started = time.monotonic()
     sums = rank_by_model(state.average, data.validation, VALIDATION_CUTOFF)
@@ -226,6 +228,7 @@ def _finish_round(state: TrainingState, data: TrainingData, ranks: Ranks) -> Non
         num_positions=done.num_positions,
         seconds=done.seconds,
         validation_seconds=time.monotonic() - started,
+        backend=training_backend(state.model.mol, settings).name,
     )
     state.history.append(report)
     state.progress = RoundProgress()

@@ -11,6 +11,7 @@ from pipeline.io.artifacts import read_manifest, require_manifest
 from pipeline.io.checkpoint import load_model, load_state, read_history, read_metrics, read_weights, write_checkpoint
 from pipeline.io.histories import read_eligible
 from pipeline.io.night import Night
+from pipeline.model.backends import training_backend
 from pipeline.model.encoders import columns_read
 from pipeline.model.model import RetrievalModel
 from pipeline.model.results import refit_metrics, training_metrics
@@ -26,12 +27,13 @@ from pipeline.model.training import (
     popular_hit_rate,
     seed_everything,
 )
+from pipeline.native.backend import Backend
 from pipeline.settings import Settings, TrainSettings
 from pipeline.stages.devices import PROCESS_BYTES
 from pipeline.stages.runner import Runner
 from pipeline.stages.training_data import read_training_data
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("nightrails")
 
 NEVER = 1_000_000_000  # rounds of patience: a refit goes to its end
 COLUMN_BYTES = {"times": 32, "weights": 16}  # of an event in memory: four copies while buckets are joined
@@ -86,7 +88,7 @@ def train_rank(
 
     Returns the hit rate of popularity on the validation users. `report` is called with the state and this hit rate, as
     `fit` calls `on_state`; `say` gets a line for each state, and one about the speed every half minute. Raises
-    InputError when no user has two events.
+    InputError when no user has two events, or when `train.backend` cannot run here.
     """
     torch.set_num_threads(settings.train.threads_per_worker)
     data = read_training_data(night, settings, ranks, device, "whole" if night.has_refit else "train")
@@ -98,6 +100,7 @@ def train_rank(
         best_epoch = read_metrics(night.storage, night.selected).best_epoch
         train = refit_settings(train, best_epoch)
         say(f"refit of model {night.selected.id} on all events, for {train.max_epochs} of its {best_epoch:g} epochs")
+    _log_backend(training_backend(model.mol, train))
     state = new_state(model, train)
     if state_folder is not None:
         load_state(state_folder, state)
@@ -109,6 +112,13 @@ def train_rank(
 
     fit(state, data, train, ranks, on_state, say)
     return popularity
+
+
+def _log_backend(backend: Backend) -> None:
+    if backend.reason:
+        log.warning("the pair network trains with %s, slower: %s", backend.name, backend.reason)
+    else:
+        log.info("the pair network trains with %s%s", backend.name, f" ({backend.origin})" if backend.origin else "")
 
 
 def keep_best(night: Night, settings: Settings, state_folder: Path, popularity: float) -> Manifest:

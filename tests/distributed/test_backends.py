@@ -7,8 +7,9 @@ from pipeline.distributed import backends
 from pipeline.distributed.backends import SearchNode, check_backends, probe_backends, search_nodes
 from pipeline.distributed.cluster import Cluster, Node
 from pipeline.errors import InputError
+from pipeline.native.backend import Backend
 from pipeline.native.loader import Kernels
-from pipeline.retrieval.backends import Backend, describe_backend
+from pipeline.retrieval.backends import describe_backend
 from pipeline.settings import ClusterSettings, SearchSettings, Settings
 
 TWO = (SearchNode("a", "1"), SearchNode("b", "2"))

@@ -35,5 +35,6 @@ def test_a_trained_model_is_reported_and_not_trained_again(tmp_path):
         "refit_loss": None,
         "is_refit_served": False,
         "popularity_hit_rate": 0.1,
+        "backend": "torch",
     }
     assert [info.key for info in night.storage.list("training/")] == ["training/other"]

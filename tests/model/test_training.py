@@ -166,7 +166,7 @@ def test_the_softmax_is_taken_in_float32_over_tiles_of_bounded_size(monkeypatch,
 
     monkeypatch.setitem(step.TILE_PAIRS, "cpu", tile_pairs)
     monkeypatch.setattr(step, "sampled_softmax_loss", spy)
-    settings = SETTINGS.model_copy(update={"precision": "bfloat16"})
+    settings = SETTINGS.model_copy(update={"precision": "bfloat16", "backend": "torch"})
     data = training_data(settings)
     batch = next(epoch_batches(data.windows, 5, seed=0, epoch=1, rank=0))
     accumulate_gradients(start(settings).model.train(), batch, Negatives.of(data.item_counts_N, settings), settings)

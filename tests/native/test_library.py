@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.native import build, loader
 from pipeline.native.build import (
     FLAGS,
     FOLDER,
@@ -20,7 +21,6 @@ from pipeline.native.build import (
     source_hash,
 )
 from pipeline.native.loader import CPU_FLAGS, cpu_flags, find_library, load_library, native_kernels
-from pipeline.native import build, loader
 from tests.retrieval.backends.native_libraries import copy_sources, emulated_library
 
 RUNNABLE = [name for name, needed in CPU_FLAGS.items() if needed <= cpu_flags()]

@@ -1,10 +1,10 @@
 """The choice of the backend that searches a shard."""
 
-from dataclasses import dataclass
 from importlib.util import find_spec
 
 from pipeline.errors import InputError
 from pipeline.model.mol import MixtureOfLogits
+from pipeline.native.backend import Backend
 from pipeline.native.loader import native_kernels
 from pipeline.retrieval.backends.native.index import NativeIndex
 from pipeline.retrieval.backends.torch.index import TorchIndex
@@ -13,21 +13,6 @@ from pipeline.retrieval.shard import Shard
 from pipeline.settings import SearchSettings
 
 NO_TRITON = "Triton is missing (pip install 'nightrails[gpu]')"
-
-
-@dataclass(frozen=True)
-class Backend:
-    """A backend on this machine: `native <instruction set>`, `torch` or `triton`.
-
-    `reason` says why it is not the backend that was asked for, or not the fastest; `origin` is the kernels' file.
-    """
-
-    name: str
-    reason: str = ""
-    origin: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.reason})" if self.reason else self.name
 
 
 def describe_backend(settings: SearchSettings, device_type: str) -> Backend:

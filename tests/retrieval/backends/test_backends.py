@@ -3,9 +3,10 @@
 import pytest
 
 from pipeline.errors import InputError
+from pipeline.native.backend import Backend
 from pipeline.native.loader import Kernels
 from pipeline.retrieval import backends
-from pipeline.retrieval.backends import Backend, describe_backend, require_backend
+from pipeline.retrieval.backends import describe_backend, require_backend
 from pipeline.settings import SearchSettings
 
 

@@ -122,6 +122,11 @@ def _gpu_speed(parser: Parser) -> None:
     parser.add_argument("--num-items", type=int, nargs="+", default=[1_000_000, 10_000_000])
 
 
+def _training_speed(parser: Parser) -> None:
+    parser.add_argument("--num-items", type=int, nargs="+", default=[46_000, 1_000_000], help="sizes of the item table")
+    parser.add_argument("--rounds", type=int, default=7, help="times that each contender is timed")
+
+
 def _memory(parser: Parser) -> None:
     parser.add_argument("job", choices=["prepare", "count_pairs", "train", "embed_items", "retrieve", "evaluate"])
     parser.add_argument("num_users", type=int, nargs="+", metavar="USERS")
@@ -149,6 +154,7 @@ STUDIES = {
     "recall": Study("models.recall", _models),
     "dtypes": Study("models.dtypes", _models),
     "breaks": Study("models.breaks", _models),
+    "training-speed": Study("kernels.training_speed", _training_speed),
     "gpu-compile": Study("kernels.gpu_compile", _gpu_compile),
     "gpu-speed": Study("kernels.gpu_speed", _gpu_speed),
     "memory": Study("cluster.memory", _memory),

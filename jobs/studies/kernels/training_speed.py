@@ -1,0 +1,141 @@
+"""Speed of a training step on one thread: the native pair network beside PyTorch's, and what else takes time.
+
+For 32 and 64 pairs of components a step of 2,560 positions is timed with every backend, in turn: positions per second,
+the part of the pair network in it, and the share of the processor's multiply-adds that the network's products reach
+(a product counts three times: forward, and backward to both sides). Then a step is timed for tables of several numbers
+of items, whose optimiser touches every item.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+from jobs.studies.machine import processor
+from jobs.studies.search.stage1 import bfloat16_peak
+from jobs.studies.timing import Timing, median_ratio, time_interleaved
+from pipeline.data.batches import SequenceBatch, cut_windows, epoch_batches
+from pipeline.data.lists import Lists
+from pipeline.model import step
+from pipeline.model.backends import training_backend
+from pipeline.model.model import RetrievalModel
+from pipeline.model.negatives import Negatives
+from pipeline.model.step import accumulate_gradients
+from pipeline.model.training import Ranks, average_gradients, new_state
+from pipeline.settings import ModelSettings, MolSettings, TrainSettings
+
+SHAPES = ((8, 4, 64), (8, 8, 32))  # query components, item components, width
+NUM_ITEMS = 46_000
+NUM_EVENTS = 41  # of each of the step's 64 users
+BACKENDS = {
+    "native": TrainSettings(backend="native"),
+    "torch": TrainSettings(backend="torch"),
+    "torch bfloat16": TrainSettings(backend="torch", precision="bfloat16"),
+}
+
+
+@dataclass
+class StepClock:
+    """Makes training steps of one model and adds up the CPU seconds of their parts."""
+
+    settings: TrainSettings
+    shape: tuple[int, int, int]
+    num_items: int
+    pairs: list[float] = field(default_factory=list)  # the pair network
+    optimiser: list[float] = field(default_factory=list)  # the mean of the gradients, and AdamW
+
+    def __post_init__(self) -> None:
+        q, x, d = self.shape
+        mol = MolSettings(num_query_components=q, num_item_components=x, component_dim=d)
+        torch.manual_seed(0)
+        self._state = new_state(RetrievalModel(ModelSettings(mol=mol), self.num_items), self.settings)
+        self._batch = _random_batch(self.num_items, self.settings.batch_size)
+        self._sampler = Negatives.of(torch.ones(self.num_items), self.settings)
+        self.backend = training_backend(self._state.model.mol, self.settings)
+
+    @property
+    def num_positions(self) -> int:
+        return int((self._batch.targets_BL >= 0).sum())
+
+    def __call__(self) -> None:
+        model = self._state.model.train()
+        self._state.optimiser.zero_grad(set_to_none=True)
+        with _seconds_of("train_pairs", self.pairs), _seconds_of("_in_tiles", self.pairs):
+            _, num_positions = accumulate_gradients(model, self._batch, self._sampler, self.settings)
+        begun = time.process_time()
+        average_gradients(model, num_positions, Ranks())
+        self._state.optimiser.step()
+        self.optimiser.append(time.process_time() - begun)
+
+
+def _random_batch(num_items: int, num_users: int) -> SequenceBatch:
+    rows = np.random.default_rng(0).integers(0, num_items, (num_users, NUM_EVENTS)).astype(np.int32)
+    windows = cut_windows(Lists.of(list(rows)), np.arange(num_users), NUM_EVENTS)
+    return next(iter(epoch_batches(windows, 1, 0, 1, 0)))
+
+
+@contextmanager
+def _seconds_of(name: str, seconds: list[float]) -> Iterator[None]:
+    """Time the calls of a function of the step."""
+    timed: Callable[..., Any] = getattr(step, name)
+
+    def call(*arguments: Any) -> Any:
+        begun = time.process_time()
+        result = timed(*arguments)
+        seconds.append(time.process_time() - begun)
+        return result
+
+    with patch.object(step, name, call):
+        yield
+
+
+def study_backends(shape: tuple[int, int, int], num_rounds: int, peak: float) -> None:
+    """Print a line per backend: the whole step, the pair network, and its share of the peak."""
+    clocks = {name: StepClock(settings, shape, NUM_ITEMS) for name, settings in BACKENDS.items()}
+    timings = time_interleaved(clocks, num_rounds)
+    q, x, d = shape
+    flop = 6 * q * x * (d + 2 * MolSettings().gate_hidden_dim) * TrainSettings().num_negatives
+    print(f"{q} x {x} x {d}:")
+    for name, clock in clocks.items():
+        pairs = _median(clock.pairs, num_rounds)
+        networks = {other: Timing((), tuple(each.pairs[-num_rounds:])) for other, each in clocks.items()}
+        print(
+            f"  {name:15} {clock.num_positions / timings[name].median_cpu:8,.0f} positions/s in the step, "
+            f"{clock.num_positions / pairs:8,.0f} in the pair network; the native one is "
+            f"{median_ratio(networks[name], networks['native'], 'cpu'):.1f} times as fast, the native step "
+            f"{median_ratio(timings[name], timings['native'], 'cpu'):.1f} times; "
+            f"{flop * clock.num_positions / pairs / 1e9:.0f} GFLOP/s, {flop * clock.num_positions / pairs / peak:.0%} "
+            f"of the bfloat16 peak"
+        )
+
+
+def study_tables(num_items: list[int], num_rounds: int) -> None:
+    """Print where the time of a native step goes, for several sizes of the item table."""
+    for number in num_items:
+        clock = StepClock(BACKENDS["native"], SHAPES[0], number)
+        whole = time_interleaved({"step": clock}, num_rounds)["step"].median_cpu
+        pairs, optimiser = _median(clock.pairs, num_rounds), _median(clock.optimiser, num_rounds)
+        print(
+            f"{number:,} items: a step takes {1e3 * whole:.0f} ms; pair network {pairs / whole:.0%}, gradients' mean "
+            f"and AdamW {optimiser / whole:.0%}, the rest of the model {1 - (pairs + optimiser) / whole:.0%}"
+        )
+
+
+def _median(seconds: list[float], num_rounds: int) -> float:
+    return float(np.median(seconds[-num_rounds:]))
+
+
+def main(num_items: list[int], rounds: int) -> None:
+    torch.set_num_threads(1)
+    clock = StepClock(BACKENDS["native"], SHAPES[0], NUM_ITEMS)
+    instruction_set = clock.backend.name.removeprefix("native ")
+    peak = bfloat16_peak("avx512" if instruction_set == "amx" else instruction_set)  # the kernels use no tiles
+    print(f"{processor()}, {clock.backend.name}, peak of a core {peak / 1e9:.0f} GFLOP/s, medians of {rounds} rounds")
+    for shape in SHAPES:
+        study_backends(shape, rounds, peak)
+    study_tables(num_items, rounds)

@@ -27,7 +27,7 @@ FLAGS = {
 }
 COMMON = "-std=c++17 -O3 -fwrapv -pthread -fno-math-errno -Wno-maybe-uninitialized -Wno-array-bounds -fPIC -shared"
 COMPILERS = ("c++", "g++", "clang++")
-COMPILER_SECONDS = 600  # six seconds on an idle core
+COMPILER_SECONDS = 600  # ten seconds on an idle core
 LAST_LINES = 3  # lines of a failing compiler's output that the error quotes
 
 

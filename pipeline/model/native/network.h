@@ -6,8 +6,8 @@
 // forward pass stays in the second-level cache.
 #pragma once
 
-#include <cmath>
-
+#include "elementwise.h"
+#include "loss.h"
 #include "masks.h"
 #include "operands.h"
 
@@ -16,35 +16,6 @@ namespace nr::training {
 constexpr int TOGETHER = 4;           // positions whose gradients of the items' components are added up together
 constexpr float LEAST_SHARE = 1e-6f;  // MIN_NORM of mol.py: what is kept of the gates counts as at least this
 constexpr int V = 2;                  // vectors of lanes that the elementwise steps work on at once
-
-// silu(x) and its slope.
-NR_INLINE inline void silu_and_slope(VF x, VF& value, VF& slope) {
-#ifdef NR_AVX2
-  const VF share = 1 / (exponential(-x) + 1);
-#else
-  const VF share = (VF)_mm512_rcp14_ps((__m512)(rough_exponential(-x) + 1));
-#endif
-  value = x * share;
-  slope = share + value * (1 - share);
-}
-
-NR_INLINE inline VF power_of_e(VF x) {
-#ifdef NR_AVX2
-  return exponential(x);
-#else
-  return rough_exponential(x);
-#endif
-}
-
-// What one position brings, and where its gradients go.
-struct Position {
-  int64_t number;
-  const float *components, *gate;  // (Q, D), (P,)
-  float positive, weight;          // its own item's score; the weight of its loss
-  const uint8_t* is_left_out;      // (N,)
-  float *component_sums, *gate_sums, *positive_sum;
-  double* loss;
-};
 
 class PairNetwork {
  public:
@@ -71,7 +42,8 @@ class PairNetwork {
       set_query(positions[p], p);
       const Masks masks(seed_, positions[p].number, num_dropped_);
       for (int block = 0; block < s_.num_blocks(); block++) forward(block, p, masks, negatives);
-      *positions[p].loss = loss(positions[p], corrections);
+      *positions[p].loss =
+          softmax_loss(positions[p], scores_.data(), corrections, s_.items, items_, score_sums_.data());
       component_sums_.clear();
       gate_sums_.clear();
       for (int block = 0; block < s_.num_blocks(); block++) backward(block, p, count, negatives, gradients);
@@ -204,30 +176,6 @@ class PairNetwork {
     });
   }
 
-  // The position's loss; writes the gradients of the positive's score and of the negatives' scores.
-  double loss(const Position& position, const float* corrections) {
-    float largest = position.positive;
-    float* sums = score_sums_.data();
-    for (int n = 0; n < s_.items; n++) {
-      sums[n] = scores_.data()[n] + corrections[n];
-      if (!position.is_left_out[n] && sums[n] > largest) largest = sums[n];
-    }
-    const float of_positive = std::exp(position.positive - largest);
-    double total = of_positive;
-    for (int n = 0; n < items_; n += L) {
-      const VF score = load<VF>(sums + n);
-      store(sums + n, exponential(score - largest) + 0 * score);
-    }
-    for (int n = 0; n < items_; n++) {
-      if (n >= s_.items || position.is_left_out[n]) sums[n] = 0;
-      total += sums[n];
-    }
-    const float share = (float)(position.weight / total);
-    for (int n = 0; n < items_; n++) sums[n] *= share;
-    *position.positive_sum = (float)(position.weight * (of_positive / total - 1));
-    return position.weight * (std::log(total) + largest - position.positive);
-  }
-
   void backward(int block, int p, int count, Negatives& negatives, WeightGradients& gradients) {
     const int wide = s_.wide(block), depth = rows_ / PER_GROUP, hidden_depth = s_.hidden_up() / PER_GROUP;
     const int items = wide / PER_GROUP;
@@ -249,8 +197,8 @@ class PairNetwork {
                keep(values, wide, hidden_pairs_block_.data() + row / PER_GROUP * wide + column,
                     hidden_rows_block_.data() + (row * wide + column) / PER_GROUP);
              });
-    add_product({hidden_rows_block_.data(), items, 1}, s_.hidden_up(), of_block(logits_across_, block, rows_ / PER_GROUP),
-                rows_, rows_, items, gradients.in, rows_);
+    add_product({hidden_rows_block_.data(), items, 1}, s_.hidden_up(),
+                of_block(logits_across_, block, rows_ / PER_GROUP), rows_, rows_, items, gradients.in, rows_);
     const float* gates = of_block(gates_, block, rows_);
     multiply({weights_.in_across(), hidden_depth, 1}, s_.pair_rows(), hidden_pairs_block_.data(), wide, wide,
              hidden_depth, [&](int row, int column, auto& sums) NR_INLINE {
@@ -267,7 +215,8 @@ class PairNetwork {
              });
     for (int j = 0; j < s_.item_components; j++)
       add_product({rows_block_.data() + j * s_.queries_up() * items, items, 1}, s_.queries_up(),
-                  negatives.along(block, j), s_.width_up(), s_.width_up(), items, component_sums_.data(), s_.width_up());
+                  negatives.along(block, j), s_.width_up(), s_.width_up(), items, component_sums_.data(),
+                  s_.width_up());
   }
 
   // Two rows of the softmax over pairs and of the gates' inputs. Replaces weights by the logits' direct gradients.
@@ -289,8 +238,10 @@ class PairNetwork {
           const VF share = larger(weight, VF{}) * load<VF>(inverses_.data() + item + v * L);
           const VF direct = of_score * share;
           VF input = direct * (logit - score);
-          if (mask_above(clamped, VF{}))  // there the score is no mean: all gates, dropped ones too, divide it
-            input += of_score * score * (share - (VF)((VI)weight & INT32_MAX) * clamped) * (VF)((VI)broadcast<VF>(1) & (VI)(clamped > 0));
+          if (mask_above(clamped, VF{})) {  // there the score is no mean: all gates, dropped ones too, divide it
+            const VF share_of_all = (VF)((VI)weight & INT32_MAX) * clamped;
+            input += (VF)((VI)(of_score * score * (share - share_of_all)) & (VI)(clamped > 0));
+          }
           input *= load<VF>(gate_slopes_.data() + at + v * L);
           store(gate, direct);
           inputs[r][v] = input;

@@ -149,7 +149,8 @@ class Negatives {
 
   // [D][N of the block]: numbers along the width are in a group.
   const Group* across(int block, int j) const {
-    return across_.data() + ((int64_t)block * WIDE * sizes_.item_components + j * sizes_.wide(block)) * sizes_.width_groups();
+    const int64_t before = (int64_t)block * WIDE * sizes_.item_components + j * sizes_.wide(block);
+    return across_.data() + before * sizes_.width_groups();
   }
   // [N of the block][D]: items are in a group.
   const Group* along(int block, int j) const {

@@ -39,12 +39,15 @@ class Step {
  public:
   Step(const StepSizes& sizes, const StepInputs& in, const StepOutputs& out)
       : t_(sizes), s_{sizes.query_components, sizes.item_components, sizes.width, sizes.hidden, sizes.negatives},
-        in_(in), out_(out), weights_(s_, in.in_weight, in.in_bias, in.out_weight, in.out_bias),
+        in_(in),
+        out_(out),
+        weights_(s_, in.in_weight, in.in_bias, in.out_weight, in.out_bias),
         num_slices_((sizes.group_size + POSITIONS_PER_UNIT - 1) / POSITIONS_PER_UNIT),
         slice_(rounded_up((int)((sizes.group_size + num_slices_ - 1) / num_slices_), TOGETHER)),
         groups_per_unit_(std::max<int64_t>(1, POSITIONS_PER_UNIT / sizes.group_size)),
         num_units_((sizes.num_groups + groups_per_unit_ - 1) / groups_per_unit_ * num_slices_),
-        components_size_((int64_t)s_.items * s_.item_components * s_.width), gates_size_((int64_t)s_.items * s_.pairs()),
+        components_size_((int64_t)s_.items * s_.item_components * s_.width),
+        gates_size_((int64_t)s_.items * s_.pairs()),
         component_slices_(new float[(num_slices_ - 1) * t_.num_groups * components_size_]),
         gate_slices_(new float[(num_slices_ - 1) * t_.num_groups * gates_size_]),
         gradients_(num_units_ * WeightGradients::size(s_)) {}
@@ -97,7 +100,8 @@ class Step {
   void add_slices(int64_t group) {
     for (int64_t slice = 0; slice + 1 < num_slices_; slice++) {
       const int64_t extra = slice * t_.num_groups + group;
-      add(component_slices_.get() + extra * components_size_, components_size_, out_.item_components + group * components_size_);
+      const float *components = component_slices_.get() + extra * components_size_;
+      add(components, components_size_, out_.item_components + group * components_size_);
       add(gate_slices_.get() + extra * gates_size_, gates_size_, out_.item_gates + group * gates_size_);
     }
   }

@@ -90,9 +90,16 @@ def accumulate_gradients(
     if library is None:
         loss_sum, gradients = _in_tiles(model.mol, positions, per_position, per_group, drawn, settings)
     else:
-        of_negatives = (drawn.corrections_GN, drawn.is_own_GBN)
-        of_positions = (positions.sequences_T, positions.weights_T)
-        loss_sum, gradients = train_pairs(library, model.mol, per_position, per_group, *of_negatives, *of_positions)
+        loss_sum, gradients = train_pairs(
+            library,
+            model.mol,
+            per_position,
+            per_group,
+            drawn.corrections_GN,
+            drawn.is_own_GBN,
+            positions.sequences_T,
+            positions.weights_T,
+        )
     weight = float(batch.weights_BL.sum(dtype="float64"))
     regulariser_sum = regulariser * weight
     torch.autograd.backward(

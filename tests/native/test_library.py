@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,13 @@ def test_the_hash_changes_with_any_source_with_its_name_and_with_the_instruction
     (tmp_path / "lanes.h").rename(tmp_path / "alleys.h")
     hashes.add(source_hash("avx2", [tmp_path]))
     assert len(hashes) == len(FLAGS) + 2
+
+
+def test_the_wheel_has_all_sources():
+    """Without them an installed library could not be told from one of other sources."""
+    root = FOLDER.parents[1]
+    packages = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert packages == {".".join(folder.relative_to(root).parts): ["*.cpp", "*.h"] for folder in build.FOLDERS}
 
 
 def test_only_a_whole_file_of_these_sources_is_accepted(compiled, tmp_path):

@@ -4,6 +4,7 @@ The library for AVX2 multiplies float32 numbers, so it is held to float32's erro
 """
 
 import math
+import shutil
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -19,8 +20,9 @@ from pipeline.model.inputs import Events
 from pipeline.model.mol import MixtureOfLogits
 from pipeline.model.native.pairs import gate_masks, step_sizes, train_pairs
 from pipeline.model.step import Drawn, Positions
-from pipeline.native.loader import CPU_FLAGS, cpu_flags, find_library
+from pipeline.native.loader import CPU_FLAGS, cpu_flags, find_library, load_library
 from pipeline.settings import MolSettings, TrainSettings
+from tests.retrieval.backends.native_libraries import emulated_library
 
 BUILT = [name for name, needed in CPU_FLAGS.items() if needed <= cpu_flags() and find_library(name).functions]
 pytestmark = pytest.mark.skipif(not BUILT, reason="no native library for this CPU")
@@ -204,6 +206,21 @@ def test_the_result_is_the_same_to_the_bit_on_any_number_of_threads(name):
         torch.set_num_threads(threads)
         for key, value in native(name, case).items():
             assert torch.equal(value, first[key]), (threads, key)
+
+
+@pytest.mark.skipif(not shutil.which("c++") or "avx512" not in BUILT, reason="no C++ compiler, or no CPU for AVX-512")
+def test_the_library_for_amx_trains_as_that_for_avx512_to_the_bit(tmp_path):
+    """It uses no tiles for training. Here a model of the tiles is compiled in, which needs no AMX."""
+    case = make_case(3, (3, 5, 7, 13), group_size=10, num_negatives=40, gate_dropout=0.2)
+    (tmp_path / "amx.so").write_bytes(emulated_library())
+    amx = load_library(tmp_path / "amx.so")
+    assert amx is not None
+    expected = native("avx512", case)
+    torch.manual_seed(SEED)
+    loss, gradients = train_pairs(amx, *vars(case).values())
+    assert torch.equal(loss, expected["loss"])
+    for name, gradient in zip(NAMES, gradients, strict=True):
+        assert torch.equal(gradient, expected[name])
 
 
 @pytest.mark.parametrize("name", BUILT)

@@ -17,7 +17,8 @@ from tests.jobs.nightly import TINY
 # A model of two numbers per item that has seen little of the log.
 WEAK = {
     "cluster.mode": "local",
-    "simulate.num_users": 300,
+    "simulate.num_events": 3_000,
+    "corpus.num_shards": 1,
     "model.dim": 2,
     "model.num_heads": 1,
     "model.mol.component_dim": 2,

@@ -23,7 +23,9 @@ from pipeline.settings import Settings
 from pipeline.stages.prepare.segments import Segment, read_segment, write_segments
 from pipeline.stages.runner import Runner
 
-MAX_PAIRS = 4_000_000  # in a task of the second pass, which takes about 100 bytes for each
+# In a task of the second pass, which takes about 100 bytes for each. With another number, raise the recipe's version:
+# the parts of a count that was killed would not fit.
+MAX_PAIRS = 4_000_000
 
 Ranges = Sequence[tuple[int, int]]
 

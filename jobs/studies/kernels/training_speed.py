@@ -54,7 +54,7 @@ class StepClock:
         mol = MolSettings(num_query_components=q, num_item_components=x, component_dim=d)
         torch.manual_seed(0)
         self._state = new_state(RetrievalModel(ModelSettings(mol=mol), self.num_items), self.settings)
-        self._batch = _random_batch(self.num_items, self.settings.batch_size)
+        self._batch = _random_batch(self.num_items, self.settings.batch_positions // (NUM_EVENTS - 1))
         self._sampler = Negatives.of(torch.ones(self.num_items), self.settings)
         self.backend = training_backend(self._state.model.mol, self.settings)
 
@@ -66,9 +66,9 @@ class StepClock:
         model = self._state.model.train()
         self._state.optimiser.zero_grad(set_to_none=True)
         with _seconds_of("train_pairs", self.pairs), _seconds_of("_in_tiles", self.pairs):
-            _, num_positions = accumulate_gradients(model, self._batch, self._sampler, self.settings)
+            sums = accumulate_gradients(model, self._batch, self._sampler, self.settings)
         begun = time.process_time()
-        average_gradients(model, num_positions, Ranks())
+        average_gradients(model, sums.loss, sums.weight, sums.num_targets, Ranks())
         self._state.optimiser.step()
         self.optimiser.append(time.process_time() - begun)
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from pipeline.model import mol as mol_module
 from pipeline.model import step
-from pipeline.model.inputs import Events
 from pipeline.model.mol import MixtureOfLogits
 from pipeline.model.native.pairs import gate_masks, step_sizes, train_pairs
 from pipeline.model.step import Drawn, Positions
@@ -42,7 +41,7 @@ class Case:
     corrections_GN: Tensor
     is_own_GBN: Tensor
     sequences_T: Tensor
-    num_targets: int
+    weights_T: Tensor
 
 
 def make_case(
@@ -83,7 +82,9 @@ def make_case(
     ]
     is_own_GBN = torch.rand(num_groups, 3, num_negatives) < 0.1
     corrections_GN = torch.randn(num_groups, num_negatives, dtype=torch.float64)
-    return Case(mol, per_position, per_group, corrections_GN, is_own_GBN, torch.randint(3, (t,)), t - (t > 1))
+    weights_T = torch.rand(t) * 2
+    weights_T[t - (t > 1) :] = 0.0  # a copy at the end
+    return Case(mol, per_position, per_group, corrections_GN, is_own_GBN, torch.randint(3, (t,)), weights_T)
 
 
 @cache
@@ -121,7 +122,7 @@ def by_torch(case: Case, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype = t
     num_groups = len(case.is_own_GBN)
     unused = torch.empty(0, dtype=torch.int64)
     positions = Positions(
-        Events(unused), unused, unused, unused, unused, case.sequences_T, case.num_targets, num_groups
+        unused, unused, unused, case.weights_T, unused, case.sequences_T, len(case.sequences_T), num_groups
     )
     drawn = Drawn(case.is_own_GBN[:, 0].long(), case.corrections_GN, case.is_own_GBN)
     sides = ([tensor.to(dtype) for tensor in part] for part in (case.per_position, case.per_group))

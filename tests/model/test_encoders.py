@@ -205,6 +205,15 @@ def test_what_an_encoder_reads_is_known_without_a_random_number(keys):
 
 
 @each_encoder
+def test_an_encoder_makes_every_tensor_on_the_device_of_its_weights(keys):
+    """The meta device stands for a GPU: it refuses to work with tensors of the CPU."""
+    settings = ModelSettings(dim=16, max_length=MAX_LENGTH, mol=SMALL_MOL, **keys)
+    model, events = RetrievalModel(settings, NUM_ITEMS).to("meta"), make_events([6, 3], 6)
+    columns = {name: column.to("meta") for name, column in events.columns.items()}
+    assert model.encode_positions(Events(events.item_rows_BL.to("meta"), columns)).device.type == "meta"
+
+
+@each_encoder
 def test_dropout_changes_queries_in_training_only(keys):
     model, events = make_model(keys, dropout=0.5), make_events([6, 6], 6)
     assert torch.equal(model.encode(events), model.encode(events))

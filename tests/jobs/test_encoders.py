@@ -13,6 +13,7 @@ from pipeline.io.publication.reader import read_latest
 from pipeline.model.encoders import ENCODERS, columns_read
 from pipeline.model.training import Ranks
 from pipeline.settings import Settings
+from pipeline.stages.train import training_memory
 from pipeline.stages.training_data import read_training_data
 from tests.jobs.nightly import TINY
 
@@ -85,6 +86,13 @@ def test_training_carries_what_the_encoder_reads_and_nothing_else(root, keys):
         assert all(len(column) == len(lists.values) for column in lists.columns.values())
     assert not data.windows.own.columns
     assert not data.validation.held_out.columns
+
+
+def test_the_memory_that_training_asks_for_counts_the_columns(root):
+    plain, timed, weighed = (
+        training_memory(*reversed(opened(root, keys))) for keys in ({}, KINDS[-1], {"model.encoder": "bag"})
+    )
+    assert timed - plain == 2 * (weighed - plain) > 10_000
 
 
 def test_the_times_of_training_are_those_of_the_events(root):

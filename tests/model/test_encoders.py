@@ -240,7 +240,7 @@ def test_events_without_weight_do_not_count_in_a_bag_and_a_history_of_them_is_an
 
 
 def test_a_history_without_weight_spoils_no_gradient():
-    model = make_model({"encoder": "bag"}).requires_grad_(True)
+    model = make_model({"encoder": "bag"}).float().requires_grad_(True)
     events = Events(torch.tensor([[3, 7, 1]]), {"weights": torch.tensor([[0.0, 0.0, 1.0]])})
     (model.encode_positions(events) * 1e6 * torch.arange(16)).sum().backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.encoder.parameters())

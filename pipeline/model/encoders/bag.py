@@ -41,7 +41,7 @@ class Bag(nn.Module):
         """(B, L, E) queries. Events without weight count as if they were not there."""
         rate = self.settings.dropout
         dropped_BLE = dropout(items_BLE * self.settings.dim**0.5, rate, self.training)
-        mean_BLE = running_mean(dropped_BLE, events.columns["weights"] * events.is_event_BL)
+        mean_BLE = running_mean(dropped_BLE, events.columns["weights"])
         raised = dropout(F.relu(self.ffn_in(self.norm(mean_BLE))), rate, self.training)
         queries_BLE: Tensor = self.norm(mean_BLE + dropout(self.ffn_out(raised), rate, self.training))
         return queries_BLE

@@ -48,7 +48,7 @@ class Hstu(nn.Module):
     def forward(self, items_BLE: Tensor, events: Events) -> Tensor:
         """(B, L, E) queries. Padding is at the right, so that the causal mask alone hides it from every event."""
         buckets_BLL = time_buckets(events.columns["times"]) if self.reads else None
-        hidden_BLE = self.embedding(items_BLE, events)
+        hidden_BLE = self.embedding(items_BLE)
         for block in self.blocks:
             hidden_BLE = block(hidden_BLE, buckets_BLL)
         queries_BLE: Tensor = self.norm(hidden_BLE)

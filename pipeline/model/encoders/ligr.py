@@ -35,7 +35,7 @@ class Ligr(nn.Module):
 
     def forward(self, items_BLE: Tensor, events: Events) -> Tensor:
         """(B, L, E) queries. Padding is at the right, so that the causal mask alone hides it from every event."""
-        hidden_BLE = self.embedding(items_BLE, events)
+        hidden_BLE = self.embedding(items_BLE)
         for block in self.blocks:
             hidden_BLE = block(hidden_BLE)
         queries_BLE: Tensor = self.norm(hidden_BLE)

@@ -8,14 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.model.dropout import dropout
-from pipeline.model.inputs import Events
 from pipeline.settings import ModelSettings
 
 SPREAD = 0.02  # standard deviation of the first weights
 
 
 class EventEmbedding(nn.Module):
-    """√E · item + learned vector of the position, counted from the first event that is read; 0 at padding.
+    """√E · item + learned vector of the position, counted from the first event that is read.
 
     The vector of the position is left out unless `model.positions` is start or both.
     """
@@ -28,12 +27,11 @@ class EventEmbedding(nn.Module):
         if self.places is not None:
             nn.init.trunc_normal_(self.places.weight, std=SPREAD, a=-2 * SPREAD, b=2 * SPREAD)
 
-    def forward(self, items_BLE: Tensor, events: Events) -> Tensor:
+    def forward(self, items_BLE: Tensor) -> Tensor:
         hidden_BLE = items_BLE * self.settings.dim**0.5
         if self.places is not None:
             hidden_BLE = hidden_BLE + self.places.weight[: items_BLE.shape[1]]
-        dropped_BLE = dropout(hidden_BLE, self.settings.dropout, self.training)
-        return dropped_BLE * events.is_event_BL.unsqueeze(-1)
+        return dropout(hidden_BLE, self.settings.dropout, self.training)
 
 
 class DistanceBias(nn.Module):

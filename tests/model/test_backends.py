@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from pipeline.data.batches import epoch_batches
 from pipeline.errors import InputError
@@ -29,7 +30,7 @@ SURE_MOL = SMALL_MOL.model_copy(update={"gate_dropout": 0.0, "item_dropout": 0.0
 SURE_MODEL = SMALL_MODEL.model_copy(update={"dropout": 0.0, "mol": SURE_MOL})
 
 
-def chosen(backend: str, mol: MixtureOfLogits | None = None) -> Backend:
+def chosen(backend: str, mol: nn.Module | None = None) -> Backend:
     return training_backend(mol or MixtureOfLogits(4, SMALL_MOL), TrainSettings(backend=backend))
 
 
@@ -55,6 +56,7 @@ def test_without_kernels_auto_says_why_and_native_is_refused(monkeypatch):
             r"no dropout of logits \(model.mol.cross_dropout is 0.1\)",
         ),
         (MixtureOfLogits(4, SMALL_MOL).double(), "its parameters are torch.float64, not float32"),
+        (nn.Linear(2, 2), "the kernels train Mixture-of-Logits, not Linear"),
     ],
 )
 def test_a_model_that_the_kernels_cannot_train_is_trained_by_pytorch_or_refused(mol, says):

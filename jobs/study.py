@@ -154,7 +154,7 @@ STUDIES = {
     "recall": Study("models.recall", _models),
     "dtypes": Study("models.dtypes", _models),
     "breaks": Study("models.breaks", _models),
-    "training-speed": Study("kernels.training_speed", _training_speed),
+    "train-speed": Study("kernels.training_speed", _training_speed),
     "gpu-compile": Study("kernels.gpu_compile", _gpu_compile),
     "gpu-speed": Study("kernels.gpu_speed", _gpu_speed),
     "memory": Study("cluster.memory", _memory),

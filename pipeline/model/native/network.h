@@ -91,6 +91,7 @@ class PairNetwork {
     for (int row = 0; row < rows_; row++) gate_.data()[row] = pair_of_[row] < 0 ? 0 : position.gate[pair_of_[row]];
   }
 
+  // Logits, hidden layer, gates and scores of a block.
   void forward(int block, int p, const Masks& masks, const Negatives& negatives) {
     const int wide = s_.wide(block), depth = rows_ / PER_GROUP, hidden_depth = s_.hidden_up() / PER_GROUP;
     float *logits = of_block(logits_, block, rows_), *gates = of_block(gates_, block, rows_);
@@ -176,6 +177,8 @@ class PairNetwork {
     });
   }
 
+  // The gradients of a block, in the order of the steps back: gates' inputs, output weights, hidden layer, input
+  // weights, logits, query components. Those of the item components wait for the other positions.
   void backward(int block, int p, int count, Negatives& negatives, WeightGradients& gradients) {
     const int wide = s_.wide(block), depth = rows_ / PER_GROUP, hidden_depth = s_.hidden_up() / PER_GROUP;
     const int items = wide / PER_GROUP;

@@ -21,4 +21,4 @@ def test_the_metrics_of_a_training_come_back_from_json_as_they_were():
 
 def test_a_training_that_went_on_elsewhere_names_both_backends():
     reports = [replace(report(n, 0.1), backend=name) for n, name in enumerate(("native avx512", "torch", "torch"))]
-    assert training_metrics(reports, 0.1).backend == "native avx512, torch"
+    assert training_metrics(reports, 0.1, TrainSettings()).backend == "native avx512, torch"

@@ -1,7 +1,8 @@
-"""Count which item follows which in the training events: for each item, the items that follow it most.
+"""Count which item follows which: for each item, the items that follow it most.
 
-Writes <root>/neighbours/<id>/: a Parquet file per range of items, and manifest.json. The evaluation ranks by these
-counts too: a model that finds less than they do is not worth its training.
+Writes <root>/neighbours/<id>/: a Parquet file per range of items, and manifest.json. The counts can have a part in the
+score (`choose_memory`), and the evaluation ranks by them alone too: a model that finds less than they do is not worth
+its training. With a refit there are two: of the training events for the evaluation, and of all events to serve.
 """
 
 from typing import TYPE_CHECKING
@@ -17,15 +18,21 @@ def run(settings: "Settings", night: "Night") -> Outcome:
     from pipeline.io.artifacts import read_manifest
     from pipeline.stages.neighbours import count_neighbours, remove_scratch
 
-    manifest, status = read_manifest(night.storage, night.neighbours.prefix), EXISTS
-    if manifest is None:
-        manifest, status = count_neighbours(open_runner(settings), night, settings), MADE
-    else:
-        remove_scratch(night)  # left by a crash right after the manifest
+    # The counts that serve are counted in all events where the model is refitted on all, and used by memory only.
+    nights = [night.selection, night] if night.has_refit and settings.memory.enabled else [night.selection]
+    status, manifests = EXISTS, []
+    for each in nights:
+        manifest = read_manifest(night.storage, each.neighbours.prefix)
+        if manifest is None:
+            manifest, status = count_neighbours(open_runner(settings), each, settings), MADE
+        else:
+            remove_scratch(each)  # left by a crash right after the manifest
+        manifests.append(manifest)
+    manifest = manifests[-1]
     return {
         "status": status,
         "neighbours": manifest.id,
-        "uri": f"{night.storage.uri}/{night.neighbours.prefix}",
+        "uri": f"{night.storage.uri}/{nights[-1].neighbours.prefix}",
         **manifest.counts,
     }
 

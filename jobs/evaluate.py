@@ -32,6 +32,7 @@ def run(settings: "Settings", night: "Night") -> Outcome:
         **{name: round(value.mean, 4) for name, value in metrics.model.items()},
         "popularity": {name: round(value.mean, 4) for name, value in metrics.popularity.items()},
         "counts": {name: round(value.mean, 4) for name, value in metrics.counts.items()},
+        **({"mol": {name: round(value.mean, 4) for name, value in metrics.mol.items()}} if metrics.mol else {}),
         "overlap": round(metrics.overlap.mean, 4),
         "warnings": warnings,
     }

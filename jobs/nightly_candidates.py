@@ -30,7 +30,7 @@ def run(settings: "Settings", ds: date | None) -> Outcome:
 
 def run_night(settings: "Settings", night: "Night") -> Outcome:
     """Run every step of a night that is not published yet; raises GateError before the search for everybody."""
-    from jobs import count_pairs, embed_items, evaluate, prepare, publish, retrieve, train, tune
+    from jobs import choose_memory, count_pairs, embed_items, evaluate, prepare, publish, retrieve, train, tune
     from pipeline.io.evaluation import read_metrics
     from pipeline.io.storage.base import check_store
     from pipeline.quality.gates import check_gates
@@ -42,7 +42,7 @@ def run_night(settings: "Settings", night: "Night") -> Outcome:
     open_runner(settings)  # likewise a cluster that does not answer
     seconds: dict[str, float] = {}
     outcome: Outcome = {}
-    for step in (prepare, count_pairs, train, embed_items, tune, evaluate, retrieve, publish):
+    for step in (prepare, count_pairs, train, choose_memory, embed_items, tune, evaluate, retrieve, publish):
         name = step.__name__.removeprefix("jobs.")
         log.info("── %s", name)
         started = time.monotonic()

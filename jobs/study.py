@@ -128,7 +128,9 @@ def _training_speed(parser: Parser) -> None:
 
 
 def _memory(parser: Parser) -> None:
-    parser.add_argument("job", choices=["prepare", "count_pairs", "train", "embed_items", "retrieve", "evaluate"])
+    parser.add_argument(
+        "job", choices=["prepare", "count_pairs", "train", "choose_memory", "embed_items", "retrieve", "evaluate"]
+    )
     parser.add_argument("num_users", type=int, nargs="+", metavar="USERS")
     _overrides(parser)
 

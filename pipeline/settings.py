@@ -284,6 +284,18 @@ class CountsSettings(Config):
     num_neighbours: PositiveInt = 200  # per item: of the items that follow it, those with the highest scores
 
 
+class MemorySettings(Config):
+    """Item-to-item counts as a part of the score: MoL + weight · log(1 + count score / scale), for the items that
+    follow a user's last events. `jobs/choose_memory.py` chooses weight and scale on validation users."""
+
+    enabled: bool = True
+    # Tried beside 0, which stands unless another weight is better by more than chance.
+    weights: tuple[PositiveFloat, ...] = Field(default=(0.5, 1.0, 2.0, 4.0, 8.0, 16.0), strict=False, min_length=1)
+    scales: tuple[PositiveFloat, ...] = Field(default=(0.01, 0.1, 1.0), strict=False, min_length=1)
+    num_users: PositiveInt = 2_000  # to choose with, a sample; all items are scored for each
+    max_items: PositiveInt = 300  # per user, that get a part: those with the highest count scores
+
+
 class CorpusSettings(Config):
     """Item shards. An approximate result depends on their number, so it is set here and never by the machines."""
 
@@ -391,6 +403,7 @@ class Settings(Config):
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
     counts: CountsSettings = CountsSettings()
+    memory: MemorySettings = MemorySettings()
     corpus: CorpusSettings = CorpusSettings()
     search: SearchSettings = SearchSettings()
     cluster: ClusterSettings = ClusterSettings()
@@ -406,6 +419,10 @@ class Settings(Config):
     def with_search(self, changes: Mapping[str, object]) -> "Settings":
         """Copy the settings with some keys of `search` changed."""
         return self.model_copy(update={"search": self.search.model_copy(update=dict(changes))})
+
+    def without_memory(self) -> "Settings":
+        """Copy the settings, with counts without a part in the score."""
+        return self.model_copy(update={"memory": self.memory.model_copy(update={"enabled": False})})
 
     @field_validator("name")
     @classmethod

@@ -1,5 +1,7 @@
 """Results of an evaluation: the schema of `evaluations/<id>/metrics.json`."""
 
+from pydantic import Field
+
 from pipeline.config import Config
 from pipeline.settings import SearchMethod
 
@@ -37,6 +39,9 @@ class Metrics(Config):
     """Held-out metrics of the model's lists, beside those of two floors (popularity, item-to-item counts), and how near
     the search comes to a perfect one.
 
+    The model's lists are as they are published: by MoL and, where `memory` chose a weight for them, the counts. Then
+    `mol` has the metrics of MoL alone.
+
     Metrics are named `hr@10`, `ndcg@10`, `recall@10`, …, one each per cutoff, and `mrr`, over all k places of a list.
     """
 
@@ -52,6 +57,8 @@ class Metrics(Config):
     model: dict[str, Estimate]
     popularity: dict[str, Estimate]  # the same metrics of popularity's lists
     counts: dict[str, Estimate]  # the same metrics of the lists by item-to-item counts
+    # The same metrics of the lists by MoL alone; empty where those of the model are no others.
+    mol: dict[str, Estimate] = Field(default_factory=dict)
     overlap: Overlap
     proven: float  # share of the model's lists that are proven to be the lists of exact search
     coverage: Comparison  # share of the catalogue that is in at least one list

@@ -44,6 +44,12 @@ class UnitScores(Config):
     exposure: Exposure
 
 
+class UnitMol(Config):
+    """The share of one unit in the metrics of MoL alone."""
+
+    mol: dict[str, MeanSum]
+
+
 class CheckedLists(Config):
     """A unit's approximate lists that are to be compared with exact search."""
 
@@ -64,6 +70,11 @@ def sample_claims(night: Night) -> Claims[Sample]:
 def score_claims(night: Night) -> Claims[UnitScores]:
     """The claims of the scores: part n is unit n."""
     return Claims(night.storage, night.evaluation.prefix, "unit", UnitScores, no_objects)
+
+
+def mol_claims(night: Night) -> Claims[UnitMol]:
+    """The claims of the metrics of MoL alone: part n is unit n."""
+    return Claims(night.storage, night.evaluation.prefix, "mol", UnitMol, no_objects)
 
 
 def checked_claims(night: Night) -> Claims[CheckedLists]:
@@ -87,10 +98,11 @@ def write_metrics(night: Night, settings: Settings, metrics: Metrics) -> Metrics
             "corpus": night.corpus.id,
             "selected": night.selected.id,
             "checkpoint": night.checkpoint.id,
-            "neighbours": night.neighbours.id,
+            "neighbours": night.selected_neighbours.id,
+            "memory": night.memory.id,
             "histories": night.histories.id,
         },
-        settings=settings.model_dump(mode="json", include={"search", "evaluate"}),
+        settings=settings.model_dump(mode="json", include={"search", "memory", "evaluate"}),
         files=(write_file(night.storage, night.evaluation.prefix, "metrics.json", data, 1),),
         counts={"queries": metrics.queries},
     )

@@ -21,9 +21,11 @@ class Night:
     storage: Storage
     inputs: Inputs
     histories: Artifact
-    neighbours: Artifact
+    selected_neighbours: Artifact  # counted in the training events
+    neighbours: Artifact  # that serve: counted in all events where the model is refitted on all
     selected: Artifact  # the model that was selected on the validation events; it has not learned from the test
     checkpoint: Artifact  # the model that serves: the selected one, refitted on all events
+    memory: Artifact  # the weight of the counts in the score, chosen with the selected model
     selected_corpus: Artifact
     corpus: Artifact
     tuning: Artifact
@@ -36,8 +38,9 @@ class Night:
 
     @property
     def selection(self) -> "Night":
-        """This night with the selected model in the place of the one that serves: for the evaluation."""
-        return replace(self, checkpoint=self.selected, corpus=self.selected_corpus)
+        """This night with the selected model, and counts of its events, in the place of those that serve: for the
+        evaluation."""
+        return replace(self, neighbours=self.selected_neighbours, checkpoint=self.selected, corpus=self.selected_corpus)
 
     @property
     def has_refit(self) -> bool:
@@ -82,6 +85,16 @@ def _of_neighbours(settings: Settings) -> dict[str, Any]:
     return settings.counts.model_dump(mode="json")
 
 
+def _of_whole_neighbours(settings: Settings) -> dict[str, Any]:
+    return settings.counts.model_dump(mode="json") | {"part": "whole"}
+
+
+def _of_memory(settings: Settings) -> dict[str, Any]:
+    if not settings.memory.enabled:
+        return {"enabled": False}
+    return settings.memory.model_dump(mode="json")
+
+
 def _of_corpus(settings: Settings) -> dict[str, Any]:
     device = {"on_gpu": settings.cluster.gpus_per_actor > 0}
     if not settings.has_low_rank:
@@ -109,15 +122,20 @@ def _of_run(settings: Settings) -> dict[str, Any]:
 # In the order of the night. `day`, `log`, `items` and `queries` are inputs, the other names are artifacts.
 RECIPES = {
     "histories": Recipe(4, ("day", "log", "items"), _of_histories),
-    "neighbours": Recipe(1, ("histories",), _of_neighbours),
+    "selected_neighbours": Recipe(1, ("histories",), _of_neighbours),
+    "neighbours": Recipe(1, ("histories",), _of_whole_neighbours),
     "selected": Recipe(5, ("histories",), _of_selected),
     "model": Recipe(1, ("selected",), _of_refit),
+    "memory": Recipe(1, ("selected", "selected_neighbours"), _of_memory),
     "selected_corpus": Recipe(7, ("selected",), _of_corpus),
     "corpus": Recipe(7, ("model",), _of_corpus),
-    "search": Recipe(6, ("corpus",), _of_search),
-    "evaluation": Recipe(4, ("search", "neighbours"), _of_evaluation),
+    "search": Recipe(7, ("corpus", "memory", "neighbours"), _of_search),
+    "evaluation": Recipe(5, ("search", "selected_neighbours"), _of_evaluation),
     "run": Recipe(3, ("search", "queries", "day"), _of_run),
 }
+
+# What is made of the selected model's events, and the name of what serves; without a refit they are the same.
+SELECTED = {"selected": "model", "selected_corpus": "corpus", "selected_neighbours": "neighbours"}
 
 
 def open_night(settings: Settings, ds: date | None = None) -> Night:
@@ -141,7 +159,7 @@ def open_night(settings: Settings, ds: date | None = None) -> Night:
 def name_night(storage: Storage, settings: Settings, inputs: Inputs) -> Night:
     """Compute the id of every artifact from the inputs and from the settings that shape the artifact."""
     ids: dict[str, object] = dict(inputs.identity())
-    same = {} if settings.train.refit else {"model": "selected", "corpus": "selected_corpus"}
+    same = {} if settings.train.refit else {name: of_selected for of_selected, name in SELECTED.items()}
     for kind, recipe in RECIPES.items():
         made_from = [ids[name] for name in recipe.made_from]
         fresh = fingerprint(kind, recipe.version, made_from, recipe.settings(settings))
@@ -154,9 +172,11 @@ def name_night(storage: Storage, settings: Settings, inputs: Inputs) -> Night:
         storage,
         inputs,
         histories=artifact("histories", "histories"),
+        selected_neighbours=artifact("neighbours", "selected_neighbours"),
         neighbours=artifact("neighbours", "neighbours"),
         selected=artifact("models", "selected"),
         checkpoint=artifact("models", "model"),
+        memory=artifact("memories", "memory"),
         selected_corpus=artifact("corpora", "selected_corpus"),
         corpus=artifact("corpora", "corpus"),
         tuning=artifact("tunings", "search"),

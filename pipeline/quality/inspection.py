@@ -113,10 +113,12 @@ def describe_run(
             "histories": night.histories.id,
             "selected": night.selected.id,
             "model": night.checkpoint.id,
+            "memory": night.memory.id,
+            "neighbours": night.neighbours.id,
             "corpus": night.corpus.id,
             "evaluation": night.evaluation.id,
         },
-        settings=settings.model_dump(mode="json", include={"search", "output", "gates"})
+        settings=settings.model_dump(mode="json", include={"search", "memory", "output", "gates"})
         | ({"tuning": tuning.model_dump(mode="json")} if tuning else {}),
         audits=(every_row, *(verdict.plain() for verdict in verdicts)),
         warnings=tuple(warnings),

@@ -45,16 +45,20 @@ def item_name(item_id: object, attributes: Mapping[str, object]) -> str:
 
 
 def metrics_table(metrics: Metrics) -> str:
-    """Write the metrics as aligned lines; `counts` are item-to-item counts."""
-    rows: list[Row] = [("", "model", "95 %", "popularity", "counts", "model / counts")]
+    """Write the metrics as aligned lines; `counts` are item-to-item counts, `MoL alone` is the model without them."""
+    alone = ("MoL alone",) if metrics.mol else ()
+    rows: list[Row] = [("", "model", "95 %", *alone, "popularity", "counts", "model / counts")]
     for name, value in metrics.model.items():
         floors = (metrics.popularity[name].mean, metrics.counts[name].mean)
+        others = (metrics.mol[name].mean, *floors) if metrics.mol else floors
         ratio = f"{value.mean / floors[1]:.2f} ×" if floors[1] else "-"
         interval = f"{value.low:.4f} to {value.high:.4f}"
-        rows.append((name, f"{value.mean:.4f}", interval, *(f"{floor:.4f}" for floor in floors), ratio))
+        rows.append((name, f"{value.mean:.4f}", interval, *(f"{other:.4f}" for other in others), ratio))
     for name, figure in (("coverage", metrics.coverage), ("gini", metrics.gini)):
         floors = (figure.popularity, figure.counts)
-        rows.append((f"{name}@{metrics.k}", f"{figure.model:.4f}", "", *(f"{floor:.4f}" for floor in floors), ""))
+        unknown = ("",) * len(alone)
+        cells = (f"{figure.model:.4f}", "", *unknown, *(f"{floor:.4f}" for floor in floors), "")
+        rows.append((f"{name}@{metrics.k}", *cells))
     overlap = metrics.overlap
     return "\n".join(
         [

@@ -17,12 +17,12 @@ from pipeline.io.evaluation import (
     REMEDY,
     Sample,
     checked_claims,
+    mol_claims,
     overlap_claims,
     sample_claims,
     score_claims,
     write_metrics,
 )
-from pipeline.io.neighbours import open_neighbours
 from pipeline.io.night import Night
 from pipeline.settings import SearchSettings, Settings
 from pipeline.stages.heldout import (
@@ -31,19 +31,20 @@ from pipeline.stages.heldout import (
     CheckedUsers,
     EvaluationSink,
     HeldOutUsers,
+    MolSink,
     RecallCheckSink,
 )
+from pipeline.stages.memory import memory_of_neighbours, uses_memory
 from pipeline.stages.runner import Runner
 from pipeline.stages.sample import draw_unit, make_sample
 from pipeline.stages.search import Search, search_units
-
-MEMORY_OF_NEIGHBOURS = 4  # bytes for each byte of their compressed files, which are read one after the other
 
 
 def evaluate(runner: Runner, night: Night, settings: Settings) -> Metrics:
     """Search for a sample of users with test events and compare; return the metrics of the Evaluation artifact.
 
-    The metrics are those of the selected model, which has not learned from the test events. How near the search comes
+    The metrics are those of the selected model, which has not learned from the test events, with counts of its events
+    where they have a part in the score. How near the search comes
     to a perfect one is measured on the model that serves. Of several attempts the metrics of the first stand. Raises
     InputError when there is no corpus, no count of pairs or no user with a test event to predict, and the errors of
     `Runner.run_chain`.
@@ -51,11 +52,13 @@ def evaluate(runner: Runner, night: Night, settings: Settings) -> Metrics:
     started = time.monotonic()
     selection = night.selection
     num_items = open_corpus(night.storage, selection.corpus).counts["num_items"]
-    sink_memory = MEMORY_OF_NEIGHBOURS * sum(file.bytes for file in open_neighbours(night).files)
+    sink_memory = memory_of_neighbours(selection)
     sample = draw_sample(runner, night, settings)
     users = HeldOutUsers(sample, settings.evaluate.seed)
     search = Search(selection, settings, users, night.evaluation.key("_wave"))
     search_units(runner, search, score_claims(night).missing(sample.units), EvaluationSink, sink_memory)
+    if uses_memory(night, settings):
+        _measure_mol(runner, night, settings, sample)
     _check_recall(runner, night, settings, sample)
     seconds = round(time.monotonic() - started, 1)
     return write_metrics(night, settings, collect(night, settings, sample, num_items, seconds))
@@ -84,6 +87,13 @@ def draw_sample(runner: Runner, night: Night, settings: Settings) -> Sample:
     return sample_claims(night).claim(0, sample)
 
 
+def _measure_mol(runner: Runner, night: Night, settings: Settings, sample: Sample) -> None:
+    """Search for the sample once more, by MoL alone, to tell what the counts bring."""
+    users = HeldOutUsers(sample, settings.evaluate.seed)
+    search = Search(night.selection, settings.without_memory(), users, night.evaluation.key("_mol"))
+    search_units(runner, search, mol_claims(night).missing(sample.units), MolSink)
+
+
 def _check_recall(runner: Runner, night: Night, settings: Settings, sample: Sample) -> None:
     """Search for the checked users with the model that serves, and compare: an approximate search with exact search, an
     exact one with brute force."""
@@ -104,6 +114,9 @@ def collect(night: Night, settings: Settings, sample: Sample, num_items: int, se
     queries = num_proven = 0
     sums: dict[str, dict[str, MeanSum]] = {name: {} for name in RANKINGS}
     exposure = {name: np.zeros(num_items, dtype=np.int64) for name in RANKINGS}
+    mol: dict[str, MeanSum] = {}
+    if uses_memory(night, settings):
+        mol = add_sums(mol_claims(night).require(unit, REMEDY).mol for unit in sample.units)
     claims = score_claims(night)
     for unit in sample.units:
         scores = claims.require(unit, REMEDY)
@@ -121,6 +134,7 @@ def collect(night: Night, settings: Settings, sample: Sample, num_items: int, se
         model=summarise(sums["model"]),
         popularity=summarise(sums["popularity"]),
         counts=summarise(sums["counts"]),
+        mol=summarise(mol),
         overlap=_collect_overlap(night, search, sample),
         proven=num_proven / queries,
         coverage=Comparison(**{name: catalogue_coverage(counts) for name, counts in exposure.items()}),

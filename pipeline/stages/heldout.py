@@ -19,9 +19,11 @@ from pipeline.io.evaluation import (
     CheckedLists,
     Exposure,
     Sample,
+    UnitMol,
     UnitOverlap,
     UnitScores,
     checked_claims,
+    mol_claims,
     overlap_claims,
     sample_claims,
     score_claims,
@@ -105,6 +107,23 @@ class EvaluationSink:
             exposure=expose(ranked),
         )
         score_claims(self._night).claim(unit, scores)
+
+
+class MolSink:
+    """Compares a unit's lists by MoL alone with the held-out events and claims the sums."""
+
+    def __init__(self, night: Night, settings: Settings) -> None:
+        self._night, self._settings = night, settings
+        self._users = HeldOutUsers(sample_claims(night).require(0, REMEDY), settings.evaluate.seed)
+
+    def write(self, unit: int, batch: QueryBatch, result: TopK) -> None:
+        """Claim the unit's sums."""
+        k = self._settings.search.k
+        bucket = read_bucket(self._night.storage, self._night.histories, unit)
+        targets = held_out_targets(bucket).take(self._users.select(unit, bucket).bucket_rows)
+        cutoffs = measured_cutoffs(self._settings.evaluate.cutoffs, k)
+        mol = ranking_sums(_lists_of(batch, result, k), targets, cutoffs)
+        mol_claims(self._night).claim(unit, UnitMol(mol=mol))
 
 
 class BruteForceSink:

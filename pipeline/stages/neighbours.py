@@ -37,7 +37,8 @@ class BucketPairs(Config):
 
 
 def count_neighbours(runner: Runner, night: Night, settings: Settings, max_pairs: int = MAX_PAIRS) -> Manifest:
-    """Make the Neighbours artifact from the training events of all histories and return its manifest.
+    """Make the night's Neighbours artifact and return its manifest: counts of all events where its model is refitted on
+    all, else of the training events.
 
     A task of the second pass holds at most `max_pairs` pairs, or those of one item; the artifact's lists are the same
     for any number. Raises InputError when the night is not prepared, and the errors of `Runner.run_tasks`.
@@ -69,7 +70,8 @@ def _count_buckets(runner: Runner, night: Night, settings: Settings, ranges: Ran
 def count_bucket(night: Night, index: int, ranges: Ranges) -> None:
     """First pass: count the pairs of one bucket and keep them by range."""
     num_items = ranges[-1][1]
-    pairs = count_pairs(read_bucket(night.storage, night.histories, index), "train", num_items)
+    part = "whole" if night.has_refit else "train"
+    pairs = count_pairs(read_bucket(night.storage, night.histories, index), part, num_items)
     parts = [pairs.within(low, high, num_items) for low, high in ranges]
     tables = [pa.table({"code": part.codes, "count": part.counts}) for part in parts]
     segments = write_segments(night.storage, _scratch_prefix(night), f"bucket-{index:05d}.arrows", tables)
@@ -108,4 +110,5 @@ def _scratch_prefix(night: Night) -> str:
 
 
 def _num_events(night: Night) -> Int64:
-    return numpy_of(read_items(night.storage, night.histories, ["num_train_events"])["num_train_events"])
+    column = "num_events" if night.has_refit else "num_train_events"
+    return numpy_of(read_items(night.storage, night.histories, [column])[column])

@@ -26,6 +26,7 @@ from pipeline.retrieval.topk import TopK, empty_topk
 from pipeline.settings import Settings
 from pipeline.stages.devices import device_for, memory_to_hold
 from pipeline.stages.encode import encode_queries
+from pipeline.stages.memory import bonus_source, memory_of_bonuses
 from pipeline.stages.queries import QuerySource
 from pipeline.stages.query_batch import (
     QueryBatch,
@@ -118,7 +119,8 @@ def encoder_stage(search: Search, num_covered: int = 0) -> Stage:
     """The stage that encodes the queries, after waves over the first `num_covered` shards."""
     arguments = {"search": search, "num_covered": num_covered}
     gpus = search.settings.cluster.gpus_per_encoder
-    return Stage(QueryEncoder, arguments, gpus=gpus, memory=memory_to_hold(model_bytes(search.night)))
+    memory = memory_to_hold(model_bytes(search.night)) + memory_of_bonuses(search.night, search.settings)
+    return Stage(QueryEncoder, arguments, gpus=gpus, memory=memory)
 
 
 def searcher_stages(search: Search, shards: Sequence[FileEntry]) -> list[Stage]:
@@ -144,12 +146,13 @@ class QueryEncoder:
         self._search, self._num_covered = search, num_covered
         device = device_for(search.settings.cluster.gpus_per_encoder)
         self._model = load_model(search.night.storage, search.night.checkpoint).to(device)
+        self._bonus_source = bonus_source(search.night, search.settings)
 
     def __call__(self, unit: int, payload: Payload) -> pa.Buffer:
         """Return the unit's queries with a top-k over the first `num_covered` shards; the payload is not used."""
         search = self._search
         bucket = read_bucket(search.night.storage, search.night.histories, unit)
-        batch = encode_queries(self._model, bucket, search.source, unit)
+        batch = encode_queries(self._model, bucket, search.source, unit, self._bonus_source)
         running = empty_topk(len(batch.excluded), search.settings.search.k)
         if self._num_covered:
             running, backends = read_running(search.running_claims(self._num_covered), unit, len(running))

@@ -24,6 +24,7 @@ from pipeline.settings import Settings, TableDtype
 from pipeline.stages.devices import device_for, memory_to_hold
 from pipeline.stages.encode import encode_queries
 from pipeline.stages.low_rank import SEED, judging_users
+from pipeline.stages.memory import bonus_source, memory_of_bonuses
 from pipeline.stages.queries import Requested
 from pipeline.stages.query_batch import QueryBatch
 from pipeline.stages.rules import TonightsRules
@@ -41,7 +42,8 @@ def tune_search(runner: Runner, night: Night, settings: Settings) -> TuningRecor
         return existing
     largest = max((entry.bytes for entry in shard_entries(open_corpus(night.storage, night.corpus))), default=0)
     arguments = {"night": night, "settings": settings}
-    memory, gpus = memory_to_hold(model_bytes(night), largest), settings.cluster.gpus_per_actor
+    memory = memory_to_hold(model_bytes(night), largest) + memory_of_bonuses(night, settings)
+    gpus = settings.cluster.gpus_per_actor
     tuner = Stage(Tuner, arguments, Actors.ONE, gpus=gpus, memory=memory, searches=True)
     runner.run_chain("choose a search", [0], [tuner])
     return claims.require(0, "run jobs/tune.py again")
@@ -105,12 +107,13 @@ def judging_batches(night: Night, settings: Settings) -> list[QueryBatch]:
     Raises InputError when there is no query.
     """
     model, missing = load_model(night.storage, night.checkpoint), settings.search.tuning.num_queries
+    bonuses = bonus_source(night, settings)
     batches: list[QueryBatch] = []
     for unit in reversed(range(settings.output.num_buckets)):
         if missing <= 0:
             break
         source = JudgingUsers(missing)
-        batch = encode_queries(model, read_bucket(night.storage, night.histories, unit), source, unit)
+        batch = encode_queries(model, read_bucket(night.storage, night.histories, unit), source, unit, bonuses)
         batches.append(batch)
         missing -= len(batch.excluded)
     if not sum(len(batch.excluded) for batch in batches):

@@ -67,11 +67,12 @@ def test_of_two_evaluations_the_first_stands_and_is_returned(night, settings):
         "corpus": night.corpus.id,
         "selected": night.selected.id,
         "checkpoint": night.checkpoint.id,
-        "neighbours": night.neighbours.id,
+        "neighbours": night.selected_neighbours.id,
+        "memory": night.memory.id,
         "histories": night.histories.id,
     }
     assert manifest.counts == {"queries": first.queries}
-    assert manifest.settings.keys() == {"search", "evaluate"}
+    assert manifest.settings.keys() == {"search", "memory", "evaluate"}
 
 
 @pytest.mark.parametrize(("damage", "says"), [(None, "gone since"), (b"{}", "damaged, its SHA-256")])

@@ -22,18 +22,20 @@ from tests.io.inputs_on_disk import events, settings_for, write
 
 DS = date(2026, 11, 20)
 ARTIFACTS = (
-    *("histories", "neighbours", "selected", "checkpoint", "selected_corpus", "corpus"),
-    *("tuning", "evaluation", "run"),
+    *("histories", "selected_neighbours", "neighbours", "selected", "checkpoint", "memory", "selected_corpus"),
+    *("corpus", "tuning", "evaluation", "run"),
 )
-NOTHING, FROM_SEARCH, FROM_CORPUS, FROM_MODEL, EVERYTHING = (set(ARTIFACTS[first:]) for first in (9, 6, 4, 2, 0))
-FROM_REFIT = FROM_MODEL - {"selected", "selected_corpus"}
+NOTHING, FROM_SEARCH, FROM_CORPUS, FROM_MODEL, EVERYTHING = (set(ARTIFACTS[first:]) for first in (11, 8, 6, 3, 0))
+FROM_REFIT = FROM_MODEL - {"selected", "selected_corpus", "memory"}
+FROM_COUNTS = FROM_SEARCH | {"selected_neighbours", "neighbours", "memory"}
 INPUTS = Inputs(DS, Log("place", (ObjectInfo("ds=2026-11-20/a", 7, "e1"), ObjectInfo("ds=2026-11-20/b", 8, "e2"))))
 GIVEN = {"log": {"uri": "/log", "source": "default"}}
 # Which names the keys of a section are in; the keys that are in others, or in none, by themselves.
 SECTIONS = {
     "prepare": EVERYTHING,
     "split": EVERYTHING,
-    "counts": {"neighbours", "evaluation"},
+    "counts": FROM_COUNTS,
+    "memory": FROM_SEARCH | {"memory"},
     "model": FROM_MODEL,
     "train": FROM_MODEL,
     "corpus": FROM_CORPUS,

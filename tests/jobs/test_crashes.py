@@ -8,7 +8,18 @@ import pyarrow as pa
 import pytest
 import torch
 
-from jobs import count_pairs, embed_items, evaluate, prepare, publish, retrieve, simulate_log, train, tune
+from jobs import (
+    choose_memory,
+    count_pairs,
+    embed_items,
+    evaluate,
+    prepare,
+    publish,
+    retrieve,
+    simulate_log,
+    train,
+    tune,
+)
 from pipeline.config import apply_overrides, validate
 from pipeline.io.night import open_night
 from pipeline.io.publication.commits import published
@@ -21,7 +32,7 @@ from tests.jobs.crashing import Crash, CrashingStorage
 from tests.jobs.nightly import TINY
 from tests.quality.nights import fresh_memory
 
-STEPS = (prepare, count_pairs, train, embed_items, tune, evaluate, retrieve, publish)
+STEPS = (prepare, count_pairs, train, choose_memory, embed_items, tune, evaluate, retrieve, publish)
 SMALLER = {
     "cluster.mode": "local",
     "simulate.num_users": 40,

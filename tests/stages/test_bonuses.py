@@ -24,6 +24,7 @@ from pipeline.stages.embed import embed_corpus
 from pipeline.stages.encode import encode_queries
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.local import LocalRunner
+from pipeline.stages.neighbours import count_neighbours
 from pipeline.stages.queries import TonightsUsers
 from pipeline.stages.query_batch import QueryBatch, decode_batch, encode_batch
 from tests.stages.worlds import RecordingRunner, World, make_world, model_of, replace_items, retrieve
@@ -52,8 +53,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture
 def _with_bonuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "encode_queries", with_neighbours)
-    monkeypatch.setattr(tune, "encode_queries", with_neighbours)
+    for module in (search, tune):
+        monkeypatch.setattr(module, "bonus_source", lambda night, settings: neighbours)
 
 
 def batch_of(world: World, encode: Callable[..., QueryBatch], unit: int = 0) -> QueryBatch:
@@ -141,6 +142,7 @@ def test_the_checks_of_an_evaluation_measure_the_sum(tmp_path: Path, monkeypatch
     """Both hold where both searches add bonuses, and fail where one of the two does not."""
     world = make_world(tmp_path)
     embed_corpus(LocalRunner(world.settings), world.night, world.settings)
+    count_neighbours(LocalRunner(world.settings), world.night, world.settings)
 
     def overlap(*overrides: str) -> float:
         other = world.with_settings(*overrides)

@@ -416,7 +416,7 @@ def test_the_metrics_are_those_of_the_selected_model_and_the_recall_check_is_of_
                 refit.storage.delete(info.key)
         write_checkpoint(night, model, refit.settings, metrics)
         embed_corpus(runner, night, refit.settings)
-    count_neighbours(runner, refit.night, refit.settings)
+    count_neighbours(runner, refit.night.selection, refit.settings)
     measured = run(refit)
     alone = run(other(world, *approximate, "evaluate.seed=0"))
     assert measured.model == alone.model

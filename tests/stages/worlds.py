@@ -50,6 +50,7 @@ SMALL = {
         },
     },
     "train": {"refit": 0},
+    "memory": {"enabled": False},
     "corpus": {"num_shards": 3},
     "search": {"k": 10, "num_preselected": 20},
     "output": {"num_buckets": 3},

@@ -35,10 +35,10 @@ def describe(record: "MemoryRecord") -> str:
     """Say what was chosen and what it brings."""
     users = f"{record.num_users} validation users"
     if not record.weight:
-        best = max(trial.ndcg for trial in record.trials)
+        best = max((trial.ndcg for trial in record.trials), default=record.ndcg_without)
         return (
             f"the score is MoL alone: on {users} its NDCG@10 is {record.ndcg_without:.4f}, and no weight of the "
-            f"item-to-item counts is better by more than chance (the best: {best:.4f})"
+            f"item-to-item counts is better by more than chance (the best gives {best:.4f})"
         )
     return (
         f"the score is MoL + {record.weight:g} · log(1 + item-to-item count / {record.scale:g}): NDCG@10 "

@@ -26,6 +26,8 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=0)]
 Rank = Annotated[int, Field(ge=2)]
+MemoryWeight = Annotated[float, Field(ge=0.0, le=1_000.0)]  # a sum far above all MoL scores
+MemoryScale = Annotated[float, Field(ge=1e-6, le=1e6)]
 Words = Annotated[
     tuple[Annotated[str, StringConstraints(to_lower=True, strip_whitespace=True)], ...], Field(strict=False)
 ]
@@ -289,9 +291,9 @@ class MemorySettings(Config):
     follow a user's last events. `jobs/choose_memory.py` chooses weight and scale on validation users."""
 
     enabled: bool = True
-    # Tried beside 0, which stands unless another weight is better by more than chance.
-    weights: tuple[PositiveFloat, ...] = Field(default=(0.5, 1.0, 2.0, 4.0, 8.0, 16.0), strict=False, min_length=1)
-    scales: tuple[PositiveFloat, ...] = Field(default=(0.01, 0.1, 1.0), strict=False, min_length=1)
+    # 0 is tried too, and stands unless another weight is better by more than chance.
+    weights: tuple[MemoryWeight, ...] = Field(default=(0.5, 1.0, 2.0, 4.0, 8.0, 16.0), strict=False, min_length=1)
+    scales: tuple[MemoryScale, ...] = Field(default=(0.01, 0.1, 1.0), strict=False, min_length=1)
     num_users: PositiveInt = 2_000  # to choose with, a sample; all items are scored for each
     max_items: PositiveInt = 300  # per user, that get a part: those with the highest count scores
 

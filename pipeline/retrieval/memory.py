@@ -118,8 +118,8 @@ def _sound(scores: Tensor) -> Tensor:
 
 
 def grid(weights: Sequence[float], scales: Sequence[float]) -> Iterator[Memory]:
-    """The memories to try, the smallest weight first, without repeats."""
-    for weight in sorted(set(weights)):
+    """The memories to try beside weight 0, the smallest weight first, without repeats."""
+    for weight in sorted({weight for weight in weights if weight > 0}):
         for scale in sorted(set(scales)):
             yield Memory(weight, scale)
 
@@ -129,9 +129,9 @@ def choose(memories: Sequence[Memory], gains: Sequence[MeanSum]) -> int | None:
 
     `gains` are the differences by user. None when the best is not better than 0 by two standard errors.
     """
-    best = max(range(len(memories)), key=lambda number: gains[number].mean)
-    gain = gains[best]
-    if gain.count < 2:
+    best = max(range(len(memories)), key=lambda number: gains[number].mean, default=None)
+    if best is None or gains[best].count < 2:
         return None
+    gain = gains[best]
     variance = max(0.0, (gain.squares - gain.total * gain.mean) / (gain.count - 1))
     return best if gain.mean > STANDARD_ERRORS * float(np.sqrt(variance / gain.count)) else None

@@ -77,7 +77,7 @@ def _record(selection: Night, settings: Settings, parts: list[UnitGains]) -> Mem
     without = sum((part.without for part in parts), start=MeanSum())
     gains = [sum((part.gains[number] for part in parts), start=MeanSum()) for number in range(len(memories))]
     number = choose(memories, gains)
-    chosen = Memory(0.0, memories[0].scale) if number is None else memories[number]
+    chosen = Memory(0.0, min(settings.memory.scales)) if number is None else memories[number]
     return MemoryRecord(
         weight=chosen.weight,
         scale=chosen.scale,

@@ -57,6 +57,17 @@ def test_metrics_are_told_as_an_aligned_table_beside_both_floors():
     ]
 
 
+def test_mol_alone_has_a_column_where_the_counts_have_a_part_in_the_score():
+    mol = {"hr@10": Estimate(mean=0.2, low=0.1, high=0.3), "mrr": Estimate(mean=0.05, low=0.0, high=0.1)}
+    lines = metrics_table(METRICS.model_copy(update={"mol": mol})).splitlines()
+    assert lines[2:6] == [
+        "              model              95 %  MoL alone  popularity  counts  model / counts",
+        "hr@10        0.3125  0.3000 to 0.3250     0.2000      0.0392  0.2500          1.25 ×",
+        "mrr          0.1000  0.0900 to 0.1100     0.0500      0.0000  0.0000               -",
+        "coverage@50  0.6300                                   0.0400  0.5000",
+    ]
+
+
 def test_a_model_that_counting_beats_is_told_plainly():
     worse = METRICS.model_copy(update={"counts": METRICS.counts | {"hr@10": Estimate(mean=0.4, low=0.3, high=0.5)}})
     (warning,) = warnings_of(worse)

@@ -247,7 +247,7 @@ class TrainSettings(Config):
     popular_negatives: Share = 0.8  # of them, drawn as often as their items have events; the others uniformly
     log_q: bool = True  # correct the scores of negatives for how often they are drawn; false is the paper's way
     positions_per_negatives: PositiveInt = 256  # positions that share one draw of negatives; 1 is the paper's way
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: PositiveFloat = 2e-3
     warmup_steps: Count = 100  # the first steps, in which the learning rate rises to its value
     # An event counts half as much in the loss for each such time before the end of ds. None: old and new alike.
     half_life_days: PositiveFloat | None = None
@@ -263,7 +263,7 @@ class TrainSettings(Config):
     # Of PyTorch's matrix products. The native kernels multiply bfloat16 numbers whatever this says (with AVX2 only:
     # float32). All weights, and what is summed natively, are float32.
     precision: Literal["float32", "bfloat16"] = "float32"
-    # Users to validate on, a sample. None: as many as cost a fifth of the training's time, but at least 2,000.
+    # Users to validate on, a sample. None: as many as cost a fifth of the training's time, but at least 1,000.
     validation_queries: PositiveInt | None = None
     # The selected weights train on for this share of the epochs that they took, at least one, on all events, those of
     # the held-out days included. The result is served; what is evaluated is the selected model. 0: no refit.

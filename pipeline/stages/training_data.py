@@ -26,7 +26,7 @@ from pipeline.model.encoders import columns_read
 from pipeline.model.training import Ranks, TrainingData
 from pipeline.settings import Settings, TrainSettings
 
-MIN_VALIDATION_QUERIES = 2_000
+MIN_VALIDATION_QUERIES = 1_000
 Part = Literal["train", "whole"]  # of the histories: the training events, or all
 
 
@@ -78,12 +78,12 @@ def target_weights(bucket: Bucket, part: Part, half_life_days: float | None, end
 def num_validation_queries(settings: TrainSettings, targets_per_round: float, num_items: int) -> float:
     """About the number of users to validate on after each round.
 
-    As many as cost a fifth of the round, if nothing else is set: a pair in training, with its backward pass, costs
-    three times what a pair in validation does.
+    As many as cost a fifth of the round, if nothing else is set: a pair costs about as much in validation, which has no
+    kernel of its own, as in training with its backward pass.
     """
     if settings.validation_queries is not None:
         return settings.validation_queries
-    pairs_per_round = 3.0 * targets_per_round * settings.num_negatives
+    pairs_per_round = targets_per_round * settings.num_negatives
     return max(MIN_VALIDATION_QUERIES, 0.2 * pairs_per_round / max(num_items, 1))
 
 

@@ -238,8 +238,8 @@ def test_the_weight_of_a_target_is_the_logs_and_halves_with_its_age():
 
 def test_validation_takes_a_fifth_of_the_training_or_as_many_users_as_one_likes():
     settings = TrainSettings(num_negatives=100)
-    assert training_data.num_validation_queries(settings, 1e6, 1_000) == pytest.approx(60_000)
-    assert training_data.num_validation_queries(settings, 1e3, 1_000) == 2_000
+    assert training_data.num_validation_queries(settings, 1e6, 1_000) == pytest.approx(20_000)
+    assert training_data.num_validation_queries(settings, 1e3, 1_000) == 1_000
     assert training_data.num_validation_queries(TrainSettings(validation_queries=7), 1e6, 1_000) == 7
 
 

@@ -98,6 +98,10 @@ def test_an_override_is_checked_like_a_line_of_the_file():
         ("evaluate.cutoffs=[10, 0]", "evaluate.cutoffs.1: input should be greater than 0, not 0"),
         ("simulate.last_day=yesterday", "simulate.last_day"),
         ("model.positions=end", "model.positions: "),
+        ("memory.weights=[1, -2]", "memory.weights.1: input should be greater than or equal to 0, not -2"),
+        ("memory.weights=[]", "memory.weights: "),
+        ("memory.scales=[0.0]", "memory.scales.0: input should be greater than or equal to 0.000001, not 0.0"),
+        ("memory.max_items=0", "memory.max_items: input should be greater than 0, not 0"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_key(override, expected):

@@ -14,11 +14,12 @@ from pipeline.io.night import open_night
 from pipeline.settings import Settings
 from tests.jobs.nightly import TINY
 
-# A model of two numbers per item that has seen little of the log.
+# A model of two numbers per item that has seen little of the log, and whose score has no part of counts.
 WEAK = {
     "cluster.mode": "local",
     "simulate.num_events": 3_000,
     "corpus.num_shards": 1,
+    "memory.enabled": False,
     "model.dim": 2,
     "model.num_heads": 1,
     "model.mol.component_dim": 2,

@@ -21,7 +21,7 @@ from pipeline.retrieval.bonuses import Bonuses
 from pipeline.retrieval.filters import ShardMask
 from pipeline.retrieval.topk import TopK, empty_topk, merge_topk, select_topk
 
-ITEM_TILE = 512  # items that are scored at once
+ITEM_TILE = 128  # items that are scored at once: the numbers of a tile of pairs stay in the cache
 STANDARD_ERRORS = 2.0  # of the mean gain, by which a weight must be better than 0
 
 

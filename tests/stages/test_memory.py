@@ -17,6 +17,7 @@ from pipeline.data.neighbours import nearest_neighbours
 from pipeline.errors import InputError
 from pipeline.evaluation.results import Metrics
 from pipeline.io.corpus import open_corpus, read_shard, shard_entries
+from pipeline.io.evaluation import mol_claims
 from pipeline.io.histories import read_bucket, read_item_ids, read_items
 from pipeline.io.memory import gains_claims, memory_claims, read_memory, require_memory
 from pipeline.io.neighbours import open_neighbours, read_neighbours
@@ -188,6 +189,25 @@ def test_an_evaluation_tells_what_the_counts_bring(world: World) -> None:
     assert (alone.mol, measured.counts, measured.popularity) == ({}, alone.counts, alone.popularity)
     assert measured.model["ndcg@10"].mean > alone.model["ndcg@10"].mean + 0.2
     assert measured.overlap.mean == 1.0
+
+
+def test_an_evaluation_that_was_killed_searches_for_the_missing_units_only(tmp_path: Path) -> None:
+    made = counted(world_of(tmp_path))
+    whole = measure(made)
+    made.storage.delete(made.night.evaluation.key("manifest.json"))
+    made.storage.delete(mol_claims(made.night).key(1))
+    runner = RecordingRunner(made.settings)
+    again = evaluate(runner, made.night, made.settings)
+    assert again.model_copy(update={"seconds": whole.seconds}) == whole
+    assert [units for _, units in runner.ran] == [[1]]
+
+
+def test_a_night_that_ends_between_choice_and_search_goes_on_with_the_choice(world: World, tmp_path: Path) -> None:
+    made = counted(world_of(tmp_path))
+    runner = RecordingRunner(made.settings)
+    assert choose_memory(runner, made.night, made.settings) == require_memory(world.night)
+    assert runner.ran == []
+    assert retrieve(made, runner).equals(retrieve(world))
 
 
 def measure(world: World) -> Metrics:

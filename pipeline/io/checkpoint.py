@@ -21,7 +21,8 @@ from pipeline.io.night import Night
 from pipeline.io.storage.base import Storage
 from pipeline.model.model import RetrievalModel
 from pipeline.model.results import TrainingMetrics
-from pipeline.model.training import RoundProgress, RoundReport, TrainingState
+from pipeline.model.rounds import RoundProgress, RoundReport
+from pipeline.model.training import TrainingState
 from pipeline.settings import ModelSettings, Settings
 
 REMEDY = "remove the model and train again"

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from pipeline.config import Config
-from pipeline.model.training import VALIDATION_CUTOFF, RoundReport, best_round, ended_by
+from pipeline.model.rounds import RoundReport, best_round, ended_by
+from pipeline.model.training import VALIDATION_CUTOFF
 from pipeline.settings import TrainSettings
 
 

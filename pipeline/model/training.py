@@ -9,7 +9,7 @@ import copy
 import math
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +21,7 @@ from pipeline.model.backends import training_backend
 from pipeline.model.model import RetrievalModel
 from pipeline.model.negatives import Negatives
 from pipeline.model.pace import Pace
+from pipeline.model.rounds import RoundProgress, RoundReport, best_round, ended_by, is_late
 from pipeline.model.step import accumulate_gradients
 from pipeline.model.validation import RankingSums, rank_by_counts, rank_by_model
 from pipeline.settings import TrainSettings
@@ -54,63 +55,6 @@ class TrainingData:
     item_counts_N: Tensor  # training events of every item
 
 
-@dataclass(frozen=True)
-class RoundReport:
-    """One line of the history: losses and counts over all processes, times in this one.
-
-    `hit_rate` is the share of validation users with a held-out item among the VALIDATION_CUTOFF best of all items,
-    `ndcg` their mean NDCG at this cutoff.
-    """
-
-    epoch: float  # epochs that are done
-    step: int  # steps that are done
-    loss: float
-    hit_rate: float
-    ndcg: float
-    num_validation_users: int
-    num_positions: int  # targets trained on
-    seconds: float
-    validation_seconds: float
-    backend: str = "torch"  # of the pair network, in this process
-
-    @property
-    def worth(self) -> float:
-        """The highest is the best: the NDCG, or, without validation users, minus the loss."""
-        return self.ndcg if self.num_validation_users else -self.loss
-
-    @property
-    def total_seconds(self) -> float:
-        return self.seconds + self.validation_seconds
-
-
-@dataclass(frozen=True)
-class RoundProgress:
-    """The part of a round that is done: sums over all processes, seconds in this one."""
-
-    loss_sum: float = 0.0
-    weight: float = 0.0
-    num_positions: int = 0
-    seconds: float = 0.0
-
-
-def best_round(history: Sequence[RoundReport]) -> RoundReport:
-    """The best round; of equal ones the earliest."""
-    return max(history, key=lambda report: (report.worth, -report.step))
-
-
-def ended_by(history: Sequence[RoundReport], settings: TrainSettings) -> str | None:
-    """The setting that ends a training after these rounds; None while it goes on."""
-    if history[-1].epoch >= settings.max_epochs:
-        return "max_epochs"
-    if len(history) - 1 - history.index(best_round(history)) >= settings.patience:
-        return "patience"
-    return "max_minutes" if _is_late(sum(report.total_seconds for report in history), settings) else None
-
-
-def _is_late(seconds: float, settings: TrainSettings) -> bool:
-    return settings.max_minutes is not None and seconds >= 60 * settings.max_minutes
-
-
 @dataclass
 class TrainingState:
     """Everything that a run needs to continue, at any step."""
@@ -121,7 +65,7 @@ class TrainingState:
     step: int = 0  # steps that are done, of all epochs
     history: list[RoundReport] = field(default_factory=list)
     best_weights: dict[str, Tensor] = field(default_factory=dict)
-    progress: RoundProgress = RoundProgress()
+    progress: RoundProgress = field(default_factory=RoundProgress)
     number: int = 0  # of the states that were reported so far, this one included
 
     @property
@@ -161,8 +105,8 @@ def fit(
     pace = Pace(data.steps, settings, say)
     while not state.is_finished(settings):
         stop = round_end(state.step, data.steps, settings.steps_between_validations)
-        is_late = train_to(state, stop, data, settings, ranks, pace)
-        if state.step == stop or is_late:
+        was_late = train_to(state, stop, data, settings, ranks, pace)
+        if state.step == stop or was_late:
             _finish_round(state, data, settings, ranks)
         state.number += 1
         on_state(state)
@@ -188,7 +132,7 @@ def train_to(
     negatives = Negatives.of(data.item_counts_N.to(model.device), settings)
     epoch, first = divmod(state.step, data.steps)
     last = min(stop - epoch * data.steps, first + settings.steps_between_states)
-    is_late = False
+    time_is_over = False
     for batch in epoch_batches(data.windows, data.steps, settings.seed, epoch + 1, ranks.rank, first, last):
         started = time.monotonic()
         seed_everything(settings.seed, state.step, ranks.rank)
@@ -200,16 +144,17 @@ def train_to(
             group["lr"] = settings.learning_rate * min(1.0, (state.step + 1) / max(settings.warmup_steps, 1))
         state.optimiser.step()
         state.step += 1
-        if state.step % STEPS_PER_AVERAGE == 0 or state.step == stop:
-            average_weights(state, settings.average_decay)
         done, seconds = state.progress, time.monotonic() - started
         state.progress = RoundProgress(
             done.loss_sum + loss_sum, done.weight + weight, done.num_positions + num_positions, done.seconds + seconds
         )
         pace.tell(state.step, num_positions, seconds, state.seconds, done.loss_sum / max(done.weight, 1e-9))
-        if is_late := _any(_is_late(state.seconds, settings), settings, ranks, model.device):
+        time_is_over = _any(is_late(state.seconds, settings), settings, ranks, model.device)
+        if state.step % STEPS_PER_AVERAGE == 0 or state.step == stop or time_is_over:
+            average_weights(state, settings.average_decay)
+        if time_is_over:
             break
-    return is_late
+    return time_is_over
 
 
 def _finish_round(state: TrainingState, data: TrainingData, settings: TrainSettings, ranks: Ranks) -> None:
@@ -251,12 +196,13 @@ def means(sums: RankingSums, data: TrainingData, ranks: Ranks, device: torch.dev
 
 @torch.no_grad()
 def average_weights(state: TrainingState, decay: float) -> None:
-    """Take the weights into their average, as if after each of the last steps.
+    """Take the weights into their average, as if after each of the steps since they were taken in last.
 
     In the beginning the average spans a tenth of the steps that are done, so that it forgets the random weights.
     """
-    since = (state.step - 1) % STEPS_PER_AVERAGE + 1
-    kept = min(decay, (1 + state.step) / (10 + state.step)) ** since
+    end_of_last_round = state.history[-1].step if state.history else 0
+    last_time = max(end_of_last_round, (state.step - 1) // STEPS_PER_AVERAGE * STEPS_PER_AVERAGE)
+    kept = min(decay, (1 + state.step) / (10 + state.step)) ** (state.step - last_time)
     pairs = zip(state.average.parameters(), state.model.parameters(), strict=True)
     averages, weights = (list(column) for column in zip(*pairs, strict=True))
     torch._foreach_lerp_(averages, [weight.detach() for weight in weights], 1.0 - kept)

@@ -15,13 +15,11 @@ from pipeline.model.backends import training_backend
 from pipeline.model.encoders import columns_read
 from pipeline.model.model import RetrievalModel
 from pipeline.model.results import refit_metrics, training_metrics
+from pipeline.model.rounds import RoundReport, best_round, ended_by
 from pipeline.model.training import (
     VALIDATION_CUTOFF,
     Ranks,
-    RoundReport,
     TrainingState,
-    best_round,
-    ended_by,
     fit,
     new_state,
     popular_hit_rate,

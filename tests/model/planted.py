@@ -6,7 +6,8 @@ import torch
 from pipeline.data.batches import ValidationUsers, cut_windows, num_steps, validation_users
 from pipeline.data.lists import Lists
 from pipeline.model.model import RetrievalModel
-from pipeline.model.training import RoundReport, TrainingData, TrainingState, new_state, seed_everything
+from pipeline.model.rounds import RoundReport
+from pipeline.model.training import TrainingData, TrainingState, new_state, seed_everything
 from pipeline.settings import ModelSettings, MolSettings, TrainSettings
 
 NUM_ITEMS = 40

@@ -11,15 +11,13 @@ from pipeline.model import step, training
 from pipeline.model.inputs import Events
 from pipeline.model.losses import mutual_information_loss, sampled_softmax_loss, user_norm_loss
 from pipeline.model.negatives import Negatives
+from pipeline.model.rounds import RoundProgress, best_round, ended_by
 from pipeline.model.step import accumulate_gradients
 from pipeline.model.training import (
     Ranks,
-    RoundProgress,
     TrainingState,
     average_gradients,
     average_weights,
-    best_round,
-    ended_by,
     fit,
     popular_hit_rate,
     round_end,
@@ -350,6 +348,24 @@ def test_the_average_is_that_of_every_step_if_the_weights_stand_still(num_steps,
         kept = min(0.9, (1 + number) / (10 + number))
         expected = kept * expected + 1 - kept
     assert next(state.average.parameters()).flatten()[0].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_no_step_counts_twice_in_the_average():
+    """Rounds of 5 steps end between the multiples of 8. Weights stand still at 1, and their average was 0."""
+    shares = []
+    for rounds in ([20], [5, 10, 15, 20]):
+        state = start(SETTINGS)
+        for parameter, average in zip(state.model.parameters(), state.average.parameters(), strict=True):
+            torch.nn.init.ones_(parameter)
+            torch.nn.init.zeros_(average)
+        for number in range(1, 21):
+            state.step = 1_000 + number  # late enough for the whole decay
+            if number % training.STEPS_PER_AVERAGE == 0 or number in rounds:
+                average_weights(state, 0.9)
+            if number in rounds:
+                state.history.append(replace(report(number / 10, 0.1), step=1_000 + number))
+        shares.append(next(state.average.parameters()).flatten()[0].item())
+    assert shares == pytest.approx([1 - 0.9**20] * 2, rel=1e-5)
 
 
 def test_without_a_decay_the_average_is_the_weights():

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.lists import NO_ITEM, Lists
+from pipeline.native.loader import CPU_FLAGS, cpu_flags, find_library
 from pipeline.retrieval import search as search_module
 from pipeline.retrieval.backends.native.index import NativeIndex
-from pipeline.retrieval.backends.native.loader import CPU_FLAGS, cpu_flags, find_library
 from pipeline.retrieval.backends.torch.index import TorchIndex
 from pipeline.retrieval.bonuses import Bonuses
 from pipeline.retrieval.brute_force import brute_force as oracle

@@ -9,7 +9,14 @@ from tests.jobs.cluster import readme_cluster, readme_lines
 pytestmark = pytest.mark.ray
 
 # What is tested is the way, not the night.
-SMALLER_STILL = {"train.max_epochs": 1, "corpus.num_shards": 1, "output.num_buckets": 1, "evaluate.cutoffs": "[10]"}
+SMALLER_STILL = {
+    "train.max_epochs": 1,
+    "train.refit": 0,
+    "memory.enabled": False,
+    "corpus.num_shards": 1,
+    "output.num_buckets": 1,
+    "evaluate.cutoffs": "[10]",
+}
 
 
 def test_the_lines_of_the_readme_lead_from_a_fresh_shell_to_a_published_table_searched_with_native_kernels():

@@ -89,7 +89,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Folders]:
     pq.write_table(pa.table(columns), folders.data / "ml1m" / "interactions.parquet")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "EPOCHS", {"ml1m": {"scratch": 1, "warm": 1, "dot": 1}})
-        patch.setattr(train, "BATCH_SIZES", {"ml1m": {"scratch": 64, "warm": 64, "dot": 64}})
+        patch.setattr(train, "BATCH_POSITIONS", {"ml1m": {"scratch": 512, "warm": 512, "dot": 512}})
         patch.setattr(recall, "FITS", {128: (16,)})
         patch.setattr(recall, "LANDMARKS", ((128, 16),))
         patch.setattr(dtypes, "NUM_SAMPLE", 128)

@@ -34,6 +34,7 @@ from pipeline.stages.training_data import read_training_data
 log = logging.getLogger("nightrails")
 
 NEVER = 1_000_000_000  # rounds of patience: a refit goes to its end
+MIN_REFIT_SHARE = 0.8  # of the selection's NDCG on the validation events; with few users it is noisy
 COLUMN_BYTES = {"times": 32, "weights": 16}  # of an event in memory: four copies while buckets are joined
 STATES_KEPT = 2  # of an unfinished training: the newest state, and one more in case the newest is damaged
 
@@ -135,16 +136,17 @@ def keep_best(night: Night, settings: Settings, state_folder: Path, popularity: 
 def keep_refit(night: Night, settings: Settings, state_folder: Path, last: RoundReport) -> Manifest:
     """Write the Checkpoint artifact of a refit: its last weights, if they are sound, else those of the selection.
 
-    The refit has learned from the validation events, so a sound one ranks them higher than the selection does.
+    The refit has learned from the validation events, so a sound one ranks them about as high as the selection does, or
+    higher.
     """
     model = load_model(night.storage, night.selected)
     selection = read_metrics(night.storage, night.selected)
-    is_sound = last.worth >= selection.validation_ndcg or not selection.num_validation_users
+    is_sound = last.ndcg >= MIN_REFIT_SHARE * selection.validation_ndcg
     if is_sound:
         model.load_state_dict(read_weights(state_folder, "average"))
     else:
         log.warning(
-            "the refit ranks even the validation events that it has learned from lower than the selected model "
+            "the refit ranks even the validation events that it has learned from far lower than the selected model "
             "(NDCG@%d %.4f, selected %.4f): the selected model is served without a refit; lower train.learning_rate",
             *(VALIDATION_CUTOFF, last.ndcg, selection.validation_ndcg),
         )

@@ -40,6 +40,7 @@ PLAIN: dict[str, Any] = {
         "num_negatives": 16,
         "positions_per_negatives": 32,
         "learning_rate": 5e-3,
+        "warmup_steps": 5,
     },
     "output": {"num_buckets": 5},
 }

@@ -20,7 +20,8 @@ from pipeline.distributed.errors import ray_errors_translated
 from pipeline.distributed.messages import Messages, messages_logged
 from pipeline.io.checkpoint import save_state
 from pipeline.io.night import Night
-from pipeline.model.training import Ranks, TrainingState
+from pipeline.model.ranks import Ranks
+from pipeline.model.training import TrainingState
 from pipeline.settings import Settings
 from pipeline.stages.devices import device_for
 from pipeline.stages.train import STATES_KEPT, keep_best, train_rank, training_memory

@@ -105,8 +105,7 @@ def save_state(folder: Path, state: TrainingState) -> None:
     tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in state.average.state_dict().items()}
     tensors |= {f"best.{name}": value for name, value in state.best_weights.items()}
-    for index, moments in state.optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{index}.{name}": value for name, value in moments.items()}
+    tensors |= {f"optimiser.{name}": value for name, value in state.optimiser.tensors()}
     (folder / TENSORS).write_bytes(save_tensors({name: value.cpu().contiguous() for name, value in tensors.items()}))
     reports = [asdict(report) for report in state.history]
     history = {
@@ -125,11 +124,7 @@ def load_state(folder: Path, state: TrainingState) -> None:
     state.average.load_state_dict(_below(tensors, "average."))
     device = next(state.model.parameters()).device
     state.best_weights = {name: value.to(device) for name, value in _below(tensors, "best.").items()}
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, value in _below(tensors, "optimiser.").items():
-        index, _, moment = name.partition(".")
-        moments.setdefault(int(index), {})[moment] = value
-    state.optimiser.load_state_dict(state.optimiser.state_dict() | {"state": moments})
+    state.optimiser.load(_below(tensors, "optimiser."))
     history = json.loads((folder / HISTORY).read_text())
     state.history[:] = read_history(folder)
     state.step, state.number = history["step"], history["number"]

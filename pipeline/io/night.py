@@ -124,7 +124,7 @@ RECIPES = {
     "histories": Recipe(4, ("day", "log", "items"), _of_histories),
     "selected_neighbours": Recipe(1, ("histories",), _of_neighbours),
     "neighbours": Recipe(1, ("histories",), _of_whole_neighbours),
-    "selected": Recipe(5, ("histories",), _of_selected),
+    "selected": Recipe(6, ("histories",), _of_selected),
     "model": Recipe(1, ("selected",), _of_refit),
     "memory": Recipe(1, ("selected", "selected_neighbours"), _of_memory),
     "selected_corpus": Recipe(7, ("selected",), _of_corpus),

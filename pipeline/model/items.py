@@ -23,5 +23,5 @@ class ItemTower(nn.Module):
             self.weight[self.num_items].zero_()
 
     def forward(self, item_rows: Tensor) -> Tensor:
-        """(*, E) embeddings of (*) item rows, where -1 is padding."""
-        return F.embedding(torch.where(item_rows >= 0, item_rows, self.num_items), self.weight)
+        """(*, E) embeddings of (*) item rows, where -1 is padding. The gradient of the table is sparse."""
+        return F.embedding(torch.where(item_rows >= 0, item_rows, self.num_items), self.weight, sparse=True)

@@ -18,31 +18,19 @@ from torch import Tensor
 from pipeline.data.batches import ValidationUsers, Windows, epoch_batches
 from pipeline.errors import InputError
 from pipeline.model.backends import training_backend
+from pipeline.model.gradients import average_gradients, clip_gradients
 from pipeline.model.model import RetrievalModel
 from pipeline.model.negatives import Negatives
+from pipeline.model.optimiser import Optimiser
 from pipeline.model.pace import Pace
+from pipeline.model.ranks import Ranks
 from pipeline.model.rounds import RoundProgress, RoundReport, best_round, ended_by, is_late
 from pipeline.model.step import accumulate_gradients
 from pipeline.model.validation import RankingSums, rank_by_counts, rank_by_model
 from pipeline.settings import TrainSettings
 
-ADAM_BETAS = (0.9, 0.98)
 VALIDATION_CUTOFF = 10
 STEPS_PER_AVERAGE = 8  # the average takes the weights in after so many steps: reading all of them takes time
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process among those that train together."""
-
-    rank: int = 0
-    world_size: int = 1
-
-    def sum_(self, values: Tensor) -> Tensor:
-        """Replace `values` by their sum over all processes."""
-        if self.world_size > 1:
-            torch.distributed.all_reduce(values)
-        return values
 
 
 @dataclass(frozen=True)
@@ -61,7 +49,7 @@ class TrainingState:
 
     model: RetrievalModel
     average: RetrievalModel
-    optimiser: torch.optim.Optimizer
+    optimiser: Optimiser
     step: int = 0  # steps that are done, of all epochs
     history: list[RoundReport] = field(default_factory=list)
     best_weights: dict[str, Tensor] = field(default_factory=dict)
@@ -82,10 +70,7 @@ class TrainingState:
 
 def new_state(model: RetrievalModel, settings: TrainSettings) -> TrainingState:
     """A run before its first step; `model` is already on its device."""
-    optimiser = torch.optim.AdamW(
-        model.parameters(), settings.learning_rate, ADAM_BETAS, weight_decay=settings.weight_decay, fused=True
-    )
-    return TrainingState(model, copy.deepcopy(model).requires_grad_(False), optimiser)
+    return TrainingState(model, copy.deepcopy(model).requires_grad_(False), Optimiser(model, settings))
 
 
 def fit(
@@ -136,13 +121,11 @@ def train_to(
     for batch in epoch_batches(data.windows, data.steps, settings.seed, epoch + 1, ranks.rank, first, last):
         started = time.monotonic()
         seed_everything(settings.seed, state.step, ranks.rank)
-        state.optimiser.zero_grad(set_to_none=True)
+        state.optimiser.zero_grad()
         sums = accumulate_gradients(model, batch, negatives, settings)
         loss_sum, weight, num_positions = average_gradients(model, sums.loss, sums.weight, sums.num_targets, ranks)
-        _check(loss_sum, _clip(model, settings.max_gradient_norm), state.step)
-        for group in state.optimiser.param_groups:
-            group["lr"] = settings.learning_rate * min(1.0, (state.step + 1) / max(settings.warmup_steps, 1))
-        state.optimiser.step()
+        _check(loss_sum, clip_gradients(model, settings.max_gradient_norm), state.step)
+        state.optimiser.step(settings.learning_rate * min(1.0, (state.step + 1) / max(settings.warmup_steps, 1)))
         state.step += 1
         done, seconds = state.progress, time.monotonic() - started
         state.progress = RoundProgress(
@@ -203,41 +186,10 @@ def average_weights(state: TrainingState, decay: float) -> None:
     end_of_last_round = state.history[-1].step if state.history else 0
     last_time = max(end_of_last_round, (state.step - 1) // STEPS_PER_AVERAGE * STEPS_PER_AVERAGE)
     kept = min(decay, (1 + state.step) / (10 + state.step)) ** (state.step - last_time)
+    state.optimiser.settle()
     pairs = zip(state.average.parameters(), state.model.parameters(), strict=True)
     averages, weights = (list(column) for column in zip(*pairs, strict=True))
     torch._foreach_lerp_(averages, [weight.detach() for weight in weights], 1.0 - kept)
-
-
-def average_gradients(
-    model: RetrievalModel, loss: Tensor, weight: float, num_targets: int, ranks: Ranks
-) -> tuple[float, float, int]:
-    """Divide the gradients, summed over all processes, by the weight of the targets of all processes.
-
-    Returns the loss, the weight and the number of targets of all processes. A target counts as much as its weight,
-    however the targets are spread over the processes.
-    """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in parameters:
-        if parameter.grad is None:  # this process had nothing to train on
-            parameter.grad = torch.zeros_like(parameter)
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    totals = torch.tensor([float(loss), weight, num_targets], dtype=torch.float64, device=loss.device)
-    ranks.sum_(totals)
-    loss_sum, weight_sum, count = totals.tolist()
-    if ranks.world_size > 1:
-        # All in one message. DistributedDataParallel would send after the first of the step's many backward passes.
-        summed = ranks.sum_(torch.cat([gradient.flatten() for gradient in gradients]))
-        parts = torch.split(summed, [gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
-    if weight_sum:
-        torch._foreach_div_(gradients, weight_sum)
-    return loss_sum, weight_sum, int(count)
-
-
-def _clip(model: RetrievalModel, max_norm: float) -> float:
-    """Scale the gradients down to a norm of at most `max_norm`; returns the norm before."""
-    return float(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm))
 
 
 def _check(loss_sum: float, norm: float, step: int) -> None:

@@ -12,7 +12,8 @@ from pipeline.errors import InputError
 from pipeline.io.artifacts import Claims, read_file, sizes_of, write_file
 from pipeline.io.checkpoint import HISTORY, TENSORS, save_state
 from pipeline.io.night import Night
-from pipeline.model.training import Ranks, TrainingState
+from pipeline.model.ranks import Ranks
+from pipeline.model.training import TrainingState
 from pipeline.settings import Settings
 from pipeline.stages.train import STATES_KEPT, keep_best, remove_states, train_rank
 

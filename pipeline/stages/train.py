@@ -14,11 +14,11 @@ from pipeline.io.night import Night
 from pipeline.model.backends import training_backend
 from pipeline.model.encoders import columns_read
 from pipeline.model.model import RetrievalModel
+from pipeline.model.ranks import Ranks
 from pipeline.model.results import refit_metrics, training_metrics
 from pipeline.model.rounds import RoundReport, best_round, ended_by
 from pipeline.model.training import (
     VALIDATION_CUTOFF,
-    Ranks,
     TrainingState,
     fit,
     new_state,

@@ -23,7 +23,8 @@ from pipeline.errors import InputError
 from pipeline.io.histories import read_bucket, read_items
 from pipeline.io.night import Night
 from pipeline.model.encoders import columns_read
-from pipeline.model.training import Ranks, TrainingData
+from pipeline.model.ranks import Ranks
+from pipeline.model.training import TrainingData
 from pipeline.settings import Settings, TrainSettings
 
 MIN_VALIDATION_QUERIES = 1_000

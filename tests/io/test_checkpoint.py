@@ -18,8 +18,9 @@ from pipeline.io.checkpoint import (
 )
 from pipeline.io.night import Night
 from pipeline.model.model import RetrievalModel
+from pipeline.model.ranks import Ranks
 from pipeline.model.results import training_metrics
-from pipeline.model.training import Ranks, fit
+from pipeline.model.training import fit
 from pipeline.settings import Settings, TrainSettings
 from tests.model.planted import NUM_ITEMS, SMALL_MODEL, report, start, training_data
 from tests.stages.worlds import SMALL, night_of

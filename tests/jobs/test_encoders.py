@@ -11,7 +11,7 @@ from pipeline.io.histories import read_bucket
 from pipeline.io.night import Night, open_night
 from pipeline.io.publication.reader import read_latest
 from pipeline.model.encoders import ENCODERS, columns_read
-from pipeline.model.training import Ranks
+from pipeline.model.ranks import Ranks
 from pipeline.settings import Settings
 from pipeline.stages.train import training_memory
 from pipeline.stages.training_data import read_training_data

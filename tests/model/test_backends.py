@@ -14,8 +14,9 @@ from pipeline.model import backends
 from pipeline.model.backends import training_backend
 from pipeline.model.mol import MixtureOfLogits
 from pipeline.model.negatives import Negatives
+from pipeline.model.ranks import Ranks
 from pipeline.model.step import accumulate_gradients
-from pipeline.model.training import Ranks, fit
+from pipeline.model.training import fit
 from pipeline.native.backend import Backend
 from pipeline.native.loader import Kernels, native_kernels
 from pipeline.settings import MolSettings, TrainSettings

@@ -8,15 +8,15 @@ import torch
 from pipeline.data.batches import epoch_batches
 from pipeline.errors import InputError
 from pipeline.model import step, training
+from pipeline.model.gradients import average_gradients, clip_gradients
 from pipeline.model.inputs import Events
 from pipeline.model.losses import mutual_information_loss, sampled_softmax_loss, user_norm_loss
 from pipeline.model.negatives import Negatives
+from pipeline.model.ranks import Ranks
 from pipeline.model.rounds import RoundProgress, best_round, ended_by
 from pipeline.model.step import accumulate_gradients
 from pipeline.model.training import (
-    Ranks,
     TrainingState,
-    average_gradients,
     average_weights,
     fit,
     popular_hit_rate,
@@ -44,6 +44,15 @@ SURE_MODEL = SMALL_MODEL.model_copy(update={"dropout": 0.0, "mol": SURE_MOL})
 
 def no_report(state: TrainingState) -> None:
     pass
+
+
+def dense(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient.to_dense() if gradient.is_sparse else gradient
+
+
+def sparse(gradient: torch.Tensor) -> torch.Tensor:
+    """The gradient of a table, with the rows that are not zero."""
+    return gradient.to_sparse(1).coalesce()
 
 
 def weights(state: TrainingState) -> list[torch.Tensor]:
@@ -148,7 +157,7 @@ def test_a_step_in_tiles_has_the_gradients_of_the_definition(monkeypatch, positi
     torch.set_rng_state(state)
     slow_loss(expected, batch, settings, negatives_GN, data.item_counts_N).backward()
     for (name, left), right in zip(model.named_parameters(), expected.parameters(), strict=True):
-        torch.testing.assert_close(left.grad, right.grad, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(dense(left.grad), dense(right.grad), msg=lambda text, name=name: f"{name}: {text}")
     assert torch.isfinite(found.loss)
 
 
@@ -195,7 +204,9 @@ def test_weights_without_a_gradient_decay_by_learning_rate_times_weight_decay():
     before = [parameter.detach().clone() for parameter in state.model.parameters()]
     for parameter in state.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    state.optimiser.step()
+    state.model.item_embedding.weight.grad = sparse(state.model.item_embedding.weight.grad)
+    state.optimiser.step(settings.learning_rate)
+    state.optimiser.settle()
     for parameter, value in zip(state.model.parameters(), before, strict=True):
         torch.testing.assert_close(parameter.detach(), 0.95 * value)
 
@@ -381,7 +392,7 @@ def test_the_learning_rate_rises_in_the_first_steps():
     settings = SETTINGS.model_copy(update={"warmup_steps": 4, "max_epochs": 1, "steps_between_states": 1})
     state = start(settings)
     data = replace(training_data(settings, num_users=60), steps=6)
-    fit(state, data, settings, Ranks(), lambda state: rates.append(state.optimiser.param_groups[0]["lr"]))
+    fit(state, data, settings, Ranks(), lambda state: rates.append(state.optimiser.others.param_groups[0]["lr"]))
     assert rates == pytest.approx([5e-3 * share for share in (0.25, 0.5, 0.75, 1, 1, 1)])
 
 
@@ -390,7 +401,7 @@ def test_a_large_gradient_is_scaled_down():
 
     def keep_norm(state: TrainingState) -> None:
         gradients = [parameter.grad for parameter in state.model.parameters()]
-        norms.append(torch.cat([gradient.flatten() for gradient in gradients]).norm().item())
+        norms.append(torch.cat([dense(gradient).flatten() for gradient in gradients]).norm().item())
 
     for max_norm in (1e-3, 1e3):
         settings = SETTINGS.model_copy(update={"max_gradient_norm": max_norm, "max_epochs": 1})
@@ -419,15 +430,52 @@ class WithAnother(Ranks):
 
 
 def test_gradients_of_all_ranks_weigh_every_target_alike():
-    """Two ranks with targets of weight 15 and 5: the average is that of one process with all 20."""
+    """Two ranks with targets of weight 15 and 5: the average is that of one process with all 20. Each rank has touched
+    other rows of the table of items."""
     alone, first, second = (start(SETTINGS, SURE_MODEL).model for _ in range(3))
-    for model, value in ((first, 2.0), (second, 8.0)):
+    rows = {first: [1, 5], second: [2, 5, 9], alone: [1, 2, 5, 9]}
+    values = {first: [2.0, 2.0], second: [8.0, 8.0, 8.0], alone: [2.0, 8.0, 10.0, 8.0]}
+    for model in (alone, first, second):
         for parameter in model.parameters():
-            parameter.grad = torch.full_like(parameter, value)
+            parameter.grad = torch.full_like(parameter, values[model][-1])
+        table = model.item_embedding.weight
+        table.grad = torch.zeros_like(table)
+        table.grad[rows[model]] = torch.tensor(values[model]).unsqueeze(1)
+        table.grad = sparse(table.grad)
     for parameter in alone.parameters():
-        parameter.grad = torch.full_like(parameter, 10.0)
-    sent = [torch.tensor([1.0, 5.0, 10]), torch.cat([parameter.grad.flatten() for parameter in second.parameters()])]
+        if not parameter.grad.is_sparse:
+            parameter.grad.fill_(10.0)
+    table = second.item_embedding.weight
+    is_touched = torch.zeros(len(table), dtype=torch.int32)
+    is_touched[rows[second]] = 1
+    others = [p.grad.flatten() for p in second.parameters() if p is not table]
+    sent = [
+        torch.tensor([1.0, 5.0, 10]),
+        is_touched,
+        torch.cat([table.grad.to_dense()[rows[alone]].flatten(), *others]),
+    ]
     average_gradients(alone, torch.tensor(4.0), 20.0, 40, Ranks())
     assert average_gradients(first, torch.tensor(3.0), 15.0, 30, WithAnother(sent=sent)) == (4.0, 20.0, 40)
     for left, right in zip(first.parameters(), alone.parameters(), strict=True):
         torch.testing.assert_close(left.grad, right.grad)
+
+
+def test_a_rank_without_targets_takes_part():
+    model = start(SETTINGS, SURE_MODEL).model
+    average_gradients(model, torch.tensor(0.0), 0.0, 0, Ranks())
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert model.item_embedding.weight.grad.indices().shape == (1, 0)
+
+
+def test_clipping_scales_all_gradients_to_the_norm():
+    model = start(SETTINGS, SURE_MODEL).model
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    table = model.item_embedding.weight
+    table.grad[3:] = 0.0
+    whole = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    table.grad = sparse(table.grad)
+    assert clip_gradients(model, 1e9) == pytest.approx(float(whole.norm()))
+    assert clip_gradients(model, 2.0) == pytest.approx(float(whole.norm()))
+    clipped = torch.cat([dense(parameter.grad).flatten() for parameter in model.parameters()])
+    torch.testing.assert_close(clipped, whole * (2.0 / whole.norm()))

@@ -20,7 +20,7 @@ from pipeline.io.histories import write_items
 from pipeline.io.night import Night
 from pipeline.io.storage.base import Storage
 from pipeline.io.storage.local import LocalStorage
-from pipeline.model.training import Ranks
+from pipeline.model.ranks import Ranks
 from pipeline.schema import items as items_schema
 from pipeline.settings import Settings, TrainSettings
 from pipeline.stages import local_training, train, training_data

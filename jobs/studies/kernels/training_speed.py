@@ -23,10 +23,12 @@ from pipeline.data.batches import SequenceBatch, cut_windows, epoch_batches
 from pipeline.data.lists import Lists
 from pipeline.model import step
 from pipeline.model.backends import training_backend
+from pipeline.model.gradients import average_gradients
 from pipeline.model.model import RetrievalModel
 from pipeline.model.negatives import Negatives
+from pipeline.model.ranks import Ranks
 from pipeline.model.step import accumulate_gradients
-from pipeline.model.training import Ranks, average_gradients, new_state
+from pipeline.model.training import new_state
 from pipeline.settings import ModelSettings, MolSettings, TrainSettings
 
 SHAPES = ((8, 4, 64), (8, 8, 32))  # query components, item components, width
@@ -64,12 +66,12 @@ class StepClock:
 
     def __call__(self) -> None:
         model = self._state.model.train()
-        self._state.optimiser.zero_grad(set_to_none=True)
+        self._state.optimiser.zero_grad()
         with _seconds_of("train_pairs", self.pairs), _seconds_of("_in_tiles", self.pairs):
             sums = accumulate_gradients(model, self._batch, self._sampler, self.settings)
         begun = time.process_time()
         average_gradients(model, sums.loss, sums.weight, sums.num_targets, Ranks())
-        self._state.optimiser.step()
+        self._state.optimiser.step(self.settings.learning_rate)
         self.optimiser.append(time.process_time() - begun)
 
 

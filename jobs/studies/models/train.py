@@ -27,8 +27,9 @@ from pipeline.data.lists import Int64, Lists, offsets_of, ranges
 from pipeline.errors import InputError
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import ItemSide, MolPairs, QuerySide
+from pipeline.model.ranks import Ranks
 from pipeline.model.rounds import best_round
-from pipeline.model.training import Ranks, TrainingData, TrainingState, fit, new_state, seed_everything
+from pipeline.model.training import TrainingData, TrainingState, fit, new_state, seed_everything
 from pipeline.settings import ModelSettings, MolSettings, TrainSettings
 
 Way = Literal["scratch", "warm", "dot"]

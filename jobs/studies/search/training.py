@@ -18,8 +18,8 @@ from jobs.studies.search.synthetic import align
 from pipeline.data.batches import cut_windows, epoch_batches
 from pipeline.model.model import RetrievalModel
 from pipeline.model.negatives import Negatives
+from pipeline.model.optimiser import BETA1, BETA2
 from pipeline.model.step import accumulate_gradients
-from pipeline.model.training import ADAM_BETAS
 from pipeline.settings import ModelSettings, MolSettings, TrainSettings
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def train_model(recipe: ModelRecipe, market: Market) -> RetrievalModel:
     if recipe.start == "aligned":
         align(model.mol, recipe.gate_preference)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trained, recipe.learning_rate, ADAM_BETAS, weight_decay=0.0, fused=True)
+    optimiser = torch.optim.AdamW(trained, recipe.learning_rate, (BETA1, BETA2), weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, recipe.num_steps))
     histories = draw_histories(market, recipe.num_steps * recipe.users_per_step, TRAINING_STREAM)
     windows = cut_windows(histories, np.arange(len(histories.lengths)), recipe.market.max_length)

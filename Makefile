@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # Options for pip, for example another index for PyTorch.
 PIP_ARGS ?=
 STAMP := $(VENV)/.installed
+# Two processes, each with whole files, in their order: the long ones do not come last.
+IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lint test test-all smoke nightly bench clean
@@ -27,10 +29,10 @@ lint: setup  ## Format, lint, types, import contracts
 	$(BIN)/lint-imports
 
 test: setup  ## The suite that CI runs (2 cores, under 12 minutes, no network)
-	$(BIN)/pytest
+	$(BIN)/pytest $(IN_TWO)
 
 test-all: setup  ## Also the slow tests (the studies on tiny worlds), a real radosgw and the GPU, where they are at hand
-	$(BIN)/pytest -m ''
+	$(BIN)/pytest $(IN_TWO) -m ''
 
 smoke: setup  ## The nightly job on a tiny log, in about a minute
 	$(BIN)/python jobs/nightly_candidates.py --config conf/demo.yaml --set root=$${NIGHTRAILS_ROOT:-nightrails-data}/smoke \

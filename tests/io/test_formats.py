@@ -113,7 +113,7 @@ def test_what_is_quoted_has_no_control_characters_and_an_end():
     ("data", "words"),
     [
         (b"user_id,item_id\nu1,i1\n", "text, not Parquet (or damaged); set format: csv"),
-        (gzip.compress(b"user_id,item_id\nu1,i1\n"), "a gzip file, not Parquet (or damaged); set format: csv"),
+        (gzip.compress(b"user_id,item_id\nu1,i1\n", mtime=0), "a gzip file, not Parquet (or damaged); set format: csv"),
         (packed("zip"), "a zip file, not Parquet (or damaged); unpack it"),
         (packed("Parquet")[:-3], "damaged or cut short"),
     ],

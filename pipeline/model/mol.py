@@ -150,6 +150,12 @@ class MixtureOfLogits(nn.Module):
         components_NXD = self.item_out(dropped_NE).unflatten(-1, (-1, self.settings.component_dim))
         return ItemSide(_unit(components_NXD), self.item_gate(items_NE))
 
+    def first_item_components(self, items_NE: Tensor) -> Tensor:
+        """(*, N, D) first components of (*, N, E) item embeddings."""
+        dropped_NE = dropout(items_NE, self.settings.item_dropout, self.training)
+        width = self.settings.component_dim
+        return _unit(F.linear(dropped_NE, self.item_out.weight[:width], self.item_out.bias[:width]))
+
     def forward(self, query: QuerySide, items: ItemSide) -> Tensor:
         """(*, B, N) scores of every query with every item, each between its smallest and its largest logit."""
         weights_BNP, logits_BNP = self._weights(query, items)

@@ -8,7 +8,7 @@ Shapes: V items, G groups, N negatives of a group, B sequences.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -46,6 +46,19 @@ class Negatives:
         shape = (num_groups, self.num_negatives - self.num_popular)
         return torch.cat([popular_GN, torch.randint(num_items, shape, device=device)], dim=1)
 
+    def for_head(self, num_negatives: int) -> tuple[Tensor, Tensor]:
+        """(M,) rows for the dot-product head and what is added to their scores: all items where they are no more than
+        `num_negatives`, else so many that are drawn."""
+        num_items = len(self.cumulative_V)
+        if num_items <= num_negatives:
+            rows_M = torch.arange(num_items, device=self.cumulative_V.device)
+            return rows_M, torch.zeros(num_items, device=rows_M.device)
+        drawn = replace(
+            self, num_negatives=num_negatives, num_popular=num_negatives * self.num_popular // self.num_negatives
+        )
+        rows_1M = drawn.draw(1)
+        return rows_1M[0], drawn.corrections(rows_1M)[0]
+
     def corrections(self, rows_GN: Tensor) -> Tensor:
         """(G, N), float64: what is added to the scores of these negatives; 0 without correction, as in the paper."""
         if not self.is_corrected:
@@ -53,15 +66,21 @@ class Negatives:
         return -self.log_q_V[rows_GN] - math.log(self.num_negatives)
 
 
-def is_own(rows_GN: Tensor, own: Lists, num_items: int) -> Tensor:
-    """(G, B, N): whether a negative is one of the items of sequence b's user; `own` has them in ascending order.
+def is_own(rows_GN: Tensor, own: Lists) -> Tensor:
+    """(G, B, N): whether a negative is one of the items of sequence b's user.
 
     What a user has is never shown to them, so the model need not rank it below what comes next.
     """
-    codes = torch.from_numpy(own.owners * num_items + own.values).to(rows_GN.device)
-    users_B = torch.arange(len(own), device=rows_GN.device)
-    wanted_GBN = users_B[None, :, None] * num_items + rows_GN[:, None, :]
-    if not len(codes):
-        return torch.zeros_like(wanted_GBN, dtype=torch.bool)
-    at_GBN = torch.searchsorted(codes, wanted_GBN).clamp_max(len(codes) - 1)
-    return codes[at_GBN] == wanted_GBN
+    num_groups, num_negatives = rows_GN.shape
+    device = rows_GN.device
+    owners, items = (torch.from_numpy(part).to(device, torch.int64) for part in (own.owners, own.values))
+    rows, places = rows_GN.flatten().sort()
+    first, end = torch.searchsorted(rows, items), torch.searchsorted(rows, items, right=True)
+    # One entry for each negative that is an own item, which may have been drawn several times.
+    times = end - first
+    entry = torch.arange(len(items), device=device).repeat_interleave(times)
+    nth = torch.arange(len(entry), device=device) - (times.cumsum(0) - times)[entry]
+    place = places[first[entry] + nth]
+    is_own_GBN = torch.zeros((num_groups, len(own), num_negatives), dtype=torch.bool, device=device)
+    is_own_GBN[place // num_negatives, owners[entry], place % num_negatives] = True
+    return is_own_GBN

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline.data.batches import SequenceBatch
 from pipeline.model.backends import native_library
+from pipeline.model.head import head_gradients
 from pipeline.model.inputs import Events
 from pipeline.model.losses import mutual_information_loss, sampled_softmax_loss, user_norm_loss
 from pipeline.model.model import RetrievalModel
@@ -67,19 +68,20 @@ def accumulate_gradients(
 ) -> StepSums:
     """Add the gradients of the loss, summed over the batch's targets by their weights, to those in the parameters.
 
-    The regularisers have the weight of all targets; they are not in the sums that are returned.
+    The regularisers have the weight of all targets; they and the head's loss are not in the sums that are returned.
     """
     device = model.device
     if not (batch.targets_BL >= 0).any():
         return StepSums(torch.zeros((), device=device), 0.0, 0)
     positions = _positions(batch, settings.positions_per_negatives, device)
-    drawn = _draw(sampler, positions.num_groups, batch, model.num_items)
+    drawn = _draw(sampler, positions.num_groups, batch)
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
         queries_TE = _encode_targets(model, batch, positions.is_target_BL)[positions.order_T]
         users_T = model.user_rows(positions.user_keys_T)
         query = model.mol.query_side(queries_TE, users_T)
         negatives = model.item_side(drawn.rows_GN)
-        scores_T, gates_TP = _positive_pairs(model, query, positions.rows_T)
+        positives = model.item_side(positions.rows_T.unsqueeze(1))
+        scores_T, gates_TP = _positive_pairs(model.mol, query, positives)
         regulariser = settings.mutual_information_weight * mutual_information_loss(gates_TP[: positions.num_targets])
         if users_T is not None:
             users_TD = model.mol.user_vectors(users_T[: positions.num_targets])
@@ -102,9 +104,12 @@ def accumulate_gradients(
         )
     weight = float(batch.weights_BL.sum(dtype="float64"))
     regulariser_sum = regulariser * weight
-    torch.autograd.backward(
-        [*per_position, *per_group, regulariser_sum], [*gradients, torch.ones_like(regulariser_sum)]
-    )
+    outputs = [*per_position, *per_group, regulariser_sum]
+    gradients = [*gradients, torch.ones_like(regulariser_sum)]
+    if settings.head_weight:
+        head_outputs, of_head = _head(model, query, positives, positions, batch, sampler, settings)
+        outputs, gradients = outputs + head_outputs, gradients + of_head
+    torch.autograd.backward(outputs, gradients)
     return StepSums(loss_sum, weight, positions.num_targets)
 
 
@@ -150,15 +155,46 @@ def _positions(batch: SequenceBatch, positions_per_negatives: int, device: torch
     )
 
 
-def _draw(sampler: Negatives, num_groups: int, batch: SequenceBatch, num_items: int) -> Drawn:
+def _draw(sampler: Negatives, num_groups: int, batch: SequenceBatch) -> Drawn:
     rows_GN = sampler.draw(num_groups)
-    return Drawn(rows_GN, sampler.corrections(rows_GN), is_own(rows_GN, batch.own, num_items))
+    return Drawn(rows_GN, sampler.corrections(rows_GN), is_own(rows_GN, batch.own))
 
 
-def _positive_pairs(model: RetrievalModel, query: QuerySide, rows_T: Tensor) -> tuple[Tensor, Tensor]:
+def _positive_pairs(mol: MixtureOfLogits, query: QuerySide, positives: ItemSide) -> tuple[Tensor, Tensor]:
     """(T,) scores and (T, P) gates of each position with its own item."""
-    pairs = model.mol.pairs(query.alone(), model.item_side(rows_T.unsqueeze(1)))
+    pairs = mol.pairs(query.alone(), positives)
     return _at_least_float32(pairs.scores_BN.flatten()), _at_least_float32(pairs.gates_BNP.flatten(0, -2))
+
+
+def _head(
+    model: RetrievalModel,
+    query: QuerySide,
+    positives: ItemSide,
+    positions: Positions,
+    batch: SequenceBatch,
+    sampler: Negatives,
+    settings: TrainSettings,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The vectors that the dot-product head's loss depends on, and its gradients with respect to them."""
+    rows_M, corrections_M = sampler.for_head(settings.head_negatives)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+        items_MD = model.mol.first_item_components(model.item_embedding(rows_M))
+    outputs = [query.components_BQD[:, 0], positives.components_NXD[:, 0, 0], items_MD]
+    queries_TD, positives_TD, detached_MD = (output.detach() for output in outputs)
+    found = head_gradients(
+        queries_TD,
+        positives_TD,
+        detached_MD,
+        corrections_M,
+        is_own(rows_M.unsqueeze(0), batch.own)[0],
+        positions.sequences_T,
+        positions.weights_T,
+        model.mol.temperature,
+    )
+    gradients = [found.queries_TD, found.positives_TD, found.items_MD]
+    return outputs, [
+        (settings.head_weight * gradient).to(output.dtype) for gradient, output in zip(gradients, outputs, strict=True)
+    ]
 
 
 def _in_tiles(

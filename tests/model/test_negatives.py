@@ -42,6 +42,20 @@ def test_the_corrected_sum_over_negatives_estimates_the_sum_over_all_items(share
     assert estimates_G.mean().item() == pytest.approx(scores_V.exp().sum().item(), rel=0.02)
 
 
+def test_the_head_sees_all_items_of_a_small_corpus_and_a_corrected_sample_of_a_large_one():
+    torch.manual_seed(0)
+    sampler = Negatives.of(COUNTS, settings(0.5))
+    rows_M, corrections_M = sampler.for_head(5)
+    assert rows_M.tolist() == [0, 1, 2, 3, 4]
+    assert not corrections_M.any()
+    counts = torch.arange(1, 3_001)
+    rows_M, corrections_M = Negatives.of(counts, settings(0.5)).for_head(2_000)
+    assert rows_M.shape == corrections_M.shape == (2_000,)
+    scores_V = torch.linspace(-1, 1, 3_000, dtype=torch.float64)
+    estimate = (scores_V[rows_M] + corrections_M).exp().sum().item()
+    assert estimate == pytest.approx(scores_V.exp().sum().item(), rel=0.1)
+
+
 def test_with_every_item_as_a_negative_the_loss_is_that_of_the_full_softmax():
     scores_V = torch.tensor([0.3, -1.0, 0.5, 2.0], dtype=torch.float64)
     sampler = Negatives.of(torch.ones(4), settings(0.0, num_negatives=4))
@@ -62,7 +76,7 @@ ITEMS = st.lists(st.lists(st.integers(0, 9), max_size=6), min_size=1, max_size=4
 @given(ITEMS, st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3), min_size=1, max_size=3))
 def test_own_items_are_those_of_the_sequences_user(own, rows):
     lists = Lists.of(own).distinct()
-    found = is_own(torch.tensor(rows), lists, num_items=10)
+    found = is_own(torch.tensor(rows), lists)
     expected = [[[row in own[user] for row in group] for user in range(len(own))] for group in rows]
     assert found.tolist() == expected
     assert found.dtype == torch.bool
@@ -70,4 +84,4 @@ def test_own_items_are_those_of_the_sequences_user(own, rows):
 
 def test_numbers_of_many_users_and_items_do_not_overflow():
     own = Lists(np.array([0, 0, 1]), np.array([2_999_999_99], dtype=np.int32))
-    assert is_own(torch.tensor([[2_999_999_99]]), own, num_items=300_000_000).tolist() == [[[False], [True]]]
+    assert is_own(torch.tensor([[2_999_999_99]]), own).tolist() == [[[False], [True]]]

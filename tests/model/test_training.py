@@ -104,7 +104,8 @@ def test_the_same_seed_gives_the_same_weights():
 
 
 def slow_loss(model, batch, settings, negatives_GN, item_counts_V) -> torch.Tensor:
-    """The definition, position by position: the sampled softmax by the targets' weights, plus the regularisers."""
+    """The definition, position by position: the sampled softmax and the head's, which knows all items, by the targets'
+    weights, plus the regularisers."""
     losses, gates, users, weights = [], [], [], []
     order = torch.randperm(int((batch.targets_BL >= 0).sum()))
     queries_BLE = model.encode_positions(Events(torch.from_numpy(batch.item_rows_BL)))
@@ -121,8 +122,13 @@ def slow_loss(model, batch, settings, negatives_GN, item_counts_V) -> torch.Tens
         # the chance of an item: 13 of 16 negatives by popularity, 3 uniformly
         chance_N = 13 / 16 * item_counts_V[negatives_N].double() / item_counts_V.sum() + 3 / 16 / NUM_ITEMS
         corrected = scores - (settings.num_negatives * chance_N).log()
+        all_rows = torch.arange(NUM_ITEMS)
+        head = model.item_side(all_rows).components_NXD[:, 0] @ query.components_BQD[0, 0] / model.mol.temperature
+        is_own_of_all = torch.isin(all_rows, torch.from_numpy(batch.own[row]).long())
+        head_loss = sampled_softmax_loss(head[target], head.unsqueeze(0), is_own_of_all.unsqueeze(0))
+        loss = sampled_softmax_loss(positive.scores_BN[0], corrected, is_own.unsqueeze(0))
         weights.append(float(batch.weights_BL[row, column]))
-        losses.append(weights[-1] * sampled_softmax_loss(positive.scores_BN[0], corrected, is_own.unsqueeze(0)))
+        losses.append(weights[-1] * (loss + settings.head_weight * head_loss))
         gates.append(positive.gates_BNP[0])
         users.append(model.mol.user_vectors(user))
     regulariser = settings.mutual_information_weight * mutual_information_loss(torch.cat(gates))

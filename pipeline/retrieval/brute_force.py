@@ -30,9 +30,13 @@ def brute_force(
     for shard in shards:
         scores_BN = _scores(mol64, queries64, shard)
         end = shard.first_row + len(shard)
+        has_bonus_BN = np.zeros(scores_BN.shape, dtype=bool)
         if rules.bonuses is not None:
             bonuses = rules.bonuses.within(shard.first_row, end)
             scores_BN[bonuses.rows.owners, bonuses.rows.values] += bonuses.amounts
+            has_bonus_BN[bonuses.rows.owners, bonuses.rows.values] = True
+        if rules.needs_bonus_N is not None:
+            scores_BN[rules.needs_bonus_N.numpy()[shard.first_row : end] & ~has_bonus_BN] = -np.inf
         if rules.eligibility is not None:
             is_eligible_BN = rules.eligibility.is_eligible_GN.numpy()[rules.eligibility.group_of_B]
             scores_BN[~is_eligible_BN[:, shard.first_row : end]] = -np.inf

@@ -32,6 +32,8 @@ class Rules:
     excluded: Lists  # the items that each query may not be shown, in any order
     eligibility: Eligibility | None = None
     bonuses: Bonuses | None = None
+    # (N,) bool, on the CPU: the items that are shown only to queries with a bonus for them. None: no item needs one.
+    needs_bonus_N: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.bonuses is not None and len(self.bonuses) != len(self.excluded):
@@ -56,7 +58,7 @@ class Rules:
         if eligibility is not None:
             eligibility = Eligibility(eligibility.is_eligible_GN, eligibility.group_of_B[queries])
         bonuses = None if self.bonuses is None else self.bonuses.take(queries)
-        return Rules(self.excluded.take(queries), eligibility, bonuses)
+        return Rules(self.excluded.take(queries), eligibility, bonuses, self.needs_bonus_N)
 
     def for_shard(self, first_row: int, num_items: int) -> "ShardMask":
         """The rules for the shard of items `first_row` to `first_row + num_items`; the queries are of one group.
@@ -122,6 +124,11 @@ class ShardMask:
     def without(self, items: Lists) -> "ShardMask":
         """The same rules, which also hide each query's items in `items`."""
         return ShardMask(self.num_items, self.excluded.union(items), self.is_eligible_N)
+
+    def without_for_all(self, is_hidden_N: Tensor) -> "ShardMask":
+        """The same rules, which also hide these items from all queries; (N,) bool, on the mask's device."""
+        is_shown_N = ~is_hidden_N if self.is_eligible_N is None else self.is_eligible_N & ~is_hidden_N
+        return ShardMask(self.num_items, self.excluded, is_shown_N)
 
     def hide(self, scores_BN: Tensor, low: int) -> Tensor:
         """Set the scores of hidden items to -inf, in place; the tile's first column is the shard's item `low`."""

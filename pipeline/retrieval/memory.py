@@ -73,11 +73,13 @@ def ndcg_with_each(
     users: ValidationUsers,
     counts: ScoredLists,
     cutoff: int,
+    needs_count_N: Tensor | None = None,
 ) -> list[Floats]:
     """(B,) for each memory: NDCG@cutoff of the users' held-out items among all that are not in their histories.
 
     `counts` has no item of the history. Items with a count, and held-out items, are scored one by one; of the others
-    the `cutoff` best by MoL are enough, because no memory changes their order. So all items are scored once.
+    the `cutoff` best by MoL are enough, because no memory changes their order. So all items are scored once. An item of
+    `needs_count_N`, bool on the CPU, is found only by a memory of a weight above 0 that has a count for it.
     """
     span = model.num_items
     special = counts.items.union(users.held_out)
@@ -88,11 +90,15 @@ def ndcg_with_each(
     rows_BM, _ = Bonuses(special, count_scores, span).as_tensors(device)
     items = model.item_side(rows_BM.clamp_min(0))
     scores_BM = _sound(model.mol(queries.alone(), items).squeeze(1)).masked_fill(rows_BM == NO_ITEM, -torch.inf)
-    others = _best_others(model, queries, ShardMask(span, users.histories.union(special)), cutoff)
+    needs_count_N = torch.zeros(span, dtype=torch.bool) if needs_count_N is None else needs_count_N
+    needs_count_BM = needs_count_N.to(device)[rows_BM.clamp_min(0)]
+    mask = ShardMask(span, users.histories.union(special)).without_for_all(needs_count_N).to(device)
+    others = _best_others(model, queries, mask, cutoff)
     ndcgs = []
     for memory in memories:
         _, amounts_BM = Bonuses(special, memory.amounts(count_scores), span).as_tensors(device)
-        best = merge_topk(others, select_topk(scores_BM + amounts_BM, rows_BM, cutoff), cutoff)
+        sums_BM = (scores_BM + amounts_BM).masked_fill(needs_count_BM & (amounts_BM == 0), -torch.inf)
+        best = merge_topk(others, select_topk(sums_BM, rows_BM, cutoff), cutoff)
         is_hit_BK = find_hits(best.rows_BK.cpu().numpy(), users.held_out)
         ndcgs.append(ndcg_at_k(is_hit_BK, users.held_out.lengths, cutoff))
     return ndcgs

@@ -63,12 +63,14 @@ def search_shard(
     for part in parts:
         chosen = torch.from_numpy(part)
         asking, before, asked = queries.take(chosen), so_far.take(chosen), rules.take(part)
-        mask = asked.for_shard(index.first_row, len(index)).to(device)
+        mask = asked.for_shard(index.first_row, len(index))
         bonuses = asked.bonuses_for_shard(index.first_row, len(index))
         if bonuses is not None:
             before = search.with_bonuses(asking, bonuses.where(mask.allows(bonuses.rows)), before)
             mask = mask.without(bonuses.rows)
-        improved.append(merge_topk(before, search(asking, mask, before.scores_BK[:, -1]), settings.k))
+        if rules.needs_bonus_N is not None:
+            mask = mask.without_for_all(rules.needs_bonus_N[index.first_row : index.first_row + len(index)])
+        improved.append(merge_topk(before, search(asking, mask.to(device), before.scores_BK[:, -1]), settings.k))
     order = torch.from_numpy(np.argsort(np.concatenate(parts)))
     return concat_queries(improved).take(order)
 

@@ -40,10 +40,13 @@ def query_of(model: RetrievalModel, users: ValidationUsers) -> QuerySide:
     return model.query_side(QueryInput(Events(torch.from_numpy(rows_BL)), torch.from_numpy(users.user_keys)))
 
 
-def slow_ndcg(scores_N: np.ndarray, counts: dict[int, float], user: ValidationUsers, of: Memory, k: int) -> float:
-    """Sort every item that the user has not seen by its sum; ties by row."""
+def slow_ndcg(
+    scores_N: np.ndarray, counts: dict[int, float], user: ValidationUsers, of: Memory, k: int, needs_count: set[int]
+) -> float:
+    """Sort every item that the user has not seen by its sum; ties by row. Some items need a count in the sum."""
     sums = {}
-    for row in set(range(NUM_ITEMS)) - set(user.histories.values.tolist()):
+    hidden = needs_count - set(counts) if of.weight else needs_count
+    for row in set(range(NUM_ITEMS)) - set(user.histories.values.tolist()) - hidden:
         bonus = np.float32(of.weight * math.log1p(counts.get(row, 0.0) / of.scale))
         sums[row] = np.float32(scores_N[row]) + bonus
     best = sorted(sums, key=lambda row: (-sums[row], row))[:k]
@@ -66,15 +69,24 @@ class TableModel:
         return query.gate_BP.squeeze(1).gather(1, rows).unsqueeze(1)
 
 
-def assert_ranked_as_sorted(model, query: QuerySide, users: ValidationUsers, neighbours: ScoredLists, cutoff: int):
+def assert_ranked_as_sorted(
+    model,
+    query: QuerySide,
+    users: ValidationUsers,
+    neighbours: ScoredLists,
+    cutoff: int,
+    needs_count_N: torch.Tensor | None = None,
+):
     counts = best_counts(neighbours, users.histories, 300)
-    found = ndcg_with_each(MEMORIES, model, query, users, counts, cutoff)
+    found = ndcg_with_each(MEMORIES, model, query, users, counts, cutoff, needs_count_N)
+    needs_count = set() if needs_count_N is None else set(needs_count_N.nonzero().flatten().tolist())
     scores_BN = model.mol(query, model.item_side(torch.arange(NUM_ITEMS))).numpy()
     for number, user in enumerate(users.tiles(1)):
         first, end = counts.items.offsets[number : number + 2]
         of_user = dict(zip(counts.items[number].tolist(), counts.scores[first:end].tolist(), strict=True))
         for each, ndcg_B in zip(MEMORIES, found, strict=True):
-            assert ndcg_B[number] == pytest.approx(slow_ndcg(scores_BN[number], of_user, user, each, cutoff))
+            expected = slow_ndcg(scores_BN[number], of_user, user, each, cutoff, needs_count)
+            assert ndcg_B[number] == pytest.approx(expected)
 
 
 @settings(max_examples=40, deadline=None)
@@ -84,9 +96,10 @@ def test_the_ranks_of_every_memory_are_those_of_sorting_all_items(seed, cutoff, 
     users = make_users(rng, 8)
     scores_BN = torch.from_numpy(rng.integers(num_scores, size=(len(users), NUM_ITEMS))).float()
     query = QuerySide(torch.zeros(len(users), 1, 1), scores_BN)
+    needs_count_N = None if seed % 2 else torch.from_numpy(rng.random(NUM_ITEMS) < 0.3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "ITEM_TILE", tile)
-        assert_ranked_as_sorted(TableModel(), query, users, make_neighbours(rng), cutoff)
+        assert_ranked_as_sorted(TableModel(), query, users, make_neighbours(rng), cutoff, needs_count_N)
 
 
 def test_the_ranks_are_those_of_the_models_scores():

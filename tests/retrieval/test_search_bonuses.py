@@ -60,17 +60,23 @@ def some_bonuses(world: World, seed: int) -> Bonuses:
 
 
 def some_rules(world: World, seed: int) -> Rules:
-    """Exclusions, bonuses, and for half of the seeds two groups with masks of their own."""
+    """Exclusions, bonuses, for half of the seeds two groups with masks of their own, and for a third items that need a
+    bonus."""
     bonuses, rng = some_bonuses(world, seed), np.random.default_rng(seed)
+    needs_bonus_N = None if seed % 3 else torch.from_numpy(rng.random(bonuses.num_items) < 0.4)
     if seed % 2:
-        return Rules(world.excluded, None, bonuses)
+        return Rules(world.excluded, None, bonuses, needs_bonus_N)
     masks = torch.from_numpy(rng.random((2, bonuses.num_items)) < np.array([[0.9], [0.3]]))
-    return Rules(world.excluded, Eligibility(masks, rng.integers(0, 2, len(bonuses))), bonuses)
+    return Rules(world.excluded, Eligibility(masks, rng.integers(0, 2, len(bonuses))), bonuses, needs_bonus_N)
 
 
 def sums(world: World, rules: Rules) -> torch.Tensor:
     """(B, N) MoL scores with their bonuses, cell by cell; what the rules hide is -inf."""
     sums_BN = all_scores(world)
+    if rules.needs_bonus_N is not None:
+        for query in range(len(sums_BN)):
+            has_bonus_N = torch.isin(torch.arange(sums_BN.shape[1]), torch.from_numpy(rules.bonuses.rows[query]))
+            sums_BN[query, rules.needs_bonus_N & ~has_bonus_N] = -torch.inf
     for query, row, amount in zip(
         rules.bonuses.rows.owners, rules.bonuses.rows.values, rules.bonuses.amounts, strict=True
     ):

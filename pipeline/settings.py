@@ -272,6 +272,12 @@ class TrainSettings(Config):
     # The selected weights train on for this share of the epochs that they took, at least one, on all events, those of
     # the held-out days included. The result is served; what is evaluated is the selected model. 0: no refit.
     refit: Share = 0.2
+    # previous: goes on from the selected model of the last published night, with random rows for new items. Where there
+    # is none, or its model or split settings are others, training starts from scratch, and the log says so.
+    start_from: Literal["scratch", "previous"] = "scratch"
+    # 1 trains every night. More: a night takes over the models of the last training as they are, if it is less than so
+    # many days old and had the same settings. Of items that are new since then, only those with counts are shown.
+    every_days: PositiveInt = 1
     seed: Count = 0
 
 

@@ -4,7 +4,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.columns import TEXT, Mask, cast_exactly, is_text, mask_of, plain_column, plain_type, text_of
+from pipeline.data.columns import (
+    TEXT,
+    Mask,
+    cast_exactly,
+    is_text,
+    mask_of,
+    numpy_of,
+    plain_column,
+    plain_type,
+    text_of,
+)
+from pipeline.data.lists import Int64
 from pipeline.data.sources import IdType
 from pipeline.errors import InputError
 
@@ -50,6 +61,13 @@ def read_ids(column: pa.Array, wanted: pa.DataType) -> tuple[pa.Array, Mask, Mas
         same = pc.fill_null(pc.equal(ids.cast(TEXT), plain.cast(TEXT)), False)
         ids = pc.if_else(same, ids, pa.scalar(None, wanted))
     return ids, is_null, (mask_of(pc.is_null(ids)) & ~is_null) | is_undecodable
+
+
+def rows_among(ids: pa.Array, known: pa.Array) -> Int64:
+    """The place of each id in `known`, -1 for one that is not there. Ids of another type are compared as text."""
+    if ids.type != known.type:
+        ids, known = ids.cast(TEXT), known.cast(TEXT)
+    return numpy_of(pc.fill_null(pc.index_in(ids, known), -1)).astype(np.int64)
 
 
 def words_in(ids: pa.Array, words: tuple[str, ...]) -> Mask:

@@ -2,6 +2,7 @@
 an unfinished training run, in the same formats."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -34,29 +35,48 @@ class ModelConfig(Config):
 
     model: ModelSettings
     num_items: int
+    unknown_rows: tuple[int, ...] = ()  # of the items that a model which was taken over has never seen
 
 
-def write_checkpoint(night: Night, model: RetrievalModel, settings: Settings, metrics: TrainingMetrics) -> Manifest:
+def write_checkpoint(
+    night: Night,
+    model: RetrievalModel,
+    settings: Settings,
+    metrics: TrainingMetrics,
+    unknown_rows: Sequence[int] = (),
+) -> Manifest:
     """Write weights, configuration and metrics, then the manifest that makes the artifact exist.
 
-    Returns the manifest of the first attempt, which stands.
+    `unknown_rows` are the items that a model which was taken over has never seen. Returns the manifest of the first
+    attempt, which stands.
     """
-    config = ModelConfig(model=model.settings, num_items=model.num_items)
+    config = ModelConfig(model=model.settings, num_items=model.num_items, unknown_rows=tuple(unknown_rows))
     weights = save_tensors({name: weight.contiguous().cpu() for name, weight in model.state_dict().items()})
     storage, prefix = night.storage, night.checkpoint.prefix
     return seal(
         storage,
         night.checkpoint,
         kind="checkpoint",
-        lineage={"histories": night.histories.id} | ({"selected": night.selected.id} if night.has_refit else {}),
+        lineage={"histories": night.histories.id} | _lineage(night),
         settings=settings.model_dump(mode="json", include={"model", "train"}),
         files=(
             write_file(storage, prefix, "model.safetensors", weights, model.num_items),
             write_file(storage, prefix, "config.json", config.model_dump_json(indent=1).encode(), 1),
             write_file(storage, prefix, "metrics.json", metrics.model_dump_json(indent=1).encode(), 1),
         ),
-        counts={"num_items": model.num_items, "num_parameters": sum(p.numel() for p in model.parameters())},
+        counts={"num_items": model.num_items, "num_parameters": sum(p.numel() for p in model.parameters())}
+        | ({"num_unknown_items": len(unknown_rows)} if night.taken_over else {}),
     )
+
+
+def _lineage(night: Night) -> dict[str, str]:
+    """What a model was made of beside the histories."""
+    if night.taken_over:
+        source = night.taken_over.served if night.has_refit else night.taken_over.selected
+        return {"carried_from": source.id, "trained_on": night.taken_over.ds.isoformat()}
+    if night.has_refit:
+        return {"selected": night.selected.id}
+    return night.earlier.lineage() if night.earlier else {}
 
 
 def load_model(storage: Storage, checkpoint: Artifact) -> RetrievalModel:
@@ -73,6 +93,13 @@ def load_model(storage: Storage, checkpoint: Artifact) -> RetrievalModel:
             f"{storage.uri}/{checkpoint.prefix}: no model can be built from these files ({reason}); {REMEDY}"
         ) from None
     return model.eval().requires_grad_(False)
+
+
+def load_config(storage: Storage, checkpoint: Artifact) -> ModelConfig:
+    """Read what builds the model. Raises InputError when the model is missing or damaged."""
+    manifest = require_manifest(storage, checkpoint, "train")
+    data = _read(storage, checkpoint, manifest, "config")
+    return parse(ModelConfig, data, f"{storage.uri}/{checkpoint.prefix}", REMEDY)
 
 
 def model_bytes(night: Night) -> int:

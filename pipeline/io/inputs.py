@@ -23,6 +23,7 @@ from pipeline.data.simulation.log import simulated_prefix
 from pipeline.data.sources import IdType, SourceSpec
 from pipeline.errors import InfrastructureError, InputError
 from pipeline.io.artifacts import read_manifest
+from pipeline.io.earlier import Earlier
 from pipeline.io.formats import TABLE_FORMATS
 from pipeline.io.parquet import read_bounded
 from pipeline.io.storage import open_storage
@@ -118,22 +119,23 @@ class Log(Files):
 
 @dataclass(frozen=True)
 class Inputs:
-    """All files that the night of `ds` reads. Without `items` the catalogue is the items of the log; without `queries`
-    every user with a history is served."""
+    """All that the night of `ds` reads. Without `items` the catalogue is the items of the log; without `queries` every
+    user with a history is served; without `earlier` the models are trained from scratch."""
 
     ds: date
     log: Log
     items: Files | None = None
     queries: Files | None = None
+    earlier: Earlier | None = None
 
     def identity(self) -> dict[str, Any]:
-        """The part of each input in the artifacts' ids, by the name of the input."""
+        """The part of each input in the artifacts' ids, by the name of the input; `earlier` only where there is one."""
         return {
             "day": self.ds.isoformat(),
             "log": [self.log.identity(), self.log.source.model_dump(mode="json")],
             "items": self.items.identity() if self.items else [],
             "queries": self.queries.identity() if self.queries else [],
-        }
+        } | ({"earlier": self.earlier.identity()} if self.earlier else {})
 
 
 def source_path(name: str) -> Path:

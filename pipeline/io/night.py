@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.artifacts import Artifact, CandidateRun
 from pipeline.config import fingerprint
+from pipeline.io.earlier import Earlier, find_earlier
 from pipeline.io.inputs import Inputs, list_items, list_log, list_queries
 from pipeline.io.newest import check_age, newest_day
 from pipeline.io.storage import open_storage
@@ -35,6 +36,16 @@ class Night:
     @property
     def ds(self) -> date:
         return self.inputs.ds
+
+    @property
+    def earlier(self) -> Earlier | None:
+        """The models of an earlier night that tonight's training starts from, or that tonight takes over."""
+        return self.inputs.earlier
+
+    @property
+    def taken_over(self) -> Earlier | None:
+        """The models of an earlier night that tonight takes over, without a training step."""
+        return self.earlier if self.earlier is not None and self.earlier.is_reused else None
 
     @property
     def selection(self) -> "Night":
@@ -73,7 +84,9 @@ def _of_histories(settings: Settings) -> dict[str, Any]:
 
 
 def _of_selected(settings: Settings) -> dict[str, Any]:
-    train = settings.train.model_dump(mode="json", exclude={"steps_between_states", "refit"})
+    # How the models came to be chosen is no part of this, but the models themselves are, as the input `earlier`.
+    others = {"steps_between_states", "refit", "start_from", "every_days"}
+    train = settings.train.model_dump(mode="json", exclude=others)
     return {"model": settings.model.model_dump(mode="json"), "train": train}
 
 
@@ -119,12 +132,12 @@ def _of_run(settings: Settings) -> dict[str, Any]:
     return {"output": settings.output.model_dump(mode="json"), "name": settings.name}
 
 
-# In the order of the night. `day`, `log`, `items` and `queries` are inputs, the other names are artifacts.
+# In the order of the night. `day`, `log`, `items`, `queries` and `earlier` are inputs, the other names are artifacts.
 RECIPES = {
     "histories": Recipe(4, ("day", "log", "items"), _of_histories),
     "selected_neighbours": Recipe(1, ("histories",), _of_neighbours),
     "neighbours": Recipe(1, ("histories",), _of_whole_neighbours),
-    "selected": Recipe(6, ("histories",), _of_selected),
+    "selected": Recipe(6, ("histories", "earlier"), _of_selected),
     "model": Recipe(1, ("selected",), _of_refit),
     "memory": Recipe(1, ("selected", "selected_neighbours"), _of_memory),
     "selected_corpus": Recipe(7, ("selected",), _of_corpus),
@@ -136,6 +149,19 @@ RECIPES = {
 
 # What is made of the selected model's events, and the name of what serves; without a refit they are the same.
 SELECTED = {"selected": "model", "selected_corpus": "corpus", "selected_neighbours": "neighbours"}
+
+
+def training_of(settings: Settings) -> dict[str, Any]:
+    """The settings of a training, in parts, and its versions: a later night that has the same may use its models.
+
+    Days that were held out stay held out on a later night only if it is split in the same way.
+    """
+    return {
+        "model": settings.model.model_dump(mode="json"),
+        "train": settings.train.model_dump(mode="json", exclude={"steps_between_states", "every_days"}),
+        "split": settings.split.model_dump(mode="json") | {"time_zone": settings.log.time_zone},
+        "versions": [RECIPES[kind].version for kind in ("selected", "model")],
+    }
 
 
 def open_night(settings: Settings, ds: date | None = None) -> Night:
@@ -152,8 +178,10 @@ def open_night(settings: Settings, ds: date | None = None) -> Night:
     else:
         day = ds
     known = log.until(day, settings.prepare.seen_lookback_days)
-    inputs = Inputs(day, known, list_items(settings, day), list_queries(settings, day))
-    return name_night(open_storage(settings.root), settings, inputs)
+    storage = open_storage(settings.root)
+    earlier = find_earlier(storage, settings, day, training_of(settings))
+    inputs = Inputs(day, known, list_items(settings, day), list_queries(settings, day), earlier)
+    return name_night(storage, settings, inputs)
 
 
 def name_night(storage: Storage, settings: Settings, inputs: Inputs) -> Night:
@@ -161,7 +189,8 @@ def name_night(storage: Storage, settings: Settings, inputs: Inputs) -> Night:
     ids: dict[str, object] = dict(inputs.identity())
     same = {} if settings.train.refit else {name: of_selected for of_selected, name in SELECTED.items()}
     for kind, recipe in RECIPES.items():
-        made_from = [ids[name] for name in recipe.made_from]
+        # Without earlier models `earlier` is left out, so that a training from scratch has the same name in any case.
+        made_from = [ids[name] for name in recipe.made_from if name in ids]
         fresh = fingerprint(kind, recipe.version, made_from, recipe.settings(settings))
         ids[kind] = ids[same[kind]] if kind in same else fresh
 

@@ -51,3 +51,15 @@ class RetrievalModel(nn.Module):
     def item_side(self, item_rows_N: Tensor) -> ItemSide:
         """The item side of the similarity."""
         return self.mol.item_side(self.item_embedding(item_rows_N))
+
+    @torch.no_grad()
+    def copy_from(self, earlier: "RetrievalModel", rows_N: Tensor) -> None:
+        """Copy all weights of a model with the same settings that numbers its items in another way.
+
+        Item i gets the row `rows_N[i]` of the earlier table, and keeps its own where that is -1.
+        """
+        table, own_rows = earlier.item_embedding.weight, (rows_N >= 0).nonzero()[:, 0]
+        weights = self.item_embedding.weight.clone()
+        weights[own_rows] = table[rows_N[own_rows]].to(weights)
+        weights[-1] = table[-1]  # padding
+        self.load_state_dict(earlier.state_dict() | {"item_embedding.weight": weights})

@@ -26,6 +26,8 @@ class TrainingMetrics(Config):
     refit_epochs: float = 0.0
     refit_loss: float | None = None
     is_refit_served: bool = False  # false: there is none, or it was not sound
+    # Of a model that was taken over from an earlier night, whose figures these are: items that are new since then.
+    num_unknown_items: int = 0
 
 
 def refit_metrics(selection: TrainingMetrics, last: RoundReport, is_sound: bool) -> TrainingMetrics:

@@ -1,5 +1,6 @@
 """The rounds of a training: what each measured, which is the best, and when the training ends. No torch here."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,8 +28,13 @@ class RoundReport:
 
     @property
     def worth(self) -> float:
-        """The highest is the best: the NDCG, or, without validation users, minus the loss."""
-        return self.ndcg if self.num_validation_users else -self.loss
+        """The highest is the best: the NDCG, or, without validation users, minus the loss.
+
+        Without either, before the first step, nothing speaks for the round.
+        """
+        if self.num_validation_users:
+            return self.ndcg
+        return -self.loss if self.step else -math.inf
 
     @property
     def total_seconds(self) -> float:

@@ -92,7 +92,7 @@ def fit(
         stop = round_end(state.step, data.steps, settings.steps_between_validations)
         was_late = train_to(state, stop, data, settings, ranks, pace)
         if state.step == stop or was_late:
-            _finish_round(state, data, settings, ranks)
+            finish_round(state, data, settings, ranks)
         state.number += 1
         on_state(state)
 
@@ -140,8 +140,11 @@ def train_to(
     return time_is_over
 
 
-def _finish_round(state: TrainingState, data: TrainingData, settings: TrainSettings, ranks: Ranks) -> None:
-    """Validate the averaged weights, and keep them if they are the best so far."""
+def finish_round(state: TrainingState, data: TrainingData, settings: TrainSettings, ranks: Ranks) -> None:
+    """Validate the averaged weights, and keep them if they are the best so far.
+
+    Before the first step this makes a round of no steps, so that trained weights to start from are kept too.
+    """
     started = time.monotonic()
     sums = rank_by_model(state.average, data.validation, VALIDATION_CUTOFF)
     hit_rate, ndcg, num_users = means(sums, data, ranks, state.model.device)

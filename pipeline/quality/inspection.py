@@ -13,7 +13,7 @@ from pipeline.artifacts import CandidateRun, FileEntry
 from pipeline.errors import InvalidRunError
 from pipeline.io.artifacts import read_file, versions
 from pipeline.io.histories import read_bucket, read_eligible, read_item_ids
-from pipeline.io.night import Night
+from pipeline.io.night import Night, training_of
 from pipeline.io.parquet import read_parquet_bytes
 from pipeline.io.publication.commits import RunFile, RunManifest, describe_schema
 from pipeline.io.publication.units import Sidecar
@@ -117,8 +117,10 @@ def describe_run(
             "neighbours": night.neighbours.id,
             "corpus": night.corpus.id,
             "evaluation": night.evaluation.id,
-        },
+        }
+        | (night.earlier.lineage() if night.earlier else {}),
         settings=settings.model_dump(mode="json", include={"search", "memory", "output", "gates"})
+        | {"training": training_of(settings)}
         | ({"tuning": tuning.model_dump(mode="json")} if tuning else {}),
         audits=(every_row, *(verdict.plain() for verdict in verdicts)),
         warnings=tuple(warnings),

@@ -16,6 +16,7 @@ from pipeline.retrieval.memory import Memory, MemoryBonuses, best_counts, choose
 from pipeline.settings import Settings
 from pipeline.stages.devices import device_for, memory_to_hold
 from pipeline.stages.encode import SEQUENCE_TILE, encode_sequences
+from pipeline.stages.rules import needs_bonus
 from pipeline.stages.runner import Actors, Payload, Runner, Stage
 
 CUTOFF = 10  # of the NDCG, as in the training's validation
@@ -102,6 +103,7 @@ class MemoryTrials:
         self._device = device_for(settings.cluster.gpus_per_encoder)
         self._model = load_model(night.storage, night.checkpoint).to(self._device)
         self._neighbours = read_neighbours(night)
+        self._needs_count_N = needs_bonus(night)
 
     def __call__(self, unit: int, payload: Payload) -> bytes:
         """Claim what was measured."""
@@ -112,7 +114,9 @@ class MemoryTrials:
         for tile in users.tiles(SEQUENCE_TILE):
             queries = encode_sequences(self._model, tile.histories, tile.user_keys).to(self._device)
             counts = best_counts(self._neighbours, tile.histories, memory.max_items)
-            plain_B, *others = ndcg_with_each(self._memories, self._model, queries, tile, counts, CUTOFF)
+            plain_B, *others = ndcg_with_each(
+                self._memories, self._model, queries, tile, counts, CUTOFF, self._needs_count_N
+            )
             without += MeanSum.of(plain_B)
             gains = [gain + MeanSum.of(ndcg_B - plain_B) for gain, ndcg_B in zip(gains, others, strict=True)]
         gains_claims(self._night).claim(unit, UnitGains(without=without, gains=gains))

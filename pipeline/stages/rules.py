@@ -1,9 +1,12 @@
-"""Tonight's rules: what a user has seen, what the catalogue hides from everybody, and the bonuses of single items."""
+"""Tonight's rules: what a user has seen, what the catalogue hides from everybody, the bonuses of single items, and the
+items that a model which was taken over does not know."""
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipeline.data.lists import Int64, Lists
+from pipeline.io.checkpoint import load_config
 from pipeline.io.histories import read_eligible
 from pipeline.io.night import Night
 from pipeline.retrieval.bonuses import Bonuses
@@ -11,21 +14,37 @@ from pipeline.retrieval.filters import Eligibility, Rules
 
 
 class TonightsRules:
-    """The rules of a night, for any batch of its queries. Raises InputError when the night is not prepared yet."""
+    """The rules of a night, for any batch of its queries. Raises InputError when the night is not prepared yet, or has
+    no model yet that was to be taken over."""
 
     def __init__(self, night: Night) -> None:
         self.is_eligible_N = read_eligible(night.storage, night.histories)
         self._num_hidden = int((~self.is_eligible_N).sum())
+        self._needs_bonus_N = needs_bonus(night)
 
     def for_queries(self, excluded: Lists, bonuses: Bonuses | None) -> Rules:
         """The rules for queries whose users have seen the item rows `excluded`, with their bonuses; (B,)."""
         if not self._num_hidden:
-            return Rules(excluded, bonuses=bonuses)
+            return Rules(excluded, None, bonuses, self._needs_bonus_N)
         of_all_1N = torch.from_numpy(self.is_eligible_N)[None, :]
-        return Rules(excluded, Eligibility(of_all_1N, np.zeros(len(excluded), dtype=np.int64)), bonuses)
+        of_all = Eligibility(of_all_1N, np.zeros(len(excluded), dtype=np.int64))
+        return Rules(excluded, of_all, bonuses, self._needs_bonus_N)
 
     def num_hidden(self, excluded: Lists) -> Int64:
         """The number of unseen items that the catalogue hides from each query's user; `excluded` as above, distinct."""
         is_hidden = ~self.is_eligible_N[excluded.values]
         seen_hidden_B = np.bincount(excluded.owners, weights=is_hidden, minlength=len(excluded))
         return self._num_hidden - seen_hidden_B.astype(np.int64)
+
+
+def needs_bonus(night: Night) -> Tensor | None:
+    """(N,) bool: the items that tonight's model, which was taken over, does not know; None when it knows all.
+
+    Its scores of them would mean nothing. They are shown only where counts speak for them.
+    """
+    config = load_config(night.storage, night.checkpoint) if night.taken_over else None
+    if config is None or not config.unknown_rows:
+        return None
+    needs_bonus_N = torch.zeros(config.num_items, dtype=torch.bool)
+    needs_bonus_N[list(config.unknown_rows)] = True
+    return needs_bonus_N

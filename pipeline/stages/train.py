@@ -20,6 +20,7 @@ from pipeline.model.rounds import RoundReport, best_round, ended_by
 from pipeline.model.training import (
     VALIDATION_CUTOFF,
     TrainingState,
+    finish_round,
     fit,
     new_state,
     popular_hit_rate,
@@ -28,6 +29,7 @@ from pipeline.model.training import (
 from pipeline.native.backend import Backend
 from pipeline.settings import Settings, TrainSettings
 from pipeline.stages.devices import PROCESS_BYTES
+from pipeline.stages.earlier_models import start_from, take_over
 from pipeline.stages.runner import Runner
 from pipeline.stages.training_data import read_training_data
 
@@ -42,13 +44,16 @@ STATES_KEPT = 2  # of an unfinished training: the newest state, and one more in 
 def train_checkpoint(runner: Runner, night: Night, settings: Settings) -> Manifest:
     """Train tonight's models unless they exist, and return the manifest of the one that serves.
 
-    First the model that is selected on the validation events, then its refit on all events, if there is one. Raises
-    InputError when the histories do not exist, and the errors of `Runner.train`.
+    First the model that is selected on the validation events, then its refit on all events, if there is one; a night
+    that takes over the models of an earlier one trains neither. Raises InputError when the histories do not exist, or
+    the models to take over were removed, and the errors of `Runner.train`.
     """
     existing = read_manifest(night.storage, night.checkpoint.prefix)
     if existing is not None:
         return existing
     require_manifest(night.storage, night.histories, "prepare")
+    if night.taken_over:
+        return take_over(night, settings, night.taken_over)
     if read_manifest(night.storage, night.selected.prefix) is None:
         runner.train(night.selection, settings)
     remove_states(night.selection)
@@ -94,15 +99,25 @@ def train_rank(
     train = settings.train
     seed_everything(train.seed)  # the same first weights on every rank
     model = RetrievalModel(settings.model, len(data.item_counts_N)).to(device)
+    earlier = None if night.has_refit or state_folder is not None else night.earlier
     if night.has_refit:
         model.load_state_dict(load_model(night.storage, night.selected).state_dict())
         best_epoch = read_metrics(night.storage, night.selected).best_epoch
         train = refit_settings(train, best_epoch)
-        say(f"refit of model {night.selected.id} on all events, for {train.max_epochs} of its {best_epoch:g} epochs")
+        say(
+            f"refit of model {night.selected.id} on all events: "
+            f"{train.max_epochs} epochs, after {best_epoch:g} of the selection"
+        )
+    elif earlier is not None:
+        num_new = start_from(model, night, earlier)
+        say(f"start from model {earlier.selected.id} of ds={earlier.ds}; {num_new} of {model.num_items} items are new")
     _log_backend(training_backend(model.mol, train))
     state = new_state(model, train)
     if state_folder is not None:
         load_state(state_folder, state)
+    elif earlier is not None:
+        finish_round(state, data, train, ranks)
+        say(f"before the first step: validation NDCG@{VALIDATION_CUTOFF} {state.history[0].ndcg:.4f}")
     popularity = popular_hit_rate(data, ranks, device)
 
     def on_state(state: TrainingState) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.ids import MAX_ID_BYTES, WORDS_FOR_NOBODY, id_type, ids_of_table, read_ids, words_in
+from pipeline.data.ids import MAX_ID_BYTES, WORDS_FOR_NOBODY, id_type, ids_of_table, read_ids, rows_among, words_in
 from pipeline.errors import InputError
 
 
@@ -47,6 +47,14 @@ def test_an_id_is_an_integer_or_text():
         id_type(pa.decimal128(38, 0), "as_is", "uid", "user_id_type")
     assert id_type(pa.decimal128(38, 0), "string", "u", "") == pa.string()
     assert id_type(pa.null(), "as_is", "u", "") == pa.null()
+
+
+def test_ids_are_found_among_others_whatever_their_type():
+    ids = pa.array(["b", "new", "12"])
+    assert rows_among(ids, pa.array(["12", "b", "gone"])).tolist() == [1, -1, 0]
+    assert rows_among(ids, pa.array([7, 12])).tolist() == [-1, -1, 1]
+    assert rows_among(pa.array([12, 7]), pa.array(["x", "12"])).tolist() == [1, -1]
+    assert rows_among(ids, pa.array([], pa.string())).tolist() == [-1, -1, -1]
 
 
 @given(st.text("0123456789x-+ ", min_size=1, max_size=8))

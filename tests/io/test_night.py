@@ -10,9 +10,11 @@ from uuid import UUID
 import pyarrow as pa
 import pytest
 
+from pipeline.artifacts import Artifact
 from pipeline.config import apply_overrides
 from pipeline.data.sources import SourceSpec
 from pipeline.errors import InputError
+from pipeline.io.earlier import Earlier
 from pipeline.io.inputs import Files, Inputs, Log, list_queries, read_user_ids
 from pipeline.io.night import Night, name_night, open_night
 from pipeline.io.storage import open_storage
@@ -53,6 +55,8 @@ KEYS = {
     "items.hidden_statuses": EVERYTHING,
     "train.refit": FROM_REFIT,
     "train.steps_between_states": NOTHING,
+    "train.start_from": NOTHING,  # nothing is published that a night could start from or take over
+    "train.every_days": NOTHING,
     "cluster.gpus_per_actor": FROM_CORPUS,
     "cluster.gpus_per_encoder": FROM_SEARCH,
 }
@@ -66,6 +70,7 @@ OTHER_WORDS = {
     "train.precision": "bfloat16",
     "model.positions": "relative",
     "train.backend": "torch",
+    "train.start_from": "previous",
     "search.method": "exact_two_stage",
     "search.backend": "torch",
     "search.table_dtype": "int8",
@@ -147,6 +152,27 @@ def test_a_key_renames_what_it_shapes_and_what_is_made_from_that_and_nothing_els
 def test_a_tuned_search_is_named_by_how_it_is_chosen(key, expected):
     tuned = "search.method=tuned"
     assert renamed(night_of(settings_of(tuned)), night_of(settings_of(tuned, key))) == expected
+
+
+EARLIER = Earlier(date(2026, 11, 19), Artifact("models", "a"), Artifact("models", "b"), is_reused=False)
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"selected": Artifact("models", "c")}, {"is_reused": True}, {"ds": date(2026, 11, 18)}]
+)
+def test_the_models_that_a_night_starts_from_or_takes_over_are_in_the_names_of_its_own(change):
+    scratch, started = night_of(settings_of()), night_of(settings_of(), replace(INPUTS, earlier=EARLIER))
+    assert renamed(scratch, started) == FROM_MODEL
+    other = night_of(settings_of(), replace(INPUTS, earlier=replace(EARLIER, **change)))
+    assert renamed(started, other) == (NOTHING if change.keys() <= {"ds"} else FROM_MODEL)
+
+
+def test_a_training_that_starts_is_not_named_by_the_model_that_served():
+    served = replace(EARLIER, served=Artifact("models", "c"))
+    nights = [night_of(settings_of(), replace(INPUTS, earlier=each)) for each in (EARLIER, served)]
+    assert renamed(*nights) == NOTHING
+    nights = [night_of(settings_of(), replace(INPUTS, earlier=replace(e, is_reused=True))) for e in (EARLIER, served)]
+    assert renamed(*nights) == FROM_MODEL
 
 
 def changed_file(**change: Any) -> Log:

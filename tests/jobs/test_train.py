@@ -34,6 +34,7 @@ def test_a_trained_model_is_reported_and_not_trained_again(tmp_path):
         "refit_epochs": 0.0,
         "refit_loss": None,
         "is_refit_served": False,
+        "num_unknown_items": 0,
         "popularity_hit_rate": 0.1,
         "backend": "torch",
     }

@@ -335,6 +335,13 @@ def test_without_validation_users_the_loss_decides():
     assert best_round(history).epoch == 2
 
 
+def test_a_start_without_a_step_is_the_best_round_only_where_validation_says_so():
+    start_of = {users: report(0, ndcg=0.3, num_validation_users=users, loss=0.0) for users in (0, 50)}
+    assert best_round([start_of[50], report(1, 0.2), report(2, 0.3)]).epoch == 0
+    assert best_round([start_of[50], report(1, 0.4)]).epoch == 1
+    assert best_round([start_of[0], report(1, 0.0, num_validation_users=0, loss=9.0)]).epoch == 1
+
+
 def test_the_averaged_weights_of_the_best_round_are_kept(monkeypatch):
     ndcgs = iter([0.3, 0.5, 0.1])
     monkeypatch.setattr(training, "rank_by_model", lambda model, users, k: RankingSums(0.0, next(ndcgs)))

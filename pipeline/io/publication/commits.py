@@ -88,10 +88,28 @@ def table_prefix(table: str) -> str:
 
 def published(storage: Storage, table: str, ds: date | None = None) -> Commit | None:
     """Read the last commit of a day, or of the newest day with a commit; None when there is no commit."""
-    day = f"ds={ds.isoformat()}/" if ds else ""
-    listed = storage.list(f"{table_prefix(table)}/_commits/{day}")
-    keys = [info.key for info in listed if COMMIT.fullmatch(info.key)]
+    keys = _commit_keys(storage, table, f"ds={ds.isoformat()}/" if ds else "")
     return read_commit(storage, max(keys)) if keys else None
+
+
+def published_before(storage: Storage, table: str, ds: date) -> Commit | None:
+    """Read the last commit of the newest day before `ds` that has a table; None when there is none.
+
+    A day whose last commit retracts its table has none.
+    """
+    last_of_day = {key.rpartition("/")[0]: key for key in _commit_keys(storage, table)}
+    end = commit_key(table, ds, 0)
+    for key in sorted((key for key in last_of_day.values() if key < end), reverse=True):
+        commit = read_commit(storage, key)
+        if commit.kind != "retract":
+            return commit
+    return None
+
+
+def _commit_keys(storage: Storage, table: str, day: str = "") -> list[str]:
+    """The keys of the commits, in ascending order of day and number."""
+    listed = storage.list(f"{table_prefix(table)}/_commits/{day}")
+    return [info.key for info in listed if COMMIT.fullmatch(info.key)]
 
 
 def commit_key(table: str, ds: date, seq: int) -> str:

@@ -16,6 +16,7 @@ from pipeline.io.formats import COMPRESSED
 from tests.io.test_formats import compressed, packed
 from tests.io.text_logs import cells, num_malformed, read
 
+TWICE = gzip.compress(gzip.compress(b"x", mtime=0), mtime=0)
 TEXT = "user_id,item_id,event_ts,title\nu1,i1,5,café\nu2,i2,6,naïve\n"
 ROWS = [("u1", "i1", "5"), ("u2", "i2", "6")]
 
@@ -46,7 +47,7 @@ def test_a_compressed_file_that_is_cut_short_is_refused(tmp_path, codec, cut, en
         (packed("zip"), "a zip file, not text; unpack it"),
         (packed("tar"), "a tar file, not text; unpack it"),
         (gzip.compress(packed("tar"), mtime=0), "a tar file in a compressed file, not text; unpack it"),
-        (gzip.compress(gzip.compress(b"x", mtime=0), mtime=0), "a gzip file in a compressed file, not text; compress it only once"),
+        (TWICE, "a gzip file in a compressed file, not text; compress it only once"),
         (packed("Parquet"), "a Parquet file, not text; set format: parquet"),
         (packed("Excel"), "an Excel file, not text; write it as Parquet or CSV"),
         (b"7z\xbc\xaf\x27\x1c", "a 7z file, not text; unpack it"),

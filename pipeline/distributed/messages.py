@@ -9,8 +9,6 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from pipeline.distributed.cluster import on_this_node
-
 SECONDS_BETWEEN_FETCHES = 1.0
 
 log = logging.getLogger("nightrails")
@@ -33,6 +31,8 @@ class Messages:
 @contextmanager
 def messages_logged() -> Iterator[ActorHandle[Messages]]:
     """Yield a `Messages` actor; a thread of the driver logs the lines that workers send to its `say`."""
+    from pipeline.distributed.cluster import on_this_node  # imports torch, which the actor's process does not need
+
     messages: Any = ray.remote(Messages).options(num_cpus=0, scheduling_strategy=on_this_node()).remote()
     is_over = threading.Event()
     thread = threading.Thread(target=_log_all, args=(messages, is_over), daemon=True)

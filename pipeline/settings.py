@@ -432,10 +432,6 @@ class Settings(Config):
         """Copy the settings with some keys of `search` changed."""
         return self.model_copy(update={"search": self.search.model_copy(update=dict(changes))})
 
-    def without_memory(self) -> "Settings":
-        """Copy the settings, with counts without a part in the score."""
-        return self.model_copy(update={"memory": self.memory.model_copy(update={"enabled": False})})
-
     @field_validator("name")
     @classmethod
     def _is_a_table_name(cls, name: str) -> str:

@@ -41,13 +41,8 @@ class UnitScores(Config):
     model: dict[str, MeanSum]
     popularity: dict[str, MeanSum]
     counts: dict[str, MeanSum]
+    mol: dict[str, MeanSum]  # MoL alone; empty where the counts have no part in the score
     exposure: Exposure
-
-
-class UnitMol(Config):
-    """The share of one unit in the metrics of MoL alone."""
-
-    mol: dict[str, MeanSum]
 
 
 class CheckedLists(Config):
@@ -70,11 +65,6 @@ def sample_claims(night: Night) -> Claims[Sample]:
 def score_claims(night: Night) -> Claims[UnitScores]:
     """The claims of the scores: part n is unit n."""
     return Claims(night.storage, night.evaluation.prefix, "unit", UnitScores, no_objects)
-
-
-def mol_claims(night: Night) -> Claims[UnitMol]:
-    """The claims of the metrics of MoL alone: part n is unit n."""
-    return Claims(night.storage, night.evaluation.prefix, "mol", UnitMol, no_objects)
 
 
 def checked_claims(night: Night) -> Claims[CheckedLists]:

@@ -45,6 +45,11 @@ class Bonuses:
             raise ValueError(f"query {owners[first]} has a bonus of {self.amounts[first]} for row {rows[first]}")
 
     @staticmethod
+    def none(num_queries: int, num_items: int) -> "Bonuses":
+        """No bonus for any of the queries."""
+        return Bonuses(Lists.empty(num_queries), np.empty(0, np.float32), num_items)
+
+    @staticmethod
     def concat(parts: Iterable["Bonuses"]) -> "Bonuses":
         """Join the queries of one or more parts over the same items, one part after the other."""
         all_parts = list(parts)

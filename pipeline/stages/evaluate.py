@@ -17,7 +17,6 @@ from pipeline.io.evaluation import (
     REMEDY,
     Sample,
     checked_claims,
-    mol_claims,
     overlap_claims,
     sample_claims,
     score_claims,
@@ -31,7 +30,6 @@ from pipeline.stages.heldout import (
     CheckedUsers,
     EvaluationSink,
     HeldOutUsers,
-    MolSink,
     RecallCheckSink,
 )
 from pipeline.stages.memory import memory_of_neighbours, uses_memory
@@ -55,10 +53,9 @@ def evaluate(runner: Runner, night: Night, settings: Settings) -> Metrics:
     sink_memory = memory_of_neighbours(selection)
     sample = draw_sample(runner, night, settings)
     users = HeldOutUsers(sample, settings.evaluate.seed)
-    search = Search(selection, settings, users, night.evaluation.key("_wave"))
+    # MoL alone is searched for too, to tell what the counts bring.
+    search = Search(selection, settings, users, night.evaluation.key("_wave"), uses_memory(night, settings))
     search_units(runner, search, score_claims(night).missing(sample.units), EvaluationSink, sink_memory)
-    if uses_memory(night, settings):
-        _measure_mol(runner, night, settings, sample)
     _check_recall(runner, night, settings, sample)
     seconds = round(time.monotonic() - started, 1)
     return write_metrics(night, settings, collect(night, settings, sample, num_items, seconds))
@@ -87,13 +84,6 @@ def draw_sample(runner: Runner, night: Night, settings: Settings) -> Sample:
     return sample_claims(night).claim(0, sample)
 
 
-def _measure_mol(runner: Runner, night: Night, settings: Settings, sample: Sample) -> None:
-    """Search for the sample once more, by MoL alone, to tell what the counts bring."""
-    users = HeldOutUsers(sample, settings.evaluate.seed)
-    search = Search(night.selection, settings.without_memory(), users, night.evaluation.key("_mol"))
-    search_units(runner, search, mol_claims(night).missing(sample.units), MolSink)
-
-
 def _check_recall(runner: Runner, night: Night, settings: Settings, sample: Sample) -> None:
     """Search for the checked users with the model that serves, and compare: an approximate search with exact search, an
     exact one with brute force."""
@@ -115,12 +105,11 @@ def collect(night: Night, settings: Settings, sample: Sample, num_items: int, se
     sums: dict[str, dict[str, MeanSum]] = {name: {} for name in RANKINGS}
     exposure = {name: np.zeros(num_items, dtype=np.int64) for name in RANKINGS}
     mol: dict[str, MeanSum] = {}
-    if uses_memory(night, settings):
-        mol = add_sums(mol_claims(night).require(unit, REMEDY).mol for unit in sample.units)
     claims = score_claims(night)
     for unit in sample.units:
         scores = claims.require(unit, REMEDY)
         queries, num_proven = queries + scores.queries, num_proven + scores.num_proven
+        mol = add_sums([mol, scores.mol])
         for name in RANKINGS:
             sums[name] = add_sums([sums[name], getattr(scores, name)])
             exposure[name][scores.exposure.item_rows] += getattr(scores.exposure, name)

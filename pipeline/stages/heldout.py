@@ -19,11 +19,9 @@ from pipeline.io.evaluation import (
     CheckedLists,
     Exposure,
     Sample,
-    UnitMol,
     UnitOverlap,
     UnitScores,
     checked_claims,
-    mol_claims,
     overlap_claims,
     sample_claims,
     score_claims,
@@ -85,45 +83,32 @@ class EvaluationSink:
         self._popularity_N = sum((column.to_numpy() for column in items), start=np.zeros(len(items), dtype=np.int64))
 
     def write(self, unit: int, batch: QueryBatch, result: TopK) -> None:
+        """Claim the unit's sums. Where the batch has its users twice, the second lists are by MoL alone."""
         search = self._settings.search
         bucket = read_bucket(self._night.storage, self._night.histories, unit)
         requested = self._users.select(unit, bucket)
+        num_users = len(requested.bucket_rows)
         # A user without a query (it was not finite) stays in the averages, as a miss.
-        ranked_BK = _lists_of(batch, result, search.k)
+        lists_RK = _lists_of(batch, result, search.k)
+        model_BK, mol_BK = lists_RK[:num_users], lists_RK[num_users:]
         seen = bucket.seen(self._users.part).take(requested.bucket_rows)
         histories = bucket.cut(self._users.part).take(requested.bucket_rows)
         is_eligible_N, popularity_N = self._rules.is_eligible_N, self._popularity_N
         ranked = {
-            "model": ranked_BK,
+            "model": model_BK,
             "popularity": rank_by_popularity(popularity_N, seen, search.k, is_eligible_N),
             "counts": rank_by_counts(self._neighbours, histories, seen, search.k, is_eligible_N, popularity_N),
         }
         targets = held_out_targets(bucket).take(requested.bucket_rows)
         cutoffs = measured_cutoffs(self._settings.evaluate.cutoffs, search.k)
         scores = UnitScores(
-            queries=len(requested.bucket_rows),
-            num_proven=int(result.is_proven_B.sum()),
+            queries=num_users,
+            num_proven=int(result.is_proven_B.numpy()[batch.searched < num_users].sum()),
             **{name: ranking_sums(lists_BK, targets, cutoffs) for name, lists_BK in ranked.items()},
+            mol=ranking_sums(mol_BK, targets, cutoffs) if len(mol_BK) else {},
             exposure=expose(ranked),
         )
         score_claims(self._night).claim(unit, scores)
-
-
-class MolSink:
-    """Compares a unit's lists by MoL alone with the held-out events and claims the sums."""
-
-    def __init__(self, night: Night, settings: Settings) -> None:
-        self._night, self._settings = night, settings
-        self._users = HeldOutUsers(sample_claims(night).require(0, REMEDY), settings.evaluate.seed)
-
-    def write(self, unit: int, batch: QueryBatch, result: TopK) -> None:
-        """Claim the unit's sums."""
-        k = self._settings.search.k
-        bucket = read_bucket(self._night.storage, self._night.histories, unit)
-        targets = held_out_targets(bucket).take(self._users.select(unit, bucket).bucket_rows)
-        cutoffs = measured_cutoffs(self._settings.evaluate.cutoffs, k)
-        mol = ranking_sums(_lists_of(batch, result, k), targets, cutoffs)
-        mol_claims(self._night).claim(unit, UnitMol(mol=mol))
 
 
 class BruteForceSink:

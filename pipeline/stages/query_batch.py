@@ -27,7 +27,7 @@ NOT_FINITE = "the query is not a finite number"
 class QueryBatch:
     """The requested users of one unit, and a query for each user that can be searched for, in the same order."""
 
-    user_ids: pa.Array  # (R,) string or int64, ascending
+    user_ids: pa.Array  # (R,) string or int64, ascending; in an evaluation of memory twice
     reasons: pa.Array  # (R,) string: why the user has no query; SEARCHED if there is one
     queries: QuerySide  # (B,)
     excluded: Lists  # (B,): item rows
@@ -43,6 +43,19 @@ class QueryBatch:
     def searched_user_ids(self) -> pa.Array:
         """Each query's user; (B,)."""
         return self.user_ids.take(pa.array(self.searched))
+
+    def and_without_bonuses(self) -> "QueryBatch":
+        """The same users twice: first all with their bonuses, then all without."""
+        assert self.bonuses is not None
+        without = Bonuses.none(len(self.bonuses), self.bonuses.num_items)
+        return QueryBatch(
+            pa.concat_arrays([self.user_ids, self.user_ids]),
+            pa.concat_arrays([self.reasons, self.reasons]),
+            QuerySide.cat([self.queries, self.queries]),
+            Lists.concat([self.excluded, self.excluded]),
+            self.backends,
+            Bonuses.concat([self.bonuses, without]),
+        )
 
 
 def encode_batch(batch: QueryBatch, running: TopK) -> pa.Buffer:

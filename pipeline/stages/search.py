@@ -60,6 +60,7 @@ class Search:
     settings: Settings
     source: QuerySource
     scratch: str  # prefix of the temporary files between waves; no other search uses it
+    compares_bonuses: bool = False  # search for each query twice: with its bonuses and without
 
     def running_claims(self, num_covered: int) -> Claims[FileEntry]:
         """The units whose top-k over the first `num_covered` shards is in the store."""
@@ -153,6 +154,8 @@ class QueryEncoder:
         search = self._search
         bucket = read_bucket(search.night.storage, search.night.histories, unit)
         batch = encode_queries(self._model, bucket, search.source, unit, self._bonus_source)
+        if search.compares_bonuses:
+            batch = batch.and_without_bonuses()
         running = empty_topk(len(batch.excluded), search.settings.search.k)
         if self._num_covered:
             running, backends = read_running(search.running_claims(self._num_covered), unit, len(running))

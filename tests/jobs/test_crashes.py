@@ -87,7 +87,7 @@ def rows_of(storage: Storage) -> pa.Table:
 
 def left_behind(storage: Storage) -> list[str]:
     """What should have been removed."""
-    temporary = ("_scratch/", "_wave/", "_mol/", "training/")
+    temporary = ("_scratch/", "_wave/", "training/")
     return [info.key for info in storage.list() if any(part in info.key for part in temporary)]
 
 

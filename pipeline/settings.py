@@ -362,7 +362,7 @@ class ClusterSettings(Config):
 
     # local: everything runs in this process, without Ray; for small logs, debugging and tests.
     mode: Literal["ray", "local"] = "ray"
-    replicas: PositiveInt = 1  # actors per shard
+    replicas: PositiveInt = 1  # actors per shard; small shards share theirs
     cpus_per_actor: PositiveFloat = 0.25
     gpus_per_actor: Gpus = 0.0  # of what searches and embeds items
     gpus_per_encoder: Gpus = 0.0  # of what encodes queries

@@ -25,6 +25,7 @@ from pipeline.distributed.cluster import on_this_node
 from pipeline.distributed.errors import ray_errors_translated
 from pipeline.distributed.ledger import Ledger
 from pipeline.errors import InfrastructureError, NightrailsError
+from pipeline.stages.devices import PROCESS_BYTES
 from pipeline.stages.progress import Progress
 from pipeline.stages.runner import Payload, Stage, StageFunction
 
@@ -182,6 +183,6 @@ def _add_stage(dataset: Dataset, pool: Pool, arguments: dict[str, Any]) -> Datas
         compute=ActorPoolStrategy(size=pool.num_actors),
         num_cpus=pool.num_cpus,
         num_gpus=pool.stage.gpus or None,
-        memory=pool.stage.memory or None,
+        memory=PROCESS_BYTES + pool.stage.memory,
         udf_modifying_row_count=False,
     )

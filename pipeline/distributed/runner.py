@@ -21,10 +21,12 @@ from pipeline.distributed.tasks import run_tasks
 from pipeline.distributed.train import train
 from pipeline.io.night import Night
 from pipeline.settings import ClusterSettings, Settings
-from pipeline.stages.runner import Actors, Stage
+from pipeline.stages.devices import PROCESS_BYTES
+from pipeline.stages.runner import Actors, Stage, in_turn
 
 T = TypeVar("T")
 
+SHARED_BYTES = 500_000_000  # that the stages of a chain may hold together for one process to run them all
 MAX_ACTORS_PER_NODE = 4  # of a stage that runs as many actors as fit, without GPUs: more would wait for memory
 
 
@@ -42,14 +44,12 @@ class RayRunner:
         return run_tasks(label, function, arguments)
 
     def run_chain(self, label: str, units: Sequence[int], stages: Sequence[Stage]) -> None:
-        """Run each stage in a pool of actors of fixed size, when all of them fit on the cluster."""
+        """Run the stages in pools of actors of fixed size, when all of them fit on the cluster."""
         settings = self._settings
         cluster = preflight([need_of(stage, settings) for stage in stages], settings.wait_minutes)
         if any(stage.searches for stage in stages):
             check_backends(cluster, self._all_settings)
-        counts = [num_actors(stage, len(units), cluster, settings) for stage in stages]
-        pools = [Pool(stage, count, settings.cpus_per_actor) for stage, count in zip(stages, counts, strict=True)]
-        run_chain(label, units, pools, settings.threads_per_actor)
+        run_chain(label, units, plan_pools(stages, len(units), cluster, settings), settings.threads_per_actor)
 
     def num_fitting(self, stages: Sequence[Stage], beside: Sequence[Stage]) -> int:
         """The number of `stages` that fit at once, at most cluster.max_stages_per_wave.
@@ -91,10 +91,26 @@ def wave_size(cluster: Cluster, needs: Sequence[Sequence[ActorNeed]]) -> int:
     return size
 
 
+def plan_pools(stages: Sequence[Stage], num_units: int, cluster: Cluster, settings: ClusterSettings) -> list[Pool]:
+    """A pool of actors for each stage; for small stages one pool, whose actors run all of them in turn.
+
+    An actor takes seconds to start, as it loads torch: for a small log more than all its work. The one pool has as many
+    actors as all pools would have, but not more than the cluster has CPUs for.
+    """
+    pools = [Pool(stage, num_actors(stage, num_units, cluster, settings), settings.cpus_per_actor) for stage in stages]
+    together = in_turn(stages, Actors.ONE)
+    is_small = together.memory <= SHARED_BYTES and not any(stage.gpus for stage in stages)
+    if len(pools) == 1 or not is_small or shortage(cluster.nodes, [need_of(together, settings)]):
+        return pools
+    most = min(num_units, sum(pool.num_actors for pool in pools))
+    fitting = num_fitting(cluster.nodes, replace(need_of(together, settings), count=most, cpus=_cpus_used(settings)))
+    return [Pool(together, max(1, fitting), settings.cpus_per_actor)]
+
+
 def need_of(stage: Stage, settings: ClusterSettings) -> ActorNeed:
     """The actors without which the stage cannot run."""
     count = settings.replicas if stage.actors is Actors.REPLICAS else 1
-    return ActorNeed(stage.name, count, settings.cpus_per_actor, stage.gpus, stage.memory)
+    return ActorNeed(stage.name, count, settings.cpus_per_actor, stage.gpus, PROCESS_BYTES + stage.memory)
 
 
 def num_actors(stage: Stage, num_units: int, cluster: Cluster, settings: ClusterSettings) -> int:
@@ -103,7 +119,11 @@ def num_actors(stage: Stage, num_units: int, cluster: Cluster, settings: Cluster
         return need_of(stage, settings).count
     if stage.gpus:
         return max(1, num_fitting(cluster.nodes, replace(need_of(stage, settings), count=num_units)))
-    cpus = max(settings.cpus_per_actor, settings.threads_per_actor)
     most = min(num_units, MAX_ACTORS_PER_NODE * len(cluster.nodes))
-    fitting = num_fitting(cluster.nodes, ActorNeed(stage.name, most + 1, cpus, memory=stage.memory))
-    return max(1, fitting - 1)  # one actor's CPUs stay free for reading and writing
+    need = replace(need_of(stage, settings), count=most + 1, cpus=_cpus_used(settings))
+    return max(1, num_fitting(cluster.nodes, need) - 1)  # one actor's CPUs stay free for reading and writing
+
+
+def _cpus_used(settings: ClusterSettings) -> float:
+    """The CPUs that an actor keeps busy; it may ask Ray for fewer."""
+    return max(settings.cpus_per_actor, settings.threads_per_actor)

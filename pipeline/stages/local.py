@@ -10,7 +10,7 @@ from pipeline.io.night import Night
 from pipeline.settings import Settings
 from pipeline.stages.local_training import train_locally
 from pipeline.stages.progress import Progress
-from pipeline.stages.runner import Payload, Stage
+from pipeline.stages.runner import InTurn, Stage
 
 T = TypeVar("T")
 
@@ -35,12 +35,10 @@ class LocalRunner:
     def run_chain(self, label: str, units: Sequence[int], stages: Sequence[Stage]) -> None:
         """Send one unit after the other through all stages."""
         torch.set_num_threads(self._threads)
-        functions = [stage.function(**stage.arguments) for stage in stages]
+        chain = InTurn(stages)
         progress = Progress(label, len(units))
         for unit in units:
-            payload: Payload = b""
-            for function in functions:
-                payload = function(unit, payload)
+            chain(unit, b"")
             progress.report(1)
         progress.finish()
 

@@ -39,12 +39,38 @@ class Stage:
     arguments: Mapping[str, Any]
     actors: Actors = Actors.REPLICAS
     gpus: float = 0.0  # per actor
-    memory: int = 0  # bytes per actor, at most; 0: little
+    memory: int = 0  # bytes that an actor holds, at most, beside PROCESS_BYTES; 0: little
     searches: bool = False  # a node must have search.backend to run it
 
     @property
     def name(self) -> str:
         return self.function.__name__
+
+
+class InTurn:
+    """Runs several stages in one process, one after the other."""
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self._functions = [stage.function(**stage.arguments) for stage in stages]
+
+    def __call__(self, unit: int, payload: Payload) -> Payload:
+        result = payload
+        for function in self._functions:
+            result = function(unit, result)
+        return result
+
+
+def in_turn(stages: Sequence[Stage], actors: Actors) -> Stage:
+    """Make one stage of several that ask for the same GPUs: each of its processes runs all of them."""
+    name = "+".join(dict.fromkeys(stage.name for stage in stages))
+    return Stage(
+        type(name, (InTurn,), {"__module__": __name__}),
+        {"stages": tuple(stages)},
+        actors,
+        gpus=stages[0].gpus,
+        memory=sum(stage.memory for stage in stages),
+        searches=any(stage.searches for stage in stages),
+    )
 
 
 class Runner(Protocol):

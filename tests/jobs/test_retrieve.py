@@ -6,6 +6,7 @@ import pytest
 
 from jobs import embed_items, retrieve
 from pipeline.artifacts import FileEntry
+from pipeline.distributed import runner
 from pipeline.errors import InputError
 from pipeline.io.night import Night
 from pipeline.io.publication.units import units_of
@@ -53,6 +54,7 @@ def test_a_run_is_the_same_on_ray_with_a_killed_searcher_and_a_rerun_computes_on
     local_ray, tmp_path, monkeypatch, expected
 ):
     monkeypatch.setattr(search, "ShardSearcher", DyingSearcher)
+    monkeypatch.setattr(runner, "SHARED_BYTES", -1)  # each shard in a process of its own, as large ones are
     world = make_world(tmp_path / "root", overrides=TWO_WAVES)
     embedded = embed_items.run(world.settings, world.night)
     assert (embedded["status"], embedded["num_items"]) == ("made", 120)

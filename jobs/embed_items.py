@@ -14,12 +14,11 @@ if TYPE_CHECKING:
 
 def run(settings: "Settings", night: "Night") -> Outcome:
     from pipeline.io.artifacts import read_manifest
-    from pipeline.stages.embed import embed_corpus
+    from pipeline.stages.embed import embed_corpora
 
     manifest, status = read_manifest(night.storage, night.corpus.prefix), EXISTS
     if manifest is None or (night.has_refit and read_manifest(night.storage, night.selected_corpus.prefix) is None):
-        embed_corpus(open_runner(settings), night.selection, settings)
-        manifest, status = embed_corpus(open_runner(settings), night, settings), MADE
+        manifest, status = embed_corpora(open_runner(settings), night, settings), MADE
     return {
         "status": status,
         "corpus": night.corpus.id,

@@ -1,5 +1,6 @@
-"""Embedding the items into a Corpus; a unit of work is one shard."""
+"""Embedding the items into the Corpus of each of tonight's models; a unit of work is one shard."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -10,7 +11,7 @@ from pipeline.artifacts import Manifest
 from pipeline.errors import InputError, MismatchError
 from pipeline.io.artifacts import read_manifest
 from pipeline.io.checkpoint import load_model, model_bytes
-from pipeline.io.corpus import low_rank_claims, read_low_rank, seal_corpus, shard_claims, write_shard
+from pipeline.io.corpus import low_rank_claims, open_corpus, read_low_rank, seal_corpus, shard_claims, write_shard
 from pipeline.io.histories import read_item_ids
 from pipeline.io.night import Night
 from pipeline.model.model import RetrievalModel
@@ -20,29 +21,52 @@ from pipeline.retrieval.shard import Shard, embed_rows, make_shard, shard_bounds
 from pipeline.settings import Settings
 from pipeline.stages.devices import device_for, memory_to_hold
 from pipeline.stages.low_rank import LowRankFitter
-from pipeline.stages.runner import Actors, Payload, Runner, Stage
+from pipeline.stages.runner import Actors, Payload, Runner, Stage, StageFunction, in_turn
 
 
-def embed_corpus(runner: Runner, night: Night, settings: Settings) -> Manifest:
-    """Make the shards that do not exist yet and return the manifest of the Corpus artifact.
+def embed_corpora(runner: Runner, night: Night, settings: Settings) -> Manifest:
+    """Make the shards that do not exist yet of the Corpus artifacts: that of the selected model, and that of the model
+    that serves, whose manifest is returned.
 
     Raises InputError when there is no item, too few users for a low-rank table, or an embedding that is not finite;
-    MismatchError when the model was trained on other items; and the errors of `Runner.run_chain`.
+    MismatchError when a model was trained on other items; and the errors of `Runner.run_chain`.
     """
-    existing = read_manifest(night.storage, night.corpus.prefix)
-    if existing is not None:
-        return existing
-    arguments = {"night": night, "settings": settings}
-    gpus, memory = settings.cluster.gpus_per_actor, memory_to_hold(model_bytes(night))
-    if settings.has_low_rank and low_rank_claims(night.storage, night.corpus).read(0) is None:
-        fitter = Stage(LowRankFitter, arguments, Actors.ONE, gpus=gpus, memory=memory, searches=True)
-        runner.run_chain("fit the low-rank table", [0], [fitter])
-    shards = shard_claims(night.storage, night.corpus)
-    missing = shards.missing(range(settings.corpus.num_shards))
-    if missing:
-        embedder = Stage(ShardEmbedder, arguments, Actors.AS_MANY_AS_FIT, gpus=gpus, memory=memory, searches=True)
-        runner.run_chain("embed shards", missing, [embedder])
-    return seal_corpus(night, settings, shards.done())
+    nights = [night.selection, night] if night.has_refit else [night]
+    unfinished = [each for each in nights if read_manifest(each.storage, each.corpus.prefix) is None]
+    if settings.has_low_rank:
+        fits = [(each, low_rank_claims(each.storage, each.corpus).missing([0])) for each in unfinished]
+        _run_together(runner, "fit the low-rank table", LowRankFitter, Actors.ONE, fits, settings)
+    shards = range(settings.corpus.num_shards)
+    missing = [(each, shard_claims(each.storage, each.corpus).missing(shards)) for each in unfinished]
+    _run_together(runner, "embed shards", ShardEmbedder, Actors.AS_MANY_AS_FIT, missing, settings)
+    for each in unfinished:
+        seal_corpus(each, settings, shard_claims(each.storage, each.corpus).done())
+    return open_corpus(night.storage, night.corpus)
+
+
+def _run_together(
+    runner: Runner,
+    label: str,
+    function: Callable[[Night, Settings], StageFunction],
+    actors: Actors,
+    missing: Sequence[tuple[Night, list[int]]],
+    settings: Settings,
+) -> None:
+    """Send the units that any of the nights lacks through the stage of each such night, in the same process."""
+    stages = [
+        Stage(
+            function,
+            {"night": night, "settings": settings},
+            gpus=settings.cluster.gpus_per_actor,
+            memory=memory_to_hold(model_bytes(night)),
+            searches=True,
+        )
+        for night, units in missing
+        if units
+    ]
+    if stages:
+        units = sorted({unit for _, units in missing for unit in units})
+        runner.run_chain(label, units, [in_turn(stages, actors)])
 
 
 class ShardEmbedder:

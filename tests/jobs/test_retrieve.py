@@ -12,7 +12,7 @@ from pipeline.io.night import Night
 from pipeline.io.publication.units import units_of
 from pipeline.settings import Settings
 from pipeline.stages import search
-from pipeline.stages.embed import embed_corpus
+from pipeline.stages.embed import embed_corpora
 from pipeline.stages.local import LocalRunner
 from pipeline.stages.search import ShardSearcher
 from tests.stages.worlds import World, make_world, read_table, run_search
@@ -81,7 +81,7 @@ def test_a_run_is_the_same_on_ray_with_a_killed_searcher_and_a_rerun_computes_on
 @pytest.mark.ray
 def test_actors_that_do_not_fit_are_refused_before_any_starts(local_ray, tmp_path):
     world = make_world(tmp_path, overrides=["cluster.replicas=9"])
-    embed_corpus(LocalRunner(world.settings), world.night, world.settings)
+    embed_corpora(LocalRunner(world.settings), world.night, world.settings)
     with pytest.raises(InputError, match=r"4 CPUs.*no place for .* lower the cluster"):
         retrieve.run(world.settings, world.night)
 

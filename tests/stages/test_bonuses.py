@@ -20,7 +20,7 @@ from pipeline.retrieval.brute_force import brute_force
 from pipeline.retrieval.filters import Eligibility, Rules
 from pipeline.retrieval.topk import empty_topk
 from pipeline.stages import heldout, search, tune
-from pipeline.stages.embed import embed_corpus
+from pipeline.stages.embed import embed_corpora
 from pipeline.stages.encode import encode_queries
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.local import LocalRunner
@@ -141,7 +141,7 @@ def test_a_published_score_is_the_mol_score_plus_the_bonus(tmp_path: Path, shard
 def test_the_checks_of_an_evaluation_measure_the_sum(tmp_path: Path, monkeypatch):
     """Both hold where both searches add bonuses, and fail where one of the two does not."""
     world = make_world(tmp_path)
-    embed_corpus(LocalRunner(world.settings), world.night, world.settings)
+    embed_corpora(LocalRunner(world.settings), world.night, world.settings)
     count_neighbours(LocalRunner(world.settings), world.night, world.settings)
 
     def overlap(*overrides: str) -> float:
@@ -159,7 +159,7 @@ def test_the_checks_of_an_evaluation_measure_the_sum(tmp_path: Path, monkeypatch
 def test_a_search_is_chosen_with_the_bonuses_of_its_judges(tmp_path: Path, monkeypatch):
     world = make_world(tmp_path, num_users=100, overrides=["search.method=tuned", "search.tuning.max_seconds=2"])
     monkeypatch.setattr(tuning, "TIMING_SECONDS", 0.01)
-    embed_corpus(LocalRunner(world.settings), world.night, world.settings)
+    embed_corpora(LocalRunner(world.settings), world.night, world.settings)
     given = []
 
     def spy(open_with, sample, *others):

@@ -2,12 +2,16 @@ import pytest
 import torch
 
 from pipeline.errors import InputError, MismatchError
+from pipeline.io.checkpoint import write_checkpoint
 from pipeline.io.corpus import open_corpus, read_low_rank, read_shard, shard_claims, shard_entries
 from pipeline.io.histories import read_items
+from pipeline.model.model import RetrievalModel
+from pipeline.model.results import training_metrics
 from pipeline.retrieval import shard
-from pipeline.stages.embed import ShardEmbedder, embed_corpus, embed_items
+from pipeline.stages.embed import ShardEmbedder, embed_corpora, embed_items
 from pipeline.stages.local import LocalRunner
 from pipeline.stages.low_rank import sample_queries
+from tests.model.planted import report
 from tests.stages.worlds import RecordingRunner, World, make_world, model_of, replace_items
 
 
@@ -24,7 +28,7 @@ def _tiles(monkeypatch):
 @pytest.mark.parametrize("num_shards", [1, 2, 7, 200])
 def test_shards_hold_every_item_once_whatever_their_number(world, num_shards):
     other = world.with_settings(f"corpus.num_shards={num_shards}")
-    manifest = embed_corpus(LocalRunner(other.settings), other.night, other.settings)
+    manifest = embed_corpora(LocalRunner(other.settings), other.night, other.settings)
     assert len(manifest.files) == num_shards
     assert manifest.counts["num_items"] == 130
     shards = [read_shard(other.storage, other.night.corpus, entry) for entry in manifest.files]
@@ -48,18 +52,37 @@ def test_items_are_embedded_as_the_model_does(world):
 def test_a_rerun_embeds_only_what_is_missing(tmp_path):
     world = make_world(tmp_path, overrides=["corpus.num_shards=4"])
     runner = RecordingRunner(world.settings)
-    manifest = embed_corpus(runner, world.night, world.settings)
+    manifest = embed_corpora(runner, world.night, world.settings)
     prefix = world.night.corpus.prefix
     for key in ("manifest.json", "shard-00001.json", manifest.files[2].key):
         world.storage.delete(f"{prefix}/{key}")
     assert sorted(shard_claims(world.storage, world.night.corpus).done()) == [0, 3]
     runner.ran.clear()
-    again = embed_corpus(runner, world.night, world.settings)
+    again = embed_corpora(runner, world.night, world.settings)
     assert [units for _, units in runner.ran] == [[1, 2]]
     assert again.files == manifest.files
     runner.ran.clear()
-    assert embed_corpus(runner, world.night, world.settings) == again
+    assert embed_corpora(runner, world.night, world.settings) == again
     assert not runner.ran
+
+
+def test_the_corpora_of_both_models_are_made_in_one_chain(tmp_path):
+    world = make_world(tmp_path, overrides=["train.refit=0.5", "corpus.num_shards=4"])
+    metrics = training_metrics([report(1, 0.1)], 0.1, world.settings.train)
+    write_checkpoint(world.night.selection, RetrievalModel(world.settings.model, 120), world.settings, metrics)
+    runner, nights = RecordingRunner(world.settings), (world.night.selection, world.night)
+    serving = embed_corpora(runner, world.night, world.settings)
+    assert runner.ran == [("ShardEmbedder", [0, 1, 2, 3])]
+    selected, again = (open_corpus(world.storage, night.corpus) for night in nights)
+    assert again == serving != selected
+    # Killed with one shard of each missing, it makes the two in both, of which the first attempts stand.
+    for night, shard_number in zip(nights, (1, 3), strict=True):
+        for key in ("manifest.json", f"shard-{shard_number:05d}.json"):
+            world.storage.delete(night.corpus.key(key))
+    runner.ran.clear()
+    assert embed_corpora(runner, world.night, world.settings).files == serving.files
+    assert runner.ran == [("ShardEmbedder", [1, 3])]
+    assert open_corpus(world.storage, world.night.selected_corpus).files == selected.files
 
 
 def test_an_item_that_is_not_finite_stops_the_embedding_by_name(tmp_path, monkeypatch):
@@ -73,7 +96,7 @@ def test_an_item_that_is_not_finite_stops_the_embedding_by_name(tmp_path, monkey
 
     monkeypatch.setattr("pipeline.stages.embed.load_model", broken)
     with pytest.raises(InputError, match="item 'i000033'"):
-        embed_corpus(runner, world.night, world.settings)
+        embed_corpora(runner, world.night, world.settings)
     with pytest.raises(InputError, match=r"not there; run jobs/embed_items\.py first"):
         open_corpus(world.storage, world.night.corpus)
 
@@ -90,7 +113,7 @@ def test_the_low_rank_table_is_fitted_once_and_holds_every_item(tmp_path):
     overrides = ["search.method=topk_low_rank", "corpus.low_rank.ranks=[4,8]", "corpus.low_rank.num_queries=60"]
     world = make_world(tmp_path, num_users=100, overrides=overrides)
     runner = RecordingRunner(world.settings)
-    manifest = embed_corpus(runner, world.night, world.settings)
+    manifest = embed_corpora(runner, world.night, world.settings)
     assert [name for name, _ in runner.ran] == ["LowRankFitter", "ShardEmbedder"]
     assert [entry.key.split("-")[0] for entry in manifest.files] == ["shard"] * 3 + ["low"]
     assert 0 < manifest.measures["low_rank_recall"] <= 1
@@ -104,7 +127,7 @@ def test_the_low_rank_table_is_fitted_once_and_holds_every_item(tmp_path):
     runner.ran.clear()
     world.storage.delete(f"{world.night.corpus.prefix}/manifest.json")
     world.storage.delete(f"{world.night.corpus.prefix}/shard-00001.json")
-    assert embed_corpus(runner, world.night, world.settings).files == manifest.files
+    assert embed_corpora(runner, world.night, world.settings).files == manifest.files
     assert [name for name, _ in runner.ran] == ["ShardEmbedder"]  # the fit stands
 
 

@@ -33,7 +33,7 @@ from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.topk import TopK
 from pipeline.stages import heldout
 from pipeline.stages import search as stages
-from pipeline.stages.embed import embed_corpus
+from pipeline.stages.embed import embed_corpora
 from pipeline.stages.encode import encode_queries, encode_sequences
 from pipeline.stages.evaluate import draw_sample, evaluate
 from pipeline.stages.local import LocalRunner
@@ -59,7 +59,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         column = items.column_names.index(name)
         items = items.set_column(column, items.field(column), pa.array(part))
     replace_items(made.night, items)
-    embed_corpus(LocalRunner(made.settings), made.night, made.settings)
+    embed_corpora(LocalRunner(made.settings), made.night, made.settings)
     count_neighbours(LocalRunner(made.settings), made.night, made.settings)
     return made
 
@@ -415,7 +415,7 @@ def test_the_metrics_are_those_of_the_selected_model_and_the_recall_check_is_of_
             for info in refit.storage.list(night.checkpoint.prefix):
                 refit.storage.delete(info.key)
         write_checkpoint(night, model, refit.settings, metrics)
-        embed_corpus(runner, night, refit.settings)
+    embed_corpora(runner, refit.night, refit.settings)
     count_neighbours(runner, refit.night.selection, refit.settings)
     measured = run(refit)
     alone = run(other(world, *approximate, "evaluate.seed=0"))

@@ -23,7 +23,7 @@ from pipeline.io.memory import gains_claims, memory_claims, read_memory, require
 from pipeline.io.neighbours import open_neighbours, read_neighbours
 from pipeline.retrieval.brute_force import brute_force
 from pipeline.retrieval.filters import Eligibility, Rules
-from pipeline.stages.embed import embed_corpus
+from pipeline.stages.embed import embed_corpora
 from pipeline.stages.encode import encode_queries
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.local import LocalRunner
@@ -215,7 +215,7 @@ def test_a_night_that_ends_between_choice_and_search_goes_on_with_the_choice(wor
 
 
 def measure(world: World) -> Metrics:
-    embed_corpus(LocalRunner(world.settings), world.night, world.settings)
+    embed_corpora(LocalRunner(world.settings), world.night, world.settings)
     return evaluate(LocalRunner(world.settings), world.night, world.settings)
 
 

@@ -17,7 +17,7 @@ from pipeline.retrieval.backends import describe_backend
 from pipeline.retrieval.search import QUERIES_AT_ONCE
 from pipeline.settings import SearchSettings
 from pipeline.stages.candidates import CandidateSink
-from pipeline.stages.embed import embed_corpus
+from pipeline.stages.embed import embed_corpora
 from pipeline.stages.encode import encode_queries, encode_sequences
 from pipeline.stages.queries import TonightsUsers, group_by_bucket
 from pipeline.stages.search import Wave, plan_waves, search_units
@@ -103,7 +103,7 @@ def test_a_shard_without_items_is_skipped(tmp_path: Path):
 def test_an_interrupted_search_takes_up_what_was_set_aside(tmp_path: Path, expected: pa.Table):
     world = make_world(tmp_path, overrides=["output.num_buckets=3"])
     runner = RecordingRunner(world.settings, shards_at_once=1)
-    embed_corpus(runner, world.night, world.settings)
+    embed_corpora(runner, world.night, world.settings)
 
     class FailingSink(CandidateSink):
         def write(self, unit, batch, result):
@@ -124,7 +124,7 @@ def test_an_interrupted_search_takes_up_what_was_set_aside(tmp_path: Path, expec
 def test_a_unit_names_every_backend_that_searched_for_it_also_before_an_interruption(tmp_path: Path, monkeypatch):
     world = make_world(tmp_path, overrides=["output.num_buckets=1"])
     runner = RecordingRunner(world.settings, shards_at_once=1)
-    embed_corpus(runner, world.night, world.settings)
+    embed_corpora(runner, world.night, world.settings)
 
     class FailingSink(CandidateSink):
         def write(self, unit, batch, result):
@@ -162,7 +162,7 @@ def of_other_queries(storage, claims):
 def test_a_running_top_k_that_cannot_be_used_is_made_again_by_the_next_run(tmp_path: Path, expected, spoil):
     world = make_world(tmp_path, overrides=["output.num_buckets=3"])
     runner = RecordingRunner(world.settings, shards_at_once=1)
-    embed_corpus(runner, world.night, world.settings)
+    embed_corpora(runner, world.night, world.settings)
 
     class Spoils(CandidateSink):
         """Unit 0 is written; then what was set aside for unit 1 is spoilt."""

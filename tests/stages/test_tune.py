@@ -5,7 +5,7 @@ from pipeline.errors import InputError
 from pipeline.io.histories import read_bucket
 from pipeline.io.tuning import as_chosen
 from pipeline.retrieval import tuning
-from pipeline.stages.embed import embed_corpus
+from pipeline.stages.embed import embed_corpora
 from pipeline.stages.low_rank import fitted_users, judging_users
 from pipeline.stages.tune import judging_batches, tune_search
 from tests.stages.worlds import RecordingRunner, World, make_world, retrieve
@@ -21,7 +21,7 @@ def _short_timings(monkeypatch):
 def embedded(tmp_path, **keys) -> tuple[World, RecordingRunner]:
     world = make_world(tmp_path, **keys)
     runner = RecordingRunner(world.settings)
-    embed_corpus(runner, world.night, world.settings)
+    embed_corpora(runner, world.night, world.settings)
     return world, runner
 
 

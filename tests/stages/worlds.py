@@ -24,7 +24,7 @@ from pipeline.model.results import training_metrics
 from pipeline.schema import items as items_schema
 from pipeline.settings import Settings
 from pipeline.stages.candidates import CandidateSink
-from pipeline.stages.embed import embed_corpus
+from pipeline.stages.embed import embed_corpora
 from pipeline.stages.local import LocalRunner
 from pipeline.stages.queries import TonightsUsers
 from pipeline.stages.runner import Runner, Stage
@@ -162,7 +162,7 @@ def retrieve(world: World, runner: Runner | None = None) -> pa.Table:
 def run_search(world: World, runner: Runner) -> None:
     """Embed the items and search for all users."""
     night, settings = world.night, world.settings
-    embed_corpus(runner, night, settings)
+    embed_corpora(runner, night, settings)
     search_units(runner, search_of(world), range(settings.output.num_buckets), CandidateSink)
 
 

@@ -244,12 +244,15 @@ class TrainSettings(Config):
     patience: PositiveInt = 5  # validations without a better NDCG before training stops
     batch_positions: PositiveInt = 2_048  # events to predict per worker and step, about
     num_negatives: PositiveInt = 128
-    popular_negatives: Share = 0.8  # of them, drawn as often as their items have events; the others uniformly
+    popular_negatives: Share = 0.8  # drawn as often as their items have events; the others uniformly
     log_q: bool = True  # correct the scores of negatives for how often they are drawn; false is the paper's way
     # Weight of the loss of the dot-product head: the first pair of components must find the item alone, among many more
     # negatives, or all items where they are no more. 0: none.
     head_weight: Annotated[float, Field(ge=0.0)] = 0.5
     head_negatives: PositiveInt = 4_096
+    # Share of the negatives that are hard: items that the head takes for the right one, at the places of the same user
+    # or few users. Without a head there are none. popular_negatives is a share of the others.
+    hard_negatives: Share = 0.5
     positions_per_negatives: PositiveInt = 256  # positions that share one draw of negatives; 1 is the paper's way
     learning_rate: PositiveFloat = 2e-3
     warmup_steps: Count = 100  # the first steps, in which the learning rate rises to its value

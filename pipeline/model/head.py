@@ -12,8 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-TILE_POSITIONS = 256  # their scores with all negatives fit the processor's cache
-
 
 @dataclass(frozen=True)
 class HeadGradients:
@@ -23,6 +21,7 @@ class HeadGradients:
     queries_TD: Tensor
     positives_TD: Tensor
     items_MD: Tensor
+    demand_GM: Tensor  # by how much each group of positions would take each negative for its own item
 
 
 @torch.no_grad()
@@ -35,6 +34,7 @@ def head_gradients(
     sequences_T: Tensor,
     weights_T: Tensor,
     temperature: float,
+    num_groups: int,
 ) -> HeadGradients:
     """Sampled softmax of dot products over the temperature, forward and backward in tiles.
 
@@ -48,10 +48,12 @@ def head_gradients(
         torch.empty_like(queries_TD),
         torch.empty_like(positives_TD),
         torch.zeros_like(items_MD),
+        items_MD.new_empty((num_groups, len(items_MD))),
     )
     corrections_M = corrections_M.to(dtype)
-    for first in range(0, len(queries_TD), TILE_POSITIONS):
-        tile = slice(first, first + TILE_POSITIONS)
+    size = len(queries_TD) // num_groups  # their scores with all negatives should fit the processor's cache
+    for group in range(num_groups):
+        tile = slice(group * size, (group + 1) * size)
         query_SD, weight_S = queries_TD[tile], weights_T[tile].to(dtype)
         positive_S = (query_SD * positives_TD[tile]).sum(dim=1) / temperature
         scores_SM = torch.addmm(corrections_M, query_SD, items_MD.T, alpha=1.0 / temperature)
@@ -67,4 +69,5 @@ def head_gradients(
         found.queries_TD[tile] = torch.addmm(positive_S1 * positives_TD[tile], shares_SM, items_MD)
         found.positives_TD[tile] = positive_S1 * query_SD
         found.items_MD.addmm_(shares_SM.T, query_SD)
+        torch.sum(shares_SM, dim=0, out=found.demand_GM[group])
     return found

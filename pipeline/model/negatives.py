@@ -1,13 +1,12 @@
-"""Negatives of the sampled softmax: drawn by popularity and uniformly, with the correction for how they are drawn.
+"""Negatives of the sampled softmax: hard, popular and uniform ones, with the correction for how they are drawn.
 
-Of N negatives drawn with probabilities q, the sum of exp(score) / (N · q) estimates the sum over all items, whatever q
-is (log-Q correction; Bengio & Senécal 2008, Yi et al. 2019). Popular items matter most to that sum, because a model
-gives them high scores: drawn uniformly from a large corpus they are hardly ever met.
+Of N negatives of which an item is expected e times, the sum of exp(score) / e estimates the sum over all items, however
+they are drawn (log-Q correction; Bengio & Senécal 2008, Yi et al. 2019). The estimate is the better, the more often an
+item is drawn that has a high score: a popular one, or one that the dot-product head takes for the right one.
 
-Shapes: V items, G groups, N negatives of a group, B sequences.
+Shapes: V items, G groups of positions, N negatives of a group, M of the head, U distinct ones of these, B sequences.
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -17,13 +16,44 @@ from torch import Tensor
 from pipeline.data.lists import Lists
 from pipeline.settings import TrainSettings
 
+SPREAD = 1e-3  # of the demand, over all items of the head: no item has none
+
+
+@dataclass(frozen=True)
+class Demand:
+    """How much each group of positions takes each of some items for the right one, when it is wrong."""
+
+    rows_U: Tensor  # the items, ascending
+    share_GU: Tensor  # float64; they sum to one for each group
+
+    @classmethod
+    def of(cls, rows_M: Tensor, amount_GM: Tensor) -> Self:
+        """Of items, some perhaps several times, with amounts of at least 0."""
+        rows_U, place_M = rows_M.unique(return_inverse=True)
+        amount_GU = torch.zeros((len(amount_GM), len(rows_U)), dtype=torch.float64, device=rows_M.device)
+        amount_GU.index_add_(1, place_M, amount_GM.double())
+        total_G1 = amount_GU.sum(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        share_GU = (1.0 - SPREAD) * amount_GU / total_G1 + SPREAD / len(rows_U)
+        return cls(rows_U, share_GU / share_GU.sum(dim=1, keepdim=True))
+
+    def draw(self, num_negatives: int) -> Tensor:
+        """(G, N) items, as often as their shares."""
+        return self.rows_U[torch.multinomial(self.share_GU, num_negatives, replacement=True)]
+
+    def shares(self, rows_GN: Tensor) -> Tensor:
+        """(G, N) shares of these items in their groups; 0 for an item that is not among ours."""
+        at_GN = torch.searchsorted(self.rows_U, rows_GN).clamp_max(len(self.rows_U) - 1)
+        return self.share_GU.gather(1, at_GN) * (self.rows_U[at_GN] == rows_GN)
+
 
 @dataclass(frozen=True)
 class Negatives:
-    """Draws negatives: `num_popular` of each group by popularity, the others uniformly."""
+    """Draws the negatives of a group: `num_hard` by the group's demand, `num_popular` by popularity, the others
+    uniformly."""
 
-    cumulative_V: Tensor  # float64: share of the training events on the items up to this one
-    log_q_V: Tensor  # float64: log of the probability that a negative, whichever of the N, is this item
+    popularity_V: Tensor  # float64: share of the training events on each item
+    cumulative_V: Tensor  # on the items up to each
+    num_hard: int
     num_popular: int
     num_negatives: int
     is_corrected: bool
@@ -32,38 +62,46 @@ class Negatives:
     def of(cls, item_counts_V: Tensor, settings: TrainSettings) -> Self:
         """For items with these numbers of training events."""
         counts_V = item_counts_V.double()
-        num_popular = round(settings.popular_negatives * settings.num_negatives)
-        share = num_popular / settings.num_negatives
-        q_V = share * counts_V / counts_V.sum() + (1.0 - share) / len(counts_V)
-        cumulative_V = (counts_V / counts_V.sum()).cumsum(0)
-        return cls(cumulative_V, q_V.log(), num_popular, settings.num_negatives, settings.log_q)
+        num_hard = round(settings.hard_negatives * settings.num_negatives) if settings.head_weight else 0
+        num_popular = round(settings.popular_negatives * (settings.num_negatives - num_hard))
+        popularity_V = counts_V / counts_V.sum()
+        return cls(popularity_V, popularity_V.cumsum(0), num_hard, num_popular, settings.num_negatives, settings.log_q)
 
-    def draw(self, num_groups: int) -> Tensor:
-        """(G, N): items, drawn with torch's random numbers."""
-        device, num_items = self.cumulative_V.device, len(self.cumulative_V)
-        numbers_GN = torch.rand((num_groups, self.num_popular), dtype=torch.float64, device=device)
-        popular_GN = torch.searchsorted(self.cumulative_V, numbers_GN, right=True).clamp_max(num_items - 1)
-        shape = (num_groups, self.num_negatives - self.num_popular)
-        return torch.cat([popular_GN, torch.randint(num_items, shape, device=device)], dim=1)
+    @property
+    def num_items(self) -> int:
+        return len(self.cumulative_V)
 
     def for_head(self, num_negatives: int) -> tuple[Tensor, Tensor]:
-        """(M,) rows for the dot-product head and what is added to their scores: all items where they are no more than
-        `num_negatives`, else so many that are drawn."""
-        num_items = len(self.cumulative_V)
-        if num_items <= num_negatives:
-            rows_M = torch.arange(num_items, device=self.cumulative_V.device)
-            return rows_M, torch.zeros(num_items, device=rows_M.device)
-        drawn = replace(
-            self, num_negatives=num_negatives, num_popular=num_negatives * self.num_popular // self.num_negatives
-        )
-        rows_1M = drawn.draw(1)
-        return rows_1M[0], drawn.corrections(rows_1M)[0]
+        """(M,) items for the dot-product head and what is added to their scores: all items where they are no more than
+        `num_negatives`, else so many, popular and uniform ones."""
+        device = self.cumulative_V.device
+        if self.num_items <= num_negatives:
+            return torch.arange(self.num_items, device=device), torch.zeros(self.num_items, device=device)
+        num_popular = num_negatives * self.num_popular // (self.num_negatives - self.num_hard)
+        sampler = replace(self, num_hard=0, num_popular=num_popular, num_negatives=num_negatives)
+        rows_1M = sampler.draw(1)
+        return rows_1M[0], sampler.corrections(rows_1M)[0]
 
-    def corrections(self, rows_GN: Tensor) -> Tensor:
+    def draw(self, num_groups: int, demand: Demand | None = None) -> Tensor:
+        """(G, N) items, drawn with torch's random numbers; without a `demand`, `num_hard` must be 0."""
+        device = self.cumulative_V.device
+        numbers_GN = torch.rand((num_groups, self.num_popular), dtype=torch.float64, device=device)
+        popular_GN = torch.searchsorted(self.cumulative_V, numbers_GN, right=True).clamp_max(self.num_items - 1)
+        num_uniform = self.num_negatives - self.num_hard - self.num_popular
+        parts = [popular_GN, torch.randint(self.num_items, (num_groups, num_uniform), device=device)]
+        if demand is not None:
+            parts.append(demand.draw(self.num_hard))
+        return torch.cat(parts, dim=1)
+
+    def corrections(self, rows_GN: Tensor, demand: Demand | None = None) -> Tensor:
         """(G, N), float64: what is added to the scores of these negatives; 0 without correction, as in the paper."""
         if not self.is_corrected:
             return torch.zeros_like(rows_GN, dtype=torch.float64)
-        return -self.log_q_V[rows_GN] - math.log(self.num_negatives)
+        num_uniform = self.num_negatives - self.num_hard - self.num_popular
+        expected_GN = self.num_popular * self.popularity_V[rows_GN] + num_uniform / self.num_items
+        if demand is not None:
+            expected_GN += self.num_hard * demand.shares(rows_GN)
+        return -expected_GN.log()
 
 
 def is_own(rows_GN: Tensor, own: Lists) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.batches import SequenceBatch
+from pipeline.data.lists import Lists
 from pipeline.model.backends import native_library
 from pipeline.model.head import head_gradients
 from pipeline.model.inputs import Events
@@ -22,7 +23,7 @@ from pipeline.model.losses import mutual_information_loss, sampled_softmax_loss,
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
 from pipeline.model.native.pairs import train_pairs
-from pipeline.model.negatives import Negatives, is_own
+from pipeline.model.negatives import Demand, Negatives, is_own
 from pipeline.settings import TrainSettings
 
 TILE_PAIRS = {"cpu": 16_384, "cuda": 1_048_576}
@@ -38,8 +39,19 @@ class Drawn:
 
 
 @dataclass(frozen=True)
+class Head:
+    """The dot-product head's part in a step: vectors of the two sides, the gradients of its loss with respect to them,
+    and the demand that the hard negatives follow."""
+
+    outputs: tuple[Tensor, ...] = ()
+    gradients: tuple[Tensor, ...] = ()
+    demand: Demand | None = None
+
+
+@dataclass(frozen=True)
 class Positions:
-    """The batch's targets, shuffled and cut into groups of one size.
+    """The batch's targets, cut into groups of one size: user by user for hard negatives, which then suit the users of
+    the group; else shuffled.
 
     The last group may end in copies of the first position, which have weight 0.
     """
@@ -73,19 +85,21 @@ def accumulate_gradients(
     device = model.device
     if not (batch.targets_BL >= 0).any():
         return StepSums(torch.zeros((), device=device), 0.0, 0)
-    positions = _positions(batch, settings.positions_per_negatives, device)
-    drawn = _draw(sampler, positions.num_groups, batch)
+    positions = _positions(batch, settings.positions_per_negatives, sampler.num_hard > 0, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
         queries_TE = _encode_targets(model, batch, positions.is_target_BL)[positions.order_T]
         users_T = model.user_rows(positions.user_keys_T)
         query = model.mol.query_side(queries_TE, users_T)
-        negatives = model.item_side(drawn.rows_GN)
         positives = model.item_side(positions.rows_T.unsqueeze(1))
         scores_T, gates_TP = _positive_pairs(model.mol, query, positives)
         regulariser = settings.mutual_information_weight * mutual_information_loss(gates_TP[: positions.num_targets])
         if users_T is not None:
             users_TD = model.mol.user_vectors(users_T[: positions.num_targets])
             regulariser = regulariser + settings.user_norm_weight * user_norm_loss(users_TD)
+    head = _head(model, query, positives, positions, batch.own, sampler, settings)
+    drawn = _draw(sampler, positions.num_groups, head.demand, batch.own)
+    with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+        negatives = model.item_side(drawn.rows_GN)
     per_position = [query.components_BQD, query.gate_BP, scores_T]
     per_group = [negatives.components_NXD, negatives.gate_NP]
     library = native_library(model.mol, settings)
@@ -104,12 +118,10 @@ def accumulate_gradients(
         )
     weight = float(batch.weights_BL.sum(dtype="float64"))
     regulariser_sum = regulariser * weight
-    outputs = [*per_position, *per_group, regulariser_sum]
-    gradients = [*gradients, torch.ones_like(regulariser_sum)]
-    if settings.head_weight:
-        head_outputs, of_head = _head(model, query, positives, positions, batch, sampler, settings)
-        outputs, gradients = outputs + head_outputs, gradients + of_head
-    torch.autograd.backward(outputs, gradients)
+    torch.autograd.backward(
+        [*per_position, *per_group, regulariser_sum, *head.outputs],
+        [*gradients, torch.ones_like(regulariser_sum), *head.gradients],
+    )
     return StepSums(loss_sum, weight, positions.num_targets)
 
 
@@ -131,14 +143,14 @@ def _encode_targets(model: RetrievalModel, batch: SequenceBatch, is_target_BL: T
     return torch.cat(parts)
 
 
-def _positions(batch: SequenceBatch, positions_per_negatives: int, device: torch.device) -> Positions:
+def _positions(batch: SequenceBatch, positions_per_negatives: int, by_user: bool, device: torch.device) -> Positions:
     targets_BL = torch.from_numpy(batch.targets_BL).to(device, torch.int64)
     is_target_BL = targets_BL >= 0
     targets_T = targets_BL[is_target_BL]
     num_targets = len(targets_T)
     num_groups = -(-num_targets // positions_per_negatives)
     missing = -num_targets % num_groups
-    order_T = torch.randperm(num_targets, device=device)  # spreads the positions of a user over the groups
+    order_T = torch.arange(num_targets, device=device) if by_user else torch.randperm(num_targets, device=device)
     order_T = torch.cat([order_T, order_T[:1].expand(missing)])
     keys_BL = torch.from_numpy(batch.user_keys_B).to(device).unsqueeze(1).expand_as(targets_BL)
     weights_T = torch.from_numpy(batch.weights_BL).to(device)[is_target_BL][order_T]
@@ -155,9 +167,9 @@ def _positions(batch: SequenceBatch, positions_per_negatives: int, device: torch
     )
 
 
-def _draw(sampler: Negatives, num_groups: int, batch: SequenceBatch) -> Drawn:
-    rows_GN = sampler.draw(num_groups)
-    return Drawn(rows_GN, sampler.corrections(rows_GN), is_own(rows_GN, batch.own))
+def _draw(sampler: Negatives, num_groups: int, demand: Demand | None, own: Lists) -> Drawn:
+    rows_GN = sampler.draw(num_groups, demand)
+    return Drawn(rows_GN, sampler.corrections(rows_GN, demand), is_own(rows_GN, own))
 
 
 def _positive_pairs(mol: MixtureOfLogits, query: QuerySide, positives: ItemSide) -> tuple[Tensor, Tensor]:
@@ -171,30 +183,32 @@ def _head(
     query: QuerySide,
     positives: ItemSide,
     positions: Positions,
-    batch: SequenceBatch,
+    own: Lists,
     sampler: Negatives,
     settings: TrainSettings,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """The vectors that the dot-product head's loss depends on, and its gradients with respect to them."""
+) -> Head:
+    """The dot-product head's part in the step; nothing without a `head_weight`."""
+    if not settings.head_weight:
+        return Head()
     rows_M, corrections_M = sampler.for_head(settings.head_negatives)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
         items_MD = model.mol.first_item_components(model.item_embedding(rows_M))
-    outputs = [query.components_BQD[:, 0], positives.components_NXD[:, 0, 0], items_MD]
+    outputs = (query.components_BQD[:, 0], positives.components_NXD[:, 0, 0], items_MD)
     queries_TD, positives_TD, detached_MD = (output.detach() for output in outputs)
     found = head_gradients(
         queries_TD,
         positives_TD,
         detached_MD,
         corrections_M,
-        is_own(rows_M.unsqueeze(0), batch.own)[0],
+        is_own(rows_M.unsqueeze(0), own)[0],
         positions.sequences_T,
         positions.weights_T,
         model.mol.temperature,
+        positions.num_groups,
     )
-    gradients = [found.queries_TD, found.positives_TD, found.items_MD]
-    return outputs, [
-        (settings.head_weight * gradient).to(output.dtype) for gradient, output in zip(gradients, outputs, strict=True)
-    ]
+    pairs = zip((found.queries_TD, found.positives_TD, found.items_MD), outputs, strict=True)
+    gradients = tuple((settings.head_weight * gradient).to(output.dtype) for gradient, output in pairs)
+    return Head(outputs, gradients, Demand.of(rows_M, found.demand_GM) if sampler.num_hard else None)
 
 
 def _in_tiles(

@@ -1,16 +1,14 @@
 import pytest
 import torch
 
-from pipeline.model import head
 from pipeline.model.head import head_gradients
 from pipeline.model.losses import sampled_softmax_loss
 
-T, M, B, D, TEMPERATURE = 11, 7, 3, 4, 0.1
+T, M, B, D, TEMPERATURE = 12, 7, 3, 4, 0.1
 
 
-@pytest.mark.parametrize("tile_positions", [1, 4, 100])
-def test_the_gradients_are_those_of_autograd(monkeypatch, tile_positions):
-    monkeypatch.setattr(head, "TILE_POSITIONS", tile_positions)
+@pytest.mark.parametrize("num_groups", [1, 3, T])
+def test_the_gradients_are_those_of_autograd(num_groups):
     generator = torch.Generator().manual_seed(5)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -27,9 +25,13 @@ def test_the_gradients_are_those_of_autograd(monkeypatch, tile_positions):
     loss = (sampled_softmax_loss(positive_T, scores_TM, is_own_BM[sequences_T]) * weights_T).sum()
     loss.backward()
     found = head_gradients(
-        *(part.detach() for part in inputs), corrections_M, is_own_BM, sequences_T, weights_T, TEMPERATURE
+        *(part.detach() for part in inputs), corrections_M, is_own_BM, sequences_T, weights_T, TEMPERATURE, num_groups
     )
     assert found.loss_sum == pytest.approx(loss.item())
     for gradient, part in zip((found.queries_TD, found.positives_TD, found.items_MD), inputs, strict=True):
         torch.testing.assert_close(gradient, part.grad)
+    shares_TM = torch.cat([positive_T[:, None], scores_TM.masked_fill(is_own_BM[sequences_T], -torch.inf)], dim=1)
+    demand_TM = shares_TM.softmax(dim=1)[:, 1:] * weights_T[:, None]
+    demand_GM = demand_TM.view(num_groups, -1, M).sum(dim=1).detach() / TEMPERATURE
+    torch.testing.assert_close(found.demand_GM, demand_GM)
     assert not found.queries_TD[2].any(), "nobody to be told apart from"

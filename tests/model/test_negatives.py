@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from pipeline.data.lists import Lists
 from pipeline.model.losses import sampled_softmax_loss
-from pipeline.model.negatives import Negatives, is_own
+from pipeline.model.negatives import Demand, Negatives, is_own
 from pipeline.settings import TrainSettings
 
 COUNTS = torch.tensor([0, 1, 2, 7, 90])
 
 
 def settings(share: float, num_negatives: int = 10, log_q: bool = True) -> TrainSettings:
-    return TrainSettings(num_negatives=num_negatives, popular_negatives=share, log_q=log_q)
+    return TrainSettings(num_negatives=num_negatives, popular_negatives=share, log_q=log_q, hard_negatives=0.0)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
@@ -27,7 +27,8 @@ def test_items_are_drawn_as_often_as_the_correction_says(share):
     found = torch.bincount(rows_GN.flatten(), minlength=5) / rows_GN.numel()
     expected = share * COUNTS.double() / 100 + (1 - share) / 5
     torch.testing.assert_close(found.double(), expected.double(), atol=0.004, rtol=0)
-    torch.testing.assert_close(sampler.log_q_V.exp(), expected.double(), atol=1e-9, rtol=0)
+    corrections_1V = sampler.corrections(torch.arange(5)[None])
+    torch.testing.assert_close((-corrections_1V[0]).exp(), 10 * expected.double(), atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
@@ -40,6 +41,36 @@ def test_the_corrected_sum_over_negatives_estimates_the_sum_over_all_items(share
     rows_GN = sampler.draw(4_000)
     estimates_G = (scores_V[rows_GN] + sampler.corrections(rows_GN)).exp().sum(dim=1)
     assert estimates_G.mean().item() == pytest.approx(scores_V.exp().sum().item(), rel=0.02)
+
+
+def test_hard_negatives_follow_the_demand_of_their_group_and_are_corrected_for_it():
+    """The head saw items 1, 2 and 4, the last one twice; all are drawn, by popularity and uniformly, with them."""
+    torch.manual_seed(0)
+    counts = COUNTS + 1
+    keys = {"num_negatives": 40, "hard_negatives": 0.5, "popular_negatives": 0.5}
+    sampler = Negatives.of(counts, TrainSettings(**keys))
+    assert (sampler.num_hard, sampler.num_popular) == (20, 10)
+    amounts = torch.tensor([[1.0, 0.0, 1.0, 2.0], [0.0, 5.0, 0.0, 0.0]])
+    demand = Demand.of(torch.tensor([4, 2, 1, 4]), amounts)
+    assert demand.rows_U.tolist() == [1, 2, 4]
+    torch.testing.assert_close(
+        demand.share_GU, torch.tensor([[0.25, 0.0, 0.75], [0.0, 1.0, 0.0]]).double(), atol=2e-3, rtol=0
+    )
+    scores_V = torch.tensor([0.3, -1.0, 0.5, 2.0, 1.0], dtype=torch.float64)
+    estimates, hard = [], []
+    for _ in range(3_000):
+        rows_GN = sampler.draw(2, demand)
+        estimates.append((scores_V[rows_GN] + sampler.corrections(rows_GN, demand)).exp().sum(dim=1))
+        hard.append(rows_GN[:, 20:])
+    assert torch.stack(estimates).mean(dim=0).tolist() == pytest.approx([scores_V.exp().sum().item()] * 2, rel=0.02)
+    hard_GN = torch.cat(hard, dim=1)
+    assert (hard_GN[0] == 4).double().mean().item() == pytest.approx(0.75, abs=0.01)
+    assert (hard_GN[1] == 2).double().mean().item() > 0.99
+
+
+def test_a_group_without_demand_draws_the_items_of_the_head_alike():
+    demand = Demand.of(torch.tensor([3, 7]), torch.zeros(1, 2))
+    torch.testing.assert_close(demand.share_GU, torch.full((1, 2), 0.5, dtype=torch.float64))
 
 
 def test_the_head_sees_all_items_of_a_small_corpus_and_a_corrected_sample_of_a_large_one():

@@ -103,11 +103,10 @@ def test_the_same_seed_gives_the_same_weights():
     assert not torch.equal(weights(states[0])[0], weights(states[2])[0])
 
 
-def slow_loss(model, batch, settings, negatives_GN, item_counts_V) -> torch.Tensor:
+def slow_loss(model, batch, settings, order, negatives_GN, expected_GN) -> torch.Tensor:
     """The definition, position by position: the sampled softmax and the head's, which knows all items, by the targets'
-    weights, plus the regularisers."""
+    weights, plus the regularisers. `expected_GN` is how often each negative is expected to be drawn."""
     losses, gates, users, weights = [], [], [], []
-    order = torch.randperm(int((batch.targets_BL >= 0).sum()))
     queries_BLE = model.encode_positions(Events(torch.from_numpy(batch.item_rows_BL)))
     places = torch.from_numpy(batch.targets_BL >= 0).nonzero()[order]
     size = -(-len(places) // len(negatives_GN))
@@ -119,9 +118,7 @@ def slow_loss(model, batch, settings, negatives_GN, item_counts_V) -> torch.Tens
         negatives_N = negatives_GN[index // size]
         scores = model.mol.pairs(query, model.item_side(negatives_N)).scores_BN
         is_own = torch.isin(negatives_N, torch.from_numpy(batch.own[row]).long())
-        # the chance of an item: 13 of 16 negatives by popularity, 3 uniformly
-        chance_N = 13 / 16 * item_counts_V[negatives_N].double() / item_counts_V.sum() + 3 / 16 / NUM_ITEMS
-        corrected = scores - (settings.num_negatives * chance_N).log()
+        corrected = scores - expected_GN[index // size].log()
         all_rows = torch.arange(NUM_ITEMS)
         head = model.item_side(all_rows).components_NXD[:, 0] @ query.components_BQD[0, 0] / model.mol.temperature
         is_own_of_all = torch.isin(all_rows, torch.from_numpy(batch.own[row]).long())
@@ -137,11 +134,15 @@ def slow_loss(model, batch, settings, negatives_GN, item_counts_V) -> torch.Tens
 
 
 @pytest.mark.parametrize("positions_per_negatives", [1, 5, 1000])
-@pytest.mark.parametrize("tile_pairs", [1, 40, 100_000])
-def test_a_step_in_tiles_has_the_gradients_of_the_definition(monkeypatch, positions_per_negatives, tile_pairs):
+@pytest.mark.parametrize(("tile_pairs", "hard"), [(1, 0.0), (40, 0.5), (100_000, 0.0), (100_000, 0.5)])
+def test_a_step_in_tiles_has_the_gradients_of_the_definition(monkeypatch, positions_per_negatives, tile_pairs, hard):
     monkeypatch.setitem(step.TILE_PAIRS, "cpu", tile_pairs)
     settings = SETTINGS.model_copy(
-        update={"positions_per_negatives": positions_per_negatives, "mutual_information_weight": 0.5}
+        update={
+            "positions_per_negatives": positions_per_negatives,
+            "mutual_information_weight": 0.5,
+            "hard_negatives": hard,
+        }
     )
     data = training_data(settings, num_users=4)
     weights = np.random.default_rng(3).choice([0.0, 0.5, 2.0], len(data.windows.weights)).astype(np.float32)
@@ -150,18 +151,27 @@ def test_a_step_in_tiles_has_the_gradients_of_the_definition(monkeypatch, positi
     model = start(settings, SURE_MODEL).model.double().train()
     expected = copy.deepcopy(model)
     num_targets = int((batch.targets_BL >= 0).sum())
+    seen = []
+
+    def draw(self, num_groups, demand=None):
+        seen.append((Negatives.draw(self, num_groups, demand), demand))
+        return seen[-1][0]
+
+    sampler = type("Spied", (Negatives,), {"draw": draw})(**vars(Negatives.of(data.item_counts_N, settings)))
     torch.manual_seed(9)
-    sampler = Negatives.of(data.item_counts_N, settings)
     found = accumulate_gradients(model, batch, sampler, settings)
     assert found.num_targets == num_targets
     assert found.weight == batch.weights_BL.sum()
     torch.manual_seed(9)
-    # The step draws its order first, then its negatives.
-    state = torch.get_rng_state()
-    torch.randperm(num_targets)
-    negatives_GN = sampler.draw(-(-num_targets // positions_per_negatives))
-    torch.set_rng_state(state)
-    slow_loss(expected, batch, settings, negatives_GN, data.item_counts_N).backward()
+    order = torch.arange(num_targets) if hard else torch.randperm(num_targets)
+    ((negatives_GN, demand),) = seen
+    counts = data.item_counts_N.double()
+    num_hard = 8 if hard else 0
+    num_popular = 6 if hard else 13
+    expected_GN = num_popular * counts[negatives_GN] / counts.sum() + (16 - num_hard - num_popular) / NUM_ITEMS
+    if hard:
+        expected_GN = expected_GN + 8 * demand.shares(negatives_GN)
+    slow_loss(expected, batch, settings, order, negatives_GN, expected_GN).backward()
     for (name, left), right in zip(model.named_parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(dense(left.grad), dense(right.grad), msg=lambda text, name=name: f"{name}: {text}")
     assert torch.isfinite(found.loss)

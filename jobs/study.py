@@ -113,6 +113,15 @@ def _folders(parser: Parser) -> None:
     parser.add_argument("--out", type=Path, default=Path("models"), help="folder of the models (default: models)")
 
 
+def _cadence(parser: Parser) -> None:
+    parser.add_argument("--root", type=Path, default=Path("cadence"), help="folder of the nights (default: cadence)")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(), help="where the table and the picture go (default: here)"
+    )
+    parser.add_argument("--nights", type=int, default=10, help="nights that are run, the last ones of the log")
+    _overrides(parser)
+
+
 def _gpu_compile(parser: Parser) -> None:
     parser.add_argument("only", nargs="?", default="", help="a part of the names of the cases (default: all)")
 
@@ -156,6 +165,7 @@ STUDIES = {
     "recall": Study("models.recall", _models),
     "dtypes": Study("models.dtypes", _models),
     "breaks": Study("models.breaks", _models),
+    "cadence": Study("models.cadence", _cadence),
     "train-speed": Study("kernels.training_speed", _training_speed),
     "gpu-compile": Study("kernels.gpu_compile", _gpu_compile),
     "gpu-speed": Study("kernels.gpu_speed", _gpu_speed),

@@ -124,6 +124,17 @@ def test_a_start_is_from_the_selected_model_and_learns_on_to_a_better_one(tmp_pa
     assert read_metrics(night.storage, night.checkpoint).refit_epochs >= 1
 
 
+def test_a_start_is_worth_more_than_as_many_epochs_from_scratch(tmp_path):
+    first, settings = first_night(tmp_path, "train.refit=0")
+    started, _ = next_night(first, settings)
+    scratch = name_night(started.storage, settings, replace(started.inputs, earlier=None))
+    assert scratch.histories == started.histories
+    for night in (started, scratch):
+        run_training(night, settings)
+    ndcgs = [read_metrics(night.storage, night.selected).validation_ndcg for night in (started, scratch)]
+    assert ndcgs[0] > ndcgs[1] > 0.1
+
+
 def test_a_start_that_was_killed_goes_on_to_the_same_weights_without_the_earlier_model(tmp_path, monkeypatch):
     """Killed at the second state; then the earlier night is removed, and the training still ends as it would have."""
     first, settings = first_night(tmp_path / "whole")

@@ -94,8 +94,13 @@ def main(root: Path, folder: Path, nights: int, overrides: Sequence[str]) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     text = table(results)
     print(text, flush=True)
-    sizes = f"{base.simulate.num_users:,} users, {base.simulate.num_items:,} items, {base.simulate.num_events:,} events"
-    (folder / "cadence.md").write_text(f"{sizes}; one thread of {processor()}\n\n{text}\n")
+    simulated = base.simulate
+    title = (
+        f"`{' '.join(['python jobs/study.py cadence', *(f'--set {each}' for each in overrides)])}`, {nights} nights: "
+        f"{simulated.num_users:,} users, {simulated.num_items:,} items, {simulated.num_events:,} events in "
+        f"{simulated.num_days} days; one thread of {processor()}"
+    )
+    (folder / "cadence.md").write_text(f"{title}\n\n![The nights](cadence.svg)\n\n{text}\n")
     draw(results, folder / "cadence.svg")
 
 
@@ -194,8 +199,10 @@ def draw(results: Sequence[NightResult], path: Path) -> None:
     for way in WAYS:
         nights = [result for result in results if result.way == way]
         for each, (label, name) in zip(axes, figures.items(), strict=True):
-            each.plot([night.ds[5:] for night in nights], [getattr(night, name) for night in nights], "o-", label=way)
+            days = [date.fromisoformat(night.ds) for night in nights]
+            each.plot(days, [getattr(night, name) for night in nights], "o-", label=way)
             each.set_ylabel(label)
             each.grid(visible=True, alpha=0.3)
     axes[0].legend()
+    axes[-1].tick_params("x", rotation=30)
     figure.savefig(path)

@@ -40,6 +40,7 @@ SCORES = UnitScores(
     model={"hr@3": MeanSum(2, 1.0, 1.0)},
     popularity={"hr@3": MeanSum(2)},
     counts={"hr@3": MeanSum(2, 2.0, 2.0)},
+    mol={"hr@3": MeanSum(2, 1.0, 1.0)},
     exposure=Exposure(item_rows=[4, 7], model=[2, 0], popularity=[1, 2], counts=[0, 2]),
 )
 

@@ -1,7 +1,9 @@
 """A Ray cluster of one node, started and used by the shell lines of README.md and ended by process id.
 
-The lines run in a folder of their own below /tmp (Ray's sockets need a short path), which holds a copy of the code and
-a tiny night as conf/nightly.yaml, and which is HOME and Ray's folder for temporary files too.
+A folder of their own below /tmp (Ray's sockets need a short path) is HOME and Ray's folder for temporary files. The
+lines run in a folder below it, which holds a copy of the code and a tiny night as conf/nightly.yaml. No file of Ray's
+lies in that one: Ray computes the hash of what it packs twice, and a log that grows in between would make it look for a
+package that is not there.
 """
 
 import json
@@ -36,9 +38,14 @@ PORTS = ("--port", "--dashboard-port", "--dashboard-agent-listen-port", "--ray-c
 
 @dataclass(frozen=True)
 class ReadmeCluster:
-    """The folder in which README.md's lines run, and the Ray that they start there."""
+    """The home in which README.md's lines run, and the Ray that they start there."""
 
     folder: Path
+
+    @property
+    def checkout(self) -> Path:
+        """The folder in which the lines run."""
+        return self.folder / "checkout"
 
     @property
     def root(self) -> str:
@@ -50,7 +57,7 @@ class ReadmeCluster:
         done = subprocess.run(
             ["bash", "-euo", "pipefail"],
             input=RAY_WITH_FREE_PORTS.format(ports=" ".join(_free_ports())) + "\n".join(lines) + "\n",
-            cwd=self.folder,
+            cwd=self.checkout,
             env=self._environment(),
             capture_output=True,
             text=True,
@@ -83,16 +90,17 @@ class ReadmeCluster:
 
 @contextmanager
 def readme_cluster(**keys: Any) -> Iterator[ReadmeCluster]:
-    """A folder to run README.md's lines in, with a tiny night; the Ray that they start is ended afterwards."""
+    """A home to run README.md's lines in, with a tiny night; the Ray that they start is ended afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="nr-", dir="/tmp"))
     cluster = ReadmeCluster(folder)
     try:
+        checkout = cluster.checkout
         for name in ("pipeline", "jobs", "conf"):
-            shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(REPOSITORY / ".rayignore", folder)
-        (folder / "conf" / "nightly.yaml").write_text(_tiny_night(folder / "conf" / "nightly.yaml", keys))
-        (folder / ".venv" / "bin").mkdir(parents=True)
-        (folder / ".venv" / "bin" / "activate").write_text(f'export PATH="{Path(sys.executable).parent}:$PATH"\n')
+            shutil.copytree(REPOSITORY / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(REPOSITORY / ".rayignore", checkout)
+        (checkout / "conf" / "nightly.yaml").write_text(_tiny_night(checkout / "conf" / "nightly.yaml", keys))
+        (checkout / ".venv" / "bin").mkdir(parents=True)
+        (checkout / ".venv" / "bin" / "activate").write_text(f'export PATH="{Path(sys.executable).parent}:$PATH"\n')
         yield cluster
     finally:
         cluster.stop()

@@ -150,14 +150,14 @@ def last_manifest(root: str) -> dict[str, Any]:
     return json.loads((table / commit["manifest"]).read_text())
 
 
-def test_a_gate_says_no_before_the_search_for_everybody(tmp_path):
-    root = str(tmp_path)
-    ended = run_job("nightly_candidates", root, **LOCAL, **{"gates.min_lift_over_popularity": 1_000.0})
+def test_a_gate_says_no_before_the_search_for_everybody(published):
+    keys = {"name": "refused", "gates.min_lift_over_popularity": 1_000.0, "evaluate.seed": 1}
+    ended = run_job("nightly_candidates", published.root, **LOCAL, **keys)
     assert ended.code == 10
     assert "lift_over_popularity is" in ended.last_line["error"]
     assert "── evaluate" in ended.stderr
     assert "── retrieve" not in ended.stderr
-    assert not list(tmp_path.glob("candidates/*/*/run-*"))
+    assert not (Path(published.root) / "candidates" / "refused").exists()
 
 
 def test_no_item_that_the_catalogue_hides_is_shown(published):
@@ -179,19 +179,23 @@ def test_no_item_that_the_catalogue_hides_is_shown(published):
 def test_a_killed_night_resumes_and_yesterdays_table_stays_readable(published):
     """The driver alone is killed, in the middle of a night with new settings: its Ray ends too, and another run
     finishes the night (in one process, which is faster here)."""
-    keys = {"search.k": 15, "corpus.num_shards": 1}
+    keys = {"search.k": 15}
     environment = os.environ | {"NIGHTRAILS_TEST": published.root}
+
+    def what_is_done() -> list[dict[str, int]]:
+        return [snapshot(f"{published.root}/{kind}") for kind in ("histories", "neighbours", "models", "corpora")]
+
     killed = subprocess.Popen(command_line("nightly_candidates", published.root, **keys), env=environment, **PIPES)
-    wait_for_line(killed, "── retrieve")
+    wait_for_line(killed, "── evaluate")
+    wait_for_line(killed, "1 node searches with")  # and a chain of actors starts
     killed.kill()
     killed.wait()
     wait_until_all_ended(f"NIGHTRAILS_TEST={published.root}".encode())
-    before = snapshot(f"{published.root}/histories") | snapshot(f"{published.root}/models")
+    before = what_is_done()
     assert pl.from_arrow(read_latest(published.root, "candidates")).equals(published.table)
     resumed = run_job("nightly_candidates", published.root, **keys, **LOCAL)
     assert resumed.code == 0, resumed.stderr[-4_000:]
-    after = snapshot(f"{published.root}/histories") | snapshot(f"{published.root}/models")
-    assert after == before, "what was done is not done again"
+    assert what_is_done() == before, "what was done is not done again"
     shorter = pl.from_arrow(read_latest(published.root, "candidates"))
     columns = [name for name in shorter.columns if name not in PROVENANCE]
     expected = published.table.filter(pl.col("rank") <= 15).select(columns).sort("user_id", "rank")

@@ -9,6 +9,8 @@ import pytest
 from tests.io.inputs_on_disk import NOON, events, write
 from tests.jobs.nightly import Ended, run_job
 
+ON_RAY = {"cluster.mode": "ray"}
+
 
 def prepare(root: Path, lake: Path, source: str = "default", **keys: object) -> Ended:
     few = {"train.num_negatives": 1, "search.k": 1, "cluster.mode": "local"}  # the logs here have a handful of items
@@ -63,21 +65,23 @@ def test_a_log_that_cannot_be_read_ends_with_20_and_one_sentence(tmp_path, spoil
 
 
 @pytest.mark.ray
-def test_a_log_with_null_ids_ends_with_20_also_through_ray_and_a_second_run_needs_no_ray(tmp_path):
+def test_a_log_with_null_ids_ends_with_20_also_through_ray(tmp_path):
     bad = pa.array([None, "u1", "u2", "u3"])
     write(tmp_path / "bad" / "ds=2026-11-20" / "a.parquet", events(user_id=bad))
-    on_ray = {"cluster.mode": "ray"}
-    ended = prepare(tmp_path / "root", tmp_path / "bad", **on_ray)
+    ended = prepare(tmp_path / "root", tmp_path / "bad", **ON_RAY)
     assert ended.code == 20
     assert "column 'user_id': 1 values are null or empty, for example None in row 0" in ended.last_line["error"]
     assert "\n" not in ended.last_line["error"]
+
+
+def test_a_second_run_needs_no_ray(tmp_path):
     times = pa.array([NOON - timedelta(days=days) for days in (5, 4, 0)] * 20)
     users, items = pa.array([f"u{i // 3}" for i in range(60)]), pa.array(["i0", "i1", "i2"] * 20)
     good = events(60, user_id=users, item_id=items, event_ts=times)
     write(tmp_path / "good" / "ds=2026-11-20" / "a.parquet", good)
-    made = prepare(tmp_path / "root", tmp_path / "good", **on_ray)
+    made = prepare(tmp_path / "root", tmp_path / "good")
     assert (made.code, made.last_line["status"], made.last_line["users"]) == (0, "made", 20)
-    again = prepare(tmp_path / "root", tmp_path / "good", **on_ray)
+    again = prepare(tmp_path / "root", tmp_path / "good", **ON_RAY)
     assert (again.code, again.last_line["status"]) == (0, "exists")
     assert again.last_line["histories"] == made.last_line["histories"]
     assert "Ray" not in again.stderr

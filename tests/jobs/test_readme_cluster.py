@@ -22,7 +22,7 @@ SMALLER_STILL = {
 def test_the_lines_of_the_readme_lead_from_a_fresh_shell_to_a_published_table_searched_with_native_kernels():
     """On two nodes, from a checkout whose package has no compiled library: Ray leaves out what .gitignore names."""
     with readme_cluster(**SMALLER_STILL, root_is_shared=True) as cluster:
-        for library in (cluster.folder / "pipeline").rglob("*.so"):
+        for library in (cluster.checkout / "pipeline").rglob("*.so"):
             library.unlink()
         lines = readme_lines()
         # A second node on this machine: in the first one's folder each would delete the other's copy of the package.

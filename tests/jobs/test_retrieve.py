@@ -56,7 +56,7 @@ def test_a_run_is_the_same_on_ray_with_a_killed_searcher_and_a_rerun_computes_on
     monkeypatch.setattr(search, "ShardSearcher", DyingSearcher)
     monkeypatch.setattr(runner, "SHARED_BYTES", -1)  # each shard in a process of its own, as large ones are
     world = make_world(tmp_path / "root", overrides=TWO_WAVES)
-    embedded = embed_items.run(world.settings, world.night)
+    embedded = embed_items.run(locally(world), world.night)
     assert (embedded["status"], embedded["num_items"]) == ("made", 120)
     assert embed_items.run(world.settings, world.night) == embedded | {"status": "exists"}
     outcome = retrieve.run(world.settings, world.night)

@@ -103,6 +103,9 @@ class InnerProduct(nn.Module):
     def item_side(self, items_NE: Tensor) -> ItemSide:
         return ItemSide(F.normalize(items_NE, dim=-1).unsqueeze(-2), items_NE[..., :1])
 
+    def first_item_components(self, items_NE: Tensor) -> Tensor:
+        return F.normalize(items_NE, dim=-1)
+
     def forward(self, query: QuerySide, items: ItemSide) -> Tensor:
         products = query.components_BQD.squeeze(-2) @ items.components_NXD.squeeze(-2).mT
         return products / self.temperature + 0 * (query.gate_BP @ items.gate_NP.mT)

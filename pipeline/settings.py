@@ -270,7 +270,7 @@ class TrainSettings(Config):
     # Of PyTorch's matrix products. The native kernels multiply bfloat16 numbers whatever this says (with AVX2 only:
     # float32). All weights, and what is summed natively, are float32.
     precision: Literal["float32", "bfloat16"] = "float32"
-    # Users to validate on, a sample. None: as many as cost a fifth of the training's time, but at least 1,000.
+    # Users to validate on, a sample. None: as many as cost a fifth of the training's time or less, but at least 1,000.
     validation_queries: PositiveInt | None = None
     # The selected weights train on for this share of the epochs that they took, at least one, on all events, those of
     # the held-out days included. The result is served; what is evaluated is the selected model. 0: no refit.
@@ -307,7 +307,7 @@ class MemorySettings(Config):
     # 0 is tried too, and stands unless another weight is better by more than chance.
     weights: tuple[MemoryWeight, ...] = Field(default=(0.5, 1.0, 2.0, 4.0, 8.0, 16.0), strict=False, min_length=1)
     scales: tuple[MemoryScale, ...] = Field(default=(0.001, 0.01, 0.1), strict=False, min_length=1)
-    num_users: PositiveInt = 2_000  # to choose with, a sample; all items are scored for each
+    num_users: PositiveInt = 2_000  # to choose with, a sample; all items are searched for each
     max_items: PositiveInt = 300  # per user, that get a part: those with the highest count scores
 
 
@@ -320,6 +320,8 @@ class CorpusSettings(Config):
 
 # README, "How it is searched", explains each; "tuned" measures them and chooses one tonight.
 SearchMethod = Literal["tuned", "exact", "exact_two_stage", "topk_avg", "topk_per_embd", "comb_topk", "topk_low_rank"]
+
+SearchBackend = Literal["auto", "torch", "native", "triton"]
 
 # Number types of the tables of stage 1, widest first.
 TableDtype = Literal["float32", "bfloat16", "int8"]
@@ -340,7 +342,7 @@ class SearchSettings(Config):
     num_preselected: PositiveInt = 1_000  # K' of TopKAvg and TopKLowRank, K_avg of CombTopK; per shard
     num_per_embd: PositiveInt = 100  # K' of TopKPerEmbd and CombTopK, per pair of components and shard
     # auto: the native kernels on CPUs that they support, else PyTorch. An exact method gives the same lists on all.
-    backend: Literal["auto", "torch", "native", "triton"] = "auto"
+    backend: SearchBackend = "auto"
     # Number type of the tables of stage 1 in the native and Triton kernels. The published scores are exact with any
     # type; `tuned` also tries narrower ones.
     table_dtype: TableDtype = "bfloat16"

@@ -105,7 +105,7 @@ def _of_whole_neighbours(settings: Settings) -> dict[str, Any]:
 def _of_memory(settings: Settings) -> dict[str, Any]:
     if not settings.memory.enabled:
         return {"enabled": False}
-    return settings.memory.model_dump(mode="json")
+    return {"on_gpu": settings.cluster.gpus_per_actor > 0} | settings.memory.model_dump(mode="json")
 
 
 def _of_corpus(settings: Settings) -> dict[str, Any]:
@@ -137,9 +137,9 @@ RECIPES = {
     "histories": Recipe(4, ("day", "log", "items"), _of_histories),
     "selected_neighbours": Recipe(1, ("histories",), _of_neighbours),
     "neighbours": Recipe(1, ("histories",), _of_whole_neighbours),
-    "selected": Recipe(6, ("histories", "earlier"), _of_selected),
+    "selected": Recipe(7, ("histories", "earlier"), _of_selected),
     "model": Recipe(1, ("selected",), _of_refit),
-    "memory": Recipe(1, ("selected", "selected_neighbours"), _of_memory),
+    "memory": Recipe(2, ("selected", "selected_neighbours"), _of_memory),
     "selected_corpus": Recipe(7, ("selected",), _of_corpus),
     "corpus": Recipe(7, ("model",), _of_corpus),
     "search": Recipe(7, ("corpus", "memory", "neighbours"), _of_search),

@@ -58,6 +58,11 @@ class QuerySide(_Side):
         a query and an item."""
         return self.components_BQD.mean(dim=-2)
 
+    @property
+    def is_finite_B(self) -> Tensor:
+        """(B,): whether all numbers of a query are finite; for a side without batch dimensions."""
+        return self.components_BQD.isfinite().flatten(1).all(dim=1) & self.gate_BP.isfinite().all(dim=1)
+
 
 @dataclass(frozen=True)
 class ItemSide(_Side):

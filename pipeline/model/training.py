@@ -26,7 +26,7 @@ from pipeline.model.pace import Pace
 from pipeline.model.ranks import Ranks
 from pipeline.model.rounds import RoundProgress, RoundReport, best_round, ended_by, is_late
 from pipeline.model.step import accumulate_gradients
-from pipeline.model.validation import RankingSums, rank_by_counts, rank_by_model
+from pipeline.model.validation import RankingSums, Validate, rank_by_counts, rank_by_model
 from pipeline.settings import TrainSettings
 
 VALIDATION_CUTOFF = 10
@@ -80,6 +80,7 @@ def fit(
     ranks: Ranks,
     on_state: Callable[[TrainingState], None],
     say: Callable[[str], None] = lambda line: None,
+    validate: Validate = rank_by_model,
 ) -> None:
     """Train until the state is finished.
 
@@ -92,7 +93,7 @@ def fit(
         stop = round_end(state.step, data.steps, settings.steps_between_validations)
         was_late = train_to(state, stop, data, settings, ranks, pace)
         if state.step == stop or was_late:
-            finish_round(state, data, settings, ranks)
+            finish_round(state, data, settings, ranks, validate)
         state.number += 1
         on_state(state)
 
@@ -140,13 +141,15 @@ def train_to(
     return time_is_over
 
 
-def finish_round(state: TrainingState, data: TrainingData, settings: TrainSettings, ranks: Ranks) -> None:
+def finish_round(
+    state: TrainingState, data: TrainingData, settings: TrainSettings, ranks: Ranks, validate: Validate = rank_by_model
+) -> None:
     """Validate the averaged weights, and keep them if they are the best so far.
 
     Before the first step this makes a round of no steps, so that trained weights to start from are kept too.
     """
     started = time.monotonic()
-    sums = rank_by_model(state.average, data.validation, VALIDATION_CUTOFF)
+    sums = validate(state.average, data.validation, VALIDATION_CUTOFF)
     hit_rate, ndcg, num_users = means(sums, data, ranks, state.model.device)
     done = state.progress
     report = RoundReport(

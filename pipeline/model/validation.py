@@ -34,9 +34,13 @@ class RankingSums:
         return RankingSums(self.num_hits + other.num_hits, self.ndcg + other.ndcg)
 
 
+# Ranks the items that each user has not seen by the scores of a model; the last argument is the cutoff.
+Validate = Callable[[RetrievalModel, ValidationUsers, int], RankingSums]
+
+
 @torch.no_grad()
 def rank_by_model(model: RetrievalModel, users: ValidationUsers, cutoff: int) -> RankingSums:
-    """Rank the items that each user has not seen by the model's scores."""
+    """Rank by scoring every item: the plain way, for any similarity. `stages/validation.py` searches instead."""
     model.eval()
     sums = RankingSums()
     for tile in users.tiles(QUERY_TILE):

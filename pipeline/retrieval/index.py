@@ -22,6 +22,10 @@ Table = Literal["mean", "low_rank"] | int
 FLOAT32_ERROR = 1e-5
 
 
+class NotFiniteError(ValueError):
+    """A query, an item or a score is not a number: the weights that made it are of no use."""
+
+
 @dataclass(frozen=True)
 class Shortlist:
     """Candidates of B queries among the items of one shard, in any order."""

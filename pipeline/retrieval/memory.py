@@ -1,11 +1,11 @@
 """Memory: item-to-item counts as a part of the score, and how good each weight of it is.
 
 score = MoL + weight · log(1 + count score / scale), for the items that follow the last events of a history. Shapes: B
-queries, N items, M candidates, K kept.
+queries, M candidates, K kept, T memories.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,11 +17,14 @@ from pipeline.data.neighbours import QUERIES_AT_ONCE, ScoredLists, best_by_row, 
 from pipeline.evaluation.metrics import Floats, MeanSum, find_hits, ndcg_at_k
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import QuerySide
+from pipeline.retrieval.all_items import item_indexes, quick_and_exact, search_all_items
 from pipeline.retrieval.bonuses import Bonuses
-from pipeline.retrieval.filters import ShardMask
+from pipeline.retrieval.filters import Rules
+from pipeline.retrieval.index import ShardIndex
+from pipeline.retrieval.search import search_shard
 from pipeline.retrieval.topk import TopK, empty_topk, merge_topk, select_topk
+from pipeline.settings import SearchBackend
 
-ITEM_TILE = 128  # items that are scored at once: the numbers of a tile of pairs stay in the cache
 STANDARD_ERRORS = 2.0  # of the mean gain, by which a weight must be better than 0
 
 
@@ -73,54 +76,79 @@ def ndcg_with_each(
     users: ValidationUsers,
     counts: ScoredLists,
     cutoff: int,
+    backend: SearchBackend,
     needs_count_N: Tensor | None = None,
-) -> list[Floats]:
-    """(B,) for each memory: NDCG@cutoff of the users' held-out items among all that are not in their histories.
+) -> Floats:
+    """(T, B) for T memories: NDCG@cutoff of the users' held-out items among all that are not in their histories.
 
-    `counts` has no item of the history. Items with a count, and held-out items, are scored one by one; of the others
-    the `cutoff` best by MoL are enough, because no memory changes their order. So all items are scored once. An item of
-    `needs_count_N`, bool on the CPU, is found only by a memory of a weight above 0 that has a count for it.
+    `counts` has no item of the history, and the queries, all finite, are on the model's device. Items with a count, and
+    held-out items, are scored one by one. No memory changes the order of the others, so that the `cutoff` best of these
+    by MoL are enough. An item of `needs_count_N`, bool on the CPU, is found only by a memory of a weight above 0 that
+    has a count for it. Raises as `search_all_items`.
     """
-    span = model.num_items
+    quick, exact = quick_and_exact(cutoff, backend)
     special = counts.items.union(users.held_out)
-    count_scores = np.zeros(len(special.values), np.float32)
-    codes, of_counts = (lists.owners * span + lists.values for lists in (special, counts.items))
-    count_scores[np.searchsorted(codes, of_counts)] = counts.scores
-    device = queries.gate_BP.device
-    rows_BM, _ = Bonuses(special, count_scores, span).as_tensors(device)
-    items = model.item_side(rows_BM.clamp_min(0))
-    scores_BM = _sound(model.mol(queries.alone(), items).squeeze(1)).masked_fill(rows_BM == NO_ITEM, -torch.inf)
-    needs_count_N = torch.zeros(span, dtype=torch.bool) if needs_count_N is None else needs_count_N
-    needs_count_BM = needs_count_N.to(device)[rows_BM.clamp_min(0)]
-    mask = ShardMask(span, users.histories.union(special)).without_for_all(needs_count_N).to(device)
-    others = _best_others(model, queries, mask, cutoff)
-    ndcgs = []
+    rows_BM, counts_BM = Bonuses(special, _scores_of(special, counts), model.num_items).as_tensors(model.device)
+    needs_count_BM = torch.zeros_like(rows_BM, dtype=torch.bool)
+    if needs_count_N is not None:
+        needs_count_BM = needs_count_N.to(model.device)[rows_BM.clamp_min(0)]
+    scored = _Scored(rows_BM, torch.full_like(counts_BM, -torch.inf), counts_BM, needs_count_BM)
+    rules = Rules(users.histories.union(special), needs_bonus_N=needs_count_N)
+    others = empty_topk(len(users), cutoff, model.device)
+    for index in item_indexes(model, quick):
+        scored = scored.by(index, queries)
+        others = search_shard(index, queries, rules, quick, others)
+    ndcg_TB = _ndcgs(memories, scored, others, users)
+    # With the true others a user without a hit has none either: they are as good as these, or better.
+    likely = np.flatnonzero(ndcg_TB.max(axis=0) > 0)
+    at = torch.from_numpy(likely).to(model.device)
+    others = search_all_items(model, queries.take(at), rules.take(likely), exact)
+    ndcg_TB[:, likely] = _ndcgs(memories, scored.take(at), others, users.take(likely))
+    return ndcg_TB
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """(B, M) items of each query, in ascending order, with their MoL scores and count scores; NO_ITEM pads."""
+
+    rows_BM: Tensor
+    scores_BM: Tensor  # -inf where unknown
+    counts_BM: Tensor
+    needs_count_BM: Tensor  # bool: found only with a part of the counts
+
+    def take(self, queries: Tensor) -> "_Scored":
+        return _Scored(*(part[queries] for part in vars(self).values()))
+
+    def by(self, index: ShardIndex, queries: QuerySide) -> "_Scored":
+        """The same items; those of the index with their scores, where these are numbers."""
+        at_BM = self.rows_BM - index.first_row
+        is_here_BM = (self.rows_BM != NO_ITEM) & (at_BM >= 0) & (at_BM < len(index))
+        scores_BM = index.rescore(queries, at_BM.where(is_here_BM, NO_ITEM))
+        is_known_BM = is_here_BM & ~scores_BM.isnan()
+        return replace(self, scores_BM=scores_BM.where(is_known_BM, self.scores_BM))
+
+    def best_with(self, memory: Memory, others: TopK, k: int) -> TopK:
+        """The k best sums among these and the others, which have no count."""
+        amounts_BM = torch.from_numpy(memory.amounts(self.counts_BM.cpu().numpy())).to(self.scores_BM.device)
+        sums_BM = (self.scores_BM + amounts_BM).masked_fill(self.needs_count_BM & (amounts_BM == 0), -torch.inf)
+        return merge_topk(others, select_topk(sums_BM, self.rows_BM, k), k)
+
+
+def _scores_of(lists: Lists, counts: ScoredLists) -> Float32:
+    """The count score of each value of `lists`, which ascend and hold all that `counts` has; 0 where there is none."""
+    scores = np.zeros(len(lists.values), np.float32)
+    scores[lists.is_in(counts.items)] = counts.scores
+    return scores
+
+
+def _ndcgs(memories: Sequence[Memory], scored: _Scored, others: TopK, users: ValidationUsers) -> Floats:
+    """(T, B) for T memories: the NDCG of the K best of the scored items and the others."""
+    ndcgs, k = [], others.scores_BK.shape[1]
     for memory in memories:
-        _, amounts_BM = Bonuses(special, memory.amounts(count_scores), span).as_tensors(device)
-        sums_BM = (scores_BM + amounts_BM).masked_fill(needs_count_BM & (amounts_BM == 0), -torch.inf)
-        best = merge_topk(others, select_topk(sums_BM, rows_BM, cutoff), cutoff)
+        best = scored.best_with(memory, others, k)
         is_hit_BK = find_hits(best.rows_BK.cpu().numpy(), users.held_out)
-        ndcgs.append(ndcg_at_k(is_hit_BK, users.held_out.lengths, cutoff))
-    return ndcgs
-
-
-def _best_others(model: RetrievalModel, queries: QuerySide, mask: ShardMask, k: int) -> TopK:
-    """The k best items by MoL that the mask does not hide."""
-    device = queries.gate_BP.device
-    best = empty_topk(len(mask), k, device)
-    for first in range(0, model.num_items, ITEM_TILE):
-        rows_N = torch.arange(first, min(first + ITEM_TILE, model.num_items), device=device)
-        scores_BN = mask.hide(_sound(model.mol(queries, model.item_side(rows_N))), first)
-        # Stable, so that of equal scores the lower row comes first.
-        ordered_BN, order_BN = scores_BN.sort(dim=1, descending=True, stable=True)
-        tile = select_topk(ordered_BN[:, :k], rows_N[order_BN[:, :k]], k)
-        best = merge_topk(best, tile, k)
-    return best
-
-
-def _sound(scores: Tensor) -> Tensor:
-    """The scores, with -inf for one that is not a number."""
-    return scores.masked_fill(scores.isnan(), -torch.inf)
+        ndcgs.append(ndcg_at_k(is_hit_BK, users.held_out.lengths, k))
+    return np.stack(ndcgs)
 
 
 def grid(weights: Sequence[float], scales: Sequence[float]) -> Iterator[Memory]:

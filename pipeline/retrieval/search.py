@@ -18,7 +18,7 @@ from pipeline.model.mol import QuerySide
 from pipeline.retrieval import stage1
 from pipeline.retrieval.bonuses import Bonuses
 from pipeline.retrieval.filters import Rules, ShardMask
-from pipeline.retrieval.index import ShardIndex, Shortlist
+from pipeline.retrieval.index import NotFiniteError, ShardIndex, Shortlist
 from pipeline.retrieval.stage1 import Candidates, QueryMap
 from pipeline.retrieval.topk import TopK, concat_queries, empty_topk, merge_topk, select_topk
 from pipeline.settings import SearchSettings
@@ -46,7 +46,7 @@ def search_shard(
 
     Shapes: queries (B, Q, D) and (B, P); returns (B, k). Every score is the exact MoL score of its pair plus the pair's
     bonus, and `bounds_B` limits the score of a missed item, which has no bonus. `running` must come from other shards.
-    `query_map` belongs to the low-rank table. Memory does not grow with B × N. Raises ValueError when a query or a
+    `query_map` belongs to the low-rank table. Memory does not grow with B × N. Raises NotFiniteError when a query or a
     score is not finite.
     """
     device = queries.gate_BP.device
@@ -55,8 +55,8 @@ def search_shard(
     so_far = empty_topk(len(rules), settings.k, device) if running is None else running
     if not len(rules) or not len(index):
         return so_far
-    if not (queries.components_BQD.isfinite().all() and queries.gate_BP.isfinite().all()):
-        raise ValueError("a query holds a value that is not a number; leave the query out and report it")
+    if not queries.is_finite_B.all():
+        raise NotFiniteError("a query holds a value that is not a number; leave the query out and report it")
     search = _Search(index, settings, query_map)
     parts = list(rules.parts(QUERIES_AT_ONCE))
     improved = []
@@ -230,9 +230,9 @@ class _Search:
 
 
 def _checked(scores_BM: Tensor) -> Tensor:
-    """Return the scores, or raise ValueError when one is NaN."""
+    """Return the scores, or raise NotFiniteError when one is NaN."""
     if scores_BM.isnan().any():
-        raise ValueError("a score is not a number: the queries or the item shard hold non-finite values")
+        raise NotFiniteError("a score is not a number: the queries or the item shard hold non-finite values")
     return scores_BM
 
 

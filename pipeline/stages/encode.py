@@ -44,7 +44,7 @@ def encode_queries(
             "train on these histories"
         )
     queries = encode_sequences(model, histories, bucket.user_keys[searched_rows])
-    is_finite = torch.isfinite(queries.components_BQD).flatten(1).all(1) & torch.isfinite(queries.gate_BP).all(1)
+    is_finite = queries.is_finite_B
     kept = is_finite.nonzero()[:, 0].numpy()
     reasons = np.array(requested.left_out(bucket), dtype=object)
     reasons[reasons == ""] = NO_HISTORY

@@ -100,6 +100,5 @@ def sample_queries(night: Night, settings: Settings, model: RetrievalModel) -> Q
         bucket = read_bucket(night.storage, night.histories, unit)
         users = fitted_users(bucket)[:missing]
         queries = encode_sequences(model, bucket.cut("whole", model.encoder.reads).take(users), bucket.user_keys[users])
-        is_finite = queries.components_BQD.isfinite().flatten(1).all(dim=1) & queries.gate_BP.isfinite().all(dim=1)
-        parts.append(queries.take(is_finite.nonzero()[:, 0]))
+        parts.append(queries.take(queries.is_finite_B.nonzero()[:, 0]))
     return QuerySide.cat(parts)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,11 +28,13 @@ from pipeline.model.training import (
     seed_everything,
 )
 from pipeline.native.backend import Backend
+from pipeline.retrieval.all_items import memory_of_indexes
 from pipeline.settings import Settings, TrainSettings
 from pipeline.stages.devices import PROCESS_BYTES
 from pipeline.stages.earlier_models import start_from, take_over
 from pipeline.stages.runner import Runner
 from pipeline.stages.training_data import read_training_data
+from pipeline.stages.validation import rank_by_search
 
 log = logging.getLogger("nightrails")
 
@@ -71,12 +74,14 @@ def refit_settings(train: TrainSettings, best_epoch: float) -> TrainSettings:
 def training_memory(night: Night, settings: Settings) -> int:
     """About the memory, in bytes, that one training process takes. Raises InputError without histories.
 
-    Measured on a table of 300,000 items of 64 numbers: 73 bytes a number at the peak, when a state is saved.
+    Measured on a table of 300,000 items of 64 numbers: 73 bytes a number at the peak, when a state is saved. With few
+    items the search of a validation takes more.
     """
     counts = require_manifest(night.storage, night.histories, "prepare").counts
     num_events = counts.get("train_events", 0) // settings.train.num_workers
     event_bytes = 28 + sum(COLUMN_BYTES[name] for name in columns_read(settings.model))
-    return PROCESS_BYTES + 74 * counts.get("items", 0) * settings.model.dim + event_bytes * num_events
+    item_bytes = 74 * counts.get("items", 0) * settings.model.dim + memory_of_indexes(settings.model.mol)
+    return PROCESS_BYTES + item_bytes + event_bytes * num_events
 
 
 def train_rank(
@@ -113,10 +118,11 @@ def train_rank(
         say(f"start from model {earlier.selected.id} of ds={earlier.ds}; {num_new} of {model.num_items} items are new")
     _log_backend(training_backend(model.mol, train))
     state = new_state(model, train)
+    validate = partial(rank_by_search, train.backend)
     if state_folder is not None:
         load_state(state_folder, state)
     elif earlier is not None:
-        finish_round(state, data, train, ranks)
+        finish_round(state, data, train, ranks, validate)
         say(f"before the first step: validation NDCG@{VALIDATION_CUTOFF} {state.history[0].ndcg:.4f}")
     popularity = popular_hit_rate(data, ranks, device)
 
@@ -124,7 +130,7 @@ def train_rank(
         say(progress_line(state, popularity, train, night.has_refit))
         report(state, popularity)
 
-    fit(state, data, train, ranks, on_state, say)
+    fit(state, data, train, ranks, on_state, say, validate)
     return popularity
 
 

@@ -27,7 +27,7 @@ def worker_that_dies_once(config: dict[str, Any]) -> None:
     """
     real_fit, root = stage.fit, Path(config["night"].storage.uri)
 
-    def fit(state, data, settings, ranks, on_epoch, say):
+    def fit(state, data, settings, ranks, on_epoch, say, validate):
         with (root / "starts").open("a") as file:
             file.write(json.dumps([ranks.rank, len(state.history), state.progress.num_positions > 0]) + "\n")
 
@@ -38,7 +38,7 @@ def worker_that_dies_once(config: dict[str, Any]) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             on_epoch(state)
 
-        real_fit(state, data, settings, ranks, report, say)
+        real_fit(state, data, settings, ranks, report, say, validate)
 
     stage.fit = fit
     real_worker(config)

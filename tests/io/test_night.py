@@ -57,7 +57,7 @@ KEYS = {
     "train.steps_between_states": NOTHING,
     "train.start_from": NOTHING,  # nothing is published that a night could start from or take over
     "train.every_days": NOTHING,
-    "cluster.gpus_per_actor": FROM_CORPUS,
+    "cluster.gpus_per_actor": FROM_CORPUS | {"memory"},
     "cluster.gpus_per_encoder": FROM_SEARCH,
 }
 # With an exact search there is no low-rank table, and nothing is chosen.

@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.batches import epoch_batches
+from pipeline.data.batches import ValidationUsers, epoch_batches
 from pipeline.errors import InputError
 from pipeline.model import step, training
 from pipeline.model.gradients import average_gradients, clip_gradients
 from pipeline.model.inputs import Events
 from pipeline.model.losses import mutual_information_loss, sampled_softmax_loss, user_norm_loss
+from pipeline.model.model import RetrievalModel
 from pipeline.model.negatives import Negatives
 from pipeline.model.ranks import Ranks
 from pipeline.model.rounds import RoundProgress, best_round, ended_by
@@ -352,16 +353,18 @@ def test_a_start_without_a_step_is_the_best_round_only_where_validation_says_so(
     assert best_round([start_of[0], report(1, 0.0, num_validation_users=0, loss=9.0)]).epoch == 1
 
 
-def test_the_averaged_weights_of_the_best_round_are_kept(monkeypatch):
+def test_the_averaged_weights_of_the_best_round_are_kept():
     ndcgs = iter([0.3, 0.5, 0.1])
-    monkeypatch.setattr(training, "rank_by_model", lambda model, users, k: RankingSums(0.0, next(ndcgs)))
     kept: list[list[torch.Tensor]] = []
 
     def keep(state: TrainingState) -> None:
         kept.append([value.clone() for value in state.average.state_dict().values()])
 
+    def validate(model: RetrievalModel, users: ValidationUsers, cutoff: int) -> RankingSums:
+        return RankingSums(0.0, next(ndcgs))
+
     state = start(SETTINGS)
-    fit(state, training_data(SETTINGS, num_users=60), SETTINGS, Ranks(), keep)
+    fit(state, training_data(SETTINGS, num_users=60), SETTINGS, Ranks(), keep, validate=validate)
     assert best_round(state.history).epoch == 2
     assert all(torch.equal(best, second) for best, second in zip(state.best_weights.values(), kept[1], strict=True))
     assert not torch.equal(kept[1][0], kept[2][0])

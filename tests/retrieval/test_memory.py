@@ -14,8 +14,8 @@ from pipeline.data.neighbours import ScoredLists, score_by_counts
 from pipeline.evaluation.metrics import MeanSum
 from pipeline.model.inputs import Events, QueryInput
 from pipeline.model.model import RetrievalModel
-from pipeline.model.mol import QuerySide
-from pipeline.retrieval import memory
+from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
+from pipeline.retrieval import all_items, memory
 from pipeline.retrieval.memory import Memory, MemoryBonuses, best_counts, choose, grid, ndcg_with_each
 from tests.model.planted import NUM_ITEMS, SMALL_MODEL
 
@@ -55,30 +55,33 @@ def slow_ndcg(
     return sum(g for g, row in zip(gains, best, strict=False) if row in wanted) / sum(gains[: len(wanted)])
 
 
-class TableModel:
+class TableMol(MixtureOfLogits):
     """Scores that are whole numbers, of which many are equal: the gate of a query has its score of each item."""
 
-    num_items = NUM_ITEMS
+    def forward(self, query: QuerySide, items: ItemSide) -> torch.Tensor:
+        return query.gate_BP @ items.gate_NP.mT
 
-    def item_side(self, rows: torch.Tensor) -> torch.Tensor:
-        return rows
 
-    def mol(self, query: QuerySide, rows: torch.Tensor) -> torch.Tensor:
-        if rows.dim() == 1:
-            return query.gate_BP[:, rows]
-        return query.gate_BP.squeeze(1).gather(1, rows).unsqueeze(1)
+class TableModel(RetrievalModel):
+    def __init__(self) -> None:
+        super().__init__(SMALL_MODEL, NUM_ITEMS)
+        self.mol = TableMol(SMALL_MODEL.dim, SMALL_MODEL.mol)
+
+    def item_side(self, rows: torch.Tensor) -> ItemSide:
+        return ItemSide(torch.zeros(len(rows), 2, 8), torch.eye(NUM_ITEMS)[rows])
 
 
 def assert_ranked_as_sorted(
-    model,
+    model: RetrievalModel,
     query: QuerySide,
     users: ValidationUsers,
     neighbours: ScoredLists,
     cutoff: int,
+    backend="torch",
     needs_count_N: torch.Tensor | None = None,
-):
+) -> None:
     counts = best_counts(neighbours, users.histories, 300)
-    found = ndcg_with_each(MEMORIES, model, query, users, counts, cutoff, needs_count_N)
+    found = ndcg_with_each(MEMORIES, model, query, users, counts, cutoff, backend, needs_count_N)
     needs_count = set() if needs_count_N is None else set(needs_count_N.nonzero().flatten().tolist())
     scores_BN = model.mol(query, model.item_side(torch.arange(NUM_ITEMS))).numpy()
     for number, user in enumerate(users.tiles(1)):
@@ -95,29 +98,25 @@ def test_the_ranks_of_every_memory_are_those_of_sorting_all_items(seed, cutoff, 
     rng = np.random.default_rng(seed)
     users = make_users(rng, 8)
     scores_BN = torch.from_numpy(rng.integers(num_scores, size=(len(users), NUM_ITEMS))).float()
-    query = QuerySide(torch.zeros(len(users), 1, 1), scores_BN)
+    query = QuerySide(torch.zeros(len(users), 3, 8), scores_BN)
     needs_count_N = None if seed % 2 else torch.from_numpy(rng.random(NUM_ITEMS) < 0.3)
+    model = TableModel().eval().requires_grad_(False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(memory, "ITEM_TILE", tile)
-        assert_ranked_as_sorted(TableModel(), query, users, make_neighbours(rng), cutoff, needs_count_N)
+        patch.setattr(all_items, "ITEMS_AT_ONCE", tile)
+        patch.setattr(all_items, "NUM_SEEDS", 1)
+        assert_ranked_as_sorted(model, query, users, make_neighbours(rng), cutoff, needs_count_N=needs_count_N)
 
 
-def test_the_ranks_are_those_of_the_models_scores():
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_the_ranks_are_those_of_the_models_scores(backend, monkeypatch):
+    monkeypatch.setattr(all_items, "ITEMS_AT_ONCE", 17)
+    monkeypatch.setattr(all_items, "NUM_SEEDS", 1)
     torch.manual_seed(0)
     model = RetrievalModel(SMALL_MODEL, NUM_ITEMS).eval().requires_grad_(False)
+    model.item_embedding.weight *= 30  # scores that differ
     rng = np.random.default_rng(1)
     users = make_users(rng, 60)
-    assert_ranked_as_sorted(model, query_of(model, users), users, make_neighbours(rng), 10)
-
-
-def test_a_user_without_a_sound_query_finds_nothing():
-    rng = np.random.default_rng(0)
-    model = RetrievalModel(SMALL_MODEL, NUM_ITEMS).eval().requires_grad_(False)
-    users = make_users(rng, 6)
-    query = query_of(model, users)
-    query.gate_BP[0] = torch.nan
-    counts = best_counts(make_neighbours(rng), users.histories, 300)
-    assert [ndcg_B[0] for ndcg_B in ndcg_with_each(MEMORIES, model, query, users, counts, 10)] == [0.0] * len(MEMORIES)
+    assert_ranked_as_sorted(model, query_of(model, users), users, make_neighbours(rng), 10, backend)
 
 
 def test_only_the_best_counts_of_items_not_in_the_history_are_kept(monkeypatch):

@@ -12,6 +12,7 @@ import torch
 
 from jobs import choose_memory as job
 from jobs import count_pairs
+from pipeline.artifacts import Artifact
 from pipeline.data.neighbours import count_pairs as pairs_of
 from pipeline.data.neighbours import nearest_neighbours
 from pipeline.errors import InputError
@@ -21,8 +22,10 @@ from pipeline.io.evaluation import score_claims
 from pipeline.io.histories import read_bucket, read_item_ids, read_items
 from pipeline.io.memory import gains_claims, memory_claims, read_memory, require_memory
 from pipeline.io.neighbours import open_neighbours, read_neighbours
+from pipeline.model.model import RetrievalModel
 from pipeline.retrieval.brute_force import brute_force
 from pipeline.retrieval.filters import Eligibility, Rules
+from pipeline.stages import memory as memory_stage
 from pipeline.stages.embed import embed_corpora
 from pipeline.stages.encode import encode_queries
 from pipeline.stages.evaluate import evaluate
@@ -119,6 +122,33 @@ def test_no_more_users_are_asked_than_the_settings_say(world: World) -> None:
     few = World(few.settings, replace(few.night, neighbours=world.night.neighbours))
     MemoryTrials(few.night, few.settings)(0, b"")
     assert gains_claims(few.night).require(0, "").without.count == 2  # of three buckets, rounded up
+
+
+def trials_with(world: World, monkeypatch: pytest.MonkeyPatch, model: RetrievalModel) -> MemoryTrials:
+    """The trials of another choice, with this model."""
+    other = World(world.settings, replace(world.night, memory=Artifact("memories", "other")))
+    monkeypatch.setattr(memory_stage, "load_model", lambda storage, checkpoint: model)
+    return MemoryTrials(other.night, other.settings)
+
+
+def test_users_whose_query_is_not_a_number_find_nothing(world: World, monkeypatch) -> None:
+    known = gains_claims(world.night).require(0, "")
+    model = model_of(world).requires_grad_(False)
+    assert model.mol.user_table is not None
+    model.mol.user_table.weight[:9] = torch.nan  # of half of the users
+    trials = trials_with(world, monkeypatch, model)
+    trials(0, b"")
+    found = gains_claims(replace(world.night, memory=Artifact("memories", "other"))).require(0, "")
+    assert found.without.count == known.without.count
+    assert 0 < max(gain.total for gain in found.gains) < max(gain.total for gain in known.gains)
+
+
+def test_an_item_that_is_not_a_number_names_the_model_and_a_way_out(world: World, monkeypatch) -> None:
+    model = model_of(world).requires_grad_(False)
+    model.item_embedding.weight[100] = torch.nan
+    trials = trials_with(world, monkeypatch, model)
+    with pytest.raises(InputError, match=rf"model {world.night.checkpoint.id}: the item shard .* not a number; train"):
+        trials(1, b"")
 
 
 def test_counts_that_are_noise_change_nothing(tmp_path: Path) -> None:

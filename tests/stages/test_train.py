@@ -21,11 +21,16 @@ from pipeline.io.night import Night
 from pipeline.io.storage.base import Storage
 from pipeline.io.storage.local import LocalStorage
 from pipeline.model.ranks import Ranks
+from pipeline.model.validation import RankingSums
+from pipeline.native.backend import Backend
+from pipeline.retrieval import backends
+from pipeline.retrieval.backends import describe_backend
 from pipeline.schema import items as items_schema
-from pipeline.settings import Settings, TrainSettings
+from pipeline.settings import ModelSettings, SearchSettings, Settings, TrainSettings
 from pipeline.stages import local_training, train, training_data
 from pipeline.stages.local import LocalRunner
 from pipeline.stages.local_training import saved_states
+from pipeline.stages.validation import rank_by_search
 from tests.model.planted import NUM_ITEMS, SMALL_MODEL, histories
 from tests.stages.worlds import night_of, write_histories
 
@@ -238,10 +243,35 @@ def test_the_weight_of_a_target_is_the_logs_and_halves_with_its_age():
 
 
 def test_validation_takes_a_fifth_of_the_training_or_as_many_users_as_one_likes():
-    settings = TrainSettings(num_negatives=100)
-    assert training_data.num_validation_queries(settings, 1e6, 1_000) == pytest.approx(20_000)
+    settings = Settings(train=TrainSettings(num_negatives=100), model=ModelSettings(max_length=25))
+    assert training_data.num_validation_queries(settings, 1e6, 1_000) == pytest.approx(0.2 * 1e8 / (100 + 400))
+    assert training_data.num_validation_queries(settings, 1e6, 100_000) == pytest.approx(0.2 * 1e8 / (10_000 + 400))
     assert training_data.num_validation_queries(settings, 1e3, 1_000) == 1_000
-    assert training_data.num_validation_queries(TrainSettings(validation_queries=7), 1e6, 1_000) == 7
+    few = Settings(train=TrainSettings(validation_queries=7))
+    assert training_data.num_validation_queries(few, 1e6, 1_000) == 7
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_a_training_validates_by_search_on_the_backend_that_it_trains_with(tmp_path, monkeypatch, backend):
+    """`search.backend` is of the machines that search, which may be others."""
+    night, settings = prepared(tmp_path, ["train.num_workers=1", f"train.backend={backend}", "search.backend=triton"])
+    sums: list[RankingSums] = []
+    asked = set()
+
+    def describe(search: SearchSettings, device_type: str) -> Backend:
+        asked.add(search.backend)
+        return describe_backend(search, device_type)
+
+    def validate(*arguments: Any) -> RankingSums:
+        sums.append(rank_by_search(*arguments))
+        return sums[-1]
+
+    monkeypatch.setattr(backends, "describe_backend", describe)
+    monkeypatch.setattr(train, "rank_by_search", validate)
+    train.train_checkpoint(LocalRunner(settings), night, settings)
+    history = read_metrics(night.storage, night.checkpoint).history
+    assert [each.hit_rate for each in history] == [each.num_hits / history[0].num_validation_users for each in sums]
+    assert asked == {backend}
 
 
 def refitted(root: Path, overrides: list[str] | None = None) -> tuple[Night, Settings]:

@@ -8,7 +8,7 @@ from pipeline.native.backend import Backend
 from pipeline.native.loader import native_kernels
 from pipeline.retrieval.backends.native.index import NativeIndex
 from pipeline.retrieval.backends.torch.index import TorchIndex
-from pipeline.retrieval.index import ShardIndex
+from pipeline.retrieval.index import NotFiniteError, ShardIndex
 from pipeline.retrieval.shard import Shard
 from pipeline.settings import SearchSettings
 
@@ -41,11 +41,13 @@ def require_backend(backend: Backend, settings: SearchSettings, where: str = "")
 def open_index(mol: MixtureOfLogits, shard: Shard, settings: SearchSettings) -> ShardIndex:
     """Lay a shard out for search on the device that holds it.
 
-    Raises ValueError when the shard holds a value that is not finite, InputError when `search.backend` cannot run here.
+    Raises NotFiniteError when the shard or the pair network holds a value that is not finite, InputError when
+    `search.backend` cannot run here.
     """
     tables = (shard.items.components_NXD, shard.items.gate_NP, shard.mean_ND, shard.low_rank_NR)
-    if not all(bool(table.isfinite().all()) for table in tables):
-        raise ValueError("the item shard holds a value that is not a number; embed again")
+    network = (*mol.cross_hidden.parameters(), *mol.cross_out.parameters())  # the native kernels would hide a NaN in it
+    if not all(bool(numbers.isfinite().all()) for numbers in (*tables, *network)):
+        raise NotFiniteError("the item shard or the model's pair network holds a value that is not a number")
     backend = describe_backend(settings, shard.mean_ND.device.type)
     require_backend(backend, settings)
     if backend.name == "triton":

@@ -22,7 +22,7 @@ from pipeline.retrieval.backends.native.index import NativeIndex
 from pipeline.retrieval.backends.native.layout import ItemPlanes, Layout
 from pipeline.retrieval.backends.torch.index import TorchIndex
 from pipeline.retrieval.filters import ShardMask
-from pipeline.retrieval.index import Shortlist
+from pipeline.retrieval.index import NotFiniteError, Shortlist
 from pipeline.retrieval.shard import Shard, make_shard
 from pipeline.settings import MolSettings, SearchSettings
 from tests.retrieval.backends.native_libraries import emulated_library
@@ -267,10 +267,13 @@ def test_results_do_not_depend_on_batch_order_or_threads(name):
         assert all(torch.equal(torch.cat(c), w) for c, w in zip(cut, whole, strict=True))
 
 
-def test_a_shard_with_a_value_that_is_not_a_number_is_refused():
+@pytest.mark.parametrize("where", ["item", "network"])
+def test_a_value_that_is_not_a_number_is_refused(where):
+    """In the pair network it would not be seen later: the kernels make finite scores of it."""
     mol, _, shard = mol_world(0, (3, 2, 8, 12), num_items=50)
-    shard.items.gate_NP[7, 1] = torch.nan
-    with pytest.raises(ValueError, match="not a number"):
+    with torch.no_grad():
+        (shard.items.gate_NP[7] if where == "item" else mol.cross_out.bias)[1] = torch.nan
+    with pytest.raises(NotFiniteError, match="not a number"):
         open_index(mol, shard, SearchSettings())
 
 

@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from pipeline.errors import InputError
@@ -22,18 +22,18 @@ def check_environment() -> None:
     folder = os.environ.get("RAY_TMPDIR")
     if folder is not None and not Path(folder).is_absolute():
         raise InputError(f"RAY_TMPDIR is {folder!r}; give a folder with its whole path, as in RAY_TMPDIR=/tmp")
-    names = [name for name in sorted(os.environ) if SETTING.match(name)]
-    if not names or _can_read(names):
+    settings = tuple((name, value) for name, value in sorted(os.environ.items()) if SETTING.match(name))
+    if not settings or _can_read(settings):
         return
-    for name in names:
-        if not _can_read([name]):
-            raise InputError(
-                f"Ray cannot read the environment variable {name}={os.environ[name]!r}; correct or unset it"
-            )
+    for name, value in settings:
+        if not _can_read(((name, value),)):
+            raise InputError(f"Ray cannot read the environment variable {name}={value!r}; correct or unset it")
 
 
-def _can_read(names: Sequence[str]) -> bool:
+@cache
+def _can_read(settings: tuple[tuple[str, str], ...]) -> bool:
     """Whether a Python that has only these of Ray's settings can import Ray."""
-    environment = {name: value for name, value in os.environ.items() if name in names or not SETTING.match(name)}
+    others = {name: value for name, value in os.environ.items() if not SETTING.match(name)}
+    environment = others | dict(settings)
     done = subprocess.run([sys.executable, "-c", "import ray"], env=environment, capture_output=True, check=False)
     return done.returncode not in (-signal.SIGSEGV, -signal.SIGABRT)

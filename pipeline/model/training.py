@@ -142,7 +142,7 @@ def train_to(
 
 
 def finish_round(
-    state: TrainingState, data: TrainingData, settings: TrainSettings, ranks: Ranks, validate: Validate = rank_by_model
+    state: TrainingState, data: TrainingData, settings: TrainSettings, ranks: Ranks, validate: Validate
 ) -> None:
     """Validate the averaged weights, and keep them if they are the best so far.
 

@@ -28,10 +28,13 @@ class Demand:
 
     @classmethod
     def of(cls, rows_M: Tensor, amount_GM: Tensor) -> Self:
-        """Of items, some perhaps several times, with amounts of at least 0."""
+        """Of items, some perhaps several times, with amounts of at least 0.
+
+        The amounts of broken weights are not finite: they count as none, and the loss tells of the weights.
+        """
         rows_U, place_M = rows_M.unique(return_inverse=True)
         amount_GU = torch.zeros((len(amount_GM), len(rows_U)), dtype=torch.float64, device=rows_M.device)
-        amount_GU.index_add_(1, place_M, amount_GM.double())
+        amount_GU.index_add_(1, place_M, amount_GM.double().nan_to_num(0.0, posinf=0.0))
         total_G1 = amount_GU.sum(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         share_GU = (1.0 - SPREAD) * amount_GU / total_G1 + SPREAD / len(rows_U)
         return cls(rows_U, share_GU / share_GU.sum(dim=1, keepdim=True))
@@ -63,6 +66,7 @@ class Negatives:
         """For items with these numbers of training events."""
         counts_V = item_counts_V.double()
         num_hard = round(settings.hard_negatives * settings.num_negatives) if settings.head_weight else 0
+        num_hard = min(num_hard, settings.num_negatives - 1)  # what the head does not see must be drawn at times
         num_popular = round(settings.popular_negatives * (settings.num_negatives - num_hard))
         popularity_V = counts_V / counts_V.sum()
         return cls(popularity_V, popularity_V.cumsum(0), num_hard, num_popular, settings.num_negatives, settings.log_q)

@@ -4,13 +4,13 @@ reads of it.
 A step touches the rows of the table that it has a gradient for, and no others. Adam would move the others too, by their
 fading momentum: what a row has missed is made up for when it is next touched, and by `settle`. With gradients of zero
 the momentum fades by β₁ a step and the root of the second moment by √β₂, so K missed steps are a geometric series with
-r = β₁ / √β₂: together they move the row by
+r = β₁ / √β₂. Weight decay keeps the share d of a weight each step, so together they make of a weight w
 
-    rate · momentum / √second moment · (r + r² + … + r^K)
+    w · d^K - rate · momentum / √second moment · (r d^(K-1) + r² d^(K-2) + … + r^K)
 
-(with weight decay, which keeps the share d of a weight a step, r is β₁ / √β₂ / d, and all is multiplied by d^K).
 Two things differ from Adam to the letter: the rate and the bias corrections of missed steps are those of now, and the ε
-of the missed steps fades as the second moment does.
+of the missed steps fades as the second moment does. The momentum of a row fades to nothing: after `FADED_STEPS` steps
+without a gradient, `settle` leaves a row alone that has no decay to make up for.
 
 Shapes: V rows of the table, R rows of a step, E embedding.
 """
@@ -27,6 +27,7 @@ from pipeline.settings import TrainSettings
 BETA1, BETA2 = 0.9, 0.98
 EPSILON = 1e-8
 RATIO = BETA1 / BETA2**0.5  # r
+FADED_STEPS = 200  # β₁ to the power of that is 7e-10: what is left of a momentum
 ROWS_AT_ONCE = 16_384  # of the table, when it is settled: what they need fits the processor's cache
 
 
@@ -82,6 +83,7 @@ class RowAdam:
             "momentum": torch.zeros_like(weight_VE, requires_grad=False),
             "second_moment": torch.zeros_like(weight_VE, requires_grad=False),
             "settled_at": torch.zeros(len(weight_VE), dtype=torch.int64, device=weight_VE.device),
+            "touched_at": torch.full((len(weight_VE),), -FADED_STEPS, device=weight_VE.device),
             "rate": torch.zeros((), dtype=torch.float64),  # of the last step
             "step": torch.zeros((), dtype=torch.int64),
         }
@@ -100,11 +102,15 @@ class RowAdam:
         second_RE.mul_(BETA2).addcmul_(gradient_RE, gradient_RE, value=1.0 - BETA2)
         weight_RE -= self._rate() * momentum_RE / (second_RE.sqrt() + self._epsilon())
         self._put(rows_R, weight_RE, momentum_RE, second_RE)
+        self.state["touched_at"].index_fill_(0, rows_R, int(self.state["step"]))
 
     @torch.no_grad()
     def settle(self) -> None:
         """Make up for the missed steps of all rows."""
-        for rows_R in (self.state["settled_at"] < self.state["step"]).nonzero()[:, 0].split(ROWS_AT_ONCE):
+        is_late_V = self.state["settled_at"] < self.state["step"]
+        if not self._decay:
+            is_late_V &= self.state["settled_at"] - self.state["touched_at"] < FADED_STEPS
+        for rows_R in is_late_V.nonzero()[:, 0].split(ROWS_AT_ONCE):
             self._put(rows_R, *self._caught_up(rows_R))
 
     def _caught_up(self, rows_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,10 +123,9 @@ class RowAdam:
         if not self.state["step"]:
             return weight_RE, momentum_RE, second_RE
         kept = 1.0 - float(self.state["rate"]) * self._decay
-        ratio = RATIO / kept
-        series_R1 = ratio * (1.0 - ratio**missed_R1) / (1.0 - ratio)
-        weight_RE -= self._rate() * series_R1 * momentum_RE / (second_RE.sqrt() + self._epsilon())
+        series_R1 = RATIO * (kept**missed_R1 - RATIO**missed_R1) / (kept - RATIO)
         weight_RE *= kept**missed_R1
+        weight_RE -= self._rate() * series_R1 * momentum_RE / (second_RE.sqrt() + self._epsilon())
         return weight_RE, momentum_RE * BETA1**missed_R1, second_RE * BETA2**missed_R1
 
     def _put(self, rows_R: Tensor, weight_RE: Tensor, momentum_RE: Tensor, second_RE: Tensor) -> None:

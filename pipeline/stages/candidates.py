@@ -43,7 +43,7 @@ class CandidateSink:
         results = to_results(result, self._item_ids)
         layout = nested_table if self._settings.output.layout == "nested" else long_table
         candidates = layout(batch, results, self._night, self._settings)
-        num_hidden = self._rules.num_hidden(batch.excluded)
+        num_hidden = self._rules.num_hidden(batch.excluded, batch.bonuses)
         users = users_table(batch, results, Certificates.of(result), num_hidden, self._night, self._settings.search.k)
         statuses = {entry["values"]: entry["counts"] for entry in pc.value_counts(users["status"]).to_pylist()}
         num_candidates, backends = len(results.item_ids), tuple(sorted(batch.backends))

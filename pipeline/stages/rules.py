@@ -19,22 +19,30 @@ class TonightsRules:
 
     def __init__(self, night: Night) -> None:
         self.is_eligible_N = read_eligible(night.storage, night.histories)
-        self._num_hidden = int((~self.is_eligible_N).sum())
         self._needs_bonus_N = needs_bonus(night)
+        self._is_hidden_N = ~self.is_eligible_N  # from a query without bonuses
+        if self._needs_bonus_N is not None:
+            self._is_hidden_N |= self._needs_bonus_N.numpy()
 
     def for_queries(self, excluded: Lists, bonuses: Bonuses | None) -> Rules:
         """The rules for queries whose users have seen the item rows `excluded`, with their bonuses; (B,)."""
-        if not self._num_hidden:
+        if self.is_eligible_N.all():
             return Rules(excluded, None, bonuses, self._needs_bonus_N)
         of_all_1N = torch.from_numpy(self.is_eligible_N)[None, :]
         of_all = Eligibility(of_all_1N, np.zeros(len(excluded), dtype=np.int64))
         return Rules(excluded, of_all, bonuses, self._needs_bonus_N)
 
-    def num_hidden(self, excluded: Lists) -> Int64:
-        """The number of unseen items that the catalogue hides from each query's user; `excluded` as above, distinct."""
-        is_hidden = ~self.is_eligible_N[excluded.values]
-        seen_hidden_B = np.bincount(excluded.owners, weights=is_hidden, minlength=len(excluded))
-        return self._num_hidden - seen_hidden_B.astype(np.int64)
+    def num_hidden(self, excluded: Lists, bonuses: Bonuses | None) -> Int64:
+        """The number of unseen items that a rule hides from each query's user; both as above, `excluded` distinct.
+
+        The catalogue hides an item, or the model does not know it and the query has no bonus for it.
+        """
+        not_counted = excluded
+        if self._needs_bonus_N is not None and bonuses is not None:
+            not_counted = excluded.union(bonuses.rows.where(self.is_eligible_N[bonuses.rows.values]))
+        is_hidden = self._is_hidden_N[not_counted.values]
+        not_counted_B = np.bincount(not_counted.owners, weights=is_hidden, minlength=len(excluded))
+        return int(self._is_hidden_N.sum()) - not_counted_B.astype(np.int64)
 
 
 def needs_bonus(night: Night) -> Tensor | None:

@@ -7,23 +7,15 @@ from typing import Any
 
 import polars as pl
 import pytest
-import torch
 
 from jobs import nightly_candidates, simulate_log
 from pipeline.io.publication.reader import read_latest
 from tests.jobs.test_encoders import settings_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 START = {"train.start_from": "previous"}
 REUSE = START | {"train.every_days": 3}
 NEW = [f"i{number:06d}" for number in range(0, 90, 9)]  # items that the catalogue has on the third day only
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def run_night(root: Path, day: int, keys: dict[str, Any], catalogue: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-import torch
 
 from jobs import (
     choose_memory,
@@ -32,6 +31,7 @@ from tests.jobs.crashing import Crash, CrashingStorage
 from tests.jobs.nightly import TINY
 from tests.quality.nights import fresh_memory
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 STEPS = (prepare, count_pairs, train, choose_memory, embed_items, tune, evaluate, retrieve, publish)
 SMALLER = {
     "cluster.mode": "local",
@@ -45,13 +45,6 @@ SMALLER = {
     "evaluate.cutoffs": "[5]",
     "gates.min_overlap": 0.0,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=["exact", "topk_low_rank"])

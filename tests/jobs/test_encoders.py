@@ -17,6 +17,7 @@ from pipeline.stages.train import training_memory
 from pipeline.stages.training_data import read_training_data
 from tests.jobs.nightly import TINY
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = TINY | {
     "simulate.num_users": 60,
     "simulate.num_events": 2_000,
@@ -25,7 +26,9 @@ SMALL = TINY | {
     "cluster.mode": "local",
 }
 KINDS = [{"model.encoder": encoder} for encoder in ENCODERS]
-KINDS.append({"model.encoder": "hstu", "model.reads_times": True, "model.positions": "relative"})
+READS_TIMES = {"model.encoder": "hstu", "model.reads_times": True, "model.positions": "relative"}
+SAMPLED_HEAD = {"model.encoder": "sasrec", "train.head_negatives": 40}
+KINDS += [READS_TIMES, SAMPLED_HEAD]
 LOW_RANK = {
     "search.method": "topk_low_rank",
     "search.num_preselected": 30,
@@ -40,14 +43,6 @@ def settings_of(root: object, keys: dict[str, object]) -> Settings:
     return validate(Settings, apply_overrides({}, [f"{key}={value}" for key, value in values.items()]), origin="test")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @each_kind
 def test_a_night_publishes_a_list_for_everybody(tmp_path, keys):
     settings = settings_of(tmp_path, keys)
@@ -59,7 +54,7 @@ def test_a_night_publishes_a_list_for_everybody(tmp_path, keys):
 
 
 def test_a_table_of_low_rank_is_fitted_to_queries_that_read_times(tmp_path):
-    assert nightly_candidates.run(settings_of(tmp_path, KINDS[-1] | LOW_RANK), None)["status"] == "published"
+    assert nightly_candidates.run(settings_of(tmp_path, READS_TIMES | LOW_RANK), None)["status"] == "published"
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +85,13 @@ def test_training_carries_what_the_encoder_reads_and_nothing_else(root, keys):
 
 def test_the_memory_that_training_asks_for_counts_the_columns(root):
     plain, timed, weighed = (
-        training_memory(*reversed(opened(root, keys))) for keys in ({}, KINDS[-1], {"model.encoder": "bag"})
+        training_memory(*reversed(opened(root, keys))) for keys in ({}, READS_TIMES, {"model.encoder": "bag"})
     )
     assert timed - plain == 2 * (weighed - plain) > 10_000
 
 
 def test_the_times_of_training_are_those_of_the_events(root):
-    settings, night = opened(root, KINDS[-1])
+    settings, night = opened(root, READS_TIMES)
     events = read_training_data(night, settings, Ranks(), torch.device("cpu")).windows.events
     found = set(zip(events.values.tolist(), events.columns["times"].tolist(), strict=True))
     buckets = [read_bucket(night.storage, night.histories, unit) for unit in range(2)]

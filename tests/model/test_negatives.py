@@ -68,6 +68,26 @@ def test_hard_negatives_follow_the_demand_of_their_group_and_are_corrected_for_i
     assert (hard_GN[1] == 2).double().mean().item() > 0.99
 
 
+@pytest.mark.parametrize("num_negatives", [1, 7])
+def test_not_all_negatives_are_hard(num_negatives):
+    """An item that the head does not see must be drawn at times, by the head's own sample too."""
+    sampler = Negatives.of(COUNTS + 1, TrainSettings(num_negatives=num_negatives, hard_negatives=1.0))
+    assert sampler.num_hard == num_negatives - 1
+    demand = Demand.of(torch.tensor([2]), torch.ones(1_000, 1)) if sampler.num_hard else None
+    rows_GN = sampler.draw(1_000, demand)
+    assert set(rows_GN.unique().tolist()) == {0, 1, 2, 3, 4}
+    assert sampler.corrections(rows_GN, demand).isfinite().all()
+    rows_M, corrections_M = sampler.for_head(3)
+    assert rows_M.shape == (3,)
+    assert corrections_M.isfinite().all()
+
+
+def test_the_amounts_of_broken_weights_count_as_none():
+    demand = Demand.of(torch.tensor([3, 7]), torch.tensor([[float("nan"), 2.0], [float("inf"), float("nan")]]))
+    expected = torch.tensor([[0.0, 1.0], [0.5, 0.5]]).double()
+    torch.testing.assert_close(demand.share_GU, expected, atol=1e-3, rtol=0)
+
+
 def test_a_group_without_demand_draws_the_items_of_the_head_alike():
     demand = Demand.of(torch.tensor([3, 7]), torch.zeros(1, 2))
     torch.testing.assert_close(demand.share_GU, torch.full((1, 2), 0.5, dtype=torch.float64))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pipeline.model.optimiser import BETA1, BETA2, EPSILON, RowAdam
+from pipeline.model.optimiser import BETA1, BETA2, EPSILON, FADED_STEPS, RowAdam
 
 NUM_ROWS, DIM, RATE = 12, 3, 0.01
 
@@ -56,6 +56,38 @@ def test_rows_that_miss_steps_end_where_adamw_moves_them(share, decay):
     found, expected = by_rows(steps, rates, decay), by_torch(steps, rates, decay)
     assert (expected - table()).abs().min() > 1e-3, "all rows have moved"
     torch.testing.assert_close(found, expected, rtol=0.0, atol=2e-3 * float((expected - table()).abs().max()))
+
+
+@pytest.mark.parametrize("decay", [100.0, 200.0])
+def test_a_decay_that_leaves_nothing_of_a_weight_is_as_of_adamw(decay):
+    """One step keeps none of a weight, or its opposite: too much, but nothing divides by it."""
+    steps = gradients(600, 0.3)
+    rates = [0.0] * 500 + [RATE] * 100
+    found, expected = by_rows(steps, rates, decay), by_torch(steps, rates, decay)
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=5e-3)
+
+
+def test_a_row_whose_momentum_has_faded_is_left_alone():
+    """And only then: before, settling moves it."""
+    weight = table().requires_grad_()
+    optimiser = RowAdam(weight, weight_decay=0.0)
+    late_step = 2 * FADED_STEPS
+
+    def step(row: int) -> None:
+        gradient = torch.zeros(NUM_ROWS, DIM, dtype=torch.float64)
+        gradient[row] = 1.0
+        weight.grad = gradient.to_sparse(1).coalesce()
+        optimiser.step(RATE)
+
+    step(3)
+    for number in range(late_step):
+        step(7)
+        if number in (1, late_step // 2, late_step - 1):
+            before = weight.detach().clone()
+            optimiser.settle()
+            moved = (weight.detach() != before).any(dim=1).nonzero()[:, 0].tolist()
+            assert moved == ([3] if number < late_step - 1 else [])
+    assert (optimiser.state["settled_at"] == 0).sum() == NUM_ROWS - 2, "rows without a gradient are never read"
 
 
 def test_it_does_not_matter_when_the_table_is_settled():

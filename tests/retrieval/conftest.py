@@ -1,5 +1,4 @@
 import os
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,12 +11,8 @@ if not torch.cuda.is_available():
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Worlds this small are slower on more threads, most of all beside other processes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread(one_thread: None) -> None:
+    """For all tests of this folder."""
 
 
 @pytest.fixture(params=["torch", "native"])

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import date
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,15 @@ from hypothesis import strategies as st
 
 from pipeline.config import apply_overrides
 from pipeline.data.ids import rows_among
+from pipeline.data.lists import Lists
 from pipeline.errors import InputError
 from pipeline.io.artifacts import read_manifest, require_manifest, seal
 from pipeline.io.checkpoint import load_config, load_model, read_metrics
 from pipeline.io.earlier import Earlier
-from pipeline.io.histories import items_claims, write_items
+from pipeline.io.histories import items_claims, read_items, write_items
 from pipeline.io.night import Night, name_night
 from pipeline.model.model import RetrievalModel
+from pipeline.retrieval.bonuses import Bonuses
 from pipeline.schema import items as items_schema
 from pipeline.settings import Settings
 from pipeline.stages import local_training, train
@@ -27,7 +30,7 @@ from pipeline.stages.local import LocalRunner
 from pipeline.stages.rules import TonightsRules
 from tests.model.planted import NUM_ITEMS, SMALL_MODEL, histories
 from tests.stages.test_train import NUM_USERS, prepared
-from tests.stages.worlds import write_histories
+from tests.stages.worlds import replace_items, write_histories
 
 ONE_WORKER = ["train.num_workers=1", "train.refit=0.5"]
 NEW = {"a-new", "i010-new", "z-new"}
@@ -192,6 +195,33 @@ def test_an_item_that_the_model_does_not_know_needs_a_bonus_only_in_a_night_that
         assert needs_bonus_N.nonzero().flatten().tolist() == list(
             load_config(night.storage, night.selected).unknown_rows
         )
+
+
+def test_the_accounting_counts_the_unseen_items_that_the_rules_hide(tmp_path):
+    """Of the catalogue, and those that the model does not know where the user has no bonus for them."""
+    first, settings = first_night(tmp_path)
+    night, settings = next_night(first, settings, is_reused=True)
+    run_training(night, settings)
+    rules = TonightsRules(night)
+    unknown = load_config(night.storage, night.checkpoint).unknown_rows
+    num_items = len(rules.is_eligible_N)
+    hide = np.ones(num_items, dtype=bool)
+    hide[[3, unknown[0]]] = False
+    excluded = Lists.of([[0, 3], [unknown[1], 5], [], [unknown[0]]])
+    rows = Lists.of([[1, unknown[2]], [unknown[1]], [unknown[0], 3, unknown[1]], []])
+    bonuses = Bonuses(rows, np.ones(len(rows.values), np.float32), num_items)
+    for is_eligible_N in (rules.is_eligible_N, hide):
+        items = read_items(night.storage, night.histories)
+        column = items.column_names.index("is_eligible")
+        replace_items(night, items.set_column(column, items.field(column), pa.array(is_eligible_N)))
+        rules = TonightsRules(night)
+        for has_bonuses in (True, False):
+            expected = [0] * len(excluded)
+            for query, row in product(range(len(excluded)), range(num_items)):
+                may_be_shown = row not in unknown or (has_bonuses and row in rows[query])
+                is_hidden = not (is_eligible_N[row] and may_be_shown)
+                expected[query] += is_hidden and row not in excluded[query]
+            assert rules.num_hidden(excluded, bonuses if has_bonuses else None).tolist() == expected
 
 
 def test_a_night_that_was_killed_between_two_models_takes_over_the_other(tmp_path):

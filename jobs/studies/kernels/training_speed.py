@@ -3,7 +3,7 @@
 For 32 and 64 pairs of components a step of 2,560 positions is timed with every backend, in turn: positions per second,
 the part of the pair network in it, and the share of the processor's multiply-adds that the network's products reach
 (a product counts three times: forward, and backward to both sides). Then a step is timed for tables of several numbers
-of items, whose optimiser touches every item.
+of items, and the average of the weights, which reads the whole table and is taken every few steps.
 """
 
 import time
@@ -28,7 +28,7 @@ from pipeline.model.model import RetrievalModel
 from pipeline.model.negatives import Negatives
 from pipeline.model.ranks import Ranks
 from pipeline.model.step import accumulate_gradients
-from pipeline.model.training import new_state
+from pipeline.model.training import STEPS_PER_AVERAGE, average_weights, new_state
 from pipeline.settings import ModelSettings, MolSettings, TrainSettings
 
 SHAPES = ((8, 4, 64), (8, 8, 32))  # query components, item components, width
@@ -72,7 +72,12 @@ class StepClock:
         begun = time.process_time()
         average_gradients(model, sums.loss, sums.weight, sums.num_targets, Ranks())
         self._state.optimiser.step(self.settings.learning_rate)
+        self._state.step += 1
         self.optimiser.append(time.process_time() - begun)
+
+    def average(self) -> None:
+        """Take the weights into their average."""
+        average_weights(self._state, self.settings.average_decay)
 
 
 def _random_batch(num_items: int, num_users: int) -> SequenceBatch:
@@ -117,11 +122,15 @@ def study_tables(num_items: list[int], num_rounds: int) -> None:
     """Print where the time of a native step goes, for several sizes of the item table."""
     for number in num_items:
         clock = StepClock(BACKENDS["native"], SHAPES[0], number)
-        whole = time_interleaved({"step": clock}, num_rounds)["step"].median_cpu
+        timings = time_interleaved({"step": clock, "average": clock.average}, num_rounds)
+        whole, average = (timings[name].median_cpu for name in ("step", "average"))
         pairs, optimiser = _median(clock.pairs, num_rounds), _median(clock.optimiser, num_rounds)
         parts = {"pair network": pairs, "gradients' mean and AdamW": optimiser, "the rest": whole - pairs - optimiser}
         told = ", ".join(f"{name} {1e3 * seconds:.0f} ms ({seconds / whole:.0%})" for name, seconds in parts.items())
-        print(f"{number:,} items: a step takes {1e3 * whole:.0f} ms: {told}")
+        print(
+            f"{number:,} items: a step takes {1e3 * whole:.0f} ms: {told}; "
+            f"every {STEPS_PER_AVERAGE} steps the average of the weights takes {1e3 * average:.0f} ms more"
+        )
 
 
 def _median(seconds: list[float], num_rounds: int) -> float:

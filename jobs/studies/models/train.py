@@ -103,9 +103,6 @@ class InnerProduct(nn.Module):
     def item_side(self, items_NE: Tensor) -> ItemSide:
         return ItemSide(F.normalize(items_NE, dim=-1).unsqueeze(-2), items_NE[..., :1])
 
-    def first_item_components(self, items_NE: Tensor) -> Tensor:
-        return F.normalize(items_NE, dim=-1)
-
     def forward(self, query: QuerySide, items: ItemSide) -> Tensor:
         products = query.components_BQD.squeeze(-2) @ items.components_NXD.squeeze(-2).mT
         return products / self.temperature + 0 * (query.gate_BP @ items.gate_NP.mT)
@@ -163,6 +160,7 @@ def train_settings(name: ModelName) -> TrainSettings:
         num_negatives=256 if is_dot else 64,
         popular_negatives=0.0,
         log_q=False,
+        head_weight=0.0,
         positions_per_negatives=256,
         learning_rate=3e-3 if is_dot else 2e-3,
         precision="bfloat16" if name.log == "diginetica" and not is_dot else "float32",  # whichever is faster

@@ -79,6 +79,7 @@ class ModelRecipe:
             num_negatives=self.num_negatives,
             popular_negatives=0.0,
             log_q=False,
+            head_weight=0.0,
             positions_per_negatives=512,
             precision="bfloat16",
             mutual_information_weight=self.mutual_information_weight,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def run(settings: "Settings", night: "Night") -> Outcome:
-    from pipeline.io.evaluation import read_metrics
+    from pipeline.io.evaluation import card_key, read_metrics
     from pipeline.io.tuning import as_chosen
     from pipeline.quality.report import metrics_table, warnings_of
 
@@ -20,7 +20,8 @@ def run(settings: "Settings", night: "Night") -> Outcome:
         from pipeline.stages.evaluate import evaluate  # imports torch, which reading the metrics does not need
 
         metrics, status = evaluate(open_runner(settings), night, as_chosen(night, settings)), MADE
-    log.info("evaluation %s\n%s", night.evaluation.id, metrics_table(metrics))
+    card = f"{night.storage.uri}/{card_key(night)}"
+    log.info("evaluation %s, its model card is %s\n%s", night.evaluation.id, card, metrics_table(metrics))
     warnings = warnings_of(metrics)
     for warning in warnings:
         log.warning(warning)
@@ -28,6 +29,7 @@ def run(settings: "Settings", night: "Night") -> Outcome:
         "status": status,
         "evaluation": night.evaluation.id,
         "uri": f"{night.storage.uri}/{night.evaluation.prefix}",
+        "card": card,
         "queries": metrics.queries,
         **{name: round(value.mean, 4) for name, value in metrics.model.items()},
         "popularity": {name: round(value.mean, 4) for name, value in metrics.popularity.items()},

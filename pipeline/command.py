@@ -54,7 +54,37 @@ def command(description: str, run: Callable[["Settings", date | None], Outcome])
     finish. It imports torch and Ray itself, so that `--help` and a misspelt key are answered at once. A signal ends the
     job with 30.
     """
-    arguments = _parser(description).parse_args()
+    parser = _parser(description)
+    _add_configuration(parser)
+    arguments = parser.parse_args()
+
+    def configured(interrupts: Interrupts) -> Outcome:
+        from pipeline.config import load_config, parse_day
+        from pipeline.settings import Settings
+
+        settings = load_config(Settings, _config_path(arguments.config), arguments.set)
+        ds = None if arguments.ds is None else parse_day(arguments.ds, "--ds")
+        interrupts.set_deadline(settings.cluster.deadline_minutes)
+        return run(settings, ds)
+
+    _run(configured)
+
+
+def plain_command(
+    description: str, add_arguments: Callable[[argparse.ArgumentParser], None], run: Callable[..., Outcome]
+) -> None:
+    """Make a job that has arguments of its own instead of a configuration: parse them, run it with them, and exit.
+
+    All else is as with `command`.
+    """
+    parser = _parser(description)
+    add_arguments(parser)
+    given = vars(parser.parse_args())
+    _run(lambda interrupts: run(**given))
+
+
+def _run(work: Callable[[Interrupts], Outcome]) -> NoReturn:
+    """Run a job and exit, with its last line on standard output."""
     with _stdout_for_the_last_line_only() as last_line:
         logging.basicConfig(
             stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S"
@@ -68,13 +98,7 @@ def command(description: str, run: Callable[["Settings", date | None], Outcome])
         interrupts = Interrupts(last_words=lambda error: tell(_failure(error)[0]))
         try:
             with interrupts.ending_the_block():
-                from pipeline.config import load_config, parse_day
-                from pipeline.settings import Settings
-
-                settings = load_config(Settings, _config_path(arguments.config), arguments.set)
-                ds = None if arguments.ds is None else parse_day(arguments.ds, "--ds")
-                interrupts.set_deadline(settings.cluster.deadline_minutes)
-                outcome, code = run(settings, ds), 0
+                outcome, code = work(interrupts), 0
         except BaseException as error:  # even KeyboardInterrupt leaves a last line
             outcome, code = _failure(error)
         tell(outcome)
@@ -150,18 +174,20 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser(description: str) -> _Parser:
-    parser = _Parser(
+    return _Parser(
         description=description,
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def _add_configuration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, default=None, help=f"YAML file (default: {DEFAULT_CONFIG})")
     parser.add_argument("--ds", metavar="YYYY-MM-DD", help="the day to serve (default: the newest day in the log)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=c", help="override one key; may be given many times"
     )
-    return parser
 
 
 def _config_path(given: Path | None) -> Path:

@@ -46,6 +46,7 @@ def items(item_type: pa.DataType, attributes: tuple[pa.Field, ...] = ()) -> Sche
     """The item index: row i of the table is item row i, in ascending order of `item_id`.
 
     The counts are of clean events: `num_events` of all, the two others of the training and the validation part.
+    `first_event_ts` is the time of the first of them, null where there is none.
     `is_eligible` says that the item may be shown tonight.
     """
     return pa.schema(
@@ -54,6 +55,7 @@ def items(item_type: pa.DataType, attributes: tuple[pa.Field, ...] = ()) -> Sche
             pa.field("num_events", pa.int64(), nullable=False),
             pa.field("num_train_events", pa.int64(), nullable=False),
             pa.field("num_validation_events", pa.int64(), nullable=False),
+            pa.field("first_event_ts", TIMESTAMP),
             pa.field("is_eligible", pa.bool_(), nullable=False),
             *attributes,
         ]
@@ -116,6 +118,24 @@ def users(user_type: pa.DataType) -> Schema:
             pa.field("max_gap", pa.float32()),
             pa.field("ds", pa.date32(), nullable=False),
             pa.field("run_id", pa.string(), nullable=False),
+        ]
+    )
+
+
+EVALUATED = ("model", "mol", "popularity", "counts")  # rankings with a column of ranks
+
+
+def evaluated_users(user_type: pa.DataType, item_type: pa.DataType) -> Schema:
+    """One row per user of an evaluation: the length of the visible history, the items to find, and for each ranking
+    their ranks in its list of k, in the same order; 0: not in it. `mol_ranks` is null where counts have no part in the
+    score."""
+    ranks = pa.list_(pa.field("element", pa.int32(), nullable=False))
+    return pa.schema(
+        [
+            pa.field("user_id", user_type, nullable=False),
+            pa.field("num_visible", pa.int32(), nullable=False),
+            pa.field("item_ids", pa.list_(pa.field("element", item_type, nullable=False)), nullable=False),
+            *(pa.field(f"{name}_ranks", ranks, nullable=name == "mol") for name in EVALUATED),
         ]
     )
 

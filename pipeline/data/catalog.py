@@ -6,12 +6,12 @@ import pyarrow.compute as pc
 from pipeline import schema
 from pipeline.data.columns import Mask, plain_type, plain_values
 from pipeline.data.ids import ids_of_table
-from pipeline.data.lists import Int64
+from pipeline.data.item_events import NEVER, ItemEvents
 from pipeline.data.sources import IdType
 from pipeline.errors import InputError
 
 COUNTS = ("num_events", "num_train_events", "num_validation_events")
-OURS = (*COUNTS, "is_eligible")  # columns of the item index that a catalogue must not have
+OURS = (*COUNTS, "first_event_ts", "is_eligible")  # columns of the item index that a catalogue must not have
 
 
 def index_catalogue(catalogue: pa.Table, item_type: pa.DataType, declared: IdType, origin: str) -> pa.Table:
@@ -49,13 +49,15 @@ def without_dictionaries(table: pa.Table) -> pa.Table:
     return table
 
 
-def items_table(catalogue: pa.Table, counts: Int64, is_eligible: Mask) -> pa.Table:
-    """The item index (`schema.items`): the indexed catalogue with `counts`, (3, items) in the order of COUNTS."""
+def items_table(catalogue: pa.Table, events: ItemEvents, is_eligible: Mask) -> pa.Table:
+    """The item index (`schema.items`): the indexed catalogue with the events of all its items."""
     attributes = tuple(field for field in catalogue.schema if field.name != "item_id")
     wanted = schema.items(catalogue.schema.field("item_id").type, attributes)
     columns = [
         catalogue["item_id"],
-        *(pa.array(row) for row in (*counts, is_eligible)),
+        *(pa.array(counts) for counts in events.counts_3R),
+        pa.array(events.first_R, schema.TIMESTAMP, mask=events.first_R == NEVER),
+        pa.array(is_eligible),
         *(catalogue[f.name] for f in attributes),
     ]
     return pa.Table.from_arrays(

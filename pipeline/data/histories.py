@@ -53,6 +53,12 @@ class Bucket:
         """The items, distinct, that a user who has the history `cut(part)` is not shown."""
         return self.cut(part).union(self.also_seen)
 
+    def first_test_event(self) -> Int64:
+        """(U,) the time of each user's first test event; of a user without one, any."""
+        first = self.offsets[:-1] + self.num_train + self.num_validation
+        times: Int64 = np.append(self.event_ts, 0)[first]
+        return times
+
     def held_out(self, part: str) -> Lists:
         """The events of a weight above 0 that `part`, validation or test, holds out; else KeyError."""
         after_train = self.offsets[:-1] + self.num_train

@@ -107,16 +107,6 @@ def rows_of(ids: pa.ChunkedArray, item_ids: pa.Array) -> Int32:
     return rows
 
 
-def item_counts(bucket: Bucket) -> tuple[Int64, Int64]:
-    """The item rows that the bucket has events of, and (3, rows) numbers of events: all, train, validation."""
-    rows, num_events = np.unique(bucket.item_rows, return_counts=True)
-    parts = [
-        np.bincount(np.searchsorted(rows, part.values), minlength=len(rows))
-        for part in (bucket.cut("train"), bucket.held_out("validation"))
-    ]
-    return rows.astype(np.int64), np.stack([num_events, *parts]).astype(np.int64)
-
-
 def _first_deliveries(events: pa.Table) -> tuple[Mask, int]:
     """True for each row that is not a later copy of another; and the number of these rows whose `event_id` an earlier
     event of the user has, with another item or time."""

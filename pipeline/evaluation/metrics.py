@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.lists import NO_ITEM, Lists, offsets_of
+from pipeline.data.lists import NO_ITEM, Int32, Lists, offsets_of
 from pipeline.evaluation.results import Estimate
 
 Z95 = 1.959963984540054  # standard normal quantile of a two-sided 95 % interval
@@ -31,6 +31,27 @@ def find_hits(ranked_BK: Rows, targets: Lists) -> Bools:
     wanted = targets.owners * span + targets.values
     shown_BK = np.arange(len(ranked_BK))[:, None] * span + ranked_BK
     return np.asarray(np.isin(shown_BK, wanted) & (ranked_BK != NO_ITEM))
+
+
+def target_ranks(ranked_BK: Rows, targets: Lists) -> Int32:
+    """The place, from 1, of each of the targets' values in its query's list; 0 where it is not in the list."""
+    span = 1 + max(int(ranked_BK.max(initial=0)), int(targets.values.max(initial=0)))
+    rank_BK = np.broadcast_to(np.arange(1, 1 + ranked_BK.shape[1], dtype=np.int32), ranked_BK.shape)
+    shown = (np.arange(len(ranked_BK))[:, None] * span + ranked_BK)[ranked_BK != NO_ITEM]
+    ranks = rank_BK[ranked_BK != NO_ITEM]
+    order = np.argsort(shown, kind="stable")
+    shown, ranks = np.append(shown[order], -1), np.append(ranks[order], np.int32(0))
+    wanted = targets.owners * span + targets.values
+    at = np.searchsorted(shown[:-1], wanted)
+    return np.where(shown[at] == wanted, ranks[at], np.int32(0))
+
+
+def hits_at(ranks: Int32, targets: Lists, k: int) -> Bools:
+    """(B, k): `find_hits` of lists of k places, from the ranks of the targets."""
+    is_hit_BK = np.zeros((len(targets), k), dtype=np.bool_)
+    is_found = (ranks > 0) & (ranks <= k)
+    is_hit_BK[targets.owners[is_found], ranks[is_found] - 1] = True
+    return is_hit_BK
 
 
 def hit_rate_at_k(is_hit_BK: Bools, k: int) -> Floats:
@@ -93,7 +114,8 @@ def gini(exposure_N: NDArray[np.int64]) -> float:
 
 @dataclass(frozen=True)
 class MeanSum:
-    """Sums that give the mean of values in [0, 1] and its interval; sums of disjoint groups of queries can be added."""
+    """Sums that give the mean of values and, where they are in [0, 1], its interval; sums of disjoint groups of queries
+    can be added."""
 
     count: int = 0
     total: float = 0.0
@@ -136,16 +158,21 @@ class MeanSum:
 RankingSums = Mapping[str, MeanSum]
 
 
-def ranking_sums(ranked_BK: Rows, targets: Lists, cutoffs: Sequence[int]) -> dict[str, MeanSum]:
-    """`hr@c`, `ndcg@c` and `recall@c` for each cutoff, and `mrr`, summed over the queries."""
-    is_hit_BK, counts_B = find_hits(ranked_BK, targets), targets.lengths
-    sums = {}
+def ranking_values(is_hit_BK: Bools, num_targets_B: NDArray[np.int64], cutoffs: Sequence[int]) -> dict[str, Floats]:
+    """(B,) each: `hr@c`, `ndcg@c` and `recall@c` for each cutoff, and `mrr`."""
+    values = {}
     for cutoff in cutoffs:
-        sums[f"hr@{cutoff}"] = MeanSum.of(hit_rate_at_k(is_hit_BK, cutoff))
-        sums[f"ndcg@{cutoff}"] = MeanSum.of(ndcg_at_k(is_hit_BK, counts_B, cutoff))
-        sums[f"recall@{cutoff}"] = MeanSum.of(recall_at_k(is_hit_BK, counts_B, cutoff))
-    sums["mrr"] = MeanSum.of(reciprocal_rank(is_hit_BK))
-    return sums
+        values[f"hr@{cutoff}"] = hit_rate_at_k(is_hit_BK, cutoff)
+        values[f"ndcg@{cutoff}"] = ndcg_at_k(is_hit_BK, num_targets_B, cutoff)
+        values[f"recall@{cutoff}"] = recall_at_k(is_hit_BK, num_targets_B, cutoff)
+    values["mrr"] = reciprocal_rank(is_hit_BK)
+    return values
+
+
+def ranking_sums(ranked_BK: Rows, targets: Lists, cutoffs: Sequence[int]) -> dict[str, MeanSum]:
+    """`ranking_values`, each summed over the queries."""
+    values = ranking_values(find_hits(ranked_BK, targets), targets.lengths, cutoffs)
+    return {name: MeanSum.of(values_B) for name, values_B in values.items()}
 
 
 def add_sums(parts: Iterable[RankingSums]) -> dict[str, MeanSum]:

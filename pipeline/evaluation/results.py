@@ -35,6 +35,28 @@ class Comparison(Config):
     counts: float
 
 
+class Difference(Config):
+    """How far one ranking is above another in a metric, for the same users."""
+
+    first: float  # mean over the users
+    second: float
+    mean: float  # second - first
+    low: float  # 95 % interval of the mean
+    high: float
+    p_value: float  # two-sided: how often so large a mean comes about if the two are alike
+    num_better: int  # users for whom the second is better
+    num_worse: int
+
+
+class Segment(Config):
+    """The metrics for a class of the held-out events, for example those on rare items."""
+
+    by: str  # history (its length), popularity or age (of the item)
+    name: str
+    queries: int  # users with a target in this class; their targets in others are left out
+    rankings: dict[str, dict[str, Estimate]]  # of `model`, `popularity`, `counts` and, where there is one, `mol`
+
+
 class Metrics(Config):
     """Held-out metrics of the model's lists, beside those of two floors (popularity, item-to-item counts), and how near
     the search comes to a perfect one.
@@ -59,8 +81,15 @@ class Metrics(Config):
     counts: dict[str, Estimate]  # the same metrics of the lists by item-to-item counts
     # The same metrics of the lists by MoL alone; empty where those of the model are no others.
     mol: dict[str, Estimate] = Field(default_factory=dict)
+    over_counts: dict[str, Difference]  # the counts first, the model second
     overlap: Overlap
     proven: float  # share of the model's lists that are proven to be the lists of exact search
     coverage: Comparison  # share of the catalogue that is in at least one list
     gini: Comparison  # inequality of how often each item is shown; 0 = all equally often
+    # Of the first places of the lists, as many as the smallest cutoff:
+    novelty: Comparison  # mean of -log2 of the items' shares of all events, in bits
+    distance: Comparison  # mean of (1 - cosine) / 2 between two items of a list, by the selected model's vectors
+    # Mean weight that the gate gives to each pair of components, for the items of the model's lists; they sum to one.
+    gates: tuple[float, ...]
+    segments: tuple[Segment, ...]  # at the smallest cutoff
     seconds: float

@@ -1,13 +1,30 @@
 """The Evaluation artifact, and the claims that it is made from: the sample of users, and results by unit."""
 
-from pipeline.artifacts import Artifact, Manifest
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from pipeline.artifacts import Artifact, FileEntry, Manifest
 from pipeline.config import Config
+from pipeline.errors import InputError
 from pipeline.evaluation.metrics import MeanSum
 from pipeline.evaluation.results import Metrics
 from pipeline.evaluation.targets import Turnout
-from pipeline.io.artifacts import Claims, no_objects, parse, read_file, read_manifest, seal, write_file
+from pipeline.io.artifacts import (
+    Claims,
+    no_objects,
+    parse,
+    read_file,
+    read_manifest,
+    require_manifest,
+    seal,
+    sizes_of,
+    write_file,
+)
 from pipeline.io.night import Night
+from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
 from pipeline.io.storage.base import Storage
+from pipeline.schema import SCHEMA_VERSION
 from pipeline.settings import Settings
 
 REMEDY = "run jobs/evaluate.py again"
@@ -33,8 +50,23 @@ class Exposure(Config):
     counts: list[int]
 
 
+class SegmentSums(Config):
+    """The share of one unit in the metrics of a segment."""
+
+    by: str
+    name: str
+    rankings: dict[str, dict[str, MeanSum]]
+
+
+class GateSums(Config):
+    """Weights that the gate gives to the pairs of components, for some users of a unit and the items of their lists."""
+
+    weights: list[float]  # of each pair, summed
+    num_items: int
+
+
 class UnitScores(Config):
-    """The share of one unit in the metrics."""
+    """The share of one unit in the metrics, and the file of its users."""
 
     queries: int
     num_proven: int  # lists that are certainly those of exact search
@@ -43,6 +75,11 @@ class UnitScores(Config):
     counts: dict[str, MeanSum]
     mol: dict[str, MeanSum]  # MoL alone; empty where the counts have no part in the score
     exposure: Exposure
+    novelty: dict[str, MeanSum]  # by ranking
+    distance: dict[str, MeanSum]
+    gates: GateSums
+    segments: list[SegmentSums]
+    users: FileEntry
 
 
 class CheckedLists(Config):
@@ -64,7 +101,8 @@ def sample_claims(night: Night) -> Claims[Sample]:
 
 def score_claims(night: Night) -> Claims[UnitScores]:
     """The claims of the scores: part n is unit n."""
-    return Claims(night.storage, night.evaluation.prefix, "unit", UnitScores, no_objects)
+    prefix = night.evaluation.prefix
+    return Claims(night.storage, prefix, "unit", UnitScores, lambda scores: sizes_of(prefix, scores.users))
 
 
 def checked_claims(night: Night) -> Claims[CheckedLists]:
@@ -77,9 +115,39 @@ def overlap_claims(night: Night) -> Claims[UnitOverlap]:
     return Claims(night.storage, night.evaluation.prefix, "recall-check", UnitOverlap, no_objects)
 
 
-def write_metrics(night: Night, settings: Settings, metrics: Metrics) -> Metrics:
-    """Write the metrics, then the manifest. Returns the metrics of the first attempt, which stand."""
-    data = metrics.model_dump_json(indent=1).encode()
+def write_users(night: Night, unit: int, users: pa.Table) -> FileEntry:
+    """Write the users of a unit (`schema.evaluated_users`)."""
+    footer = {"evaluation_id": night.evaluation.id, "schema_version": str(SCHEMA_VERSION)}
+    data = write_parquet_bytes(users, footer)
+    return write_file(night.storage, night.evaluation.prefix, f"users-{unit:05d}.parquet", data, users.num_rows)
+
+
+def read_users(storage: Storage, evaluation: Artifact, files: Sequence[FileEntry] | None = None) -> pa.Table:
+    """Read users of an evaluation (`schema.evaluated_users`): of these files, or all of a finished evaluation.
+
+    Raises InputError when it is not finished, is damaged, or was made before there were such files.
+    """
+    if files is None:
+        manifest = require_manifest(storage, evaluation, "evaluate")
+        files = [file for file in manifest.files if file.key.startswith("users-")]
+    if not files:
+        raise InputError(
+            f"{storage.uri}/{evaluation.prefix}: an older version of nightrails made it and kept no users; {REMEDY}"
+        )
+    parts = []
+    for file in files:
+        data = read_file(storage, evaluation.prefix, file, REMEDY)
+        parts.append(read_parquet_bytes(data, f"{storage.uri}/{evaluation.key(file.key)}").replace_schema_metadata())
+    return pa.concat_tables(parts)
+
+
+def write_metrics(night: Night, settings: Settings, metrics: Metrics, card: str, users: Sequence[FileEntry]) -> Metrics:
+    """Write the metrics and the model card beside the files of the users, then the manifest. Returns the metrics of the
+    first attempt, which stand."""
+
+    def write(name: str, text: str) -> FileEntry:
+        return write_file(night.storage, night.evaluation.prefix, name, text.encode(), 1)
+
     manifest = seal(
         night.storage,
         night.evaluation,
@@ -93,7 +161,7 @@ def write_metrics(night: Night, settings: Settings, metrics: Metrics) -> Metrics
             "histories": night.histories.id,
         },
         settings=settings.model_dump(mode="json", include={"search", "memory", "evaluate"}),
-        files=(write_file(night.storage, night.evaluation.prefix, "metrics.json", data, 1),),
+        files=(write("metrics.json", metrics.model_dump_json(indent=1)), write("card.md", card), *users),
         counts={"queries": metrics.queries},
     )
     return _read(night.storage, night.evaluation, manifest)
@@ -105,7 +173,17 @@ def read_metrics(storage: Storage, evaluation: Artifact) -> Metrics | None:
     return None if manifest is None else _read(storage, evaluation, manifest)
 
 
+def card_key(night: Night) -> str:
+    """The key of the model card of a finished evaluation."""
+    manifest = require_manifest(night.storage, night.evaluation, "evaluate")
+    return night.evaluation.key(_entry(manifest, "card").key)
+
+
+def _entry(manifest: Manifest, name: str) -> FileEntry:
+    return next(file for file in manifest.files if file.key.startswith(f"{name}-"))
+
+
 def _read(storage: Storage, evaluation: Artifact, manifest: Manifest) -> Metrics:
-    (file,) = manifest.files
+    file = _entry(manifest, "metrics")
     data = read_file(storage, evaluation.prefix, file, REMEDY)
     return parse(Metrics, data, f"{storage.uri}/{evaluation.key(file.key)}", REMEDY)

@@ -134,7 +134,7 @@ def _of_run(settings: Settings) -> dict[str, Any]:
 
 # In the order of the night. `day`, `log`, `items`, `queries` and `earlier` are inputs, the other names are artifacts.
 RECIPES = {
-    "histories": Recipe(4, ("day", "log", "items"), _of_histories),
+    "histories": Recipe(5, ("day", "log", "items"), _of_histories),
     "selected_neighbours": Recipe(1, ("histories",), _of_neighbours),
     "neighbours": Recipe(1, ("histories",), _of_whole_neighbours),
     "selected": Recipe(7, ("histories", "earlier"), _of_selected),
@@ -143,7 +143,7 @@ RECIPES = {
     "selected_corpus": Recipe(7, ("selected",), _of_corpus),
     "corpus": Recipe(7, ("model",), _of_corpus),
     "search": Recipe(7, ("corpus", "memory", "neighbours"), _of_search),
-    "evaluation": Recipe(5, ("search", "selected_neighbours"), _of_evaluation),
+    "evaluation": Recipe(6, ("search", "selected_neighbours"), _of_evaluation),
     "run": Recipe(3, ("search", "queries", "day"), _of_run),
 }
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.evaluation.results import Metrics
+from pipeline.evaluation.results import Difference, Metrics
 
 Row = tuple[str, ...]
 
@@ -45,6 +45,11 @@ def item_name(item_id: object, attributes: Mapping[str, object]) -> str:
 
 
 def metrics_table(metrics: Metrics) -> str:
+    """Write the metrics and their protocol as lines."""
+    return "\n".join([f"{metrics.queries} queries: {metrics.protocol}", turnout(metrics), figures_table(metrics)])
+
+
+def figures_table(metrics: Metrics) -> str:
     """Write the metrics as aligned lines; `counts` are item-to-item counts, `MoL alone` is the model without them."""
     alone = ("MoL alone",) if metrics.mol else ()
     rows: list[Row] = [("", "model", "95 %", *alone, "popularity", "counts", "model / counts")]
@@ -62,14 +67,22 @@ def metrics_table(metrics: Metrics) -> str:
     overlap = metrics.overlap
     return "\n".join(
         [
-            f"{metrics.queries} queries: {metrics.protocol}",
-            turnout(metrics),
             *_aligned(rows),
             f"search is {metrics.method}: overlap@{overlap.k} with {overlap.against} {overlap.mean:.4f} "
             f"({overlap.low:.4f} to {overlap.high:.4f}, {overlap.queries} queries); "
             f"{metrics.proven:.1%} of the lists are proven to be those of exact search",
         ]
     )
+
+
+def differences_table(first: str, second: str, differences: Mapping[str, Difference]) -> str:
+    """Write the differences between two rankings, by metric, as aligned lines."""
+    rows: list[Row] = [("", first, second, "difference", "95 %", "p", "better", "worse")]
+    for name, found in differences.items():
+        means = (f"{found.first:.4f}", f"{found.second:.4f}", f"{found.mean:+.4f}")
+        interval = f"{found.low:+.4f} to {found.high:+.4f}"
+        rows.append((name, *means, interval, f"{found.p_value:.2g}", str(found.num_better), str(found.num_worse)))
+    return "\n".join(_aligned(rows))
 
 
 def turnout(metrics: Metrics) -> str:
@@ -87,10 +100,12 @@ def warnings_of(metrics: Metrics) -> list[str]:
     model, counts = metrics.model[name].mean, metrics.counts[name].mean
     if model >= counts:
         return []
+    difference = metrics.over_counts[name]
     return [
         f"the model is worse than counting which item follows which: {name} is {model:.4f}, that of item-to-item "
-        f"counts {counts:.4f}; train longer or with other settings (gates.min_lift_over_counts: 1 would not publish "
-        "such a model)"
+        f"counts {counts:.4f} (for the same users {difference.mean:+.4f}, 95 %: {difference.low:+.4f} to "
+        f"{difference.high:+.4f}); train longer or with other settings (gates.min_lift_over_counts: 1 would not "
+        "publish such a model)"
     ]
 
 

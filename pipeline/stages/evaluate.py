@@ -4,26 +4,43 @@ A killed evaluation resumes with the units that are missing, and memory holds on
 """
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
 
+from pipeline.artifacts import FileEntry
 from pipeline.errors import InputError
-from pipeline.evaluation.metrics import MeanSum, add_sums, catalogue_coverage, gini, measured_cutoffs, summarise
-from pipeline.evaluation.results import RANKINGS, Comparison, Metrics, Overlap
+from pipeline.evaluation.metrics import (
+    MeanSum,
+    RankingSums,
+    add_sums,
+    catalogue_coverage,
+    gini,
+    measured_cutoffs,
+    summarise,
+)
+from pipeline.evaluation.paired import differences
+from pipeline.evaluation.results import RANKINGS, Comparison, Metrics, Overlap, Segment
+from pipeline.evaluation.segments import DIVISIONS
 from pipeline.evaluation.targets import Turnout
+from pipeline.io.checkpoint import model_bytes
 from pipeline.io.corpus import open_corpus
 from pipeline.io.evaluation import (
     REMEDY,
+    GateSums,
     Sample,
     checked_claims,
     overlap_claims,
+    read_users,
     sample_claims,
     score_claims,
     write_metrics,
 )
 from pipeline.io.night import Night
+from pipeline.quality.card import model_card, read_facts
 from pipeline.settings import SearchSettings, Settings
+from pipeline.stages.devices import memory_to_hold
 from pipeline.stages.heldout import (
     BruteForceSink,
     CheckedListsSink,
@@ -50,7 +67,7 @@ def evaluate(runner: Runner, night: Night, settings: Settings) -> Metrics:
     started = time.monotonic()
     selection = night.selection
     num_items = open_corpus(night.storage, selection.corpus).counts["num_items"]
-    sink_memory = memory_of_neighbours(selection)
+    sink_memory = memory_of_neighbours(selection) + memory_to_hold(model_bytes(selection))
     sample = draw_sample(runner, night, settings)
     users = HeldOutUsers(sample, settings.evaluate.seed)
     # MoL alone is searched for too, to tell what the counts bring.
@@ -58,7 +75,14 @@ def evaluate(runner: Runner, night: Night, settings: Settings) -> Metrics:
     search_units(runner, search, score_claims(night).missing(sample.units), EvaluationSink, sink_memory)
     _check_recall(runner, night, settings, sample)
     seconds = round(time.monotonic() - started, 1)
-    return write_metrics(night, settings, collect(night, settings, sample, num_items, seconds))
+    metrics = collect(night, settings, sample, num_items, seconds)
+    card = model_card(read_facts(night, settings), metrics)
+    return write_metrics(night, settings, metrics, card, _user_files(night, sample))
+
+
+def _user_files(night: Night, sample: Sample) -> list[FileEntry]:
+    claims = score_claims(night)
+    return [claims.require(unit, REMEDY).users for unit in sample.units]
 
 
 def draw_sample(runner: Runner, night: Night, settings: Settings) -> Sample:
@@ -104,31 +128,69 @@ def collect(night: Night, settings: Settings, sample: Sample, num_items: int, se
     queries = num_proven = 0
     sums: dict[str, dict[str, MeanSum]] = {name: {} for name in RANKINGS}
     exposure = {name: np.zeros(num_items, dtype=np.int64) for name in RANKINGS}
+    novelties, distances = (dict.fromkeys(RANKINGS, MeanSum()) for _ in range(2))
     mol: dict[str, MeanSum] = {}
+    segments: dict[tuple[str, str], dict[str, dict[str, MeanSum]]] = {}
+    gates: list[GateSums] = []
     claims = score_claims(night)
     for unit in sample.units:
         scores = claims.require(unit, REMEDY)
         queries, num_proven = queries + scores.queries, num_proven + scores.num_proven
         mol = add_sums([mol, scores.mol])
+        novelties, distances = (add_sums(pair) for pair in ((novelties, scores.novelty), (distances, scores.distance)))
+        gates.append(scores.gates)
+        for segment in scores.segments:
+            rankings = segments.setdefault((segment.by, segment.name), {})
+            for name, values in segment.rankings.items():
+                rankings[name] = add_sums([rankings.get(name, {}), values])
         for name in RANKINGS:
             sums[name] = add_sums([sums[name], getattr(scores, name)])
             exposure[name][scores.exposure.item_rows] += getattr(scores.exposure, name)
+    users = read_users(night.storage, night.evaluation, _user_files(night, sample))
+    cutoffs = measured_cutoffs(settings.evaluate.cutoffs, search.k)
     return Metrics(
         queries=queries,
         **asdict(sample.turnout),
         protocol=describe_protocol(settings, sample, num_items),
         method=search.method,
         k=search.k,
-        cutoffs=measured_cutoffs(settings.evaluate.cutoffs, search.k),
+        cutoffs=cutoffs,
         model=summarise(sums["model"]),
         popularity=summarise(sums["popularity"]),
         counts=summarise(sums["counts"]),
         mol=summarise(mol),
+        over_counts=differences((users, "counts"), (users, "model"), search.k, cutoffs),
         overlap=_collect_overlap(night, search, sample),
         proven=num_proven / queries,
         coverage=Comparison(**{name: catalogue_coverage(counts) for name, counts in exposure.items()}),
         gini=Comparison(**{name: gini(counts) for name, counts in exposure.items()}),
+        novelty=Comparison(**{name: value.mean for name, value in novelties.items()}),
+        distance=Comparison(**{name: value.mean for name, value in distances.items()}),
+        gates=_mean_gates(gates),
+        segments=_collect_segments(segments),
         seconds=seconds,
+    )
+
+
+def _mean_gates(parts: Sequence[GateSums]) -> tuple[float, ...]:
+    num_items = sum(part.num_items for part in parts)
+    weights = np.sum([part.weights for part in parts], axis=0) / max(1, num_items)
+    return tuple(float(weight) for weight in weights)
+
+
+def _collect_segments(sums: Mapping[tuple[str, str], Mapping[str, RankingSums]]) -> tuple[Segment, ...]:
+    """The segments that have users, in the order of their divisions."""
+    return tuple(
+        Segment(
+            by=by,
+            name=name,
+            queries=next(iter(rankings["model"].values())).count,
+            rankings={ranking: summarise(values) for ranking, values in rankings.items()},
+        )
+        for by, names in DIVISIONS.items()
+        for name in names
+        for rankings in [sums.get((by, name))]
+        if rankings
     )
 
 

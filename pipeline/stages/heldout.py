@@ -4,13 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import torch
 
+from pipeline.data.columns import numpy_of
 from pipeline.data.histories import Bucket
-from pipeline.data.lists import NO_ITEM, Int64
+from pipeline.data.lists import NO_ITEM, Int64, Lists
 from pipeline.errors import MismatchError
 from pipeline.evaluation.counts import rank_by_counts
-from pipeline.evaluation.metrics import MeanSum, Rows, measured_cutoffs, overlap_at_k, ranking_sums
+from pipeline.evaluation.lists import intra_list_distance, novelty
+from pipeline.evaluation.metrics import MeanSum, Rows, measured_cutoffs, overlap_at_k, ranking_sums, target_ranks
 from pipeline.evaluation.popularity import rank_by_popularity
+from pipeline.evaluation.results import RANKINGS
+from pipeline.evaluation.segments import by_age, by_history, by_popularity, segment_sums
 from pipeline.evaluation.targets import evaluable_users, held_out_targets, sampling_keys
 from pipeline.io.checkpoint import load_model
 from pipeline.io.corpus import open_corpus, read_shard, shard_entries
@@ -18,23 +24,31 @@ from pipeline.io.evaluation import (
     REMEDY,
     CheckedLists,
     Exposure,
+    GateSums,
     Sample,
+    SegmentSums,
     UnitOverlap,
     UnitScores,
     checked_claims,
     overlap_claims,
     sample_claims,
     score_claims,
+    write_users,
 )
 from pipeline.io.histories import read_bucket, read_items
 from pipeline.io.neighbours import read_neighbours
 from pipeline.io.night import Night
+from pipeline.model.model import RetrievalModel
 from pipeline.retrieval.brute_force import brute_force
 from pipeline.retrieval.topk import TopK
+from pipeline.schema import EVALUATED, evaluated_users
 from pipeline.settings import Settings
 from pipeline.stages.queries import Requested
 from pipeline.stages.query_batch import QueryBatch
 from pipeline.stages.rules import TonightsRules
+
+BEFORE_TEST = ("num_train_events", "num_validation_events")
+GATED_QUERIES = 64  # of each unit: the mean of the gate's weights needs no more
 
 
 @dataclass(frozen=True)
@@ -78,37 +92,96 @@ class EvaluationSink:
         sample = sample_claims(night).require(0, REMEDY)
         self._users = HeldOutUsers(sample, settings.evaluate.seed)
         self._rules = TonightsRules(night)
-        items = read_items(night.storage, night.histories, ["num_train_events", "num_validation_events"])
+        items = read_items(night.storage, night.histories, ["item_id", *BEFORE_TEST, "first_event_ts"])
+        self._item_ids = items["item_id"].combine_chunks()
+        self._first_event_N = numpy_of(items["first_event_ts"].cast(pa.int64()).fill_null(0))
+        counts = [numpy_of(items[name]) for name in BEFORE_TEST]
+        self._popularity_N = sum(counts, start=np.zeros(len(items), dtype=np.int64))
         self._neighbours = read_neighbours(night)
-        self._popularity_N = sum((column.to_numpy() for column in items), start=np.zeros(len(items), dtype=np.int64))
+        self._model = load_model(night.storage, night.checkpoint)
 
     def write(self, unit: int, batch: QueryBatch, result: TopK) -> None:
         """Claim the unit's sums. Where the batch has its users twice, the second lists are by MoL alone."""
-        search = self._settings.search
+        k, cutoffs = self._settings.search.k, self._settings.evaluate.cutoffs
         bucket = read_bucket(self._night.storage, self._night.histories, unit)
         requested = self._users.select(unit, bucket)
         num_users = len(requested.bucket_rows)
         # A user without a query (it was not finite) stays in the averages, as a miss.
-        lists_RK = _lists_of(batch, result, search.k)
+        lists_RK = _lists_of(batch, result, k)
         model_BK, mol_BK = lists_RK[:num_users], lists_RK[num_users:]
         seen = bucket.seen(self._users.part).take(requested.bucket_rows)
         histories = bucket.cut(self._users.part).take(requested.bucket_rows)
         is_eligible_N, popularity_N = self._rules.is_eligible_N, self._popularity_N
         ranked = {
             "model": model_BK,
-            "popularity": rank_by_popularity(popularity_N, seen, search.k, is_eligible_N),
-            "counts": rank_by_counts(self._neighbours, histories, seen, search.k, is_eligible_N, popularity_N),
+            "popularity": rank_by_popularity(popularity_N, seen, k, is_eligible_N),
+            "counts": rank_by_counts(self._neighbours, histories, seen, k, is_eligible_N, popularity_N),
         }
+        with_mol = ranked | ({"mol": mol_BK} if len(mol_BK) else {})
         targets = held_out_targets(bucket).take(requested.bucket_rows)
-        cutoffs = measured_cutoffs(self._settings.evaluate.cutoffs, search.k)
+        measured = measured_cutoffs(cutoffs, k)
+        sums = {name: ranking_sums(lists_BK, targets, measured) for name, lists_BK in with_mol.items()}
+        first_places = {name: lists_BK[:, : measured[0]] for name, lists_BK in ranked.items()}
+        vectors_NE = self._model.item_embedding.weight.numpy()
+        divisions = (
+            by_history(histories.lengths, targets),
+            by_popularity(popularity_N, targets),
+            by_age(self._first_event_N, bucket.first_test_event()[requested.bucket_rows], targets),
+        )
         scores = UnitScores(
             queries=num_users,
             num_proven=int(result.is_proven_B.numpy()[batch.searched < num_users].sum()),
-            **{name: ranking_sums(lists_BK, targets, cutoffs) for name, lists_BK in ranked.items()},
-            mol=ranking_sums(mol_BK, targets, cutoffs) if len(mol_BK) else {},
+            **{name: sums[name] for name in RANKINGS},
+            mol=sums.get("mol", {}),
             exposure=expose(ranked),
+            novelty={name: MeanSum.of(novelty(rows, popularity_N)) for name, rows in first_places.items()},
+            distance={name: MeanSum.of(intra_list_distance(rows, vectors_NE)) for name, rows in first_places.items()},
+            gates=gate_sums(self._model, batch, first_places["model"]),
+            segments=[
+                SegmentSums(by=division.by, name=name, rankings=rankings)
+                for division in divisions
+                for name, rankings in segment_sums(division, with_mol, targets, measured[:1])
+            ],
+            users=write_users(
+                self._night, unit, users_table(requested.user_ids, histories, targets, self._item_ids, with_mol)
+            ),
         )
         score_claims(self._night).claim(unit, scores)
+
+
+def users_table(
+    user_ids: pa.Array, histories: Lists, targets: Lists, item_ids: pa.Array, ranked: Mapping[str, Rows]
+) -> pa.Table:
+    """The users of a unit, and where their targets stand in each ranking (`schema.evaluated_users`)."""
+    schema = evaluated_users(user_ids.type, item_ids.type)
+    offsets = targets.offsets.astype(np.int32)
+
+    def per_target(name: str, values: pa.Array) -> pa.Array:
+        return pa.ListArray.from_arrays(offsets, values, type=schema.field(name).type)
+
+    columns = [
+        user_ids,
+        pa.array(histories.lengths.astype(np.int32)),
+        per_target("item_ids", item_ids.take(pa.array(targets.values))),
+    ]
+    for name in EVALUATED:
+        column = f"{name}_ranks"
+        if name in ranked:
+            columns.append(per_target(column, pa.array(target_ranks(ranked[name], targets))))
+        else:
+            columns.append(pa.nulls(len(user_ids), schema.field(column).type))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+@torch.inference_mode()
+def gate_sums(model: RetrievalModel, batch: QueryBatch, first_places_BK: Rows) -> GateSums:
+    """Add up the gate's weights for the first `GATED_QUERIES` queries with the items of these users' lists (B, K)."""
+    is_first = batch.searched < len(first_places_BK)
+    rows_BK = torch.from_numpy(first_places_BK[batch.searched[is_first]][:GATED_QUERIES])
+    queries = batch.queries.take(slice(0, len(rows_BK)))
+    gates_BKP = model.mol.pairs(queries.alone(), model.item_side(rows_BK.clamp_min(0))).gates_BNP.squeeze(1)
+    is_item_BK = rows_BK != NO_ITEM
+    return GateSums(weights=gates_BKP[is_item_BK].double().sum(dim=0).tolist(), num_items=int(is_item_BK.sum()))
 
 
 class BruteForceSink:

@@ -1,8 +1,11 @@
+from datetime import UTC, datetime
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from pipeline.data.catalog import index_catalogue, items_table
+from pipeline.data.item_events import NEVER, ItemEvents
 from pipeline.errors import InputError
 
 
@@ -10,15 +13,18 @@ def test_the_index_ascends_by_id_with_its_attributes():
     catalogue = pa.table({"title": ["B", "A"], "item_id": ["b", "a"]})
     indexed = index_catalogue(catalogue, pa.string(), "as_is", "items")
     assert indexed.to_pylist() == [{"item_id": "a", "title": "A"}, {"item_id": "b", "title": "B"}]
-    table = items_table(indexed, np.array([[3, 1], [2, 0], [1, 0]]), np.array([False, True]))
+    events = ItemEvents(np.arange(2), np.array([[3, 0], [2, 0], [1, 0]]), np.array([5, NEVER]))
+    table = items_table(indexed, events, np.array([False, True]))
     assert table.to_pylist()[0] == {
         "item_id": "a",
         "num_events": 3,
         "num_train_events": 2,
         "num_validation_events": 1,
+        "first_event_ts": datetime(1970, 1, 1, microsecond=5, tzinfo=UTC),
         "is_eligible": False,
         "title": "A",
     }
+    assert table["first_event_ts"][1].as_py() is None
     assert table.schema.field("item_id").nullable is False
 
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.splitting import SplitTimes, clean_bucket, item_counts, rows_of
+from pipeline.data.item_events import NEVER, ItemEvents
+from pipeline.data.splitting import SplitTimes, clean_bucket, rows_of
 from pipeline.settings import SplitSettings
 
 DS = date(2026, 11, 20)
@@ -190,13 +191,25 @@ def test_rows_of_ids_are_their_places(ids, items):
 @given(st.lists(EVENT, max_size=30), METHODS)
 def test_item_counts_add_up_to_the_events_of_each_part(events, method):
     bucket = clean(events, method).bucket
-    rows, counts = item_counts(bucket)
-    for part, numbers in zip(
-        (bucket.item_rows, bucket.cut("train").values, bucket.held_out("validation").values), counts, strict=True
-    ):
-        assert dict(zip(rows.tolist(), numbers.tolist(), strict=True)) == {
-            row: int((part == row).sum()) for row in set(bucket.item_rows.tolist())
-        }
+    found = ItemEvents.none_of(4)
+    found.add(ItemEvents.of(bucket))
+    parts = (bucket.item_rows, bucket.cut("train").values, bucket.held_out("validation").values)
+    for part, numbers in zip(parts, found.counts_3R, strict=True):
+        assert numbers.tolist() == [int((part == row).sum()) for row in range(4)]
+    for row, first in enumerate(found.first_R.tolist()):
+        assert first == min(bucket.event_ts[bucket.item_rows == row].tolist(), default=NEVER)
+
+
+@given(st.lists(EVENT, max_size=30), st.lists(EVENT, max_size=30))
+def test_the_events_of_two_buckets_add_up(one, other):
+    """A user stands in one bucket only, so the second one's users have names of their own."""
+    others = [event | {"user_id": "other " + event["user_id"]} for event in other]
+    apart, together = ItemEvents.none_of(4), ItemEvents.none_of(4)
+    for events in (one, others):
+        apart.add(ItemEvents.of(clean(events).bucket))
+    together.add(ItemEvents.of(clean(one + others).bucket))
+    assert (apart.counts_3R == together.counts_3R).all()
+    assert (apart.first_R == together.first_R).all()
 
 
 @pytest.mark.parametrize("method", ["time", "leave_one_out"])

@@ -23,7 +23,7 @@ from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import Storage
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.schema import histories as histories_schema
-from pipeline.schema import items as items_schema
+from tests.item_index import item_index
 
 HISTORIES = Artifact("histories", "0123456789abcdef")
 
@@ -101,8 +101,7 @@ def other_bytes(table: pa.Table, footer: dict[str, str]) -> bytes:
 
 def test_only_the_columns_that_are_asked_for_are_read(tmp_path):
     storage = open_storage(str(tmp_path))
-    columns = [pa.array(["a", "b"]), *[pa.array([1, 2])] * 3, pa.array([True, False])]
-    write_items(storage, HISTORIES, pa.Table.from_arrays(columns, schema=items_schema(pa.string())))
+    write_items(storage, HISTORIES, item_index(pa.array(["a", "b"]), [1, 2], [True, False]))
     assert read_items(storage, HISTORIES, ["num_events"]).to_pydict() == {"num_events": [1, 2]}
     assert read_item_ids(storage, HISTORIES).to_pylist() == ["a", "b"]
     assert read_eligible(storage, HISTORIES).tolist() == [True, False]

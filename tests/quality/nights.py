@@ -4,16 +4,14 @@ import shutil
 import uuid
 from typing import Any
 
-import pyarrow as pa
-
 from pipeline.config import validate
 from pipeline.io.histories import write_bucket, write_items
 from pipeline.io.night import Night, open_night
 from pipeline.io.publication.units import write_unit
 from pipeline.io.storage import open_storage
-from pipeline.schema import items
 from pipeline.settings import Settings
-from tests.quality.units import DS, NUM_ITEMS, K, Unit, make_unit
+from tests.item_index import item_index
+from tests.quality.units import DS, K, Unit, make_unit
 
 NUM_UNITS = 2
 USERS_PER_UNIT = 8
@@ -48,9 +46,7 @@ def compute_night(settings: Settings) -> Night:
         write_bucket(storage, night.histories, unit, made.expected.histories)
         write_unit(storage, night.run, unit, *made.tables(), len(made.candidates), {"ok": USERS_PER_UNIT})
     item_ids = made.expected.item_ids
-    counts = [pa.repeat(1, NUM_ITEMS)] * 3
-    index = pa.Table.from_arrays([item_ids, *counts, pa.repeat(True, NUM_ITEMS)], schema=items(item_ids.type))
-    write_items(storage, night.histories, index)
+    write_items(storage, night.histories, item_index(item_ids, 1))
     return night
 
 

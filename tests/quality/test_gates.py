@@ -27,6 +27,11 @@ def metrics(model: float, popularity: float, overlap: float, counts: float = 0.0
         proven=1.0,
         coverage=Comparison(model=0.5, popularity=0.1, counts=0.4),
         gini=Comparison(model=0.5, popularity=0.9, counts=0.6),
+        over_counts={},
+        novelty=Comparison(model=9.0, popularity=5.0, counts=8.0),
+        distance=Comparison(model=0.5, popularity=0.5, counts=0.5),
+        gates=(1.0,),
+        segments=(),
         seconds=1.0,
     )
 

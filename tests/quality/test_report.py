@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.evaluation.results import Comparison, Estimate, Metrics, Overlap
+from pipeline.evaluation.results import Comparison, Difference, Estimate, Metrics, Overlap
 from pipeline.io.histories import read_items
 from pipeline.quality.report import (
     Event,
     Suggestion,
     UserStory,
     choose_users,
+    differences_table,
     how_to_read,
     item_name,
     metrics_table,
@@ -38,6 +39,15 @@ METRICS = Metrics(
     proven=0.125,
     coverage=Comparison(model=0.63, popularity=0.04, counts=0.5),
     gini=Comparison(model=0.7, popularity=0.98, counts=0.8),
+    over_counts={
+        "hr@10": Difference(
+            first=0.25, second=0.31254, mean=0.06254, low=0.05, high=0.075, p_value=1.5e-12, num_better=90, num_worse=12
+        )
+    },
+    novelty=Comparison(model=9.5, popularity=6.0, counts=9.0),
+    distance=Comparison(model=0.25, popularity=0.5, counts=0.375),
+    gates=(0.5, 0.0, 0.25, 0.25),
+    segments=(),
     seconds=3.0,
 )
 
@@ -68,11 +78,19 @@ def test_mol_alone_has_a_column_where_the_counts_have_a_part_in_the_score():
     ]
 
 
+def test_differences_are_told_with_their_interval_and_the_users_on_each_side():
+    assert differences_table("counts", "model", METRICS.over_counts).splitlines() == [
+        "       counts   model  difference                95 %        p  better  worse",
+        "hr@10  0.2500  0.3125     +0.0625  +0.0500 to +0.0750  1.5e-12      90     12",
+    ]
+
+
 def test_a_model_that_counting_beats_is_told_plainly():
     worse = METRICS.model_copy(update={"counts": METRICS.counts | {"hr@10": Estimate(mean=0.4, low=0.3, high=0.5)}})
     (warning,) = warnings_of(worse)
     assert warning.startswith(
-        "the model is worse than counting which item follows which: hr@10 is 0.3125, that of item-to-item counts 0.4000"
+        "the model is worse than counting which item follows which: hr@10 is 0.3125, that of item-to-item counts "
+        "0.4000 (for the same users +0.0625, 95 %: +0.0500 to +0.0750)"
     )
     assert warnings_of(METRICS) == []
 

@@ -23,11 +23,11 @@ from pipeline.io.histories import items_claims, read_items, write_items
 from pipeline.io.night import Night, name_night
 from pipeline.model.model import RetrievalModel
 from pipeline.retrieval.bonuses import Bonuses
-from pipeline.schema import items as items_schema
 from pipeline.settings import Settings
 from pipeline.stages import local_training, train
 from pipeline.stages.local import LocalRunner
 from pipeline.stages.rules import TonightsRules
+from tests.item_index import item_index
 from tests.model.planted import NUM_ITEMS, SMALL_MODEL, histories
 from tests.stages.test_train import NUM_USERS, prepared
 from tests.stages.worlds import replace_items, write_histories
@@ -73,8 +73,7 @@ def next_night(first: Night, settings: Settings, *overrides: str, is_reused: boo
     rows = [np.array([row_of[old[row]] for row in each if old[row] not in GONE]) for each in histories(NUM_USERS)]
     write_histories(night, settings.output.num_buckets, {f"u{user:04d}": each for user, each in enumerate(rows)})
     counts = np.bincount(np.concatenate([each[:-2] for each in rows]), minlength=len(ids))
-    columns = [pa.array(ids), *[pa.array(counts)] * 3, pa.repeat(True, len(ids))]
-    write_items(night.storage, night.histories, pa.Table.from_arrays(columns, schema=items_schema(pa.string())))
+    write_items(night.storage, night.histories, item_index(pa.array(ids), counts))
     seal(night.storage, night.histories, kind="histories", lineage={}, settings={}, files=(), counts={})
     return night, settings
 

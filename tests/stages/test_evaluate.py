@@ -12,8 +12,10 @@ import torch
 
 from pipeline.data.histories import Bucket
 from pipeline.errors import InputError, MismatchError
+from pipeline.evaluation.lists import intra_list_distance, novelty
 from pipeline.evaluation.metrics import overlap_at_k
-from pipeline.evaluation.results import Metrics
+from pipeline.evaluation.results import RANKINGS, Metrics
+from pipeline.evaluation.segments import DIVISIONS
 from pipeline.evaluation.targets import Turnout, count_turnout, evaluable_users, sampling_keys
 from pipeline.io.checkpoint import write_checkpoint
 from pipeline.io.evaluation import (
@@ -22,10 +24,11 @@ from pipeline.io.evaluation import (
     checked_claims,
     overlap_claims,
     read_metrics,
+    read_users,
     sample_claims,
     score_claims,
 )
-from pipeline.io.histories import read_bucket, read_items, write_items
+from pipeline.io.histories import read_bucket, read_item_ids, read_items, write_items
 from pipeline.model.model import RetrievalModel
 from pipeline.model.results import training_metrics
 from pipeline.retrieval.filters import Eligibility, Rules
@@ -171,6 +174,78 @@ def test_metrics_equal_those_worked_out_user_by_user(world):
     assert metrics.proven == 1
     assert (metrics.k, metrics.cutoffs, metrics.method) == (10, (3, 10), "exact")
     assert metrics.protocol.startswith(f"all {len(users)} users with something to find, from their histories before")
+
+
+def test_each_user_is_kept_with_the_ranks_of_what_was_to_be_found(world):
+    run(world)
+    kept = {row["user_id"]: row for row in read_users(world.storage, world.night.evaluation).to_pylist()}
+    expected = list(lists_of(world))
+    assert kept.keys() == {user[-1] for user in expected}
+    visible: dict[str, int] = {}
+    for bucket in buckets(world):
+        visible |= dict(zip(bucket.user_ids.to_pylist(), bucket.cut("before_test").lengths.tolist(), strict=True))
+    ids = read_item_ids(world.storage, world.night.histories).to_pylist()
+    for targets, model, popularity, counts, user in expected:
+        rows = sorted(targets)
+        assert kept[user]["item_ids"] == [ids[row] for row in rows]
+        assert kept[user]["num_visible"] == visible[user]
+        for name, ranked in (("model", model), ("popularity", popularity), ("counts", counts)):
+            assert kept[user][f"{name}_ranks"] == [ranked.index(row) + 1 if row in ranked else 0 for row in rows]
+        assert kept[user]["mol_ranks"] is None
+
+
+def test_segments_are_told_apart_and_their_users_found_again_in_the_files(world):
+    """By history every user is in one class, so that the classes add up to the whole."""
+    metrics = run(world)
+    for by, names in DIVISIONS.items():
+        segments = [segment for segment in metrics.segments if segment.by == by]
+        assert [each.name for each in segments] == [name for name in names if name in {each.name for each in segments}]
+        assert all(each.rankings.keys() == {"model", "popularity", "counts"} for each in segments)
+        assert max(each.queries for each in segments) <= metrics.queries <= sum(each.queries for each in segments)
+    histories = [segment for segment in metrics.segments if segment.by == "history"]
+    assert len(histories) >= 3
+    for name in ("hr@3", "ndcg@3", "mrr"):
+        total = sum(each.queries * each.rankings["model"][name].mean for each in histories)
+        assert total / metrics.queries == pytest.approx(metrics.model[name].mean)
+
+
+def test_lists_are_measured_by_their_first_places(world):
+    metrics = run(world)
+    model = model_of(world)
+    counts = np.zeros(120, dtype=np.int64)
+    for bucket in buckets(world):
+        np.add.at(counts, bucket.cut("before_test").values, 1)
+    first = [{"model": user[1][:3], "popularity": user[2][:3], "counts": user[3][:3]} for user in lists_of(world)]
+    vectors = model.item_embedding.weight.detach().numpy()
+    for name in RANKINGS:
+        rows = np.array([lists[name] for lists in first])
+        assert getattr(metrics.novelty, name) == pytest.approx(novelty(rows, counts).mean())
+        assert getattr(metrics.distance, name) == pytest.approx(intra_list_distance(rows, vectors).mean())
+    assert metrics.novelty.model > metrics.novelty.popularity
+
+
+def test_the_gates_weights_are_the_means_over_the_shown_items(world):
+    expected, model = [], model_of(world)
+    by_user = {user: ranked[:3] for _, ranked, _, _, user in lists_of(world)}
+    for bucket in buckets(world):
+        queries = encode_sequences(model, bucket.cut("before_test"), bucket.user_keys)
+        for user, user_id in enumerate(bucket.user_ids.to_pylist()):
+            if user_id in by_user:
+                items = model.item_side(torch.tensor(by_user[user_id]))
+                expected.append(model.mol.pairs(queries.take(slice(user, user + 1)), items).gates_BNP[0])
+    assert run(world).gates == pytest.approx(torch.cat(expected).mean(dim=0).tolist(), abs=1e-6)
+
+
+def test_a_lost_file_of_users_is_written_again(world):
+    again = other(world, "evaluate.seed=18")
+    whole = run(again)
+    first = sample_of(again).units[0]
+    entry = score_claims(again.night).require(first, "").users
+    for lost in (again.night.evaluation.key(entry.key), again.night.evaluation.key("manifest.json")):
+        world.storage.delete(lost)
+    runner = RecordingRunner(again.settings)
+    assert without_seconds(run(again, runner)) == without_seconds(whole)
+    assert [units for _, units in runner.ran] == [[first]]
 
 
 def test_users_without_an_event_before_the_test_are_counted_apart(world):

@@ -111,6 +111,9 @@ def test_the_item_index_has_the_catalogue_and_the_counts(tmp_path):
         ("num_validation_events", [b.held_out("validation").values for b in buckets]),
     ):
         assert items[name].to_pylist() == np.bincount(np.concatenate(parts), minlength=40).tolist()
+    events = [event for b in buckets for event in zip(b.item_rows.tolist(), b.event_ts.tolist(), strict=True)]
+    firsts = [min((time for item, time in events if item == row), default=None) for row in range(40)]
+    assert items["first_event_ts"].cast(pa.int64()).to_pylist() == firsts
 
 
 def test_the_size_of_tasks_changes_nothing(tmp_path):

@@ -25,12 +25,12 @@ from pipeline.model.validation import RankingSums
 from pipeline.native.backend import Backend
 from pipeline.retrieval import backends
 from pipeline.retrieval.backends import describe_backend
-from pipeline.schema import items as items_schema
 from pipeline.settings import ModelSettings, SearchSettings, Settings, TrainSettings
 from pipeline.stages import local_training, train, training_data
 from pipeline.stages.local import LocalRunner
 from pipeline.stages.local_training import saved_states
 from pipeline.stages.validation import rank_by_search
+from tests.item_index import item_index
 from tests.model.planted import NUM_ITEMS, SMALL_MODEL, histories
 from tests.stages.worlds import night_of, write_histories
 
@@ -60,9 +60,7 @@ def prepared(root: Path | str, overrides: list[str] | None = None, rows: list[np
     write_histories(night, settings.output.num_buckets, {f"u{u:04d}": row for u, row in enumerate(rows)})
     counts = np.bincount(np.concatenate([row[:-2] for row in rows]).astype(np.int64), minlength=NUM_ITEMS)
     ids = pa.array([f"i{row:03d}" for row in range(NUM_ITEMS)])
-    columns = [ids, *[pa.array(counts)] * 3, pa.repeat(True, NUM_ITEMS)]
-    items = pa.Table.from_arrays(columns, schema=items_schema(pa.string()))
-    write_items(night.storage, night.histories, items)
+    write_items(night.storage, night.histories, item_index(ids, counts))
     seal(night.storage, night.histories, kind="histories", lineage={}, settings={}, files=(), counts={})
     return night, settings
 

@@ -21,7 +21,6 @@ from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import ObjectInfo, Storage
 from pipeline.model.model import RetrievalModel
 from pipeline.model.results import training_metrics
-from pipeline.schema import items as items_schema
 from pipeline.settings import Settings
 from pipeline.stages.candidates import CandidateSink
 from pipeline.stages.embed import embed_corpora
@@ -29,6 +28,7 @@ from pipeline.stages.local import LocalRunner
 from pipeline.stages.queries import TonightsUsers
 from pipeline.stages.runner import Runner, Stage
 from pipeline.stages.search import Search, search_units
+from tests.item_index import item_index
 from tests.model.planted import report
 
 DAY = date(2026, 11, 20)
@@ -105,10 +105,7 @@ def make_world(root: Path, num_users: int = 40, num_items: int = 120, overrides:
     night = night_of(settings)
     rng = np.random.default_rng(0)
     ids = pa.array(sorted(f"i{number:06d}" for number in range(num_items)))
-    counts = pa.array(np.zeros(num_items, dtype=np.int64))
-    eligible = pa.repeat(True, num_items)
-    table = pa.Table.from_arrays([ids, counts, counts, counts, eligible], schema=items_schema(pa.string()))
-    write_items(night.storage, night.histories, table)
+    write_items(night.storage, night.histories, item_index(ids))
     lengths = {f"u{number:05d}": int(rng.integers(1, 31)) for number in range(num_users)}
     histories = {user: rng.integers(0, num_items, size=length) for user, length in lengths.items()}
     write_histories(night, settings.output.num_buckets, histories)

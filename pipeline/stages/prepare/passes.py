@@ -20,6 +20,7 @@ from pipeline.data.availability import is_eligible
 from pipeline.data.cleaning import REJECTED
 from pipeline.data.columns import EPOCH, DistinctIds, Mask
 from pipeline.data.days import looks_like_a_day
+from pipeline.data.item_events import ItemEvents
 from pipeline.data.period import Period
 from pipeline.errors import InputError
 from pipeline.io.artifacts import READERS, write_file
@@ -175,7 +176,7 @@ def _second_pass(runner: Runner, job: Job, mapped: Mapped, catalogue: pa.Table, 
     night, ids = job.night, write_parquet_bytes(catalogue.select(["item_id"]))
     prefix = scratch_prefix(night.histories)
     item_ids = write_file(night.storage, prefix, "item-ids.parquet", ids, catalogue.num_rows)
-    totals = np.zeros((3, catalogue.num_rows), dtype=np.int64)
+    item_events = ItemEvents.none_of(catalogue.num_rows)
     files = {}
     counts, rejected = Counter(mapped.counts), mapped.rejected
     del counts["kept"]  # the second pass counts these rows again, as kept or rejected
@@ -183,9 +184,9 @@ def _second_pass(runner: Runner, job: Job, mapped: Mapped, catalogue: pa.Table, 
     key = f"{prefix}/{item_ids.key}"
     arguments = [(job, bucket, mapped.segments.get(bucket, []), key, mapped.period) for bucket in buckets]
     with closing(runner.run_tasks("writing histories", reduce_bucket, arguments)) as finished:
-        for bucket, result, item_rows, item_counts in finished:
+        for bucket, result, of_bucket in finished:
             files[bucket] = result.file
             counts.update(result.counts)
-            totals[:, item_rows] += item_counts
+            item_events.add(of_bucket)
             rejected = add_rejected(job.storage, rejected, result.rejected)
-    return Prepared(counts, rejected, tuple(files[bucket] for bucket in buckets), catalogue, eligible, totals)
+    return Prepared(counts, rejected, tuple(files[bucket] for bucket in buckets), catalogue, eligible, item_events)

@@ -22,7 +22,7 @@ from pipeline.data.cleaning import (
     WORD,
 )
 from pipeline.data.columns import Mask
-from pipeline.data.lists import Int64
+from pipeline.data.item_events import ItemEvents
 from pipeline.data.splitting import REUSED
 from pipeline.io.artifacts import seal, write_file
 from pipeline.io.histories import footer, write_items
@@ -45,7 +45,7 @@ class Prepared:
     files: tuple[FileEntry, ...]  # by bucket
     catalogue: pa.Table  # in ascending order of item_id
     is_eligible: Mask  # whether each item may be shown tonight
-    item_counts: Int64  # (3, items): events in all, for training, for validation
+    item_events: ItemEvents  # of all items
 
 
 # What is said on the terminal of rows that nothing is learned from, and of rows that look odd.
@@ -85,7 +85,7 @@ def write_histories(night: Night, settings: Settings, columns: LogColumns, prepa
     validation = describe(night.ds, log, columns, prepared)
     for line in tell(prepared.counts):
         logger.info("   %s", line)
-    items = items_table(prepared.catalogue, prepared.item_counts, prepared.is_eligible)
+    items = items_table(prepared.catalogue, prepared.item_events, prepared.is_eligible)
     names = pa.array([file.key for file in log.files])
     quarantine = prepared.rejected.set_column(0, "file", names.take(prepared.rejected["file"].combine_chunks()))
 
@@ -120,7 +120,7 @@ def describe(ds: date, log: Log, columns: LogColumns, prepared: Prepared) -> dic
     quarantined = {reason: counts[reason] for reason in (*BAD, ORPHAN) if counts[reason]}
     rows["quarantined"] = sum(quarantined.values())
     assert sum(rows.values()) == counts["rows_read"], f"rows went missing: {rows} of {counts['rows_read']}"
-    num_events, num_train, num_validation = (int(number) for number in prepared.item_counts.sum(axis=1))
+    num_events, num_train, num_validation = (int(number) for number in prepared.item_events.counts_3R.sum(axis=1))
     return {
         "ds": ds.isoformat(),
         "files": len(log.files),

@@ -24,9 +24,9 @@ from pipeline.data.cleaning import (
 )
 from pipeline.data.days import day_numbers, midnight
 from pipeline.data.histories import user_bucket
-from pipeline.data.lists import Int64
+from pipeline.data.item_events import ItemEvents
 from pipeline.data.period import Period
-from pipeline.data.splitting import clean_bucket, item_counts
+from pipeline.data.splitting import clean_bucket
 from pipeline.data.times import NEWEST_US
 from pipeline.errors import InfrastructureError
 from pipeline.evaluation.targets import evaluable_users
@@ -93,18 +93,18 @@ def _clean_piece(job: Job, part: Part, piece: Piece) -> Iterator[Cleaned]:
 
 def reduce_bucket(
     job: Job, bucket: int, segments: list[tuple[int, Segment]], item_ids_key: str, period: Period
-) -> tuple[int, ReduceResult, Int64, Int64]:
+) -> tuple[int, ReduceResult, ItemEvents]:
     """Run one task of the second pass: make the histories of a bucket from its segments, each with the number of its
     part's first file; the item ids lie at `item_ids_key`, and `period` is what the night sees.
 
-    Returns the bucket, the result, the bucket's item rows, and their numbers of events: in all, for training, for
-    validation, as (3, rows). Raises InfrastructureError when a segment is gone or damaged.
+    Returns the bucket, the result, and what the bucket's events say of its items. Raises InfrastructureError when a
+    segment is gone or damaged.
     """
     storage, histories = job.storage, job.night.histories
     claims = reduce_claims(storage, histories)
     existing = claims.read(bucket)
     if existing is not None:
-        return bucket, existing, *item_counts(read_bucket(storage, histories, bucket))
+        return bucket, existing, ItemEvents.of(read_bucket(storage, histories, bucket))
     rows = (renumbered(read_segment(storage, segment), first_file) for first_file, segment in segments)
     read = pa.concat_tables([event_table(job.columns), *rows])
     events, seen, left_out = period.cut(read)
@@ -126,10 +126,10 @@ def reduce_bucket(
     counts = clean.counts | left_out
     counts |= {TRAINABLE: int((clean.bucket.num_train >= 2).sum()), EVALUABLE: len(evaluable)}
     result = claims.claim(bucket, ReduceResult(file=file, rejected=rejected, counts=counts))
-    counted = item_counts(clean.bucket)
+    item_events = ItemEvents.of(clean.bucket)
     del read, events, seen, clean
     pa.default_memory_pool().release_unused()
-    return bucket, result, *counted
+    return bucket, result, item_events
 
 
 class _SegmentWriter:

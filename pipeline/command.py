@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.causes import library_of, missing_package, own_error
 from pipeline.errors import InfrastructureError, InputError, NightrailsError
-from pipeline.interrupts import Interrupts
+from pipeline.interrupts import Interrupts, leave
 
 if TYPE_CHECKING:
     from pipeline.io.night import Night
@@ -103,7 +103,7 @@ def _run(work: Callable[[Interrupts], Outcome]) -> NoReturn:
             outcome, code = _failure(error)
         tell(outcome)
         interrupts.outcome_is_told(code)
-    sys.exit(code)
+    leave(code)
 
 
 def on_night(run: Callable[["Settings", "Night"], Outcome]) -> Callable[["Settings", date | None], Outcome]:

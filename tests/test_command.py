@@ -154,6 +154,25 @@ def test_every_job_has_a_deadline_and_ends_with_30_when_it_is_over(tmp_path):
     assert "not finished within the deadline" in last_line(done)["error"]
 
 
+def test_a_job_that_has_ended_leaves_with_its_code_whatever_its_libraries_still_do(tmp_path):
+    """Its exit handlers run, but nothing is torn down: that would abort the process here, as a library's thread may."""
+    program = tmp_path / "job.py"
+    program.write_text(
+        "import atexit, os, sys\n"
+        "from pipeline import command\n"
+        "class Held:\n"
+        "    def __del__(self):\n"
+        "        os.abort()\n"
+        "held = Held()\n"
+        "held.itself = held\n"
+        "atexit.register(lambda: print('handled', file=sys.stderr))\n"
+        "command.command('A job.', lambda settings, ds: {'status': 'made'})\n"
+    )
+    done = start(program)
+    assert (done.returncode, last_line(done)["status"]) == (0, "made"), done.stderr
+    assert done.stderr.endswith("handled\n")
+
+
 def test_a_job_that_ignores_being_stopped_is_killed_and_still_has_a_last_line(tmp_path):
     program = tmp_path / "job.py"
     program.write_text(

@@ -27,7 +27,8 @@ from pipeline.io.storage.base import Storage
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.settings import Settings
 
-REMEDY = "run jobs/evaluate.py again"
+REMEDY = "run jobs/evaluate.py again"  # while the evaluation is not finished
+REMOVE = "remove the evaluation and run jobs/evaluate.py again"
 
 
 class Sample(Config):
@@ -132,11 +133,11 @@ def read_users(storage: Storage, evaluation: Artifact, files: Sequence[FileEntry
         files = [file for file in manifest.files if file.key.startswith("users-")]
     if not files:
         raise InputError(
-            f"{storage.uri}/{evaluation.prefix}: an older version of nightrails made it and kept no users; {REMEDY}"
+            f"{storage.uri}/{evaluation.prefix}: an older version of nightrails made it and kept no users; {REMOVE}"
         )
     parts = []
     for file in files:
-        data = read_file(storage, evaluation.prefix, file, REMEDY)
+        data = read_file(storage, evaluation.prefix, file, REMOVE)
         parts.append(read_parquet_bytes(data, f"{storage.uri}/{evaluation.key(file.key)}").replace_schema_metadata())
     return pa.concat_tables(parts)
 
@@ -185,5 +186,5 @@ def _entry(manifest: Manifest, name: str) -> FileEntry:
 
 def _read(storage: Storage, evaluation: Artifact, manifest: Manifest) -> Metrics:
     file = _entry(manifest, "metrics")
-    data = read_file(storage, evaluation.prefix, file, REMEDY)
-    return parse(Metrics, data, f"{storage.uri}/{evaluation.key(file.key)}", REMEDY)
+    data = read_file(storage, evaluation.prefix, file, REMOVE)
+    return parse(Metrics, data, f"{storage.uri}/{evaluation.key(file.key)}", REMOVE)

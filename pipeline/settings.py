@@ -330,6 +330,8 @@ TableDtype = Literal["float32", "bfloat16", "int8"]
 class TuningSettings(Config):
     """How the search is chosen when `search.method` is `tuned`."""
 
+    # Users times items. With fewer, exact search takes some two minutes at most on one core, and nothing is tried.
+    min_pairs: Count = 300_000_000
     num_queries: PositiveInt = 256  # a sample of tonight's users
     max_seconds: PositiveInt = 300
 
@@ -338,7 +340,7 @@ class SearchSettings(Config):
     """Top-k search (`jobs/retrieve.py`)."""
 
     k: PositiveInt = 100
-    method: SearchMethod = "exact"
+    method: SearchMethod = "tuned"
     num_preselected: PositiveInt = 1_000  # K' of TopKAvg and TopKLowRank, K_avg of CombTopK; per shard
     num_per_embd: PositiveInt = 100  # K' of TopKPerEmbd and CombTopK, per pair of components and shard
     # auto: the native kernels on CPUs that they support, else PyTorch. An exact method gives the same lists on all.
@@ -430,7 +432,7 @@ class Settings(Config):
 
     @property
     def has_low_rank(self) -> bool:
-        """Whether the corpus needs the low-rank table."""
+        """Whether the corpus may need the low-rank table."""
         return self.search.method in ("topk_low_rank", "tuned")
 
     def with_search(self, changes: Mapping[str, object]) -> "Settings":

@@ -112,8 +112,11 @@ def _of_corpus(settings: Settings) -> dict[str, Any]:
     device = {"on_gpu": settings.cluster.gpus_per_actor > 0}
     if not settings.has_low_rank:
         return device | settings.corpus.model_dump(mode="json", exclude={"low_rank"})
-    # The low-rank table is made from quick scores, whose rounding differs between backends.
-    return device | settings.corpus.model_dump(mode="json") | {"backend": settings.search.backend}
+    # The low-rank table is made from quick scores, whose rounding differs between backends. A tuned search does without
+    # one where there are few users and items, or too few users for it.
+    search = settings.search
+    tuned = {"min_pairs": search.tuning.min_pairs} if search.method == "tuned" else {}
+    return device | settings.corpus.model_dump(mode="json") | {"backend": search.backend} | tuned
 
 
 def _of_search(settings: Settings) -> dict[str, Any]:

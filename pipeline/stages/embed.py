@@ -14,6 +14,7 @@ from pipeline.io.checkpoint import load_model, model_bytes
 from pipeline.io.corpus import low_rank_claims, open_corpus, read_low_rank, seal_corpus, shard_claims, write_shard
 from pipeline.io.histories import read_item_ids
 from pipeline.io.night import Night
+from pipeline.io.tuning import are_searches_tried
 from pipeline.model.model import RetrievalModel
 from pipeline.retrieval.backends import open_index
 from pipeline.retrieval.low_rank import low_rank_table
@@ -33,7 +34,7 @@ def embed_corpora(runner: Runner, night: Night, settings: Settings) -> Manifest:
     """
     nights = [night.selection, night] if night.has_refit else [night]
     unfinished = [each for each in nights if read_manifest(each.storage, each.corpus.prefix) is None]
-    if settings.has_low_rank:
+    if settings.search.method == "topk_low_rank" or are_searches_tried(night, settings):
         fits = [(each, low_rank_claims(each.storage, each.corpus).missing([0])) for each in unfinished]
         _run_together(runner, "fit the low-rank table", LowRankFitter, Actors.ONE, fits, settings)
     shards = range(settings.corpus.num_shards)

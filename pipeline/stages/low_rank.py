@@ -37,7 +37,10 @@ class LowRankFitter:
         self._device = device_for(settings.cluster.gpus_per_actor)
 
     def __call__(self, unit: int, payload: Payload) -> Payload:
-        """Write the fit; the unit is not used and the payload passes through. Raises InputError for too few users."""
+        """Write the fit; the unit is not used and the payload passes through.
+
+        Too few users are an InputError where the table was asked for by name; a tuned search goes without.
+        """
         storage = self._night.storage
         settings = self._settings.corpus.low_rank
         model = load_model(storage, self._night.checkpoint)
@@ -51,6 +54,8 @@ class LowRankFitter:
         scores_LS = score_all(index, queries.to(self._device)).cpu()  # the fit runs on the CPU
         max_rank = min(int(MAX_RANK_SHARE * len(scores_LS)), num_items)
         if max_rank < 2:
+            if self._settings.search.method == "tuned":
+                return payload
             raise InputError(f"{len(scores_LS)} users are too few for search.method topk_low_rank; use exact")
         ranks = sorted({min(rank, max_rank) for rank in settings.ranks})
         if ranks[-1] < max(settings.ranks):

@@ -8,12 +8,11 @@ import pyarrow as pa
 
 from pipeline.data.histories import Bucket
 from pipeline.data.lists import Lists
-from pipeline.errors import InputError
 from pipeline.io.checkpoint import load_model, model_bytes
 from pipeline.io.corpus import open_corpus, read_low_rank, read_shard, shard_entries
 from pipeline.io.histories import read_bucket
 from pipeline.io.night import Night
-from pipeline.io.tuning import TuningRecord, tuning_claims, write_tuning
+from pipeline.io.tuning import TuningRecord, are_searches_tried, num_pairs, tuning_claims, write_exact, write_tuning
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval.backends import open_index
 from pipeline.retrieval.bonuses import Bonuses
@@ -32,14 +31,17 @@ from pipeline.stages.runner import Actors, Payload, Runner, Stage
 
 
 def tune_search(runner: Runner, night: Night, settings: Settings) -> TuningRecord:
-    """Measure the methods and choose one, unless the choice exists; return the choice.
+    """Measure the methods and choose one, unless the choice exists or there are few users and items; return the choice.
 
-    Raises InputError when there is no corpus or no user to choose with, and the errors of `Runner.run_chain`.
+    Raises InputError when there is no corpus, and the errors of `Runner.run_chain`.
     """
     claims = tuning_claims(night)
     existing = claims.read(0)
     if existing is not None:
         return existing
+    if not are_searches_tried(night, settings):
+        reason = f"{num_pairs(night):,} pairs of a user and an item are too few for a choice to pay"
+        return write_exact(night, settings, f"{reason} (search.tuning.min_pairs)")
     largest = max((entry.bytes for entry in shard_entries(open_corpus(night.storage, night.corpus))), default=0)
     arguments = {"night": night, "settings": settings}
     memory = memory_to_hold(model_bytes(night), largest) + memory_of_bonuses(night, settings)
@@ -65,6 +67,9 @@ class Tuner:
         entry = entries[rng.choice(len(entries), p=np.array([e.rows for e in entries]) / sum(e.rows for e in entries))]
         model = load_model(storage, night.checkpoint)
         batches = judging_batches(night, self._settings)
+        if not any(len(batch.excluded) for batch in batches):
+            write_exact(night, self._settings, "there is no user to try searches with")
+            return payload
         queries = QuerySide.cat([batch.queries for batch in batches]).to(self._device)
         shard = read_shard(storage, night.corpus, entry).to(self._device)
         mol = model.mol.to(self._device)
@@ -102,10 +107,7 @@ class JudgingUsers:
 
 
 def judging_batches(night: Night, settings: Settings) -> list[QueryBatch]:
-    """Batches of tonight's users, up to `search.tuning.num_queries` queries in all; items of their history excluded.
-
-    Raises InputError when there is no query.
-    """
+    """Batches of tonight's users, up to `search.tuning.num_queries` queries in all; items of their history excluded."""
     model, missing = load_model(night.storage, night.checkpoint), settings.search.tuning.num_queries
     bonuses = bonus_source(night, settings)
     batches: list[QueryBatch] = []
@@ -116,6 +118,4 @@ def judging_batches(night: Night, settings: Settings) -> list[QueryBatch]:
         batch = encode_queries(model, read_bucket(night.storage, night.histories, unit), source, unit, bonuses)
         batches.append(batch)
         missing -= len(batch.excluded)
-    if not sum(len(batch.excluded) for batch in batches):
-        raise InputError("there is no user to choose the search with; set search.method to exact")
     return batches

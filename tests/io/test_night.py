@@ -31,7 +31,7 @@ NOTHING, FROM_SEARCH, FROM_CORPUS, FROM_MODEL, EVERYTHING = (set(ARTIFACTS[first
 FROM_REFIT = FROM_MODEL - {"selected", "selected_corpus", "memory"}
 FROM_COUNTS = FROM_SEARCH | {"selected_neighbours", "neighbours", "memory"}
 INPUTS = Inputs(DS, Log("place", (ObjectInfo("ds=2026-11-20/a", 7, "e1"), ObjectInfo("ds=2026-11-20/b", 8, "e2"))))
-GIVEN = {"log": {"uri": "/log", "source": "default"}}
+GIVEN = {"log": {"uri": "/log", "source": "default"}, "search": {"method": "exact"}}
 # Which names the keys of a section are in; the keys that are in others, or in none, by themselves.
 SECTIONS = {
     "prepare": EVERYTHING,
@@ -145,6 +145,8 @@ def test_a_key_renames_what_it_shapes_and_what_is_made_from_that_and_nothing_els
         ("search.num_per_embd=99", NOTHING),
         ("search.target_recall=0.5", FROM_SEARCH),
         ("search.tuning.num_queries=9", FROM_SEARCH),
+        ("search.tuning.min_pairs=9", FROM_CORPUS),  # with fewer there is no low-rank table
+        ("search.method=topk_low_rank", FROM_CORPUS),  # with any number there is one
         ("corpus.low_rank.num_queries=9", FROM_CORPUS),
         ("search.backend=torch", FROM_CORPUS),  # the low-rank table is made of its quick scores
     ],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import compare, count_pairs, embed_items, evaluate, prepare, simulate_log, train
+from jobs import compare, count_pairs, embed_items, evaluate, prepare, simulate_log, train, tune
 from pipeline.io.evaluation import card_key, read_metrics
 from pipeline.io.night import open_night
 from pipeline.schema import EVALUATED
@@ -37,7 +37,7 @@ def evaluations(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> d
     for name, rate in (("learned", 2e-3), ("random", 1e-30)):
         settings = settings_of(root, KEYS | {"train.learning_rate": rate, "train.max_epochs": 8})
         night = open_night(settings)
-        for job in (prepare, count_pairs, train, embed_items):
+        for job in (prepare, count_pairs, train, embed_items, tune):
             job.run(settings, night)
         found[name] = evaluate.run(settings, night)
     return found

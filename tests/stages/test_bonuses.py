@@ -157,7 +157,8 @@ def test_the_checks_of_an_evaluation_measure_the_sum(tmp_path: Path, monkeypatch
 
 @pytest.mark.usefixtures("_with_bonuses")
 def test_a_search_is_chosen_with_the_bonuses_of_its_judges(tmp_path: Path, monkeypatch):
-    world = make_world(tmp_path, num_users=100, overrides=["search.method=tuned", "search.tuning.max_seconds=2"])
+    tuned = ["search.method=tuned", "search.tuning.min_pairs=0", "search.tuning.max_seconds=2"]
+    world = make_world(tmp_path, num_users=100, overrides=tuned)
     monkeypatch.setattr(tuning, "TIMING_SECONDS", 0.01)
     embed_corpora(LocalRunner(world.settings), world.night, world.settings)
     given = []

@@ -52,7 +52,7 @@ SMALL = {
     "train": {"refit": 0},
     "memory": {"enabled": False},
     "corpus": {"num_shards": 3},
-    "search": {"k": 10, "num_preselected": 20},
+    "search": {"k": 10, "num_preselected": 20, "method": "exact"},
     "output": {"num_buckets": 3},
 }
 

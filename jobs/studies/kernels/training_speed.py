@@ -1,9 +1,11 @@
 """Speed of a training step on one thread: the native pair network beside PyTorch's, and what else takes time.
 
-For 32 and 64 pairs of components a step of 2,560 positions is timed with every backend, in turn: positions per second,
-the part of the pair network in it, and the share of the processor's multiply-adds that the network's products reach
-(a product counts three times: forward, and backward to both sides). Then a step is timed for tables of several numbers
-of items, and the average of the weights, which reads the whole table and is taken every few steps.
+For 32 and 64 pairs of components a step of some 2,500 positions is timed with every backend, in turn: positions per
+second, the part of the pair network in it, and the share of the processor's multiply-adds that the network's products
+reach (a product counts three times: forward, and backward to both sides). Beside them stands the native step without
+the dot-product head, against the same loss as one writes it first, with nothing shared or fused (straightforward.py).
+The histories have 2 to 200 events, 40 in the mean. Then a step is timed for tables of several numbers of items, and the
+average of the weights, which reads the whole table and is taken every few steps.
 """
 
 import time
@@ -16,6 +18,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+from jobs.studies.kernels.straightforward import StraightforwardStep
 from jobs.studies.machine import processor
 from jobs.studies.search.stage1 import bfloat16_peak
 from jobs.studies.timing import Timing, median_ratio, time_interleaved
@@ -33,9 +36,10 @@ from pipeline.settings import ModelSettings, MolSettings, TrainSettings
 
 SHAPES = ((8, 4, 64), (8, 8, 32))  # query components, item components, width
 NUM_ITEMS = 46_000
-NUM_EVENTS = 41  # of each of the step's 64 users
+NUM_USERS, MEAN_EVENTS, MAX_EVENTS = 64, 40, 200  # of the step's histories
 BACKENDS = {
     "native": TrainSettings(backend="native"),
+    "native, no head": TrainSettings(backend="native", head_weight=0.0),
     "torch": TrainSettings(backend="torch"),
     "torch bfloat16": TrainSettings(backend="torch", precision="bfloat16"),
 }
@@ -55,8 +59,10 @@ class StepClock:
         q, x, d = self.shape
         mol = MolSettings(num_query_components=q, num_item_components=x, component_dim=d)
         torch.manual_seed(0)
-        self._state = new_state(RetrievalModel(ModelSettings(mol=mol), self.num_items), self.settings)
-        self._batch = _random_batch(self.num_items, self.settings.batch_positions // (NUM_EVENTS - 1))
+        self._state = new_state(
+            RetrievalModel(ModelSettings(mol=mol, max_length=MAX_EVENTS), self.num_items), self.settings
+        )
+        self._batch = _random_batch(self.num_items)
         self._sampler = Negatives.of(torch.ones(self.num_items), self.settings)
         self.backend = training_backend(self._state.model.mol, self.settings)
 
@@ -75,14 +81,21 @@ class StepClock:
         self._state.step += 1
         self.optimiser.append(time.process_time() - begun)
 
+    def straightforward(self) -> StraightforwardStep:
+        """The same loss for the same batch, as one writes it first, with a model of its own."""
+        model = RetrievalModel(self._state.model.settings, self.num_items)
+        return StraightforwardStep(model, self._batch, self.settings)
+
     def average(self) -> None:
         """Take the weights into their average."""
         average_weights(self._state, self.settings.average_decay)
 
 
-def _random_batch(num_items: int, num_users: int) -> SequenceBatch:
-    rows = np.random.default_rng(0).integers(0, num_items, (num_users, NUM_EVENTS)).astype(np.int32)
-    windows = cut_windows(Lists.of(list(rows)), np.arange(num_users), NUM_EVENTS)
+def _random_batch(num_items: int) -> SequenceBatch:
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.geometric(1 / MEAN_EVENTS, NUM_USERS), 2, MAX_EVENTS)
+    histories = Lists.of([rng.integers(0, num_items, length) for length in lengths])
+    windows = cut_windows(histories, np.arange(NUM_USERS), MAX_EVENTS)
     return next(iter(epoch_batches(windows, 1, 0, 1, 0)))
 
 
@@ -102,9 +115,11 @@ def _seconds_of(name: str, seconds: list[float]) -> Iterator[None]:
 
 
 def study_backends(shape: tuple[int, int, int], num_rounds: int, peak: float) -> None:
-    """Print a line per backend: the whole step and the pair network in it, and how many times faster native is."""
+    """Print a line per backend: the whole step and the pair network in it, and how many times faster native is; then
+    the straightforward step."""
     clocks = {name: StepClock(settings, shape, NUM_ITEMS) for name, settings in BACKENDS.items()}
-    steps = time_interleaved(clocks, num_rounds)
+    first = clocks["native, no head"]
+    steps = time_interleaved(clocks | {"straightforward": first.straightforward()}, num_rounds)
     networks = {name: Timing((), tuple(clock.pairs[-num_rounds:])) for name, clock in clocks.items()}
     q, x, d = shape
     flop = 6 * q * x * (d + 2 * MolSettings().gate_hidden_dim) * TrainSettings().num_negatives  # of a position
@@ -116,6 +131,10 @@ def study_backends(shape: tuple[int, int, int], num_rounds: int, peak: float) ->
             f"{of_step:8,.0f} (native: {median_ratio(steps[name], steps['native'], 'cpu'):.1f} x); "
             f"{flop * of_network / 1e9:.0f} GFLOP/s, {flop * of_network / peak:.0%} of the bfloat16 peak"
         )
+
+    of_step = first.num_positions / steps["straightforward"].median_cpu
+    ratio = median_ratio(steps["straightforward"], steps["native, no head"], "cpu")
+    print(f"  straightforward: {of_step:,.0f} in the whole step (native, no head: {ratio:.1f} x)")
 
 
 def study_tables(num_items: list[int], num_rounds: int) -> None:

@@ -20,7 +20,7 @@ from pipeline.settings import Settings, default_root
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "conf").glob("*.yaml"))
 PROGRAMS = sorted(path for path in (ROOT / "jobs").glob("*.py") if path.name != "__init__.py")
-JOBS = [path for path in PROGRAMS if path.name != "study.py"]  # with a configuration
+JOBS = [path for path in PROGRAMS if path.name not in ("study.py", "compare.py")]  # with a configuration
 
 
 def fault(values: dict, *overrides: str) -> str:
@@ -177,8 +177,9 @@ def test_an_impossible_combination_is_refused(overrides, expected):
     assert expected in fault({}, *overrides)
 
 
-def test_preselection_may_be_smaller_than_k_where_nothing_is_preselected():
-    assert settings("search.num_preselected=50").search.method == "exact"
+@pytest.mark.parametrize("method", ["exact", "tuned"])
+def test_preselection_may_be_smaller_than_k_where_no_setting_says_how_much_is_preselected(method):
+    assert settings("search.num_preselected=50", f"search.method={method}").search.num_preselected == 50
 
 
 def test_days_of_the_split_do_not_matter_when_the_last_event_is_left_out():

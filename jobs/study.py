@@ -122,6 +122,22 @@ def _cadence(parser: Parser) -> None:
     _overrides(parser)
 
 
+def _approximation(parser: Parser) -> None:
+    parser.add_argument(
+        "--folder", type=Path, default=Path(), help="where the table and the picture go (default: here)"
+    )
+    parser.add_argument("--steps", type=int, default=2_000, help="of the training on each matrix")
+
+
+def _variants(parser: Parser) -> None:
+    parser.add_argument("--root", type=Path, default=Path("variants"), help="folder of the nights (default: variants)")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(), help="where the table and the picture go (default: here)"
+    )
+    parser.add_argument("--config", type=Path, help="the night's configuration (default: a simulated log)")
+    _overrides(parser)
+
+
 def _gpu_compile(parser: Parser) -> None:
     parser.add_argument("only", nargs="?", default="", help="a part of the names of the cases (default: all)")
 
@@ -166,6 +182,10 @@ STUDIES = {
     "dtypes": Study("models.dtypes", _models),
     "breaks": Study("models.breaks", _models),
     "cadence": Study("models.cadence", _cadence),
+    "approximation": Study("models.approximation", _approximation),
+    "balance": Study("settings.balance", _variants),
+    "pairs": Study("settings.pairs", _variants),
+    "adds": Study("settings.adds", _variants),
     "train-speed": Study("kernels.training_speed", _training_speed),
     "gpu-compile": Study("kernels.gpu_compile", _gpu_compile),
     "gpu-speed": Study("kernels.gpu_speed", _gpu_speed),

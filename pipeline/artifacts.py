@@ -41,7 +41,7 @@ class Manifest(Config):
 class Artifact:
     """A folder below the root. Its id is a fingerprint of everything that the content depends on."""
 
-    folder: str  # histories, neighbours, models, memories, corpora, tunings, evaluations
+    folder: str  # histories, neighbours, trainings, models, memories, corpora, tunings, evaluations
     id: str
 
     @property

@@ -54,9 +54,7 @@ def command(description: str, run: Callable[["Settings", date | None], Outcome])
     finish. It imports torch and Ray itself, so that `--help` and a misspelt key are answered at once. A signal ends the
     job with 30.
     """
-    parser = _parser(description)
-    _add_configuration(parser)
-    arguments = parser.parse_args()
+    arguments = _parser(description).parse_args()
 
     def configured(interrupts: Interrupts) -> Outcome:
         from pipeline.config import load_config, parse_day
@@ -77,7 +75,7 @@ def plain_command(
 
     All else is as with `command`.
     """
-    parser = _parser(description)
+    parser = _bare_parser(description)
     add_arguments(parser)
     given = vars(parser.parse_args())
     _run(lambda interrupts: run(**given))
@@ -173,7 +171,7 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(code)
 
 
-def _parser(description: str) -> _Parser:
+def _bare_parser(description: str) -> _Parser:
     return _Parser(
         description=description,
         epilog=EXIT_CODES,
@@ -182,12 +180,14 @@ def _parser(description: str) -> _Parser:
     )
 
 
-def _add_configuration(parser: argparse.ArgumentParser) -> None:
+def _parser(description: str) -> _Parser:
+    parser = _bare_parser(description)
     parser.add_argument("--config", type=Path, default=None, help=f"YAML file (default: {DEFAULT_CONFIG})")
     parser.add_argument("--ds", metavar="YYYY-MM-DD", help="the day to serve (default: the newest day in the log)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=c", help="override one key; may be given many times"
     )
+    return parser
 
 
 def _config_path(given: Path | None) -> Path:

@@ -25,7 +25,8 @@ from pipeline.model.ranks import Ranks
 from pipeline.model.training import TrainingState
 from pipeline.settings import Settings
 from pipeline.stages.devices import device_for
-from pipeline.stages.train import STATES_KEPT, keep_best, train_rank, training_memory
+from pipeline.stages.train import keep_best, train_rank, training_memory
+from pipeline.stages.training_states import STATES_KEPT
 
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 # Seconds between two looks of Ray Train at its workers (by default 2). A worker that has a report waits until the one

@@ -24,6 +24,7 @@ class Night:
     histories: Artifact
     selected_neighbours: Artifact  # counted in the training events
     neighbours: Artifact  # that serve: counted in all events where the model is refitted on all
+    training: Artifact  # where the last state of the selected model's training lies, for one that ends later
     selected: Artifact  # the model that was selected on the validation events; it has not learned from the test
     checkpoint: Artifact  # the model that serves: the selected one, refitted on all events
     memory: Artifact  # the weight of the counts in the score, chosen with the selected model
@@ -83,11 +84,18 @@ def _of_histories(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _of_selected(settings: Settings) -> dict[str, Any]:
+ENDS = {"max_epochs", "max_minutes", "patience"}  # keys of `train` that say when a training ends, and no more
+
+
+def _of_training(settings: Settings) -> dict[str, Any]:
     # How the models came to be chosen is no part of this, but the models themselves are, as the input `earlier`.
     others = {"steps_between_states", "refit", "start_from", "every_days"}
-    train = settings.train.model_dump(mode="json", exclude=others)
+    train = settings.train.model_dump(mode="json", exclude=others | ENDS)
     return {"model": settings.model.model_dump(mode="json"), "train": train}
+
+
+def _of_selected(settings: Settings) -> dict[str, Any]:
+    return settings.train.model_dump(mode="json", include=ENDS)
 
 
 def _of_refit(settings: Settings) -> dict[str, Any]:
@@ -140,7 +148,8 @@ RECIPES = {
     "histories": Recipe(5, ("day", "log", "items"), _of_histories),
     "selected_neighbours": Recipe(1, ("histories",), _of_neighbours),
     "neighbours": Recipe(1, ("histories",), _of_whole_neighbours),
-    "selected": Recipe(7, ("histories", "earlier"), _of_selected),
+    "training": Recipe(7, ("histories", "earlier"), _of_training),
+    "selected": Recipe(1, ("training",), _of_selected),
     "model": Recipe(1, ("selected",), _of_refit),
     "memory": Recipe(2, ("selected", "selected_neighbours"), _of_memory),
     "selected_corpus": Recipe(7, ("selected",), _of_corpus),
@@ -163,7 +172,7 @@ def training_of(settings: Settings) -> dict[str, Any]:
         "model": settings.model.model_dump(mode="json"),
         "train": settings.train.model_dump(mode="json", exclude={"steps_between_states", "every_days"}),
         "split": settings.split.model_dump(mode="json") | {"time_zone": settings.log.time_zone},
-        "versions": [RECIPES[kind].version for kind in ("selected", "model")],
+        "versions": [RECIPES[kind].version for kind in ("training", "model")],
     }
 
 
@@ -206,6 +215,7 @@ def name_night(storage: Storage, settings: Settings, inputs: Inputs) -> Night:
         histories=artifact("histories", "histories"),
         selected_neighbours=artifact("neighbours", "selected_neighbours"),
         neighbours=artifact("neighbours", "neighbours"),
+        training=artifact("trainings", "training"),
         selected=artifact("models", "selected"),
         checkpoint=artifact("models", "model"),
         memory=artifact("memories", "memory"),

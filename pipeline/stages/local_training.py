@@ -6,24 +6,14 @@ from pathlib import Path
 
 import torch
 
-from pipeline.artifacts import FileEntry
-from pipeline.config import Config
 from pipeline.errors import InputError
-from pipeline.io.artifacts import Claims, read_file, sizes_of, write_file
-from pipeline.io.checkpoint import HISTORY, TENSORS, save_state
+from pipeline.io.checkpoint import save_state
 from pipeline.io.night import Night
 from pipeline.model.ranks import Ranks
 from pipeline.model.training import TrainingState
 from pipeline.settings import Settings
-from pipeline.stages.train import STATES_KEPT, keep_best, remove_states, train_rank
-
-STATE_FILES = (TENSORS, HISTORY)
-
-
-class SavedState(Config):
-    """A state, in the store."""
-
-    files: tuple[FileEntry, FileEntry]  # of STATE_FILES
+from pipeline.stages.train import keep_best, remove_states, train_rank
+from pipeline.stages.training_states import fetch_last, saved_states, upload
 
 
 def train_locally(night: Night, settings: Settings, report_line: Callable[[str], None]) -> None:
@@ -47,39 +37,3 @@ def train_locally(night: Night, settings: Settings, report_line: Callable[[str],
         popularity = train_rank(night, settings, Ranks(0, 1), torch.device("cpu"), state_folder, report, report_line)
         keep_best(night, settings, folder, popularity)
     remove_states(night)
-
-
-def saved_states(night: Night) -> Claims[SavedState]:
-    """The numbers of the states of an unfinished training in this process that lie in the store."""
-    prefix = f"training/{night.checkpoint.id}-local"
-    return Claims(night.storage, prefix, "state", SavedState, lambda state: sizes_of(prefix, *state.files))
-
-
-def upload(states: Claims[SavedState], folder: Path, number: int) -> None:
-    """Write the state in `folder` to the store and delete all but the newest STATES_KEPT."""
-    storage, prefix = states.storage, states.prefix
-    tensors, history = (write_file(storage, prefix, name, (folder / name).read_bytes(), 1) for name in STATE_FILES)
-    states.claim(number, SavedState(files=(tensors, history)))
-    for old_number, old in sorted(states.done().items())[:-STATES_KEPT]:
-        storage.delete(states.key(old_number))
-        for entry in old.files:
-            storage.delete(f"{prefix}/{entry.key}")
-
-
-def fetch_last(states: Claims[SavedState], folder: Path) -> bool:
-    """Copy the files of the last state into `folder`; False when there is no state.
-
-    Raises InfrastructureError when the state was removed meanwhile, InputError when a file is damaged.
-    """
-    done = states.done()
-    if not done:
-        return False
-    number = max(done)
-    try:
-        for name, entry in zip(STATE_FILES, done[number].files, strict=True):
-            data = read_file(states.storage, states.prefix, entry, "remove it to train from the start")
-            (folder / name).write_bytes(data)
-    except InputError:
-        states.require(number, "does another process train the same model? Run again")
-        raise
-    return True

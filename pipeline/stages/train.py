@@ -1,6 +1,7 @@
 """Training: the artifact, the work of one rank, and the model that is kept."""
 
 import logging
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import torch
 
 from pipeline.artifacts import Manifest
+from pipeline.errors import InfrastructureError
 from pipeline.io.artifacts import read_manifest, require_manifest
 from pipeline.io.checkpoint import load_model, load_state, read_history, read_metrics, read_weights, write_checkpoint
 from pipeline.io.histories import read_eligible
@@ -20,6 +22,7 @@ from pipeline.model.results import refit_metrics, training_metrics
 from pipeline.model.rounds import RoundReport, best_round, ended_by
 from pipeline.model.training import (
     VALIDATION_CUTOFF,
+    TrainingData,
     TrainingState,
     finish_round,
     fit,
@@ -27,6 +30,7 @@ from pipeline.model.training import (
     popular_hit_rate,
     seed_everything,
 )
+from pipeline.model.validation import Validate
 from pipeline.native.backend import Backend
 from pipeline.retrieval.all_items import memory_of_indexes
 from pipeline.settings import Settings, TrainSettings
@@ -34,6 +38,7 @@ from pipeline.stages.devices import PROCESS_BYTES
 from pipeline.stages.earlier_models import start_from, take_over
 from pipeline.stages.runner import Runner
 from pipeline.stages.training_data import read_training_data
+from pipeline.stages.training_states import fetch_ended, keep_ended
 from pipeline.stages.validation import rank_by_search
 
 log = logging.getLogger("nightrails")
@@ -41,7 +46,6 @@ log = logging.getLogger("nightrails")
 NEVER = 1_000_000_000  # rounds of patience: a refit goes to its end
 MIN_REFIT_SHARE = 0.8  # of the selection's NDCG on the validation events; with few users it is noisy
 COLUMN_BYTES = {"times": 32, "weights": 16}  # of an event in memory: four copies while buckets are joined
-STATES_KEPT = 2  # of an unfinished training: the newest state, and one more in case the newest is damaged
 
 
 def train_checkpoint(runner: Runner, night: Night, settings: Settings) -> Manifest:
@@ -104,7 +108,6 @@ def train_rank(
     train = settings.train
     seed_everything(train.seed)  # the same first weights on every rank
     model = RetrievalModel(settings.model, len(data.item_counts_N)).to(device)
-    earlier = None if night.has_refit or state_folder is not None else night.earlier
     if night.has_refit:
         model.load_state_dict(load_model(night.storage, night.selected).state_dict())
         best_epoch = read_metrics(night.storage, night.selected).best_epoch
@@ -113,25 +116,63 @@ def train_rank(
             f"refit of model {night.selected.id} on all events: "
             f"{train.max_epochs} epochs, after {best_epoch:g} of the selection"
         )
-    elif earlier is not None:
-        num_new = start_from(model, night, earlier)
-        say(f"start from model {earlier.selected.id} of ds={earlier.ds}; {num_new} of {model.num_items} items are new")
     _log_backend(training_backend(model.mol, train))
-    state = new_state(model, train)
     validate = partial(rank_by_search, train.backend)
-    if state_folder is not None:
-        load_state(state_folder, state)
-    elif earlier is not None:
-        finish_round(state, data, train, ranks, validate)
-        say(f"before the first step: validation NDCG@{VALIDATION_CUTOFF} {state.history[0].ndcg:.4f}")
+    if state_folder is None and not night.has_refit:
+        state = _first_state(night, model, data, train, ranks, validate, say)
+    else:
+        state = new_state(model, train)
+        if state_folder is not None:
+            load_state(state_folder, state)
     popularity = popular_hit_rate(data, ranks, device)
 
     def on_state(state: TrainingState) -> None:
         say(progress_line(state, popularity, train, night.has_refit))
         report(state, popularity)
 
+    if state_folder is None and state.is_finished(train):
+        on_state(state)  # nothing is left to do, but the state is not saved yet as one of this training
     fit(state, data, train, ranks, on_state, say, validate)
     return popularity
+
+
+def _first_state(
+    night: Night,
+    model: RetrievalModel,
+    data: TrainingData,
+    train: TrainSettings,
+    ranks: Ranks,
+    validate: Validate,
+    say: Callable[[str], None],
+) -> TrainingState:
+    """The state that a training begins with: the last one of a training that ended sooner, the weights of an earlier
+    night's model, or random weights."""
+    with tempfile.TemporaryDirectory() as name:
+        if _fetch_ended_everywhere(night, train, ranks, Path(name)):
+            state = new_state(model, train)
+            load_state(Path(name), state)
+            say(f"go on where a training that ended sooner stands: after epoch {state.history[-1].epoch:g}")
+            return state
+    if night.earlier is None:
+        return new_state(model, train)
+    num_new = start_from(model, night, night.earlier)
+    where = f"model {night.earlier.selected.id} of ds={night.earlier.ds}"
+    say(f"start from {where}; {num_new} of {model.num_items} items are new")
+    state = new_state(model, train)
+    finish_round(state, data, train, ranks, validate)
+    say(f"before the first step: validation NDCG@{VALIDATION_CUTOFF} {state.history[0].ndcg:.4f}")
+    return state
+
+
+def _fetch_ended_everywhere(night: Night, train: TrainSettings, ranks: Ranks, folder: Path) -> bool:
+    """Fetch the last state of an ended training to go on from, on all ranks or on none.
+
+    Raises InfrastructureError when some ranks find another one than the others.
+    """
+    number = len(read_history(folder)) if fetch_ended(night, train, folder) else 0
+    if int(ranks.sum_(torch.tensor([number]))[0]) != ranks.world_size * number:
+        raise InfrastructureError("the state to go on from was replaced meanwhile; run the same command again")
+    return number > 0
 
 
 def _log_backend(backend: Backend) -> None:
@@ -151,7 +192,9 @@ def keep_best(night: Night, settings: Settings, state_folder: Path, popularity: 
         return keep_refit(night, settings, state_folder, history[-1])
     model = RetrievalModel(settings.model, len(read_eligible(night.storage, night.histories)))
     model.load_state_dict(read_weights(state_folder, "best"))
-    return write_checkpoint(night, model, settings, training_metrics(history, popularity, settings.train))
+    manifest = write_checkpoint(night, model, settings, training_metrics(history, popularity, settings.train))
+    keep_ended(night, state_folder)
+    return manifest
 
 
 def keep_refit(night: Night, settings: Settings, state_folder: Path, last: RoundReport) -> Manifest:

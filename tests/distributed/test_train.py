@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.config import apply_overrides
 from pipeline.distributed import train
 from pipeline.distributed.runner import RayRunner
 from pipeline.io.checkpoint import load_model, read_metrics
+from pipeline.io.night import name_night
 from pipeline.io.storage import open_storage
 from pipeline.model.training import TrainingState
+from pipeline.settings import Settings
 from pipeline.stages import train as stage
 from tests.stages.test_train import prepared
 
@@ -77,6 +80,20 @@ def test_when_a_worker_is_killed_training_resumes_within_the_epoch(local_ray, tm
     loaded = load_model(night.storage, night.checkpoint)
     assert all(torch.isfinite(value).all() for value in loaded.state_dict().values())
     assert stage.train_checkpoint(runner, night, settings).id == night.checkpoint.id  # it exists: nothing runs
+
+
+@pytest.mark.ray
+def test_with_more_epochs_all_workers_go_on_where_the_training_has_ended(local_ray, tmp_path, caplog):
+    short, settings = prepared(tmp_path, ["train.max_epochs=1"])
+    stage.train_checkpoint(RayRunner(settings), short, settings)
+    longer = Settings.model_validate(apply_overrides(settings.model_dump(mode="json"), ["train.max_epochs=2"]))
+    night = name_night(short.storage, longer, short.inputs)
+    caplog.set_level("INFO")
+    stage.train_checkpoint(RayRunner(longer), night, longer)
+    first, second = (read_metrics(short.storage, each.checkpoint).history for each in (short, night))
+    assert [report.epoch for report in second] == [1, 2]
+    assert second[0] == first[0]
+    assert "go on where a training that ended sooner stands: after epoch 1" in caplog.text
 
 
 @pytest.mark.s3

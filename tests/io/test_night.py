@@ -24,11 +24,12 @@ from tests.io.inputs_on_disk import events, settings_for, write
 
 DS = date(2026, 11, 20)
 ARTIFACTS = (
-    *("histories", "selected_neighbours", "neighbours", "selected", "checkpoint", "memory", "selected_corpus"),
-    *("corpus", "tuning", "evaluation", "run"),
+    *("histories", "selected_neighbours", "neighbours", "training", "selected", "checkpoint", "memory"),
+    *("selected_corpus", "corpus", "tuning", "evaluation", "run"),
 )
-NOTHING, FROM_SEARCH, FROM_CORPUS, FROM_MODEL, EVERYTHING = (set(ARTIFACTS[first:]) for first in (11, 8, 6, 3, 0))
-FROM_REFIT = FROM_MODEL - {"selected", "selected_corpus", "memory"}
+NOTHING, FROM_SEARCH, FROM_CORPUS, FROM_MODEL, EVERYTHING = (set(ARTIFACTS[first:]) for first in (12, 9, 7, 3, 0))
+FROM_END = FROM_MODEL - {"training"}
+FROM_REFIT = FROM_END - {"selected", "selected_corpus", "memory"}
 FROM_COUNTS = FROM_SEARCH | {"selected_neighbours", "neighbours", "memory"}
 INPUTS = Inputs(DS, Log("place", (ObjectInfo("ds=2026-11-20/a", 7, "e1"), ObjectInfo("ds=2026-11-20/b", 8, "e2"))))
 GIVEN = {"log": {"uri": "/log", "source": "default"}, "search": {"method": "exact"}}
@@ -54,6 +55,9 @@ KEYS = {
     "items.live_statuses": EVERYTHING,
     "items.hidden_statuses": EVERYTHING,
     "train.refit": FROM_REFIT,
+    "train.max_epochs": FROM_END,
+    "train.max_minutes": FROM_END,
+    "train.patience": FROM_END,
     "train.steps_between_states": NOTHING,
     "train.start_from": NOTHING,  # nothing is published that a night could start from or take over
     "train.every_days": NOTHING,

@@ -159,7 +159,7 @@ def test_a_file_of_another_run_is_refused() -> None:
 def measure(settings: Settings, model: float, popularity: float, overlap: float, counts: float = 0.0) -> None:
     """Write an evaluation with these hit rates at its first cutoff; at the second, the floors are far ahead."""
     night = compute_night(settings)
-    write_metrics(night, settings, metrics_of(model, popularity, overlap, counts))
+    write_metrics(night, settings, metrics_of(model, popularity, overlap, counts), "# card", [])
 
 
 GATED = {"min_overlap": 0.95, "min_lift_over_popularity": 2.0}

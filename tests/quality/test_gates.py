@@ -1,6 +1,8 @@
+import numpy as np
 import pytest
 
 from pipeline.errors import GateError
+from pipeline.evaluation.paired import paired_difference
 from pipeline.evaluation.results import Comparison, Estimate, Metrics, Overlap
 from pipeline.quality.gates import check_gates
 from pipeline.settings import GateSettings
@@ -27,7 +29,7 @@ def metrics(model: float, popularity: float, overlap: float, counts: float = 0.0
         proven=1.0,
         coverage=Comparison(model=0.5, popularity=0.1, counts=0.4),
         gini=Comparison(model=0.5, popularity=0.9, counts=0.6),
-        over_counts={},
+        over_counts={"hr@10": paired_difference(np.full(2, counts), np.full(2, model))},
         novelty=Comparison(model=9.0, popularity=5.0, counts=8.0),
         distance=Comparison(model=0.5, popularity=0.5, counts=0.5),
         gates=(1.0,),

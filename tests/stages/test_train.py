@@ -26,9 +26,9 @@ from pipeline.native.backend import Backend
 from pipeline.retrieval import backends
 from pipeline.retrieval.backends import describe_backend
 from pipeline.settings import ModelSettings, SearchSettings, Settings, TrainSettings
-from pipeline.stages import local_training, train, training_data
+from pipeline.stages import local_training, train, training_data, training_states
 from pipeline.stages.local import LocalRunner
-from pipeline.stages.local_training import saved_states
+from pipeline.stages.training_states import saved_states
 from pipeline.stages.validation import rank_by_search
 from tests.item_index import item_index
 from tests.model.planted import NUM_ITEMS, SMALL_MODEL, histories
@@ -185,7 +185,7 @@ def test_a_state_that_is_removed_while_it_is_fetched_is_worth_a_retry_and_a_dama
             spoil(storage, f"{prefix}/{entry.key}")
             return read_file(storage, prefix, entry, remedy)
 
-        monkeypatch.setattr(local_training, "read_file", spoilt)
+        monkeypatch.setattr(training_states, "read_file", spoilt)
         with pytest.raises(kind, match=says):
             train.train_checkpoint(LocalRunner(settings), night, settings)
 

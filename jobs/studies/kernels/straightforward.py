@@ -18,6 +18,10 @@ class StraightforwardStep:
         self._model, self._batch, self._settings = model.train(), batch, settings
         self._optimiser = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=0.0)
 
+    @property
+    def num_positions(self) -> int:
+        return int((self._batch.targets_BL >= 0).sum())
+
     def __call__(self) -> None:
         self._optimiser.zero_grad()
         self.loss().backward()

@@ -102,7 +102,8 @@ def run_study(study: Study, root: Path, folder: Path, config: Path | None, overr
     folder.mkdir(parents=True, exist_ok=True)
     text = table(results)
     print(text, flush=True)
-    command = " ".join([f"python jobs/study.py {study.name}", *(f"--set {each}" for each in overrides)])
+    words = [*(["--config", str(config)] if config else []), *(f"--set {each}" for each in overrides)]
+    command = " ".join([f"python jobs/study.py {study.name}", *words])
     on = log_in_words(settings_of(root, {}, config, overrides))
     title = f"`{command}`, {on}; one thread of {processor()}"
     (folder / f"{study.name}.md").write_text(f"{title}\n\n![The variants]({study.name}.svg)\n\n{text}\n")

@@ -1,10 +1,11 @@
 """Universal approximation: MoL against a dot product of the same budget, on matrices of known rank.
 
 A matrix of similarities of 128 queries and 128 items is fitted: a random one of some rank, and one in which each query
-has one item of its own (the identity, rank 128). Both sides have a vector of 16 numbers each. The best dot product
-of 16 numbers is known (the first 16 singular values; Eckart & Young 1936). MoL splits and lifts the same 16 numbers
-into 1, 4, 16 or 64 pairs of components; its network is shared by all queries and items. The error is the share of
-the matrix's squares that is left, of the best moment of the training; 0 is a perfect fit, 1 the fit by zeros.
+has one item of its own (the identity). Both sides have a vector of 16 numbers each. The best dot product of 16 numbers
+is known (the first 16 singular values; Eckart & Young 1936). MoL lifts the same 16 numbers into 1, 4, 16 or 64 pairs of
+components. Its network is shared by all queries and items; the table says how many numbers that is, against the 16,384
+of the matrix: so small a matrix says what can be represented, not what is learned of others. The error is the share of
+the matrix's squares that is left, at the best moment of the training: 0 is a perfect fit, 1 the fit by zeros.
 """
 
 import logging
@@ -72,9 +73,8 @@ def best_dot_product(matrix: Tensor) -> float:
     return float(squares[DIM:].sum() / squares.sum())
 
 
-def fit_mol(matrix: Tensor, components: int, steps: int) -> float:
-    """The least error of MoL in so many steps over the whole matrix; deterministic."""
-    torch.manual_seed(0)
+def make_mol(components: int) -> MixtureOfLogits:
+    """MoL with so many components on each side, without dropout."""
     settings = MolSettings(
         num_query_components=components,
         num_item_components=components,
@@ -83,7 +83,18 @@ def fit_mol(matrix: Tensor, components: int, steps: int) -> float:
         item_dropout=0.0,
         cross_dropout=0.0,
     )
-    mol = MixtureOfLogits(DIM, settings)
+    return MixtureOfLogits(DIM, settings)
+
+
+def num_shared(components: int) -> int:
+    """The numbers of the network that all queries and items share."""
+    return sum(weight.numel() for weight in make_mol(components).parameters())
+
+
+def fit_mol(matrix: Tensor, components: int, steps: int) -> float:
+    """The least error of MoL in so many steps over the whole matrix; deterministic."""
+    torch.manual_seed(0)
+    mol = make_mol(components)
     queries, items = (nn.Parameter(torch.randn(number, DIM)) for number in matrix.shape)
     optimiser = torch.optim.Adam([*mol.parameters(), queries, items], 3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
@@ -100,7 +111,7 @@ def fit_mol(matrix: Tensor, components: int, steps: int) -> float:
 
 def table(fits: Sequence[Fit]) -> str:
     """Write one line per matrix."""
-    heads = [f"MoL, {components**2} pairs" for components in COMPONENTS]
+    heads = [f"MoL, {components**2} pairs, {num_shared(components):,} shared" for components in COMPONENTS]
     lines = [
         f"| rank | best dot product of {DIM} numbers | {' | '.join(heads)} |",
         "|---" * (len(heads) + 2) + "|",

@@ -330,8 +330,8 @@ TableDtype = Literal["float32", "bfloat16", "int8"]
 class TuningSettings(Config):
     """How the search is chosen when `search.method` is `tuned`."""
 
-    # Users times items. With fewer, exact search takes some two minutes at most on one core, and nothing is tried.
-    min_pairs: Count = 300_000_000
+    # Users times items. With fewer, exact search takes less than a minute on one core, and nothing is tried.
+    min_pairs: Count = 100_000_000
     num_queries: PositiveInt = 256  # a sample of tonight's users
     max_seconds: PositiveInt = 300
 

@@ -9,7 +9,17 @@ from tempfile import TemporaryDirectory
 
 JOB_FOLDER = Path(__file__).parents[2]
 CONFIG = JOB_FOLDER.parent / "conf/nightly.yaml"
-JOBS = ("simulate_log", "prepare", "count_pairs", "train", "choose_memory", "embed_items", "retrieve", "evaluate")
+JOBS = (
+    "simulate_log",
+    "prepare",
+    "count_pairs",
+    "train",
+    "choose_memory",
+    "embed_items",
+    "tune",
+    "retrieve",
+    "evaluate",
+)
 # The training is as short as it can be: only sizes matter here.
 SHORT_TRAINING = ("train.max_epochs=1", "train.num_negatives=16", "model.max_length=20")
 

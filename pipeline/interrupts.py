@@ -150,8 +150,9 @@ def leave(exit_code: int) -> NoReturn:
     pyarrow do some time after a file was read, aborts the process: exit code 134 for a job that has done its work.
     """
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # nobody reads it; the exit code still counts
+            stream.flush()
     os._exit(exit_code)
 
 

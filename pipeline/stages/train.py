@@ -148,7 +148,7 @@ def _first_state(
     """The state that a training begins with: the last one of a training that ended sooner, the weights of an earlier
     night's model, or random weights."""
     with tempfile.TemporaryDirectory() as name:
-        if _fetch_ended_everywhere(night, train, ranks, Path(name)):
+        if _fetch_ended_everywhere(night, train, ranks, Path(name), model.device):
             state = new_state(model, train)
             load_state(Path(name), state)
             say(f"go on where a training that ended sooner stands: after epoch {state.history[-1].epoch:g}")
@@ -164,13 +164,15 @@ def _first_state(
     return state
 
 
-def _fetch_ended_everywhere(night: Night, train: TrainSettings, ranks: Ranks, folder: Path) -> bool:
+def _fetch_ended_everywhere(
+    night: Night, train: TrainSettings, ranks: Ranks, folder: Path, device: torch.device
+) -> bool:
     """Fetch the last state of an ended training to go on from, on all ranks or on none.
 
     Raises InfrastructureError when some ranks find another one than the others.
     """
     number = len(read_history(folder)) if fetch_ended(night, train, folder) else 0
-    if int(ranks.sum_(torch.tensor([number]))[0]) != ranks.world_size * number:
+    if int(ranks.sum_(torch.tensor([number], device=device))[0]) != ranks.world_size * number:
         raise InfrastructureError("the state to go on from was replaced meanwhile; run the same command again")
     return number > 0
 

@@ -1,7 +1,8 @@
 """States of trainings in the store: those of an unfinished one, to resume from, and the last one of the training that
 ended last.
 
-A training that differs from that one in its end alone (`night.ENDS`), and would not have ended sooner, goes on from there.
+A training that differs from that one in its end alone (`night.ENDS`), and would not have ended sooner, goes on from
+there.
 """
 
 import logging

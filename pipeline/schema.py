@@ -27,13 +27,15 @@ def interactions(user_type: pa.DataType, item_type: pa.DataType) -> Schema:
 def histories(user_type: pa.DataType) -> Schema:
     """One row per user, events in order. The first `num_train` events are for training, the next
     `num_validation` for model selection, the rest is the test. `event_ts` is in µs since 1970 UTC. `left_out` says why
-    a user gets no list, and is empty for everybody else. `also_seen` are items of events that were set aside."""
+    a user gets no list, and is empty for everybody else. `hides` says in which parts an event hides its item from the
+    user (`pipeline.data.seen`); `also_seen` are items of events that were set aside."""
     return pa.schema(
         [
             pa.field("user_id", user_type, nullable=False),
             pa.field("item_rows", pa.list_(pa.field("element", pa.int32(), nullable=False)), nullable=False),
             pa.field("event_ts", pa.list_(pa.field("element", pa.int64(), nullable=False)), nullable=False),
             pa.field("weights", pa.list_(pa.field("element", pa.float32(), nullable=False)), nullable=False),
+            pa.field("hides", pa.list_(pa.field("element", pa.uint8(), nullable=False)), nullable=False),
             pa.field("num_train", pa.int32(), nullable=False),
             pa.field("num_validation", pa.int32(), nullable=False),
             pa.field("left_out", pa.string(), nullable=False),

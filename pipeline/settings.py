@@ -131,8 +131,11 @@ class PrepareSettings(Config):
     """Cleaning of the log (`jobs/prepare.py`)."""
 
     lookback_days: PositiveInt | None = None  # to learn from; None: the whole log
-    # What a user did longer ago may be shown again. None: never. Older partitions are not read.
+    # What a user has seen is not shown to them again, unless these two keys let it back: what they did longer ago than
+    # so many days (None: never), and what they did only in events of other types (None: events of all types hide their
+    # items; []: none does, so that everything may be shown again).
     seen_lookback_days: PositiveInt | None = None
+    seen_event_types: tuple[str, ...] | None = Field(default=None, strict=False)
     max_user_events_per_day: PositiveInt = 2_000  # a user with more on any day is taken for a bot and left out
     max_bad_share: Share = 0.01  # of all rows; above it the log is refused
     max_duplicate_share: Share = 0.5  # of all rows, delivered again, or with the event_id of another event
@@ -141,15 +144,12 @@ class PrepareSettings(Config):
     # Keep what was read of each ds= partition, below <root>/read, so that the next night reads the new ones only.
     keep_partitions: bool = True
 
-    @model_validator(mode="after")
-    def _learned_is_seen(self) -> Self:
-        seen = self.seen_lookback_days
-        if seen is not None and (self.lookback_days is None or self.lookback_days > seen):
-            raise ValueError(
-                f"prepare.seen_lookback_days ({seen}) must be at least prepare.lookback_days ({self.lookback_days}): "
-                "what the model learns from is never shown again"
-            )
-        return self
+    @property
+    def days_read(self) -> int | None:
+        """The last days of the log that matter, to learn from or as seen; None: all."""
+        if self.lookback_days is None or self.seen_event_types == ():
+            return self.lookback_days
+        return None if self.seen_lookback_days is None else max(self.lookback_days, self.seen_lookback_days)
 
 
 class MolSettings(Config):

@@ -405,11 +405,14 @@ def test_every_job_answers_a_misspelt_key_with_20(path):
     assert "serch: unknown key; did you mean 'search'?" in done.stderr
 
 
-@pytest.mark.parametrize("lookback_days", [None, 11])
-def test_what_is_learned_from_cannot_be_shown_again(lookback_days):
-    with pytest.raises(InputError, match=r"seen_lookback_days \(10\) must be at least prepare.lookback_days"):
-        validate(Settings, {"prepare": {"seen_lookback_days": 10, "lookback_days": lookback_days}}, "test")
-    assert Settings.model_validate({"prepare": {"seen_lookback_days": 10, "lookback_days": 10}})
+@pytest.mark.parametrize(
+    ("lookback", "seen", "types", "read"),
+    [(None, None, None, None), (None, 10, None, None), (10, None, None, None), (10, 20, None, 20), (20, 10, None, 20),
+     (10, 20, [], 10), (10, None, [], 10), (10, 20, ["buy"], 20)],
+)  # fmt: skip
+def test_the_days_that_are_read_are_those_to_learn_from_and_those_that_hide(lookback, seen, types, read):
+    prepare = {"lookback_days": lookback, "seen_lookback_days": seen, "seen_event_types": types}
+    assert Settings.model_validate({"prepare": prepare}).prepare.days_read == read
 
 
 def test_a_rule_of_a_section_with_a_wrong_key_is_not_told_of():

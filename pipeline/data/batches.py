@@ -18,7 +18,7 @@ class Windows:
     weights: Float32  # of each event as a target, all finite; an event of weight 0 is read, but never a target
     user_keys: Int64  # the user of each run
     users: Int64  # the user's place in `own`
-    own: Lists  # the distinct items of each user, in ascending order
+    own: Lists  # the distinct items of each user that are hidden from them, in ascending order
 
     @property
     def num_targets(self) -> int:
@@ -52,15 +52,17 @@ class SequenceBatch:
     targets_BL: Int32
     weights_BL: Float32  # of the targets; 0 where there is none
     user_keys_B: Int64
-    own: Lists  # the distinct items of each sequence's user, in ascending order
+    own: Lists  # the distinct items that are hidden from each sequence's user, in ascending order
     columns: Columns = field(default_factory=dict)  # (B, L) each, of the events that are read; 0 pads the right
 
 
-def cut_windows(histories: Lists, user_keys: Int64, max_length: int, weights: Float32 | None = None) -> Windows:
+def cut_windows(
+    histories: Lists, user_keys: Int64, max_length: int, weights: Float32 | None = None, seen: Lists | None = None
+) -> Windows:
     """Cut each history from its end, so that its last window is as full as the history that a search will read.
 
-    `weights` has one number for each event of the histories; without it all events weigh 1. Windows without a target
-    are left out.
+    `weights` has one number for each event of the histories; without it all events weigh 1. `seen` are the items that
+    each user is not shown; without it those of the history. Windows without a target are left out.
     """
     weights = np.ones(len(histories.values), np.float32) if weights is None else weights
     num_targets = np.maximum(histories.lengths - 1, 0)
@@ -70,7 +72,8 @@ def cut_windows(histories: Lists, user_keys: Int64, max_length: int, weights: Fl
     stops = histories.offsets[1:][user] - windows_after * max_length
     starts = np.maximum(stops - max_length - 1, histories.offsets[:-1][user])
     lists = histories.runs(starts, stops - starts)
-    windows = Windows(lists, weights[ranges(starts, stops - starts)], user_keys[user], user, histories.distinct())
+    own = histories.distinct() if seen is None else seen
+    windows = Windows(lists, weights[ranges(starts, stops - starts)], user_keys[user], user, own)
     return windows.take(np.flatnonzero(windows.targets_per_window))
 
 
@@ -127,17 +130,20 @@ def _batch(windows: Windows, chosen: Int64) -> SequenceBatch:
 
 @dataclass(frozen=True)
 class ValidationUsers:
-    """Users whose histories training has seen, and the later items, new to them, that a good model ranks high."""
+    """Users whose histories training has seen, what is hidden from them, and the later items that a good model ranks
+    high."""
 
     user_keys: Int64
     histories: Lists
+    seen: Lists  # the distinct items that are not shown to each user, in ascending order
     held_out: Lists
 
     def __len__(self) -> int:
         return len(self.user_keys)
 
     def take(self, chosen: Int64) -> "ValidationUsers":
-        return ValidationUsers(self.user_keys[chosen], self.histories.take(chosen), self.held_out.take(chosen))
+        lists = (each.take(chosen) for each in (self.histories, self.seen, self.held_out))
+        return ValidationUsers(self.user_keys[chosen], *lists)
 
     def tiles(self, size: int) -> Iterator["ValidationUsers"]:
         """The users in runs of at most `size`."""
@@ -145,11 +151,16 @@ class ValidationUsers:
             yield self.take(np.arange(first, min(first + size, len(self))))
 
 
-def validation_users(histories: Lists, held_out: Lists, user_keys: Int64) -> ValidationUsers:
-    """The users that have a history and, after it, an item that is not in it; seen held-out items are left out."""
-    new = held_out.distinct().minus(histories)
-    chosen = np.flatnonzero((new.lengths > 0) & (histories.lengths > 0))
-    return ValidationUsers(user_keys, histories, new).take(chosen)
+def validation_users(histories: Lists, held_out: Lists, user_keys: Int64, seen: Lists | None = None) -> ValidationUsers:
+    """The users that have a history and, after it, an item that may be shown to them.
+
+    `seen` are the items that each user is not shown, without which they are those of the history; such held-out items
+    are left out.
+    """
+    seen = histories.distinct() if seen is None else seen
+    to_find = held_out.distinct().minus(seen)
+    chosen = np.flatnonzero((to_find.lengths > 0) & (histories.lengths > 0))
+    return ValidationUsers(user_keys, histories, seen, to_find).take(chosen)
 
 
 def join_validation_users(parts: Iterable[ValidationUsers]) -> ValidationUsers:
@@ -157,7 +168,8 @@ def join_validation_users(parts: Iterable[ValidationUsers]) -> ValidationUsers:
     all_parts = list(parts)
     keys = np.concatenate([np.empty(0, np.int64), *(part.user_keys for part in all_parts)])
     histories = Lists.concat(part.histories for part in all_parts)
-    return ValidationUsers(keys, histories, Lists.concat(part.held_out for part in all_parts))
+    seen = Lists.concat(part.seen for part in all_parts)
+    return ValidationUsers(keys, histories, seen, Lists.concat(part.held_out for part in all_parts))
 
 
 def sample_users(users: ValidationUsers, share: float, seed: int) -> ValidationUsers:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.lists import EventColumn, Float32, Int32, Int64, Lists, offsets_of, ranges
+from pipeline.data.seen import Codes, hides_in
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Bucket:
     item_rows: Int32
     event_ts: Int64
     weights: Float32
+    hides: Codes  # in which parts an event hides its item from the user (`pipeline.data.seen`)
     num_train: Int32
     num_validation: Int32
     left_out: pa.Array  # string: why the user gets no list; "" for everybody else
@@ -51,7 +53,7 @@ class Bucket:
 
     def seen(self, part: str) -> Lists:
         """The items, distinct, that a user who has the history `cut(part)` is not shown."""
-        return self.cut(part).union(self.also_seen)
+        return self.cut(part).where(hides_in(self.hides[self.events_of(part)], part)).union(self.also_seen)
 
     def first_test_event(self) -> Int64:
         """(U,) the time of each user's first test event; of a user without one, any."""

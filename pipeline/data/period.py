@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from pipeline.data.cleaning import AFTER_DS, OUT_OF_LOOKBACK
 from pipeline.data.days import NEVER, end_of, midnight
+from pipeline.data.seen import SeenRule
 
 FOREVER = int(np.iinfo(np.int64).max)  # µs after every time
 
@@ -17,25 +18,24 @@ FOREVER = int(np.iinfo(np.int64).max)  # µs after every time
 class Period:
     """The model learns from events with `oldest <= event_ts < newest`, in µs since 1970 UTC.
 
-    What is older or later is set aside, and still counts as seen by its user: the older from `oldest_seen` on, the
-    later if it is a stray, that is, if the log does not go on after the night's day.
+    What is older or later is set aside, and still counts as seen by its user if it is of a type of `seen_rule`: the
+    older from `oldest_seen` on, the later if it is a stray, that is, if the log does not go on after the night's day.
     """
 
     oldest: int
     newest: int
     oldest_seen: int
+    seen_rule: SeenRule
     later_is_seen: bool = True
 
     @classmethod
-    def until(
-        cls, ds: date, zone: str, *, lookback: int | None, seen_lookback: int | None, is_partitioned: bool
-    ) -> "Period":
-        """The period that ends with `ds`; lookbacks in days, None for all that there is.
+    def until(cls, ds: date, zone: str, *, lookback: int | None, seen: SeenRule, is_partitioned: bool) -> "Period":
+        """The period that ends with `ds`; `lookback` in days, None for all that there is.
 
         The rows of a `ds=` partition belong to its day, whatever their clocks say: no row of `ds` is later.
         """
         newest = FOREVER if is_partitioned else end_of(ds, zone)
-        return cls(_begin(ds, zone, lookback), newest, _begin(ds, zone, seen_lookback))
+        return cls(begin(ds, zone, lookback), newest, begin(ds, zone, seen.days), seen)
 
     def going_on(self) -> "Period":
         """The same for a log that goes on after `ds`: what comes later is not known yet."""
@@ -52,11 +52,11 @@ class Period:
         forgotten = pc.and_(is_learned, pc.less(times, self.oldest_seen))
         if not self.later_is_seen:
             forgotten = pc.or_(forgotten, is_later)
-        seen = pc.invert(pc.or_(learned, forgotten))
+        seen = pc.and_not(self.seen_rule.has_type(events["event_type"]), pc.or_(learned, forgotten))
         return events.filter(learned), events.filter(seen).select(["user_id", "item_id"]), counts
 
 
-def _begin(ds: date, zone: str, days: int | None) -> int:
+def begin(ds: date, zone: str, days: int | None) -> int:
     """The first moment of the last `days` days that end with `ds`."""
     if days is None or days > (ds - date.min).days:
         return NEVER

@@ -10,10 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.cleaning import BOT, ORPHAN, rejected_table
-from pipeline.data.columns import Mask, mask_of, numpy_of
-from pipeline.data.days import day_numbers, midnight
+from pipeline.data.columns import DAY_US, Mask, mask_of, numpy_of
+from pipeline.data.days import NEVER, day_numbers, midnight
 from pipeline.data.histories import Bucket
 from pipeline.data.lists import Float32, Int32, Int64, Lists, offsets_of
+from pipeline.data.period import begin
+from pipeline.data.seen import SeenRule, hiding_codes
 from pipeline.settings import SplitSettings
 
 REUSED = "reused_event_ids"
@@ -49,12 +51,14 @@ def clean_bucket(
     split: SplitSettings,
     ds: date,
     zone: str,
+    rule: SeenRule,
     max_user_events_per_day: int,
     max_rejected: int,
 ) -> CleanBucket:
     """Make the histories of one bucket's users from their clean rows, which are in the order of the log.
 
-    `seen` has the users and items of rows that are set aside and count as seen. `item_ids` are all items in ascending
+    `seen` has the users and items of rows that are set aside and count as seen; `rule` says which of the others hide
+    their items from their users. `item_ids` are all items in ascending
     order: an id's position is its item row. Two rows are one event when they have the same user, item and time, and the
     same `event_id` or, without one, the same type; the first stays. Days begin at midnight in `zone`.
     A user's events are in order of `event_ts`; of equal times, the one that comes first in the log (by key of its
@@ -78,10 +82,10 @@ def clean_bucket(
     order = order[~of_bots[order]]
     reasons = pa.array(["", f"taken for a bot: over {max_user_events_per_day} events on a day"])
     left_out = reasons.take(pa.array(is_bot.astype(np.int8)))
-    kept = _Events(users[order], item_rows[order], times[order], numpy_of(events["weight"])[order])
+    weights, hides = numpy_of(events["weight"])[order], rule.has_type(events["event_type"])[order]
+    kept = _Events(users[order], item_rows[order], times[order], weights, hides)
     also_seen = _items_of_users(seen, user_ids, item_ids)
-    bounds = SplitTimes.of(split, ds, zone) if split.method == "time" else None
-    bucket = _cut(user_ids, left_out, kept, also_seen, bounds)
+    bucket = _cut(user_ids, left_out, kept, also_seen, split, ds, zone, rule)
     counts = {
         "kept": len(order),
         "duplicates": duplicates,
@@ -169,31 +173,58 @@ class _Events:
     item_rows: Int32
     times: Int64  # µs
     weights: Float32
+    has_type: Mask  # whether events of this type hide their items
 
 
 def _cut(
-    user_ids: pa.Array, left_out: pa.Array, events: _Events, also_seen: Lists, bounds: SplitTimes | None
+    user_ids: pa.Array,
+    left_out: pa.Array,
+    events: _Events,
+    also_seen: Lists,
+    split: SplitSettings,
+    ds: date,
+    zone: str,
+    rule: SeenRule,
 ) -> Bucket:
-    """The bucket of these users; without `bounds` the last two events of each history are held out."""
+    """The bucket of these users. A split that leaves one out holds out the last two events of each history."""
     num_users, users, times = len(user_ids), events.users, events.times
     lengths = np.bincount(users, minlength=num_users)
-    if bounds is None:  # shorter histories have nothing to predict from: all train
+    offsets = offsets_of(lengths)
+    since: list[Int64 | int]
+    if split.method == "leave_one_out":  # shorter histories have nothing to predict from: all train
         num_validation = (lengths >= 3).astype(np.int64)
         num_train = lengths - 2 * num_validation
+        first_held_out = (offsets[:-1] + num_train, offsets[:-1] + num_train + num_validation)
+        since = [
+            _since(np.append(times, 0)[at], num_validation > 0, ds, zone, rule.days)[users] for at in first_held_out
+        ]
     else:
+        bounds = SplitTimes.of(split, ds, zone)
         num_train = np.bincount(users[times < bounds.validation], minlength=num_users)
         num_validation = np.bincount(users[times < bounds.test], minlength=num_users) - num_train
+        days = (split.test_days + split.validation_days, split.test_days)
+        since = [begin(ds - timedelta(days=held_out), zone, rule.days) for held_out in days]
+    since.append(begin(ds, zone, rule.days))
     return Bucket(
         user_ids=user_ids,
-        offsets=offsets_of(lengths),
+        offsets=offsets,
         item_rows=events.item_rows,
         event_ts=times,
         weights=events.weights,
+        hides=hiding_codes(events.has_type, times, since),
         num_train=num_train.astype(np.int32),
         num_validation=num_validation.astype(np.int32),
         left_out=left_out,
         also_seen=also_seen,
     )
+
+
+def _since(first_held_out: Int64, is_held_out: Mask, ds: date, zone: str, days: int | None) -> Int64:
+    """(U,) the times so many days before these, or before the end of `ds` for a user of whom nothing is held out."""
+    of_night = begin(ds, zone, days)
+    if days is None or of_night == NEVER:
+        return np.full_like(first_held_out, NEVER)
+    return np.where(is_held_out, first_held_out - days * DAY_US, of_night)
 
 
 def _first_of_each_user(users: Int32, of_bots: Mask) -> Int64:

@@ -11,9 +11,10 @@ from pipeline.data.lists import Int64, Lists
 
 
 def held_out_targets(bucket: Bucket) -> Lists:
-    """(U users): the distinct items of each user's test events that are not in the history before the test.
+    """(U users): the distinct items of each user's test events that may be shown to the user.
 
-    An item seen before is excluded from every list, so it could not be found and is no target. A user may have none.
+    An item that was seen before is excluded from every list, so it could not be found and is no target. A user may have
+    none.
     """
     return bucket.held_out("test").distinct().minus(bucket.seen("before_test"))
 

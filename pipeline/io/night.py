@@ -145,7 +145,7 @@ def _of_run(settings: Settings) -> dict[str, Any]:
 
 # In the order of the night. `day`, `log`, `items`, `queries` and `earlier` are inputs, the other names are artifacts.
 RECIPES = {
-    "histories": Recipe(5, ("day", "log", "items"), _of_histories),
+    "histories": Recipe(6, ("day", "log", "items"), _of_histories),
     "selected_neighbours": Recipe(1, ("histories",), _of_neighbours),
     "neighbours": Recipe(1, ("histories",), _of_whole_neighbours),
     "training": Recipe(7, ("histories", "earlier"), _of_training),
@@ -189,7 +189,7 @@ def open_night(settings: Settings, ds: date | None = None) -> Night:
         check_age(log, day, today, settings.log.max_age_days)
     else:
         day = ds
-    known = log.until(day, settings.prepare.seen_lookback_days)
+    known = log.until(day, settings.prepare.days_read)
     storage = open_storage(settings.root)
     earlier = find_earlier(storage, settings, day, training_of(settings))
     inputs = Inputs(day, known, list_items(settings, day), list_queries(settings, day), earlier)

@@ -30,7 +30,9 @@ def head_gradients(
     positives_TD: Tensor,
     items_MD: Tensor,
     corrections_M: Tensor,
+    rows_M: Tensor,
     is_own_BM: Tensor,
+    targets_T: Tensor,
     sequences_T: Tensor,
     weights_T: Tensor,
     temperature: float,
@@ -38,8 +40,9 @@ def head_gradients(
 ) -> HeadGradients:
     """Sampled softmax of dot products over the temperature, forward and backward in tiles.
 
-    For each position the softmax is over its own item (`positives_TD`) and the negatives, without those of the
-    user's own (`is_own_BM`, by sequence); `corrections_M` is added to the negatives' scores.
+    For each position the softmax is over the item to predict (`positives_TD`) and the negatives, without this item
+    (`rows_M` and `targets_T` say which they are) and without the user's own (`is_own_BM`, by sequence);
+    `corrections_M` is added to the negatives' scores.
     """
     dtype = torch.promote_types(queries_TD.dtype, torch.float32)
     queries_TD, positives_TD, items_MD = (part.to(dtype) for part in (queries_TD, positives_TD, items_MD))
@@ -57,7 +60,8 @@ def head_gradients(
         query_SD, weight_S = queries_TD[tile], weights_T[tile].to(dtype)
         positive_S = (query_SD * positives_TD[tile]).sum(dim=1) / temperature
         scores_SM = torch.addmm(corrections_M, query_SD, items_MD.T, alpha=1.0 / temperature)
-        scores_SM.masked_fill_(is_own_BM[sequences_T[tile]], float("-inf"))
+        is_left_out_SM = is_own_BM[sequences_T[tile]].logical_or_(rows_M == targets_T[tile].unsqueeze(1))
+        scores_SM.masked_fill_(is_left_out_SM, float("-inf"))
         largest_S = torch.maximum(scores_SM.amax(dim=1), positive_S)
         shares_SM = scores_SM.sub_(largest_S.unsqueeze(1)).exp_()
         total_S = (positive_S - largest_S).exp() + shares_SM.sum(dim=1)

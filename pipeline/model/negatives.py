@@ -108,10 +108,19 @@ class Negatives:
         return -expected_GN.log()
 
 
-def is_own(rows_GN: Tensor, own: Lists) -> Tensor:
-    """(G, B, N): whether a negative is one of the items of sequence b's user.
+def is_left_out(rows_GN: Tensor, own: Lists, sequences_T: Tensor, targets_T: Tensor) -> Tensor:
+    """(T, N): whether a negative of the position's group has no part in its loss: it is the item to predict, or one of
+    the `own` items of its sequence's user. The positions are in order of their groups."""
+    group_T = torch.arange(len(targets_T), device=rows_GN.device) // (len(targets_T) // len(rows_GN))
+    is_left_out_TN = is_own(rows_GN, own)[group_T, sequences_T]
+    is_left_out_TN |= rows_GN[group_T] == targets_T.unsqueeze(1)
+    return is_left_out_TN
 
-    What a user has is never shown to them, so the model need not rank it below what comes next.
+
+def is_own(rows_GN: Tensor, own: Lists) -> Tensor:
+    """(G, B, N): whether a negative is one of the `own` items of sequence b's user.
+
+    They are hidden from the user, so the model need not rank them below what comes next.
     """
     num_groups, num_negatives = rows_GN.shape
     device = rows_GN.device

@@ -23,7 +23,7 @@ from pipeline.model.losses import mutual_information_loss, sampled_softmax_loss,
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
 from pipeline.model.native.pairs import train_pairs
-from pipeline.model.negatives import Demand, Negatives, is_own
+from pipeline.model.negatives import Demand, Negatives, is_left_out, is_own
 from pipeline.settings import TrainSettings
 
 TILE_PAIRS = {"cpu": 16_384, "cuda": 1_048_576}
@@ -35,7 +35,7 @@ class Drawn:
 
     rows_GN: Tensor
     corrections_GN: Tensor  # added to their scores
-    is_own_GBN: Tensor  # whether one is an item of the user of sequence b
+    is_left_out_TN: Tensor  # whether one has no part in the loss of a position of its group
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def accumulate_gradients(
             users_TD = model.mol.user_vectors(users_T[: positions.num_targets])
             regulariser = regulariser + settings.user_norm_weight * user_norm_loss(users_TD)
     head = _head(model, query, positives, positions, batch.own, sampler, settings)
-    drawn = _draw(sampler, positions.num_groups, head.demand, batch.own)
+    drawn = _draw(sampler, positions, head.demand, batch.own)
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
         negatives = model.item_side(drawn.rows_GN)
     per_position = [query.components_BQD, query.gate_BP, scores_T]
@@ -112,8 +112,7 @@ def accumulate_gradients(
             per_position,
             per_group,
             drawn.corrections_GN,
-            drawn.is_own_GBN,
-            positions.sequences_T,
+            drawn.is_left_out_TN,
             positions.weights_T,
         )
     weight = float(batch.weights_BL.sum(dtype="float64"))
@@ -167,9 +166,10 @@ def _positions(batch: SequenceBatch, positions_per_negatives: int, by_user: bool
     )
 
 
-def _draw(sampler: Negatives, num_groups: int, demand: Demand | None, own: Lists) -> Drawn:
-    rows_GN = sampler.draw(num_groups, demand)
-    return Drawn(rows_GN, sampler.corrections(rows_GN, demand), is_own(rows_GN, own))
+def _draw(sampler: Negatives, positions: Positions, demand: Demand | None, own: Lists) -> Drawn:
+    rows_GN = sampler.draw(positions.num_groups, demand)
+    is_left_out_TN = is_left_out(rows_GN, own, positions.sequences_T, positions.rows_T)
+    return Drawn(rows_GN, sampler.corrections(rows_GN, demand), is_left_out_TN)
 
 
 def _positive_pairs(mol: MixtureOfLogits, query: QuerySide, positives: ItemSide) -> tuple[Tensor, Tensor]:
@@ -200,7 +200,9 @@ def _head(
         positives_TD,
         detached_MD,
         corrections_M,
+        rows_M,
         is_own(rows_M.unsqueeze(0), own)[0],
+        positions.rows_T,
         positions.sequences_T,
         positions.weights_T,
         model.mol.temperature,
@@ -229,20 +231,18 @@ def _in_tiles(
     negatives = [tensor.detach() for tensor in per_group]
     gradients = [torch.zeros_like(tensor) for tensor in (*by_group, *negatives)]
     device = drawn.rows_GN.device
-    sequences_GS = positions.sequences_T.view(num_groups, -1)
-    weights_GS = positions.weights_T.view_as(sequences_GS)
-    group_G = torch.arange(num_groups, device=device)
+    weights_GS = positions.weights_T.view(num_groups, -1)
+    is_left_out_GSN = drawn.is_left_out_TN.view(num_groups, -1, num_negatives)
     loss_sum = torch.zeros((), device=device)
-    for groups, members in _tiles(num_groups, sequences_GS.shape[1], num_negatives, TILE_PAIRS[device.type]):
+    for groups, members in _tiles(num_groups, weights_GS.shape[1], num_negatives, TILE_PAIRS[device.type]):
         tile = [(groups, members)] * len(by_group) + [(groups, slice(None))] * len(negatives)
         leaves = [tensor[index].requires_grad_() for tensor, index in zip((*by_group, *negatives), tile, strict=True)]
         query_components, query_gate, positive_GS, item_components, item_gate = leaves
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
             scores_GSN = mol(QuerySide(query_components, query_gate), ItemSide(item_components, item_gate))
-        is_own_GSN = drawn.is_own_GBN[group_G[groups].unsqueeze(-1), sequences_GS[groups, members]]
         scores_GSN = _at_least_float32(scores_GSN)
         corrections_GN = drawn.corrections_GN[groups].unsqueeze(-2).to(scores_GSN.dtype)
-        losses_GS = sampled_softmax_loss(positive_GS, scores_GSN + corrections_GN, is_own_GSN)
+        losses_GS = sampled_softmax_loss(positive_GS, scores_GSN + corrections_GN, is_left_out_GSN[groups, members])
         loss = (losses_GS * weights_GS[groups, members]).sum()
         loss.backward()
         loss_sum += loss.detach()

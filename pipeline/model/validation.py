@@ -72,14 +72,14 @@ def _model_score(model: RetrievalModel, query: QuerySide) -> Score:
 
 
 def _num_ahead(score: Score, users: ValidationUsers, num_items: int) -> Tensor:
-    """(B, M) int64: the number of unseen items ahead of each held-out item; of equal scores the lower row is ahead.
+    """(B, M) int64: the number of items ahead of each held-out item, of those that may be shown to the user.
 
-    -1 where a user has fewer held-out items than another.
+    Of equal scores the lower row is ahead. -1 where a user has fewer held-out items than another.
     """
     targets_BM = torch.from_numpy(users.held_out.last(int(users.held_out.lengths.max()))[0]).long()
     scores_BM1 = score(targets_BM.clamp_min(0)).unsqueeze(-1)
-    seen_user = torch.from_numpy(users.histories.owners)
-    seen_row = torch.from_numpy(users.histories.values).long()
+    seen_user = torch.from_numpy(users.seen.owners)
+    seen_row = torch.from_numpy(users.seen.values).long()
     num_ahead_BM = torch.zeros_like(targets_BM)
     for first in range(0, num_items, ITEM_TILE):
         rows_N = torch.arange(first, min(first + ITEM_TILE, num_items))

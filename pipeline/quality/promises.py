@@ -135,12 +135,12 @@ def list_faults(rows: Rows, matches: Matches) -> Iterator[Violation]:
 
 
 def history_faults(rows: Rows, matches: Matches, user_ids: pa.ChunkedArray, expected: Expected) -> Iterator[Violation]:
-    """Check that no list holds an item that its user has seen: of the whole history, or of an event set aside."""
+    """Check that no list holds an item that its user has seen and is not shown again."""
     seen_lists = expected.histories.seen("whole")
     owners = _index(expected.histories.user_ids, user_ids)[seen_lists.owners]
     seen = np.sort(matches.keys_of(owners, seen_lists.values)[owners >= 0])
     is_seen_R = _is_in_sorted(matches.keys_R, seen) & (matches.user_R >= 0)
-    yield from _rows_where(is_seen_R, "the item is not in the user's history", rows.name)
+    yield from _rows_where(is_seen_R, "the item is not one that the user has seen", rows.name)
 
 
 def eligibility_faults(rows: Rows, matches: Matches, expected: Expected) -> Iterator[Violation]:

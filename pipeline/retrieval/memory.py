@@ -40,19 +40,15 @@ class Memory:
         return np.asarray(self.weight * np.log1p(count_scores.astype(np.float64) / self.scale), dtype=np.float32)
 
 
-def best_counts(neighbours: ScoredLists, histories: Lists, max_items: int) -> ScoredLists:
-    """(B,) lists in ascending order of row: the `max_items` items with the highest scores by `score_by_counts`, items
-    of the history left out."""
-    parts = range(0, max(1, len(histories)), QUERIES_AT_ONCE)  # bounds the memory of scores that are not kept
-    return ScoredLists.concat(
-        _best_counts(neighbours, histories.narrow(start, min(start + QUERIES_AT_ONCE, len(histories))), max_items)
-        for start in parts
-    )
-
-
-def _best_counts(neighbours: ScoredLists, histories: Lists, max_items: int) -> ScoredLists:
-    scored = score_by_counts(neighbours, histories)
-    return best_by_row(scored.where(~scored.items.is_in(histories)), max_items)
+def best_counts(neighbours: ScoredLists, histories: Lists, seen: Lists, max_items: int) -> ScoredLists:
+    """(B,) lists in ascending order of row: the `max_items` items with the highest scores by `score_by_counts`, without
+    those of `seen`."""
+    parts = []
+    for start in range(0, max(1, len(histories)), QUERIES_AT_ONCE):  # bounds the memory of scores that are not kept
+        stop = min(start + QUERIES_AT_ONCE, len(histories))
+        scored = score_by_counts(neighbours, histories.narrow(start, stop))
+        parts.append(best_by_row(scored.where(~scored.items.is_in(seen.narrow(start, stop))), max_items))
+    return ScoredLists.concat(parts)
 
 
 @dataclass(frozen=True)
@@ -63,8 +59,8 @@ class MemoryBonuses:
     neighbours: ScoredLists
     max_items: int  # with a bonus, per query
 
-    def __call__(self, histories: Lists) -> Bonuses:
-        counts = best_counts(self.neighbours, histories, self.max_items)
+    def __call__(self, histories: Lists, seen: Lists) -> Bonuses:
+        counts = best_counts(self.neighbours, histories, seen, self.max_items)
         return Bonuses(counts.items, self.memory.amounts(counts.scores), len(self.neighbours))
 
 
@@ -79,12 +75,12 @@ def ndcg_with_each(
     backend: SearchBackend,
     needs_count_N: Tensor | None = None,
 ) -> Floats:
-    """(T, B) for T memories: NDCG@cutoff of the users' held-out items among all that are not in their histories.
+    """(T, B) for T memories: NDCG@cutoff of the users' held-out items among all that may be shown to them.
 
-    `counts` has no item of the history, and the queries, all finite, are on the model's device. Items with a count, and
-    held-out items, are scored one by one. No memory changes the order of the others, so that the `cutoff` best of these
-    by MoL are enough. An item of `needs_count_N`, bool on the CPU, is found only by a memory of a weight above 0 that
-    has a count for it. Raises as `search_all_items`.
+    `counts` has no item that they have seen, and the queries, all finite, are on the model's device. Items with a
+    count, and held-out items, are scored one by one. No memory changes the order of the others, so that the `cutoff`
+    best of these by MoL are enough. An item of `needs_count_N`, bool on the CPU, is found only by a memory of a weight
+    above 0 that has a count for it. Raises as `search_all_items`.
     """
     quick, exact = quick_and_exact(cutoff, backend)
     special = counts.items.union(users.held_out)
@@ -93,7 +89,7 @@ def ndcg_with_each(
     if needs_count_N is not None:
         needs_count_BM = needs_count_N.to(model.device)[rows_BM.clamp_min(0)]
     scored = _Scored(rows_BM, torch.full_like(counts_BM, -torch.inf), counts_BM, needs_count_BM)
-    rules = Rules(users.histories.union(special), needs_bonus_N=needs_count_N)
+    rules = Rules(users.seen.union(special), needs_bonus_N=needs_count_N)
     others = empty_topk(len(users), cutoff, model.device)
     for index in item_indexes(model, quick):
         scored = scored.by(index, queries)

@@ -105,8 +105,8 @@ def users_table(
 ) -> pa.Table:
     """The accounting: one row per requested user (`schema.users`); a rule hides `num_hidden` items from each query.
 
-    Status: ok (k items), short (fewer unseen items than k), skipped (no history, or left out by `prepare`) or error (no
-    finite query).
+    Status: ok (k items), short (fewer items than k may be shown), skipped (no history, or left out by `prepare`) or
+    error (no finite query).
     """
     num_users, searched = len(batch.user_ids), batch.searched
     num_returned, num_seen, num_by_rule = (np.zeros(num_users, dtype=np.int32) for _ in range(3))
@@ -117,9 +117,7 @@ def users_table(
     is_proven[searched], max_gap[searched] = certificates.is_proven, certificates.max_gap
     is_searched = pc.equal(batch.reasons, SEARCHED)
     is_short = pc.and_(is_searched, pc.less(pa.array(num_returned), k))
-    shortage = pc.binary_join_element_wise(
-        "only", pa.array(num_returned).cast(pa.string()), "unseen items may be shown", " "
-    )
+    shortage = pc.binary_join_element_wise("only", pa.array(num_returned).cast(pa.string()), "items may be shown", " ")
     status = pc.case_when(
         pc.make_struct(is_short, is_searched, pc.equal(batch.reasons, NOT_FINITE)), "short", "ok", "error", "skipped"
     )

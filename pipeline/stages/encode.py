@@ -21,8 +21,9 @@ from pipeline.stages.query_batch import NO_HISTORY, NOT_FINITE, SEARCHED, QueryB
 SEQUENCE_TILE = 256
 NO_OWNER = -1  # has an empty history
 
-# Gives each query the bonuses of its items, from its visible history (item rows, oldest first).
-BonusSource = Callable[[Lists], Bonuses]
+# Gives each query the bonuses of its items, from its visible history (item rows, oldest first) and from what its user
+# has seen and is not shown.
+BonusSource = Callable[[Lists, Lists], Bonuses]
 
 
 def encode_queries(
@@ -49,12 +50,13 @@ def encode_queries(
     reasons = np.array(requested.left_out(bucket), dtype=object)
     reasons[reasons == ""] = NO_HISTORY
     reasons[has_history] = np.where(is_finite.numpy(), SEARCHED, NOT_FINITE)
+    seen = bucket.seen(source.part).take(searched_rows[kept])
     return QueryBatch(
         requested.user_ids,
         pa.array(reasons, type=pa.string()),
         queries.take(torch.from_numpy(kept)),
-        bucket.seen(source.part).take(searched_rows[kept]),
-        bonuses=bonus_source(histories.take(kept)) if bonus_source else None,
+        seen,
+        bonuses=bonus_source(histories.take(kept), seen) if bonus_source else None,
     )
 
 

@@ -39,7 +39,7 @@ from pipeline.io.evaluation import (
 )
 from pipeline.io.night import Night
 from pipeline.quality.card import model_card, read_facts
-from pipeline.settings import SearchSettings, Settings
+from pipeline.settings import PrepareSettings, SearchSettings, Settings
 from pipeline.stages.devices import memory_to_hold
 from pipeline.stages.heldout import (
     BruteForceSink,
@@ -100,7 +100,7 @@ def draw_sample(runner: Runner, night: Night, settings: Settings) -> Sample:
     turnout = sum((draw.turnout for draw in draws), start=Turnout())
     if not num_evaluable:
         raise InputError(
-            f"nobody has a test event on an item that is new to them ({turnout.with_test_events} users have test "
+            f"nobody has a test event on an item that may be shown to them ({turnout.with_test_events} users have test "
             f"events: {turnout.only_repeats} had seen all these items before, {turnout.without_history} have no "
             "earlier event); hold out more days with split.test_days, or give a longer log"
         )
@@ -210,6 +210,16 @@ def describe_protocol(settings: Settings, sample: Sample, num_items: int) -> str
     max_queries, num_users = settings.evaluate.max_queries, sample.num_evaluable
     users = f"all {num_users} users" if num_users <= max_queries else f"{max_queries} of {num_users} users"
     return (
-        f"{users} with something to find, from their histories before {held_out}; to be found are the items "
-        f"of those events that are not in the history; all {num_items} items are ranked, items of the history excluded"
+        f"{users} with something to find, from their histories before {held_out}; {what_is_found(settings.prepare)}; "
+        f"all {num_items} items are ranked, except those that are not shown to the user"
     )
+
+
+def what_is_found(prepare: PrepareSettings) -> str:
+    """Say which items of held-out events are to be found: those that may be shown."""
+    types, days = prepare.seen_event_types, prepare.seen_lookback_days
+    if types == ():
+        return "to be found are the items of those events, seen before or not"
+    kinds = "" if types is None else f" in events of {', '.join(types)}"
+    time = "" if days is None else f" in the last {days} days"
+    return f"to be found are the items of those events that the user has not seen before{kinds}{time}"

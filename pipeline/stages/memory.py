@@ -128,7 +128,7 @@ class MemoryTrials:
         queries = encode_sequences(self._model, users.histories, users.user_keys)
         sound = queries.is_finite_B.nonzero()[:, 0]
         asking = users.take(sound.numpy())
-        counts = best_counts(self._neighbours, asking.histories, self._settings.memory.max_items)
+        counts = best_counts(self._neighbours, asking.histories, asking.seen, self._settings.memory.max_items)
         ndcg_TB = np.zeros((len(self._memories), len(users)))
         try:
             ndcg_TB[:, sound.numpy()] = ndcg_with_each(
@@ -143,8 +143,9 @@ class MemoryTrials:
 
 
 def users_to_choose_with(bucket: Bucket, num_users: int, settings: Settings) -> ValidationUsers:
-    """Up to `num_users` users of a bucket with a validation event on an item that is new to them, a seeded sample."""
+    """Up to `num_users` users of a bucket, a seeded sample of those with a validation event on an item that may be
+    shown to them."""
     histories = bucket.cut("train", columns_read(settings.model))
-    users = validation_users(histories, bucket.held_out("validation"), bucket.user_keys)
+    users = validation_users(histories, bucket.held_out("validation"), bucket.user_keys, bucket.seen("train"))
     smallest = np.argsort(sampling_keys(users.user_keys, SEED), kind="stable")[:num_users]
     return users.take(np.sort(smallest))

@@ -33,7 +33,7 @@ class TonightsRules:
         return Rules(excluded, of_all, bonuses, self._needs_bonus_N)
 
     def num_hidden(self, excluded: Lists, bonuses: Bonuses | None) -> Int64:
-        """The number of unseen items that a rule hides from each query's user; both as above, `excluded` distinct.
+        """The number of items, not seen, that a rule hides from each query's user; both as above, `excluded` distinct.
 
         The catalogue hides an item, or the model does not know it and the query has no bonus for it.
         """

@@ -51,8 +51,9 @@ def read_training_data(
         bucket = read_bucket(night.storage, night.histories, index)
         train = bucket.cut("train", reads)
         weights = target_weights(bucket, part, settings.train.half_life_days, end_us)
-        windows.append(cut_windows(bucket.cut(part, reads), bucket.user_keys, settings.model.max_length, weights))
-        users.append(validation_users(train, bucket.held_out("validation"), bucket.user_keys))
+        length = settings.model.max_length
+        windows.append(cut_windows(bucket.cut(part, reads), bucket.user_keys, length, weights, bucket.seen(part)))
+        users.append(validation_users(train, bucket.held_out("validation"), bucket.user_keys, bucket.seen("train")))
     own_windows, own_users = join_windows(windows), join_validation_users(users)
     num_targets = counts_by_rank(own_windows.num_targets, ranks, device)
     if not any(num_targets):

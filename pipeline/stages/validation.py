@@ -20,7 +20,7 @@ USERS_AT_ONCE = 16_384  # with queries in memory, a kilobyte each; the items are
 
 @torch.inference_mode()
 def rank_by_search(backend: SearchBackend, model: RetrievalModel, users: ValidationUsers, cutoff: int) -> RankingSums:
-    """Rank the items that each user has not seen by exact search. No figure depends on the backend.
+    """Rank the items that may be shown to each user by exact search. No figure depends on the backend.
 
     A user whose query is not finite has no hit. Nobody has one when a vector of an item, or a score, is not a number:
     weights that no search can use are the worst.
@@ -48,11 +48,11 @@ def _hits(
     """(B, K): whether this place of a user's exact list holds a held-out item."""
     quick, exact = quick_and_exact(cutoff, backend)
     no_bonus = np.zeros(len(users.held_out.values), np.float32)  # makes each held-out item a candidate
-    rules = Rules(users.histories, bonuses=Bonuses(users.held_out, no_bonus, model.num_items))
+    rules = Rules(users.seen, bonuses=Bonuses(users.held_out, no_bonus, model.num_items))
     guess = search_all_items(model, queries, rules, quick)
     likely = np.flatnonzero(find_hits(guess.rows_BK.cpu().numpy(), users.held_out).any(axis=1))
     asking, at = users.take(likely), torch.from_numpy(likely).to(model.device)
-    best = search_all_items(model, queries.take(at), Rules(asking.histories), exact)
+    best = search_all_items(model, queries.take(at), Rules(asking.seen), exact)
     is_hit_BK = np.zeros((len(users), cutoff), dtype=np.bool_)
     is_hit_BK[likely] = find_hits(best.rows_BK.cpu().numpy(), asking.held_out)
     return is_hit_BK

@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from pipeline.data.histories import Bucket, user_bucket
 from pipeline.data.lists import Lists
+from pipeline.data.seen import IN_ALL_PARTS
 
 
 def make_bucket() -> Bucket:
@@ -16,6 +17,7 @@ def make_bucket() -> Bucket:
         item_rows=np.arange(7, dtype=np.int32),
         event_ts=np.arange(7, dtype=np.int64),
         weights=np.ones(7, dtype=np.float32),
+        hides=np.full(7, IN_ALL_PARTS, np.uint8),
         num_train=np.array([1, 0, 2], dtype=np.int32),
         num_validation=np.array([1, 0, 1], dtype=np.int32),
         left_out=pa.array(["", "a bot", ""]),
@@ -70,6 +72,6 @@ def test_user_keys_are_ids_or_their_checksums():
     empty = np.zeros(0, dtype=np.int32)
     bucket = Bucket(
         pa.array([2**53 + 1], pa.int64()), np.array([0, 0]), empty, empty.astype(np.int64), empty.astype(np.float32),
-        np.zeros(1, np.int32), np.zeros(1, np.int32), pa.array([""]), Lists.empty(1),
+        empty.astype(np.uint8), np.zeros(1, np.int32), np.zeros(1, np.int32), pa.array([""]), Lists.empty(1),
     )  # fmt: skip
     assert bucket.user_keys.tolist() == [2**53 + 1]

@@ -20,6 +20,7 @@ from pipeline.data.neighbours import (
     nearest_neighbours,
     score_by_counts,
 )
+from pipeline.data.seen import IN_ALL_PARTS
 
 NUM_ITEMS = 6
 Events = list[tuple[int, float]]  # item rows with weights
@@ -38,6 +39,7 @@ def bucket_of(histories: list[Events], num_held_out: int = 0) -> Bucket:
         np.array([row for row, _ in flat], dtype=np.int32),
         np.arange(len(flat), dtype=np.int64),
         np.array([weight for _, weight in flat], dtype=np.float32),
+        np.full(len(flat), IN_ALL_PARTS, np.uint8),
         np.maximum(lengths - num_held_out, 0).astype(np.int32),
         np.zeros(len(histories), dtype=np.int32),
         pa.repeat("", len(histories)),

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.data.days import day_numbers, end_of, looks_like_a_day, midnight
 from pipeline.data.period import Period
+from pipeline.data.seen import SeenRule
 
 DS = date(2026, 11, 20)
 DAY = 86_400_000_000
@@ -23,6 +24,7 @@ def rows(times: list[int], is_learned: bool = True) -> pa.Table:
             "user_id": ["u"] * number,
             "item_id": [str(i) for i in range(number)],
             "event_ts": pa.array(times, pa.int64()),
+            "event_type": ["view", "cart"] * (number // 2) + ["view"] * (number % 2),
             "is_learned": [is_learned] * number,
         }
     )
@@ -33,8 +35,14 @@ def cut(period: Period, events: pa.Table) -> tuple[str, str, dict[str, int]]:
     return "".join(learned["item_id"].to_pylist()), "".join(seen["item_id"].to_pylist()), counts
 
 
-def until(lookback: int | None = None, seen_lookback: int | None = None, is_partitioned: bool = False) -> Period:
-    return Period.until(DS, "UTC", lookback=lookback, seen_lookback=seen_lookback, is_partitioned=is_partitioned)
+def until(
+    lookback: int | None = None,
+    seen_lookback: int | None = None,
+    is_partitioned: bool = False,
+    event_types: tuple[str, ...] | None = None,
+) -> Period:
+    seen = SeenRule(event_types, seen_lookback)
+    return Period.until(DS, "UTC", lookback=lookback, seen=seen, is_partitioned=is_partitioned)
 
 
 def test_lookbacks_count_days_that_end_with_the_nights():
@@ -42,6 +50,9 @@ def test_lookbacks_count_days_that_end_with_the_nights():
     assert cut(until(), events) == ("01234", "", {"out_of_lookback": 0, "after_ds": 0})
     assert cut(until(10), events) == ("34", "012", {"out_of_lookback": 3, "after_ds": 0})
     assert cut(until(10, 20), events) == ("34", "12", {"out_of_lookback": 3, "after_ds": 0})
+    assert cut(until(10, event_types=("cart",)), events)[:2] == ("34", "1")
+    assert cut(until(10, event_types=()), events)[:2] == ("34", "")
+    assert cut(until(10, 5), events)[:2] == ("34", "")
     assert cut(until(10**7), events)[0] == "01234"
 
 

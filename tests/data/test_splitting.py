@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.data.histories import Bucket
 from pipeline.data.item_events import NEVER, ItemEvents
+from pipeline.data.seen import SeenRule
 from pipeline.data.splitting import SplitTimes, clean_bucket, rows_of
 from pipeline.settings import SplitSettings
 
@@ -29,6 +31,7 @@ EVENT = st.fixed_dictionaries(
         "event_id": st.sampled_from([None, None, "1", "2"]),
     }
 )
+ALL_HIDE = SeenRule()
 SEEN = pa.schema([("user_id", pa.string()), ("item_id", pa.string())])
 METHODS = st.sampled_from(["time", "leave_one_out"])
 
@@ -43,11 +46,16 @@ def table_of(events: list[dict]) -> pa.Table:
 
 
 def clean(
-    events: list[dict], method: str = "time", validation_days: int = 1, test_days: int = 1, seen: Sequence[tuple] = ()
+    events: list[dict],
+    method: str = "time",
+    validation_days: int = 1,
+    test_days: int = 1,
+    seen: Sequence[tuple] = (),
+    rule: SeenRule = ALL_HIDE,
 ):
     split = SplitSettings(method=method, validation_days=validation_days, test_days=test_days)
     pairs = pa.Table.from_pylist([{"user_id": user, "item_id": item} for user, item in seen], schema=SEEN)
-    return clean_bucket(table_of(events), pairs, ITEMS, split, DS, "UTC", MAX_PER_DAY, max_rejected=100)
+    return clean_bucket(table_of(events), pairs, ITEMS, split, DS, "UTC", rule, MAX_PER_DAY, max_rejected=100)
 
 
 def slowly(events: list[dict], method: str) -> tuple[dict[str, tuple], dict[str, int]]:
@@ -110,6 +118,45 @@ def test_a_bucket_is_what_the_slow_way_gives(events, method):
     assert list(found) == sorted(found)
     assert clean_one.counts == counts
     assert sum(counts.values()) - counts["bot_users"] - counts["reused_event_ids"] == len(events)
+
+
+RULES = st.builds(SeenRule, st.sampled_from([None, (), ("view",), ("", "view")]), st.sampled_from([None, 1, 2, 10**9]))
+
+
+@given(st.lists(EVENT, max_size=40), METHODS, RULES)
+def test_what_a_user_has_seen_follows_the_rule_in_each_part(events, method, rule):
+    """The lists of a part are made when the first event that it does not see happens, or at the end of the day."""
+    bucket = clean(events, method, rule=rule).bucket
+    types = _types_in_order(events, bucket)
+    for part, back in (("train", 2), ("before_test", 1), ("whole", 0)):
+        seen = bucket.seen(part)
+        for u in range(bucket.num_users):
+            start, end = int(bucket.offsets[u]), int(bucket.offsets[u + 1])
+            stop = start + len(bucket.cut(part)[u])
+            made_at = FIRST + (10 - back) * DAY
+            if method == "leave_one_out":
+                made_at = int(bucket.event_ts[stop]) if stop < end else FIRST + 10 * DAY
+            visible = range(start, stop)
+            of_type = [e for e in visible if rule.event_types is None or types[e] in rule.event_types]
+            hiding = [e for e in of_type if rule.days is None or bucket.event_ts[e] >= made_at - rule.days * DAY]
+            assert seen[u].tolist() == sorted({int(bucket.item_rows[e]) for e in hiding})
+
+
+def _types_in_order(events: list[dict], bucket: Bucket) -> list[str]:
+    """The type of each event of the bucket."""
+    types: list[str] = []
+    for u, user in enumerate(bucket.user_ids.to_pylist()):
+        if bucket.offsets[u] == bucket.offsets[u + 1]:
+            continue
+        of_user, keys = [], set()
+        for event in events:
+            id_or_type = event["event_id"] or ("type", event["event_type"])
+            key = (event["item_id"], event["event_ts"], id_or_type)
+            if event["user_id"] == user and event["item_id"] in ITEMS.to_pylist() and key not in keys:
+                keys.add(key)
+                of_user.append(event)
+        types += [event["event_type"] for event in sorted(of_user, key=lambda e: e["event_ts"])]
+    return types
 
 
 @given(st.lists(EVENT.map(lambda e: e | {"event_id": None}), max_size=30), st.randoms(use_true_random=False), METHODS)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from pipeline.data.histories import Bucket
 from pipeline.data.lists import Lists
+from pipeline.data.seen import IN_ALL_PARTS
 from pipeline.evaluation.targets import Turnout, count_turnout, evaluable_users, held_out_targets, sampling_keys
 
 
@@ -20,6 +21,7 @@ def bucket(*users: tuple[list[int], list[int], list[int]], also_seen: Lists | No
         rows,
         np.arange(len(rows), dtype=np.int64),
         np.ones(len(rows), dtype=np.float32),
+        np.full(len(rows), IN_ALL_PARTS, np.uint8),
         np.array([len(train) for train, _, _ in users], dtype=np.int32),
         np.array([len(validation) for _, validation, _ in users], dtype=np.int32),
         pa.repeat("", len(users)),

@@ -38,6 +38,7 @@ def make_bucket(user_ids: pa.Array) -> Bucket:
         item_rows=np.arange(number, dtype=np.int32),
         event_ts=np.arange(number, dtype=np.int64) + 2**60,
         weights=np.linspace(0, 1, number, dtype=np.float32),
+        hides=(np.arange(number) % 8).astype(np.uint8),
         num_train=(lengths // 2).astype(np.int32),
         num_validation=(lengths - lengths // 2).astype(np.int32),
         left_out=pa.array([""] * (len(user_ids) - 1) + ["a bot"] * bool(len(user_ids)), pa.string()),
@@ -57,7 +58,7 @@ def test_a_bucket_reads_back_as_it_was_written(storage: Storage, user_ids):
     assert found.left_out.equals(bucket.left_out)
     assert found.also_seen.offsets.tolist() == bucket.also_seen.offsets.tolist()
     assert found.also_seen.values.tolist() == bucket.also_seen.values.tolist()
-    for name in ("offsets", "item_rows", "event_ts", "weights", "num_train", "num_validation"):
+    for name in ("offsets", "item_rows", "event_ts", "weights", "hides", "num_train", "num_validation"):
         assert np.array_equal(getattr(found, name), getattr(bucket, name)), name
         assert getattr(found, name).dtype == getattr(bucket, name).dtype, name
     assert re.fullmatch(r"bucket-00003-\w{16}\.parquet", entry.key)

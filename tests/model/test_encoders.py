@@ -12,6 +12,7 @@ from pipeline.config import load_config
 from pipeline.data.batches import cut_windows, epoch_batches, validation_users
 from pipeline.data.histories import Bucket
 from pipeline.data.lists import Lists, offsets_of
+from pipeline.data.seen import IN_ALL_PARTS
 from pipeline.model import validation
 from pipeline.model.dropout import keep_mask
 from pipeline.model.encoders import ENCODERS, columns_read, make_encoder
@@ -153,6 +154,7 @@ def bucket_of(lengths: list[int]) -> Bucket:
         rng.integers(NUM_ITEMS, size=total).astype(np.int32),
         np.concatenate([moments_apart(rng, length) for length in lengths]).astype(np.int64),
         rng.integers(1, 4, size=total).astype(np.float32),
+        np.full(total, IN_ALL_PARTS, np.uint8),
         np.array(lengths, dtype=np.int32),
         np.zeros(len(lengths), dtype=np.int32),
         pa.repeat("", len(lengths)),

@@ -61,7 +61,7 @@ LIES: dict[str, tuple[Lie, str]] = {
     ),
     "seen item": (
         setting("item_id", "item 003", row=4),
-        "the item is not in the user's history: 1 times, first user ü001",
+        "the item is not one that the user has seen: 1 times, first user ü001",
     ),
     "hidden item": (
         setting("item_id", f"item {HIDDEN_ITEM:03d}"),
@@ -141,7 +141,7 @@ def test_any_item_of_any_history_is_found(seed: int) -> None:
         seen = histories.item_rows[histories.offsets[user] : histories.offsets[user + 1]]
         for item_row in {seen.min(), seen.max()} if user_id in firsts else ():
             lie = setting("item_id", item_ids[item_row], row=firsts[user_id])
-            promise = f"the item is not in the user's history: 1 times, first user {user_id}"
+            promise = f"the item is not one that the user has seen: 1 times, first user {user_id}"
             assert any(line.startswith(promise) for line in audited(with_lie(unit, lie)))
 
 

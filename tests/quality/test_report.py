@@ -122,7 +122,7 @@ def test_a_user_is_told_in_words():
         (Suggestion("Jazz Nights 9 (Music)", 17.25), Suggestion("Night Trains 1 (Travel)", 3.0)),
     )
     skipped = UserStory("u2", "skipped", "no history", 0, (), 0, ())
-    once = UserStory("u3", "short", "only 1 unseen items may be shown", 1, (Event("2026-11-01", "i5"),), 1, ())
+    once = UserStory("u3", "short", "only 1 items may be shown", 1, (Event("2026-11-01", "i5"),), 1, ())
     assert three_users([rich, skipped, once]).split("\n\n") == [
         "user u1: 40 events, status ok\n"
         "  did last\n"
@@ -132,7 +132,7 @@ def test_a_user_is_told_in_words():
         "    1. Jazz Nights 9 (Music)  17.250\n"
         "    2. Night Trains 1 (Travel)  3.000",
         "user u2: 0 events, status skipped (no history)\n  gets nothing tonight",
-        "user u3: 1 event, status short (only 1 unseen items may be shown)\n"
+        "user u3: 1 event, status short (only 1 items may be shown)\n"
         "  did last\n    2026-11-01  i5\n  gets nothing tonight",
     ]
 

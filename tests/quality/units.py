@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipeline import schema
 from pipeline.data.histories import Bucket
 from pipeline.data.lists import Lists
+from pipeline.data.seen import IN_ALL_PARTS
 from pipeline.quality.promises import Expected
 
 DS = date(2026, 11, 20)
@@ -172,6 +173,7 @@ def _bucket(user_ids: list[Any], histories: list[list[int]], id_type: pa.DataTyp
         item_rows=np.array([item for history in histories for item in history], dtype=np.int32),
         event_ts=np.arange(num_events, dtype=np.int64),
         weights=np.ones(num_events, dtype=np.float32),
+        hides=np.full(num_events, IN_ALL_PARTS, np.uint8),
         num_train=np.array(lengths, dtype=np.int32),
         num_validation=np.zeros(len(lengths), dtype=np.int32),
         left_out=pa.repeat("", len(lengths)),

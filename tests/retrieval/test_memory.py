@@ -80,7 +80,7 @@ def assert_ranked_as_sorted(
     backend="torch",
     needs_count_N: torch.Tensor | None = None,
 ) -> None:
-    counts = best_counts(neighbours, users.histories, 300)
+    counts = best_counts(neighbours, users.histories, users.seen, 300)
     found = ndcg_with_each(MEMORIES, model, query, users, counts, cutoff, backend, needs_count_N)
     needs_count = set() if needs_count_N is None else set(needs_count_N.nonzero().flatten().tolist())
     scores_BN = model.mol(query, model.item_side(torch.arange(NUM_ITEMS))).numpy()
@@ -119,23 +119,25 @@ def test_the_ranks_are_those_of_the_models_scores(backend, monkeypatch):
     assert_ranked_as_sorted(model, query_of(model, users), users, make_neighbours(rng), 10, backend)
 
 
-def test_only_the_best_counts_of_items_not_in_the_history_are_kept(monkeypatch):
+def test_only_the_best_counts_of_items_not_seen_are_kept(monkeypatch):
     monkeypatch.setattr(memory, "QUERIES_AT_ONCE", 3)
     rng = np.random.default_rng(2)
     neighbours, histories = make_neighbours(rng), Lists.of(rng.integers(NUM_ITEMS, size=n) for n in range(8))
-    kept, scored = best_counts(neighbours, histories, 5), score_by_counts(neighbours, histories)
+    seen = Lists.of(rng.integers(NUM_ITEMS, size=9 - n) for n in range(8))
+    kept, scored = best_counts(neighbours, histories, seen, 5), score_by_counts(neighbours, histories)
     assert len(kept) == 8
     for query in range(8):
         (first, end), (start, stop) = (each.items.offsets[query : query + 2] for each in (kept, scored))
         scores = dict(zip(scored.items[query].tolist(), scored.scores[start:stop].tolist(), strict=True))
-        new = sorted(set(scores) - set(histories[query].tolist()), key=lambda row: (-scores[row], row))
+        new = sorted(set(scores) - set(seen[query].tolist()), key=lambda row: (-scores[row], row))
         assert kept.items[query].tolist() == sorted(new[:5])
         assert kept.scores[first:end].tolist() == [scores[row] for row in sorted(new[:5])]
 
 
 def test_a_bonus_is_the_weight_times_the_logarithm_of_the_count():
     neighbours = ScoredLists(Lists.of([[2], [0, 3], [], []]), np.array([0.5, 0.25, 3.0], np.float32))
-    bonuses = MemoryBonuses(Memory(2.0, 0.25), neighbours, 10)(Lists.of([[0], [2], [0, 1]]))
+    histories = Lists.of([[0], [2], [0, 1]])
+    bonuses = MemoryBonuses(Memory(2.0, 0.25), neighbours, 10)(histories, histories)
     assert [bonuses.rows[query].tolist() for query in range(3)] == [[2], [], [2, 3]]
     expected = [2 * math.log(3.0), 2 * math.log(1 + 0.8 * 0.5 / 0.25), 2 * math.log(13.0)]
     assert bonuses.amounts.tolist() == pytest.approx(expected)

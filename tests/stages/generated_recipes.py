@@ -18,7 +18,10 @@ def draw(seed: int) -> Recipe:
     rng = Random(seed)
     is_csv = rng.random() < 0.5
     ids = rng.choice(("text", "number", "big", "hostile") if is_csv else ("text", "number", "big", "uuid", "hostile"))
-    lookback = rng.choice((None, None, 2, 3))
+    kinds = rng.choice(("none", "column", "error", "ignore", "weight"))
+    seen_types = (
+        (None, None, None, [], ["view"], ["view", "cart"]) if kinds in ("error", "ignore", "weight") else (None, [])
+    )
     recipe: Recipe = {
         "seed": seed,
         "format": "csv" if is_csv else "parquet",
@@ -30,11 +33,12 @@ def draw(seed: int) -> Recipe:
         "log_zone": rng.choice(("UTC", "UTC", "America/New_York", "Asia/Tokyo")),
         "last_day": rng.choice(LAST_DAYS).isoformat(),
         "ds": rng.choice(("last", "last", "day before", "newest")),
-        "kinds": rng.choice(("none", "column", "error", "ignore", "weight")),
+        "kinds": kinds,
         "has_deliveries": rng.random() < 0.5,
         "value": rng.choice((None, None, "number", "text")),
-        "lookback": lookback,
-        "seen_lookback": rng.choice((None, None, 3)) if lookback else None,
+        "lookback": rng.choice((None, None, 2, 3)),
+        "seen_lookback": rng.choice((None, None, None, 1, 3)),
+        "seen_types": rng.choice(seen_types),
         "bad_share": rng.choice((0.01, 0.2, 0.9, 0.9)),
         "null_words": rng.choice((None, None, [], ["nan", "None", "\\N", "NULL"])),
         "most_per_day": rng.choice((2_000, 2_000, 7)),

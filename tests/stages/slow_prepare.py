@@ -25,7 +25,7 @@ class Expected:
     """The histories by user, as events and numbers of training and validation events; None for a bot."""
 
     histories: dict[Id, tuple[list[Event], int, int] | None] = field(default_factory=dict)
-    also_seen: dict[Id, set[Id]] = field(default_factory=dict)
+    seen: dict[Id, tuple[set[Id], ...]] = field(default_factory=dict)  # not to be shown, by part of the history
     items: list[Id] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -60,7 +60,9 @@ def expect(files: Mapping[str, Sequence[Row]], recipe: Recipe, catalogue: list[I
     expected = Expected(items=items, counts=counts)
     for user, events in by_user.items():
         expected.histories[user] = _history(events, recipe, ds, counts)
-        expected.also_seen[user] = {row.item for row in seen if row.user == user and row.item in set(items)}
+        also_seen = {row.item for row in seen if row.user == user and row.item in set(items)}
+        kept = events if expected.histories[user] else []
+        expected.seen[user] = tuple(also_seen | _hidden(kept, recipe, ds, back) for back in (2, 1, 0))
     counts["kept"] = sum(len(history[0]) for history in expected.histories.values() if history)
     num_events = counts["kept"] + counts["bot_events"] + counts["item_id_orphan"]
     if counts["item_id_orphan"] > recipe["orphan_share"] * num_events:
@@ -119,8 +121,8 @@ def _is_known(row: Row, recipe: Recipe, ds: date) -> bool:
     """Whether the night reads the row's partition."""
     if "days" not in recipe["layout"]:
         return True
-    lookback = recipe["seen_lookback"]
-    return row.day <= ds and (lookback is None or row.day > ds - lookback * DAY)
+    lookbacks = [recipe["lookback"], *([] if recipe["seen_types"] == [] else [recipe["seen_lookback"]])]
+    return row.day <= ds and (None in lookbacks or row.day > ds - max(lookbacks) * DAY)
 
 
 def _read(row: Row, recipe: Recipe, is_partitioned: bool) -> _Read:
@@ -204,7 +206,8 @@ def _cut(
                 seen.append(row)
         else:
             learned.append(row)
-    return learned, seen
+    types = recipe["seen_types"]
+    return learned, [row for row in seen if types is None or row.kind in types]
 
 
 def _by_user(rows: list[_Read], items: set[Id], counts: Counter[str]) -> dict[Id, list[_Read]]:
@@ -238,6 +241,14 @@ def _history(rows: list[_Read], recipe: Recipe, ds: date, counts: Counter[str]) 
     validation, test = (_midnight(ds - back * DAY, recipe["log_zone"]) for back in (1, 0))
     num_train = sum(row.time < validation for row in rows)
     return events, num_train, sum(row.time < test for row in rows) - num_train
+
+
+def _hidden(rows: list[_Read], recipe: Recipe, ds: date, back: int) -> set[Id]:
+    """The items that these events of a user hide when the lists are made so many days before the end of `ds`."""
+    zone, types, days = recipe["log_zone"], recipe["seen_types"], recipe["seen_lookback"]
+    visible = [row for row in rows if back == 0 or row.time < _midnight(ds - (back - 1) * DAY, zone)]
+    of_types = [row for row in visible if types is None or row.kind in types]
+    return {row.item for row in of_types if days is None or row.time >= _midnight(ds - (back + days - 1) * DAY, zone)}
 
 
 def _check_deliveries(counts: Counter[str], num_rows: int) -> None:

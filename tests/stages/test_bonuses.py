@@ -32,7 +32,7 @@ from tests.stages.worlds import RecordingRunner, World, make_world, model_of, re
 NUM_ITEMS = 120
 
 
-def neighbours(histories: Lists) -> Bonuses:
+def neighbours(histories: Lists, _: Lists) -> Bonuses:
     """A stand-in for memory: the three items after the last event get 30, 0.25 and -3; every fifth user has none."""
     last = [history[-1] for history in histories]
     rows = [
@@ -91,14 +91,18 @@ def test_a_source_is_given_the_visible_histories_of_the_users_that_have_a_query(
     model.item_embedding.weight[int(visible[first][-1])] = torch.nan
     given = []
 
-    def source(histories: Lists) -> Bonuses:
-        given.append(histories)
+    def source(histories: Lists, seen: Lists) -> Bonuses:
+        given.extend([histories, seen])
         return Bonuses(Lists.empty(len(histories)), np.empty(0, np.float32), NUM_ITEMS)
 
     batch = encode_queries(model, bucket, TonightsUsers(None, 3, part="before_test"), 0, source)
     assert first not in batch.searched
     expected = [visible[user].tolist() for user in batch.searched]
     assert [given[0][query].tolist() for query in range(len(given[0]))] == expected
+    seen = bucket.seen("before_test").take(batch.searched)
+    assert [given[1][query].tolist() for query in range(len(seen))] == [
+        seen[query].tolist() for query in range(len(seen))
+    ]
     assert 0 < len(batch.bonuses) == len(batch.excluded)
 
 

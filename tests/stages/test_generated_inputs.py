@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from pipeline.data.histories import Bucket
+from pipeline.data.seen import PARTS
 from pipeline.errors import InfrastructureError, InputError
 from pipeline.io.histories import read_bucket, read_items
 from pipeline.io.inputs import read_user_ids
@@ -97,6 +98,7 @@ def settings_of(recipe: Recipe, folder: Path, items: list[Id] | None) -> Setting
         "prepare": {
             "lookback_days": recipe["lookback"],
             "seen_lookback_days": recipe["seen_lookback"],
+            "seen_event_types": recipe["seen_types"],
             "max_user_events_per_day": recipe["most_per_day"],
             "max_bad_share": recipe["bad_share"],
             "max_orphan_share": recipe["orphan_share"],
@@ -143,18 +145,19 @@ def check_sentence(text: str) -> None:
 def compare(expected: Expected, night: Night, buckets: list[Bucket]) -> None:
     items = read_items(night.storage, night.histories)["item_id"].to_pylist()
     assert items == sorted(expected.items)
-    histories, also_seen = {}, {}
+    histories, seen = {}, {}
     for bucket in buckets:
         ends = bucket.offsets.tolist()
         for at, user in enumerate(bucket.user_ids.to_pylist()):
-            part = slice(ends[at], ends[at + 1])
-            ids = [items[row] for row in bucket.item_rows[part].tolist()]
-            events = list(zip(ids, bucket.event_ts[part].tolist(), bucket.weights[part].tolist(), strict=True))
+            events_at = slice(ends[at], ends[at + 1])
+            ids = [items[row] for row in bucket.item_rows[events_at].tolist()]
+            times, weights = bucket.event_ts[events_at].tolist(), bucket.weights[events_at].tolist()
+            events = list(zip(ids, times, weights, strict=True))
             held_out = int(bucket.num_train[at]), int(bucket.num_validation[at])
             histories[user] = None if bucket.left_out[at].as_py() else (events, *held_out)
-            also_seen[user] = {items[row] for row in bucket.also_seen[at].tolist()}
+            seen[user] = tuple({items[row] for row in bucket.seen(part)[at].tolist()} for part in PARTS)
     assert histories == expected.histories
-    assert also_seen == expected.also_seen
+    assert seen == expected.seen
     validation = validation_of(night)
     rows = Counter(validation["rows"] | validation["quarantined"])
     names = ("kept", "duplicates", "bot_events", "after_ds", "out_of_lookback", "ignored_event_type", "nobody")
@@ -184,7 +187,8 @@ def test_damaged_files_are_refused_with_their_name(form, seed, tmp_path):
 def sound_recipe(seed: int, form: str) -> Recipe:
     """The first recipe of this format from `seed` on, without faults."""
     recipe = next(recipe for recipe in map(draw, range(seed, seed + 50)) if recipe["format"] == form)
-    plain = {"faults": [], "ds": "last", "catalogue": None, "lookback": None, "seen_lookback": None, "log_zone": "UTC"}
+    plain = {"faults": [], "ds": "last", "catalogue": None, "log_zone": "UTC"}
+    plain |= {"lookback": None, "seen_lookback": None, "seen_types": None}
     return recipe | plain
 
 

@@ -211,6 +211,7 @@ def test_a_user_who_was_taken_for_a_bot_gets_the_reason_and_no_list(tmp_path: Pa
         bucket,
         offsets=np.array([0, 0, len(rest.values)]),
         item_rows=rest.values.astype(np.int32),
+        hides=bucket.hides[bucket.offsets[1] :],
         num_train=np.array([0, 1], dtype=np.int32),
         num_validation=np.zeros(2, dtype=np.int32),
         left_out=pa.array(["taken for a bot: over 9 events on a day", ""]),
@@ -280,8 +281,8 @@ def test_every_user_is_accounted_for(tmp_path: Path):
     users = read_table(world, "users").to_pylist()
     accounts = {u["user_id"]: (u["status"], u["num_returned"], u["num_seen_filtered"], u["reason"]) for u in users}
     assert accounts == {
-        "greedy": ("short", 1, 11, "only 1 unseen items may be shown"),
-        "none left": ("short", 0, 12, "only 0 unseen items may be shown"),
+        "greedy": ("short", 1, 11, "only 1 items may be shown"),
+        "none left": ("short", 0, 12, "only 0 items may be shown"),
         "often": ("ok", 9, 2, ""),
         "plain": ("ok", 9, 1, ""),
     }

@@ -13,6 +13,7 @@ from pipeline.config import apply_overrides
 from pipeline.data.columns import DAY_US
 from pipeline.data.histories import Bucket
 from pipeline.data.lists import Lists
+from pipeline.data.seen import IN_ALL_PARTS
 from pipeline.errors import InfrastructureError, InputError
 from pipeline.io.artifacts import read_file, require_manifest, seal
 from pipeline.io.checkpoint import load_model, read_metrics
@@ -230,6 +231,7 @@ def test_the_weight_of_a_target_is_the_logs_and_halves_with_its_age():
         item_rows=np.array([5, 6, 7, 8], np.int32),
         event_ts=np.array([0, two_days, 2 * two_days, two_days]),
         weights=np.array([1, 0, 4, 8], np.float32),
+        hides=np.full(4, IN_ALL_PARTS, np.uint8),
         num_train=np.array([2, 1], np.int32),
         num_validation=np.array([1, 0], np.int32),
         left_out=pa.array(["", ""]),

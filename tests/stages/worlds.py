@@ -12,6 +12,7 @@ import torch
 from pipeline.config import apply_overrides
 from pipeline.data.histories import Bucket, user_bucket
 from pipeline.data.lists import Lists, offsets_of
+from pipeline.data.seen import IN_ALL_PARTS
 from pipeline.io.checkpoint import load_model, write_checkpoint
 from pipeline.io.histories import items_claims, write_bucket, write_items
 from pipeline.io.inputs import Inputs, Log, list_queries
@@ -142,6 +143,7 @@ def write_histories(night: Night, num_buckets: int, histories: Mapping[str, np.n
                 events,
                 np.arange(len(events), dtype=np.int64),
                 np.ones(len(events), dtype=np.float32),
+                np.full(len(events), IN_ALL_PARTS, np.uint8),
                 np.maximum(lengths - 2, 0).astype(np.int32),
                 np.where(lengths > 1, 1, 0).astype(np.int32),
                 pa.repeat("", len(user_ids)),

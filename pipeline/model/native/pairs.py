@@ -2,8 +2,8 @@
 
 The kernels multiply bfloat16 numbers and add in float32; on CPUs with AVX2 only, they multiply float32 numbers.
 
-Shapes: T training positions = G groups of S, which share N negatives; B sequences, Q/X query/item components, D
-component width, P = Q·X pairs.
+Shapes: T training positions = G groups of S, which share N negatives; Q/X query/item components, D component
+width, P = Q·X pairs.
 """
 
 import ctypes
@@ -23,8 +23,7 @@ def train_pairs(
     per_position: Sequence[Tensor],
     per_group: Sequence[Tensor],
     corrections_GN: Tensor,
-    is_own_GBN: Tensor,
-    sequences_T: Tensor,
+    is_left_out_TN: Tensor,
     weights_T: Tensor,
 ) -> tuple[Tensor, list[Tensor]]:
     """The loss of the positions by their weights, and its gradients with respect to `per_position` and `per_group`.
@@ -34,16 +33,16 @@ def train_pairs(
     not depend on the number of threads, and only on torch's random numbers for the dropout of gates.
     """
     declare(library, FUNCTIONS)
-    num_groups, num_sequences, num_negatives = is_own_GBN.shape
-    sizes = step_sizes(mol, num_groups, len(sequences_T) // num_groups, num_negatives, num_sequences)
+    num_groups, num_negatives = corrections_GN.shape
+    sizes = step_sizes(mol, num_groups, len(weights_T) // num_groups, num_negatives)
     components_TQD, gate_TP, positive_T, components_GNXD, gate_GNP = (_plain(t) for t in (*per_position, *per_group))
     network = (mol.cross_hidden.weight, mol.cross_hidden.bias, mol.cross_out.weight, mol.cross_out.bias)
     inputs = StepInputs(
         *(components_TQD, gate_TP, positive_T, _plain(weights_T)),
-        *(components_GNXD, gate_GNP, _plain(corrections_GN), is_own_GBN.contiguous(), sequences_T.contiguous()),
+        *(components_GNXD, gate_GNP, _plain(corrections_GN), is_left_out_TN.contiguous()),
         *(_plain(parameter) for parameter in network),
     )
-    losses_T = torch.empty(len(sequences_T), dtype=torch.float64)
+    losses_T = torch.empty(len(weights_T), dtype=torch.float64)
     gradients = [torch.empty_like(t) for t in (components_TQD, gate_TP, positive_T, components_GNXD, gate_GNP)]
     of_network = [torch.empty_like(parameter) for parameter in network]
     outputs = StepOutputs(losses_T, *gradients, *of_network)
@@ -54,9 +53,7 @@ def train_pairs(
     return losses_T.sum(), [gradient.to(tensor.dtype) for gradient, tensor in zip(gradients, given, strict=True)]
 
 
-def step_sizes(
-    mol: MixtureOfLogits, num_groups: int, group_size: int, num_negatives: int, num_sequences: int
-) -> StepSizes:
+def step_sizes(mol: MixtureOfLogits, num_groups: int, group_size: int, num_negatives: int) -> StepSizes:
     """The sizes of a step, and the seed of its gate dropout, drawn with torch's random numbers if there is any."""
     settings = mol.settings
     num_dropped = round(settings.gate_dropout * 256) if mol.training else 0
@@ -68,7 +65,6 @@ def step_sizes(
         num_negatives,
         num_groups,
         group_size,
-        num_sequences,
         1 / mol.temperature,
         num_dropped,
         int(torch.randint(2**63 - 1, ())) if num_dropped else 0,

@@ -11,10 +11,10 @@ namespace nr::training {
 
 constexpr int64_t POSITIONS_PER_UNIT = 64;
 
-// T = G · S positions in groups, each with N negatives; B sequences.
+// T = G · S positions in groups, each with N negatives.
 struct StepSizes {
   int query_components, item_components, width, hidden, negatives;
-  int64_t num_groups, group_size, num_sequences;
+  int64_t num_groups, group_size;
   float scale;  // 1 / temperature
   int num_dropped;  // of the 256 values of a random byte
   uint64_t seed;
@@ -23,8 +23,7 @@ struct StepSizes {
 struct StepInputs {
   const float *query_components, *query_gates, *positives, *weights;  // (T, Q, D), (T, P), (T,), (T,)
   const float *item_components, *item_gates, *corrections;            // (G, N, X, D), (G, N, P), (G, N)
-  const uint8_t* is_own;                                              // (G, B, N)
-  const int64_t* sequences;                                           // (T,): of each position
+  const uint8_t* is_left_out;                                         // (T, N)
   const float *in_weight, *in_bias, *out_weight, *out_bias;           // (H, P), (H,), (P, H), (P,)
 };
 
@@ -72,7 +71,7 @@ class Step {
       for (int64_t member = slice * slice_; member < end; member += TOGETHER) {
         Position positions[TOGETHER];
         const int count = (int)std::min<int64_t>(TOGETHER, end - member);
-        for (int p = 0; p < count; p++) positions[p] = position(group, group * t_.group_size + member + p);
+        for (int p = 0; p < count; p++) positions[p] = position(group * t_.group_size + member + p);
         network.add(positions, count, in_.corrections + group * s_.items, negatives, gradients);
       }
       const int64_t extra = (slice - 1) * t_.num_groups + group;
@@ -83,14 +82,14 @@ class Step {
     network.finish(gradients);
   }
 
-  Position position(int64_t group, int64_t t) const {
+  Position position(int64_t t) const {
     const int64_t size = (int64_t)s_.query_components * s_.width, pairs = s_.pairs();
     return {t,
             in_.query_components + t * size,
             in_.query_gates + t * pairs,
             in_.positives[t],
             in_.weights[t],
-            in_.is_own + (group * t_.num_sequences + in_.sequences[t]) * s_.items,
+            in_.is_left_out + t * s_.items,
             out_.query_components + t * size,
             out_.query_gates + t * pairs,
             out_.positives + t,

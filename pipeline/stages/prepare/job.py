@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from pipeline.data.catalog import index_catalogue, without_dictionaries
 from pipeline.data.period import Period
+from pipeline.data.seen import SeenRule
 from pipeline.data.sources import IdType
 from pipeline.errors import InputError
 from pipeline.io.inputs import Files, Log
@@ -55,7 +56,7 @@ class Job:
             self.night.ds,
             self.settings.log.time_zone,
             lookback=prepare.lookback_days,
-            seen_lookback=prepare.seen_lookback_days,
+            seen=SeenRule.of(prepare),
             is_partitioned=self.log.is_partitioned,
         )
 

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from pipeline.data.cleaning import MALFORMED, ORPHAN, REASONS, WORD
 from pipeline.data.ids import MAX_ID_BYTES
+from pipeline.data.seen import OF_TYPE
 from pipeline.data.splitting import REUSED
 from pipeline.data.times import explain_times
 from pipeline.errors import InputError
@@ -111,6 +112,17 @@ def check_duplicates(log: Log, settings: Settings, counts: Counter[str]) -> None
         )
 
 
+def check_seen_types(log: Log, settings: Settings, counts: Counter[str]) -> None:
+    """Raise InputError for a type of `prepare.seen_event_types` that neither the log nor `event_weights` has."""
+    for name in settings.prepare.seen_event_types or ():
+        if not counts[f"{OF_TYPE}{name}"] and name not in log.source.event_weights:
+            known = ", ".join(log.source.event_weights) or "none"
+            raise InputError(
+                f"{log.name}: no event is of the type {name!r} (prepare.seen_event_types), so none would hide its "
+                f"item; event_weights in {log.source_file} names: {known}"
+            )
+
+
 def check_worth_training(counts: Mapping[str, int], origin: str, max_user_events_per_day: int) -> None:
     """Raise InputError for histories, with these counts of their manifest, that cannot be trained or measured on."""
     if not counts["users"]:
@@ -126,8 +138,9 @@ def check_worth_training(counts: Mapping[str, int], origin: str, max_user_events
         )
     if not counts["evaluable_users"]:
         raise InputError(
-            f"{origin}: nobody has a test event on an item that is new to them, so the model could not be measured; "
-            "hold out more with split.test_days, or give a longer log"
+            f"{origin}: nobody has a test event on an item that may be shown to them, so the model could not be "
+            "measured; hold out more with split.test_days, give a longer log, or let people find again what they have "
+            "seen (prepare.seen_event_types, seen_lookback_days)"
         )
 
 

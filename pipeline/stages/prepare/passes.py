@@ -29,7 +29,13 @@ from pipeline.io.night import Night
 from pipeline.io.parquet import write_parquet_bytes
 from pipeline.settings import Settings
 from pipeline.stages.prepare.job import Job, MapTask, cut_pieces, read_catalogue
-from pipeline.stages.prepare.limits import check_bad_share, check_duplicates, check_orphans, check_words
+from pipeline.stages.prepare.limits import (
+    check_bad_share,
+    check_duplicates,
+    check_orphans,
+    check_seen_types,
+    check_words,
+)
 from pipeline.stages.prepare.parts import columns_of, parts_of, remove_old
 from pipeline.stages.prepare.report import Prepared, write_histories
 from pipeline.stages.prepare.segments import (
@@ -82,6 +88,7 @@ def prepare(runner: Runner, job: Job) -> Manifest:
         raise InputError(f"{log.name}: no row of the log is left to learn from; counts: {dict(mapped.counts)}")
     prepared = _second_pass(runner, job, mapped, catalogue, eligible)
     check_orphans(log, job.settings, prepared.counts, prepared.rejected)
+    check_seen_types(log, job.settings, prepared.counts)
     check_duplicates(log, job.settings, prepared.counts)
     manifest = write_histories(night, job.settings, job.columns, prepared)
     remove_scratch(night.storage, night.histories)

@@ -26,6 +26,7 @@ from pipeline.data.days import day_numbers, midnight
 from pipeline.data.histories import user_bucket
 from pipeline.data.item_events import ItemEvents
 from pipeline.data.period import Period
+from pipeline.data.seen import OF_TYPE, SeenRule
 from pipeline.data.splitting import clean_bucket
 from pipeline.data.times import NEWEST_US
 from pipeline.errors import InfrastructureError
@@ -115,6 +116,7 @@ def reduce_bucket(
         job.settings.split,
         job.night.ds,
         job.settings.log.time_zone,
+        SeenRule.of(job.settings.prepare),
         job.settings.prepare.max_user_events_per_day,
         MAX_REJECTED,
     )
@@ -123,7 +125,7 @@ def reduce_bucket(
         (rejected,) = write_segments(storage, claims.prefix, f"rejected-{bucket:05d}.arrows", [clean.rejected])
     file = write_bucket(storage, histories, bucket, clean.bucket)
     evaluable = evaluable_users(clean.bucket)
-    counts = clean.counts | left_out
+    counts = clean.counts | left_out | _of_types(read, job.settings.prepare.seen_event_types or ())
     counts |= {TRAINABLE: int((clean.bucket.num_train >= 2).sum()), EVALUABLE: len(evaluable)}
     result = claims.claim(bucket, ReduceResult(file=file, rejected=rejected, counts=counts))
     item_events = ItemEvents.of(clean.bucket)
@@ -197,6 +199,11 @@ class _SegmentWriter:
         self._num_written += 1
         self._item_ids.append(segments.pop())
         self._buckets += zip(present.tolist(), segments, strict=True)
+
+
+def _of_types(events: pa.Table, event_types: tuple[str, ...]) -> dict[str, int]:
+    """The number of events of each of these types."""
+    return {f"{OF_TYPE}{name}": pc.sum(pc.equal(events["event_type"], name)).as_py() or 0 for name in event_types}
 
 
 def _numbered(table: pa.Table, file: int, first_row: int) -> pa.Table:

@@ -33,14 +33,13 @@ SEED = 7
 
 @dataclass(frozen=True)
 class Case:
-    """A step's inputs: T = G · S positions, N negatives, B sequences."""
+    """A step's inputs: T = G · S positions, N negatives."""
 
     mol: MixtureOfLogits
     per_position: list[Tensor]
     per_group: list[Tensor]
     corrections_GN: Tensor
-    is_own_GBN: Tensor
-    sequences_T: Tensor
+    is_left_out_TN: Tensor
     weights_T: Tensor
 
 
@@ -80,11 +79,11 @@ def make_case(
         unit(torch.randn(num_groups, num_negatives, x, d), dim=-1),
         torch.randn(num_groups, num_negatives, q * x),
     ]
-    is_own_GBN = torch.rand(num_groups, 3, num_negatives) < 0.1
+    is_left_out_TN = torch.rand(t, num_negatives) < 0.1
     corrections_GN = torch.randn(num_groups, num_negatives, dtype=torch.float64)
     weights_T = torch.rand(t) * 2
     weights_T[t - (t > 1) :] = 0.0  # a copy at the end
-    return Case(mol, per_position, per_group, corrections_GN, is_own_GBN, torch.randint(3, (t,)), weights_T)
+    return Case(mol, per_position, per_group, corrections_GN, is_left_out_TN, weights_T)
 
 
 @cache
@@ -107,9 +106,9 @@ def parameter_gradients(mol: MixtureOfLogits) -> dict[str, Tensor]:
 
 def masks_of(case: Case) -> Tensor:
     torch.manual_seed(SEED)
-    num_groups, num_sequences, num_negatives = case.is_own_GBN.shape
-    group_size = len(case.sequences_T) // num_groups
-    return gate_masks(library_for(BUILT[0]), step_sizes(case.mol, num_groups, group_size, num_negatives, num_sequences))
+    num_groups, num_negatives = case.corrections_GN.shape
+    group_size = len(case.weights_T) // num_groups
+    return gate_masks(library_for(BUILT[0]), step_sizes(case.mol, num_groups, group_size, num_negatives))
 
 
 def by_torch(case: Case, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
@@ -119,12 +118,10 @@ def by_torch(case: Case, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype = t
     monkeypatch.setitem(step.TILE_PAIRS, "cpu", 1 << 40)
     mol = MixtureOfLogits(3, case.mol.settings).train().to(dtype)
     mol.load_state_dict(case.mol.state_dict())
-    num_groups = len(case.is_own_GBN)
+    num_groups, num_positions = len(case.corrections_GN), len(case.weights_T)
     unused = torch.empty(0, dtype=torch.int64)
-    positions = Positions(
-        unused, unused, unused, case.weights_T, unused, case.sequences_T, len(case.sequences_T), num_groups
-    )
-    drawn = Drawn(case.is_own_GBN[:, 0].long(), case.corrections_GN, case.is_own_GBN)
+    positions = Positions(unused, unused, unused, case.weights_T, unused, unused, num_positions, num_groups)
+    drawn = Drawn(case.corrections_GN.long(), case.corrections_GN, case.is_left_out_TN)
     sides = ([tensor.to(dtype) for tensor in part] for part in (case.per_position, case.per_group))
     loss, gradients = step._in_tiles(mol, positions, *sides, drawn, TrainSettings())
     return {"loss": loss, **dict(zip(NAMES, gradients, strict=True)), **parameter_gradients(mol)}
@@ -195,7 +192,7 @@ def test_extreme_logits_and_gates_give_what_they_give_in_pytorch(name, temperatu
 @pytest.mark.parametrize("name", BUILT)
 def test_without_any_other_negative_there_is_no_loss_and_nothing_to_learn(name):
     case = make_case(2)
-    found = native(name, replace(case, is_own_GBN=torch.ones_like(case.is_own_GBN)))
+    found = native(name, replace(case, is_left_out_TN=torch.ones_like(case.is_left_out_TN)))
     assert all(not value.any() for value in found.values())
 
 
@@ -227,7 +224,7 @@ def test_the_library_for_amx_trains_as_that_for_avx512_to_the_bit(tmp_path):
 @pytest.mark.parametrize("name", BUILT)
 def test_one_nan_in_any_input_makes_the_loss_nan(name):
     case = make_case(4, (3, 2, 8, 16), 2, 5, 20, gate_dropout=0.2)
-    case = replace(case, is_own_GBN=torch.zeros_like(case.is_own_GBN))
+    case = replace(case, is_left_out_TN=torch.zeros_like(case.is_left_out_TN))
     inputs = [*case.per_position, *case.per_group, case.corrections_GN]
     for tensor in inputs + [case.mol.get_parameter(parameter).data for parameter in PARAMETERS]:
         numbers = tensor.view(-1)
@@ -265,10 +262,10 @@ def test_gates_are_dropped_at_random_with_the_rate_of_pytorchs_masks():
 def test_the_masks_depend_on_torchs_random_numbers_and_on_nothing_else():
     case = make_case(7, gate_dropout=0.2)
     assert torch.equal(masks_of(case), masks_of(case))
-    sizes = [step_sizes(case.mol, 1, 8, 128, 3) for _ in range(2)]
+    sizes = [step_sizes(case.mol, 1, 8, 128) for _ in range(2)]
     assert not torch.equal(gate_masks(library_for(BUILT[0]), sizes[0]), gate_masks(library_for(BUILT[0]), sizes[1]))
     for name in BUILT:
         assert torch.equal(gate_masks(library_for(name), sizes[0]), gate_masks(library_for(BUILT[0]), sizes[0]))
     before = torch.get_rng_state()
-    assert step_sizes(case.mol.eval(), 1, 8, 128, 3).num_dropped == 0
+    assert step_sizes(case.mol.eval(), 1, 8, 128).num_dropped == 0
     assert torch.equal(torch.get_rng_state(), before)

@@ -179,7 +179,7 @@ def test_a_log_without_a_usable_row_is_refused(tmp_path):
         ({"users": 0, "bot_users": 3}, "no user is left: all 3 have a day with more than 9 events"),
         ({"users": 0, "bot_users": 0}, "no user is left$"),
         ({"users": 5, "trainable_users": 0}, "no user has two events to train on"),
-        ({"users": 5, "trainable_users": 5, "evaluable_users": 0}, "nobody has a test event on an item that may be shown"),
+        ({"users": 5, "trainable_users": 5, "evaluable_users": 0}, "nobody has a test event on an item that may"),
     ],
 )
 def test_histories_that_nothing_can_be_learned_from_are_refused_before_the_training(counts, says):

@@ -20,7 +20,7 @@ def run(settings: "Settings", night: "Night") -> Outcome:
     from pipeline.stages.prepare.limits import check_worth_training
     from pipeline.stages.prepare.passes import open_job, prepare
     from pipeline.stages.prepare.segments import remove_scratch
-    from pipeline.stages.queries import check_queries
+    from pipeline.stages.queries import check_cold_users, check_queries
 
     manifest = read_manifest(night.storage, night.histories.prefix)
     status = EXISTS
@@ -36,6 +36,8 @@ def run(settings: "Settings", night: "Night") -> Outcome:
         raise InputError("; ".join(faults))
     origin = f"{night.storage.uri}/{night.histories.prefix}"
     check_worth_training(manifest.counts, origin, settings.prepare.max_user_events_per_day)
+    if settings.queries.cold_users == "raise":
+        check_cold_users(night, settings.output.num_buckets)
     return {
         "status": status,
         "ds": night.ds.isoformat(),

@@ -99,6 +99,7 @@ def nested_candidates(user_type: pa.DataType, item_type: pa.DataType) -> Schema:
     )
 
 
+MOL, POPULAR = "mol", "popular"  # the source of a candidate: the search, or popularity for a user without a history
 USER_STATUSES = ("ok", "short", "fallback", "skipped", "error")
 
 

@@ -117,6 +117,9 @@ class QueriesSettings(Config):
     """The users to serve tonight, an optional Parquet table."""
 
     uri: Location | None = None  # None: everybody with a history
+    # What a requested user without a history gets. skip: no list; fallback: the most popular items, as `source` and
+    # `status` say; raise: the night ends, with the first such users.
+    cold_users: Literal["skip", "fallback", "raise"] = "skip"
 
 
 class SplitSettings(Config):
@@ -405,6 +408,7 @@ class GateSettings(Config):
     min_lift_over_popularity: Annotated[float, Field(ge=0.0)] = 0.0  # hit rate at the smallest cutoff / popularity's
     # The same over item-to-item counts. A night below 1 is published with a warning, unless this gate refuses it.
     min_lift_over_counts: Annotated[float, Field(ge=0.0)] = 0.0
+    max_fallback_share: Share = 1.0  # of the requested users, with queries.cold_users: fallback
 
 
 class Settings(Config):

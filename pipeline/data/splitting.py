@@ -61,6 +61,7 @@ def clean_bucket(
     their items from their users. `item_ids` are all items in ascending
     order: an id's position is its item row. Two rows are one event when they have the same user, item and time, and the
     same `event_id` or, without one, the same type; the first stays. Days begin at midnight in `zone`.
+    The bucket also has the users of whom all rows are set aside: they have seen these items, and no history.
     A user's events are in order of `event_ts`; of equal times, the one that comes first in the log (by key of its
     file, then by row) comes first. A bot is a user without events, whose `left_out` says so.
     """
@@ -73,7 +74,7 @@ def clean_bucket(
     num_orphans = int((~known).sum())
     events, item_rows = events.filter(pa.array(known)), item_rows[known]
 
-    user_ids, users = _distinct(events["user_id"])
+    user_ids, users = _users_of(events["user_id"], seen["user_id"])
     times: Int64 = numpy_of(events["event_ts"])
     is_bot = _bots(users, day_numbers(times, zone), len(user_ids), max_user_events_per_day)
     of_bots = is_bot[users]
@@ -130,6 +131,12 @@ def _first_deliveries(events: pa.Table) -> tuple[Mask, int]:
         kinds = _distinct(events["event_type"].take(pa.array(others)))[1]
         is_first[others] = _first_of_each(users[others], items[others], kinds, times[others])
     return is_first, int(is_first[named].sum()) - num_ids
+
+
+def _users_of(user_ids: pa.ChunkedArray, others: pa.ChunkedArray) -> tuple[pa.Array, Int32]:
+    """The distinct ids of both in ascending order, and the position among them of each of `user_ids`."""
+    distinct, position = _distinct(pa.chunked_array([*user_ids.chunks, pc.unique(others)], user_ids.type))
+    return distinct, position[: len(user_ids)]
 
 
 def _items_of_users(seen: pa.Table, user_ids: pa.Array, item_ids: pa.Array) -> Lists:

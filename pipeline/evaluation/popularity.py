@@ -3,10 +3,10 @@
 import numpy as np
 
 from pipeline.data.columns import Mask
-from pipeline.data.lists import NO_ITEM, Int64, Lists
+from pipeline.data.lists import NO_ITEM, Float32, Int64, Lists
 
 
-def rank_by_popularity(counts_N: Int64, excluded: Lists, k: int, is_eligible_N: Mask) -> Int64:
+def rank_by_popularity(counts_N: Int64 | Float32, excluded: Lists, k: int, is_eligible_N: Mask) -> Int64:
     """(B, K) item rows: for each query the k eligible items with the most events that are not excluded, ties by row.
 
     In the order of popularity, the i-th item that is left has as its position i + the number of excluded positions

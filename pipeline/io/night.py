@@ -140,7 +140,8 @@ def _of_evaluation(settings: Settings) -> dict[str, Any]:
 
 
 def _of_run(settings: Settings) -> dict[str, Any]:
-    return {"output": settings.output.model_dump(mode="json"), "name": settings.name}
+    cold_users = settings.queries.cold_users
+    return {"output": settings.output.model_dump(mode="json"), "name": settings.name, "cold_users": cold_users}
 
 
 # In the order of the night. `day`, `log`, `items`, `queries` and `earlier` are inputs, the other names are artifacts.
@@ -156,7 +157,7 @@ RECIPES = {
     "corpus": Recipe(7, ("model",), _of_corpus),
     "search": Recipe(7, ("corpus", "memory", "neighbours"), _of_search),
     "evaluation": Recipe(6, ("search", "selected_neighbours"), _of_evaluation),
-    "run": Recipe(3, ("search", "queries", "day"), _of_run),
+    "run": Recipe(4, ("search", "queries", "day"), _of_run),
 }
 
 # What is made of the selected model's events, and the name of what serves; without a refit they are the same.

@@ -1,5 +1,6 @@
 """The gates: figures of the evaluation that a run must reach to be published."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -37,8 +38,9 @@ def check_gates(metrics: Metrics | None, gates: GateSettings) -> list[Verdict]:
     Raises GateError when a gate is not reached, or when gates are set and there are no metrics.
     """
     if metrics is None:
-        if any(gates.model_dump().values()):
-            keys = " ".join(f"--set gates.{name}=0" for name, least in gates if least)
+        least = {name: value for name, value in gates if name.startswith("min_") and value}
+        if least:
+            keys = " ".join(f"--set gates.{name}=0" for name in least)
             raise GateError(
                 f"the gates are set but nothing was measured: run jobs/evaluate.py first, or open them with {keys}"
             )
@@ -57,6 +59,22 @@ def check_gates(metrics: Metrics | None, gates: GateSettings) -> list[Verdict]:
             f"gates.min_{failed[0].gate} if this is the quality you want"
         )
     return verdicts
+
+
+def check_fallback(counts: Mapping[str, int], gates: GateSettings) -> Verdict:
+    """Compare the share of requested users who got popular items, for want of a history, with the gate.
+
+    `counts` has the number of users, and of users by status. Raises GateError when the share is above.
+    """
+    num_fallback, num_users = counts.get("fallback", 0), counts["users"]
+    share = num_fallback / max(num_users, 1)
+    if share > gates.max_fallback_share:
+        raise GateError(
+            f"not published, the last published table stays: {num_fallback} of {num_users} requested users have no "
+            f"history and got popular items, a share of {share:.4f}; at most {gates.max_fallback_share:.4f} is allowed "
+            "(gates.max_fallback_share). Is queries.uri the table of this log's users?"
+        )
+    return Verdict("fallback_share", share, gates.max_fallback_share, passed=True)
 
 
 def _lift(metrics: Metrics, floor: Floor, required: float) -> Verdict:

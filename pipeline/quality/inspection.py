@@ -37,6 +37,14 @@ class Inspection:
     schemas: dict[str, pa.Schema]
     backends: dict[str, int]
 
+    @property
+    def counts(self) -> Counter[str]:
+        """The numbers of candidates and of users, and of users by status."""
+        counts: Counter[str] = Counter()
+        for audit in self.audits:
+            counts.update({"candidates": audit.num_rows, "users": audit.num_users, **audit.statuses})
+        return counts
+
 
 def inspect_run(night: Night, settings: Settings, sidecars: Mapping[int, Sidecar]) -> Inspection:
     """Read every file that the sidecars (by unit) name, check its hash and audit its rows.
@@ -95,9 +103,7 @@ def describe_run(
     tuning: TuningRecord | None = None,
 ) -> RunManifest:
     """Build the manifest of a run that passed; `tuning` is given when its search was chosen by measuring."""
-    counts: Counter[str] = Counter()
-    for audit in inspection.audits:
-        counts.update({"candidates": audit.num_rows, "users": audit.num_users, **audit.statuses})
+    counts = inspection.counts
     every_row = {"audit": "every row", "units": len(inspection.audits), "rows": counts["candidates"]}
     return RunManifest(
         table=night.run.table,

@@ -17,10 +17,10 @@ from pipeline.data.columns import mask_of, numpy_of
 from pipeline.data.histories import Bucket
 from pipeline.data.lists import Int32
 from pipeline.errors import InvalidRunError
-from pipeline.schema import USER_STATUSES, candidates, nested_candidates, users
+from pipeline.schema import MOL, POPULAR, USER_STATUSES, candidates, nested_candidates, users
 
 MAX_EXAMPLES = 3
-MUST_GIVE_A_REASON = ("short", "skipped", "error")
+MUST_GIVE_A_REASON = ("short", "fallback", "skipped", "error")
 MUST_BE_EMPTY = ("skipped", "error")
 
 Bools = npt.NDArray[np.bool_]
@@ -175,7 +175,7 @@ def accounting_faults(user_table: pa.Table, matches: Matches, expected: Expected
     yield from _rows_where(is_one_of("ok") & (claimed != expected.k), f"ok means exactly {expected.k} items", name)
     yield from _rows_where(is_one_of("short") & (claimed >= expected.k), f"short means under {expected.k}", name)
     yield from _rows_where(is_one_of(*MUST_BE_EMPTY) & (claimed != 0), "skipped and error have no list", name)
-    yield from _rows_where(is_one_of(*MUST_GIVE_A_REASON) & ~has_reason, "a short or missing list has a reason", name)
+    yield from _rows_where(is_one_of(*MUST_GIVE_A_REASON) & ~has_reason, "every status but ok has a reason", name)
     yield from certificate_faults(user_table, is_one_of(*MUST_BE_EMPTY), name)
     for column in ("num_seen_filtered", "num_rule_filtered"):
         negative = numpy_of(user_table[column]) < 0
@@ -203,8 +203,16 @@ def provenance_faults(candidate_table: pa.Table, user_table: pa.Table, expected:
         for column, value in columns.items():
             wrong = mask_of(pc.not_equal(table[column].combine_chunks(), value))
             yield from _cells_where(wrong, f"{column} is {value}", table, column)
-    unnamed = mask_of(pc.equal(pc.utf8_length(candidate_table["source"].combine_chunks()), 0))
-    yield from _cells_where(unnamed, "source is named", candidate_table, "source")
+    source = candidate_table["source"].combine_chunks()
+    is_fallback = pc.is_in(candidate_table["user_id"].combine_chunks(), _fallback_users(user_table))
+    wrong = pc.not_equal(source, pc.if_else(is_fallback, POPULAR, MOL))
+    promise = f"source is {POPULAR} for users with the status fallback, {MOL} for others"
+    yield from _cells_where(mask_of(wrong), promise, candidate_table, "source")
+
+
+def _fallback_users(user_table: pa.Table) -> pa.Array:
+    is_fallback = pc.equal(user_table["status"], "fallback")
+    return user_table["user_id"].filter(is_fallback).combine_chunks()
 
 
 def schema_faults(candidate_table: pa.Table, user_table: pa.Table, expected: Expected) -> Iterator[Violation]:

@@ -1,4 +1,7 @@
-"""The published tables of a unit: candidates and the accounting of users. R requested users, B queries, K items."""
+"""The published tables of a unit: candidates and the accounting of users.
+
+R requested users, B queries, C cold users (without a history), L lists, K items.
+"""
 
 from dataclasses import dataclass
 
@@ -7,28 +10,57 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.lists import NO_ITEM, Int64
-from pipeline.io.histories import read_item_ids
+from pipeline.data.columns import mask_of, numpy_of
+from pipeline.data.lists import NO_ITEM, Float32, Int64, Lists, offsets_of, ranges
+from pipeline.evaluation.popularity import rank_by_popularity
+from pipeline.io.histories import read_bucket, read_items
 from pipeline.io.night import Night
 from pipeline.io.publication.units import write_unit
 from pipeline.retrieval.topk import TopK
+from pipeline.schema import MOL, POPULAR
 from pipeline.schema import candidates as long_schema
 from pipeline.schema import nested_candidates as nested_schema
 from pipeline.schema import users as users_schema
 from pipeline.settings import Settings
-from pipeline.stages.query_batch import NOT_FINITE, SEARCHED, QueryBatch
+from pipeline.stages.query_batch import NO_HISTORY, NOT_FINITE, SEARCHED, QueryBatch
 from pipeline.stages.rules import TonightsRules
 
-SOURCE = "mol"
+FALLBACK = "no history: the most popular items"
 
 
 @dataclass(frozen=True)
 class Results:
-    """The lists of a unit, one after the other."""
+    """The lists of a unit, one after the other, in ascending order of their users."""
 
-    num_returned: npt.NDArray[np.int64]  # (B,): the length of each list
+    users: Int64  # (L,): the user of each list, as an index into the requested ones
+    sources: npt.NDArray[np.object_]  # (L,): what made each list, MOL or POPULAR
+    num_returned: Int64  # (L,): the length of each list
     item_ids: pa.Array  # (sum of num_returned,)
-    scores: npt.NDArray[np.float32]  # (sum of num_returned,)
+    scores: Float32  # (sum of num_returned,)
+
+    @staticmethod
+    def of(users: Int64, source: str, rows_LK: Int64, scores_LK: Float32, item_ids: pa.Array) -> "Results":
+        """Drop the padding of the lists and turn item rows into item ids."""
+        is_item_LK = rows_LK != NO_ITEM
+        num_returned = is_item_LK.sum(axis=1).astype(np.int64)
+        sources = np.full(len(users), source, dtype=object)
+        return Results(
+            users, sources, num_returned, item_ids.take(pa.array(rows_LK[is_item_LK])), scores_LK[is_item_LK]
+        )
+
+    def joined(self, others: "Results") -> "Results":
+        """The lists of both, whose users differ."""
+        users = np.concatenate([self.users, others.users])
+        lengths = np.concatenate([self.num_returned, others.num_returned])
+        order = np.argsort(users)
+        values = ranges(offsets_of(lengths)[:-1][order], lengths[order])
+        return Results(
+            users[order],
+            np.concatenate([self.sources, others.sources])[order],
+            lengths[order],
+            pa.concat_arrays([self.item_ids, others.item_ids]).take(pa.array(values)),
+            np.concatenate([self.scores, others.scores])[values],
+        )
 
 
 class CandidateSink:
@@ -36,18 +68,42 @@ class CandidateSink:
 
     def __init__(self, night: Night, settings: Settings) -> None:
         self._night, self._settings = night, settings
-        self._item_ids = read_item_ids(night.storage, night.histories)
         self._rules = TonightsRules(night)
+        items = read_items(night.storage, night.histories, ["item_id", "num_events"])
+        self._item_ids = items["item_id"].combine_chunks()
+        # The published score of a popular item. The order follows what is published, so it is rounded first.
+        self._popularity_N = numpy_of(items["num_events"]).astype(np.float32)
 
     def write(self, unit: int, batch: QueryBatch, result: TopK) -> None:
-        results = to_results(result, self._item_ids)
-        layout = nested_table if self._settings.output.layout == "nested" else long_table
-        candidates = layout(batch, results, self._night, self._settings)
-        num_hidden = self._rules.num_hidden(batch.excluded, batch.bonuses)
-        users = users_table(batch, results, Certificates.of(result), num_hidden, self._night, self._settings.search.k)
+        """Write the unit's two tables and, after them, its sidecar."""
+        results = Results.of(batch.searched, MOL, result.rows_BK.numpy(), result.scores_BK.numpy(), self._item_ids)
+        num_seen, num_hidden = (np.zeros(len(batch.user_ids), dtype=np.int32) for _ in range(2))
+        num_seen[batch.searched] = batch.excluded.lengths
+        num_hidden[batch.searched] = self._rules.num_hidden(batch.excluded, batch.bonuses)
+        if self._settings.queries.cold_users == "fallback":
+            cold = np.flatnonzero(mask_of(pc.equal(batch.reasons, NO_HISTORY)))
+            seen = self._seen_by(batch.user_ids.take(pa.array(cold)), unit)
+            results = results.joined(self._popular(cold, seen))
+            num_seen[cold], num_hidden[cold] = seen.lengths, self._rules.num_not_eligible(seen)
+        table = nested_table if self._settings.output.layout == "nested" else long_table
+        candidates = table(batch.user_ids, results, self._night, self._settings)
+        certificates = Certificates.of(result)
+        users = users_table(batch, results, certificates, num_seen, num_hidden, self._night, self._settings.search.k)
         statuses = {entry["values"]: entry["counts"] for entry in pc.value_counts(users["status"]).to_pylist()}
         num_candidates, backends = len(results.item_ids), tuple(sorted(batch.backends))
         write_unit(self._night.storage, self._night.run, unit, candidates, users, num_candidates, statuses, backends)
+
+    def _seen_by(self, user_ids: pa.Array, unit: int) -> Lists:
+        """(C,) what users without a history have seen all the same, in events that were set aside."""
+        bucket = read_bucket(self._night.storage, self._night.histories, unit)
+        rows = pc.fill_null(pc.index_in(user_ids, bucket.user_ids), -1)
+        return bucket.seen("whole").take(numpy_of(rows).astype(np.int64))
+
+    def _popular(self, users: Int64, seen: Lists) -> Results:
+        """The most popular items for each of these users, who have seen other items: (C,) each."""
+        k, popularity_N = self._settings.search.k, self._popularity_N
+        rows_CK = rank_by_popularity(popularity_N, seen, k, self._rules.is_eligible_N)
+        return Results.of(users, POPULAR, rows_CK, popularity_N[rows_CK], self._item_ids)
 
 
 @dataclass(frozen=True)
@@ -55,79 +111,76 @@ class Certificates:
     """How far each list can be from the list of exact search (`schema.users`)."""
 
     is_proven: npt.NDArray[np.bool_]  # (B,)
-    max_gap: npt.NDArray[np.float32]  # (B,); +inf without a bound
+    max_gap: Float32  # (B,); +inf without a bound
 
     @staticmethod
     def of(result: TopK) -> "Certificates":
         return Certificates(result.is_proven_B.numpy(), result.gaps_B.numpy())
 
 
-def to_results(result: TopK, item_ids: pa.Array) -> Results:
-    """Drop the padding of the lists and turn item rows into item ids."""
-    is_item_BK = (result.rows_BK != NO_ITEM).numpy()
-    rows = result.rows_BK.numpy()[is_item_BK]
-    num_returned = is_item_BK.sum(axis=1).astype(np.int64)
-    return Results(num_returned, item_ids.take(pa.array(rows)), result.scores_BK.numpy()[is_item_BK])
-
-
-def long_table(batch: QueryBatch, results: Results, night: Night, settings: Settings) -> pa.Table:
-    """The candidates with one row per user and item (`schema.candidates`)."""
+def long_table(user_ids: pa.Array, results: Results, night: Night, settings: Settings) -> pa.Table:
+    """The candidates with one row per user and item (`schema.candidates`); `user_ids` are the requested users."""
     num_rows = len(results.scores)
-    starts = np.cumsum(results.num_returned) - results.num_returned
+    starts = offsets_of(results.num_returned)[:-1]
     ranks = np.arange(1, num_rows + 1) - np.repeat(starts, results.num_returned)
-    queries = pa.array(np.repeat(np.arange(len(results.num_returned)), results.num_returned))
     columns = [
-        batch.searched_user_ids.take(queries),
+        user_ids.take(pa.array(np.repeat(results.users, results.num_returned))),
         pa.array(ranks.astype(np.int32)),
         results.item_ids,
         pa.array(results.scores),
-        *_provenance(night, settings, num_rows),
+        *_provenance(np.repeat(results.sources, results.num_returned), night, settings),
     ]
-    return pa.Table.from_arrays(columns, schema=long_schema(batch.user_ids.type, results.item_ids.type))
+    return pa.Table.from_arrays(columns, schema=long_schema(user_ids.type, results.item_ids.type))
 
 
-def nested_table(batch: QueryBatch, results: Results, night: Night, settings: Settings) -> pa.Table:
+def nested_table(user_ids: pa.Array, results: Results, night: Night, settings: Settings) -> pa.Table:
     """The candidates with one row of lists per user; users without an item have no row (`schema.nested_candidates`)."""
-    schema = nested_schema(batch.user_ids.type, results.item_ids.type)
+    schema = nested_schema(user_ids.type, results.item_ids.type)
     has_items = results.num_returned > 0
-    offsets = pa.array(np.concatenate([[0], np.cumsum(results.num_returned[has_items])]).astype(np.int32))
+    offsets = pa.array(offsets_of(results.num_returned[has_items]).astype(np.int32))
     columns = [
-        batch.searched_user_ids.filter(pa.array(has_items)),
+        user_ids.take(pa.array(results.users[has_items])),
         pa.ListArray.from_arrays(offsets, results.item_ids, type=schema.field("item_ids").type),
         pa.ListArray.from_arrays(offsets, pa.array(results.scores), type=schema.field("scores").type),
-        *_provenance(night, settings, int(has_items.sum())),
+        *_provenance(results.sources[has_items], night, settings),
     ]
     return pa.Table.from_arrays(columns, schema=schema)
 
 
 def users_table(
-    batch: QueryBatch, results: Results, certificates: Certificates, num_hidden: Int64, night: Night, k: int
+    batch: QueryBatch,
+    results: Results,
+    certificates: Certificates,
+    num_seen: npt.NDArray[np.int32],
+    num_hidden: npt.NDArray[np.int32],
+    night: Night,
+    k: int,
 ) -> pa.Table:
-    """The accounting: one row per requested user (`schema.users`); a rule hides `num_hidden` items from each query.
+    """The accounting: one row per requested user (`schema.users`), who has seen `num_seen` items; a rule hides
+    `num_hidden` others; (R,) each.
 
-    Status: ok (k items), short (fewer items than k may be shown), skipped (no history, or left out by `prepare`) or
-    error (no finite query).
+    Status: ok (k items), short (fewer items than k may be shown), fallback (popular items, for want of a history),
+    skipped (no history, or left out by `prepare`) or error (no finite query).
     """
     num_users, searched = len(batch.user_ids), batch.searched
-    num_returned, num_seen, num_by_rule = (np.zeros(num_users, dtype=np.int32) for _ in range(3))
-    num_returned[searched] = results.num_returned
-    num_seen[searched] = batch.excluded.lengths
-    num_by_rule[searched] = num_hidden
+    num_returned = np.zeros(num_users, dtype=np.int32)
+    num_returned[results.users] = results.num_returned
+    is_fallback = np.zeros(num_users, dtype=bool)
+    is_fallback[results.users[results.sources == POPULAR]] = True
     is_proven, max_gap = np.zeros(num_users, dtype=bool), np.full(num_users, np.inf, dtype=np.float32)
     is_proven[searched], max_gap[searched] = certificates.is_proven, certificates.max_gap
     is_searched = pc.equal(batch.reasons, SEARCHED)
     is_short = pc.and_(is_searched, pc.less(pa.array(num_returned), k))
+    is_not_finite = pc.equal(batch.reasons, NOT_FINITE)
     shortage = pc.binary_join_element_wise("only", pa.array(num_returned).cast(pa.string()), "items may be shown", " ")
-    status = pc.case_when(
-        pc.make_struct(is_short, is_searched, pc.equal(batch.reasons, NOT_FINITE)), "short", "ok", "error", "skipped"
-    )
+    cases = pc.make_struct(pa.array(is_fallback), is_short, is_searched, is_not_finite)
     columns = [
         batch.user_ids,
-        status,
+        pc.case_when(cases, "fallback", "short", "ok", "error", "skipped"),
         pa.array(num_returned),
         pa.array(num_seen),
-        pa.array(num_by_rule),
-        pc.if_else(is_short, shortage, batch.reasons),
+        pa.array(num_hidden),
+        pc.if_else(is_short, shortage, pc.if_else(pa.array(is_fallback), FALLBACK, batch.reasons)),
         pa.array(is_proven),
         pa.array(max_gap, mask=np.isinf(max_gap)),
         pa.repeat(pa.scalar(night.ds, pa.date32()), num_users),
@@ -136,12 +189,12 @@ def users_table(
     return pa.Table.from_arrays(columns, schema=users_schema(batch.user_ids.type))
 
 
-def _provenance(night: Night, settings: Settings, num_rows: int) -> list[pa.Array]:
-    """The columns source, surface, ds, model_version and run_id."""
+def _provenance(sources: npt.NDArray[np.object_], night: Night, settings: Settings) -> list[pa.Array]:
+    """The columns source, surface, ds, model_version and run_id, one entry for each of the sources."""
     return [
-        pa.repeat(SOURCE, num_rows),
-        pa.repeat(settings.output.surface, num_rows),
-        pa.repeat(pa.scalar(night.ds, pa.date32()), num_rows),
-        pa.repeat(night.checkpoint.id, num_rows),
-        pa.repeat(night.run.run_id, num_rows),
+        pa.array(sources, pa.string()),
+        pa.repeat(settings.output.surface, len(sources)),
+        pa.repeat(pa.scalar(night.ds, pa.date32()), len(sources)),
+        pa.repeat(night.checkpoint.id, len(sources)),
+        pa.repeat(night.run.run_id, len(sources)),
     ]

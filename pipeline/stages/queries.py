@@ -9,11 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.data.columns import mask_of
 from pipeline.data.histories import Bucket, user_bucket
 from pipeline.data.lists import Int64
 from pipeline.data.sources import IdType
+from pipeline.errors import InputError
+from pipeline.io.histories import read_bucket
 from pipeline.io.inputs import Files, read_user_ids
 from pipeline.io.night import Night
+
+NAMED = 3  # users in an error message
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ class QuerySource(Protocol):
 
 @dataclass(frozen=True)
 class TonightsUsers:
-    """The users of the queries table, or without that table everybody with a history; histories are whole."""
+    """The users of the queries table, or without that table everybody with a history (and those whom `prepare` has left
+    out); histories are whole."""
 
     queries: Files | None
     num_buckets: int
@@ -55,7 +61,8 @@ class TonightsUsers:
 
     def select(self, unit: int, bucket: Bucket) -> Requested:
         if self.queries is None:
-            return Requested(bucket.user_ids, np.arange(bucket.num_users))
+            rows = np.flatnonzero((np.diff(bucket.offsets) > 0) | mask_of(pc.not_equal(bucket.left_out, "")))
+            return Requested(bucket.user_ids.take(pa.array(rows)), rows)
         user_ids = _by_bucket(self, bucket.user_ids.type)[unit]
         rows = pc.fill_null(pc.index_in(user_ids, bucket.user_ids), -1)
         return Requested(user_ids, rows.to_numpy(zero_copy_only=False).astype(np.int64))
@@ -65,6 +72,27 @@ def check_queries(night: Night, user_type: pa.DataType) -> None:
     """Raise InputError when the queries table cannot be read as ids of `user_type`, the log's."""
     if night.inputs.queries is not None:
         read_user_ids(night.inputs.queries, user_type, night.inputs.log.source.user_id_type)
+
+
+def check_cold_users(night: Night, num_buckets: int) -> None:
+    """Raise InputError when the queries table, if there is one, has users without a history; the first are named."""
+    users = TonightsUsers.of(night, num_buckets)
+    if users.queries is None:
+        return
+    cold: list[object] = []
+    num_cold = 0
+    for unit in range(num_buckets):
+        bucket = read_bucket(night.storage, night.histories, unit)
+        requested = users.select(unit, bucket)
+        has_history = np.append(np.diff(bucket.offsets) > 0, False)[requested.bucket_rows]
+        is_cold = ~has_history & np.array([not reason for reason in requested.left_out(bucket)], dtype=bool)
+        num_cold += int(is_cold.sum())
+        cold += requested.user_ids.filter(pa.array(is_cold))[: NAMED - len(cold)].to_pylist()
+    if num_cold:
+        raise InputError(
+            f"{users.queries.name}: {num_cold} users have no history (queries.cold_users: raise), first "
+            f"{', '.join(map(str, cold))}; take them out, or set queries.cold_users to skip or fallback"
+        )
 
 
 @functools.lru_cache(maxsize=1)

@@ -44,6 +44,12 @@ class TonightsRules:
         not_counted_B = np.bincount(not_counted.owners, weights=is_hidden, minlength=len(excluded))
         return int(self._is_hidden_N.sum()) - not_counted_B.astype(np.int64)
 
+    def num_not_eligible(self, excluded: Lists) -> Int64:
+        """(C,): the number of items, not among the distinct `excluded` ones, that the catalogue hides."""
+        is_hidden_N = ~self.is_eligible_N
+        not_counted = np.bincount(excluded.owners, weights=is_hidden_N[excluded.values], minlength=len(excluded))
+        return int(is_hidden_N.sum()) - not_counted.astype(np.int64)
+
 
 def needs_bonus(night: Night) -> Tensor | None:
     """(N,) bool: the items that tonight's model, which was taken over, does not know; None when it knows all.

@@ -271,6 +271,7 @@ def test_items_of_rows_that_were_set_aside_are_kept_apart_and_distinct():
     event = {"user_id": "u", "item_id": "a", "event_ts": FIRST, "event_type": "view"}
     seen = [("u", "c"), ("u", "b"), ("u", "c"), ("u", "x"), ("nobody", "a"), ("v", "d")]
     bucket = clean([event, event | {"user_id": "v"}], seen=seen).bucket
-    assert [bucket.also_seen[user].tolist() for user in range(2)] == [[1, 2], [3]]
+    assert bucket.user_ids.to_pylist() == ["nobody", "u", "v"]  # the first has no history, and has seen an item
+    assert [bucket.also_seen[user].tolist() for user in range(3)] == [[0], [1, 2], [3]]
     assert bucket.item_rows.tolist() == [0, 0]
-    assert [bucket.seen("whole")[user].tolist() for user in range(2)] == [[0, 1, 2], [0, 3]]
+    assert [bucket.seen("whole")[user].tolist() for user in range(3)] == [[0], [0, 1, 2], [0, 3]]

@@ -314,6 +314,18 @@ def test_a_night_with_a_catalogue_and_a_list_of_users_serves_those_users_and_acc
         ("u59", "ok", ""),
         ("u7", "ok", ""),
     ]
+    refused = run_job("nightly_candidates", root, **LOCAL, **keys | {"queries.cold_users": "raise"})
+    assert refused.code == 20
+    assert "1 users have no history (queries.cold_users: raise), first stranger" in refused.last_line["error"]
+    fallback = keys | {"queries.cold_users": "fallback"}
+    gated = run_job("nightly_candidates", root, **LOCAL, **fallback | {"gates.max_fallback_share": 0.2})
+    assert gated.code == 10
+    assert "1 of 4 requested users have no history and got popular items" in gated.last_line["error"]
+    served = run_job("nightly_candidates", root, **LOCAL, **fallback)
+    assert served.code == 0, served.stderr[-4_000:]
+    table = rows_of(root)
+    assert table.filter(pl.col("source") == "popular").group_by("user_id").len().rows() == [("stranger", 20)]
+    assert table.filter(pl.col("source") == "mol")["user_id"].n_unique() == 3
 
 
 @pytest.mark.s3

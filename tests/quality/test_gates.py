@@ -4,7 +4,7 @@ import pytest
 from pipeline.errors import GateError
 from pipeline.evaluation.paired import paired_difference
 from pipeline.evaluation.results import Comparison, Estimate, Metrics, Overlap
-from pipeline.quality.gates import check_gates
+from pipeline.quality.gates import check_fallback, check_gates
 from pipeline.settings import GateSettings
 
 GATES = GateSettings(min_overlap=0.75, min_lift_over_popularity=2.0)
@@ -55,6 +55,15 @@ def test_a_run_that_measures_exactly_what_is_required_passes() -> None:
 def test_a_run_just_below_a_gate_fails_and_the_gate_is_named() -> None:
     with pytest.raises(GateError, match=r"overlap is 0\.7499, at least 0\.7500 is required.*gates\.min_overlap"):
         check_gates(metrics(model=0.5, popularity=0.25, overlap=0.7499), GATES)
+
+
+def test_users_without_a_history_may_be_so_many_and_no_more() -> None:
+    gates = GateSettings(max_fallback_share=0.25)
+    assert check_fallback({"users": 8, "fallback": 2, "ok": 6}, gates).measured == 0.25
+    assert check_fallback({"users": 8, "ok": 8}, gates).measured == 0.0
+    assert check_fallback({"users": 0}, gates).passed
+    with pytest.raises(GateError, match=r"3 of 8 requested users have no history.*at most 0\.2500 is allowed"):
+        check_fallback({"users": 8, "fallback": 3, "ok": 5}, gates)
 
 
 @pytest.mark.parametrize(("gate", "floor"), [("popularity", {"counts": 0.1}), ("counts", {"popularity": 0.1})])

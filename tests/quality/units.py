@@ -116,7 +116,7 @@ def is_sound(unit: Unit) -> bool:
         lists.setdefault(user, []).append(row)
         previous = user
         provenance = (row["surface"], row["ds"], row["model_version"], row["run_id"])
-        if provenance != ("home", DS, MODEL, RUN_ID) or not row["source"]:
+        if provenance != ("home", DS, MODEL, RUN_ID):
             return False
         if (
             row["item_id"] not in index
@@ -129,6 +129,10 @@ def is_sound(unit: Unit) -> bool:
         return False
     if not lists.keys() <= accounts.keys():
         return False
+    for user, rows in lists.items():
+        source = "popular" if accounts[user]["status"] == "fallback" else "mol"
+        if any(row["source"] != source for row in rows):
+            return False
     for rows in lists.values():
         order = [(-row["score"], index[row["item_id"]]) for row in rows]
         if len({row["item_id"] for row in rows}) != len(rows) or order != sorted(order):
@@ -152,7 +156,7 @@ def _account_is_sound(row: Row, num_rows: int) -> bool:
         and row["num_rule_filtered"] >= 0
         and _certificate_is_sound(row)
         and length_fits.get(row["status"], False)
-        and (bool(row["reason"]) or row["status"] in ("ok", "fallback"))
+        and (bool(row["reason"]) or row["status"] == "ok")
     )
 
 

@@ -58,8 +58,8 @@ def expect(files: Mapping[str, Sequence[Row]], recipe: Recipe, catalogue: list[I
         raise RefusedError("no row of the log is left")
     by_user = _by_user(learned, set(items), counts)
     expected = Expected(items=items, counts=counts)
-    for user, events in by_user.items():
-        expected.histories[user] = _history(events, recipe, ds, counts)
+    for user, events in (by_user | {row.user: [] for row in seen if row.user not in by_user}).items():
+        expected.histories[user] = _history(events, recipe, ds, counts) if events else ([], 0, 0)
         also_seen = {row.item for row in seen if row.user == user and row.item in set(items)}
         kept = events if expected.histories[user] else []
         expected.seen[user] = tuple(also_seen | _hidden(kept, recipe, ds, back) for back in (2, 1, 0))

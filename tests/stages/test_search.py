@@ -337,6 +337,57 @@ def test_a_query_table_chooses_users_and_names_those_without_history(tmp_path: P
     ]
 
 
+@pytest.mark.parametrize("layout", ["long", "nested"])
+def test_a_user_without_a_history_gets_the_most_popular_items_that_they_have_not_seen(tmp_path: Path, layout):
+    queries = tmp_path / "queries.parquet"
+    pa.parquet.write_table(pa.table({"user_id": ["u00003", "nobody", "u00001", "a passer-by"]}), queries)
+    overrides = [f"queries.uri={queries}", "queries.cold_users=fallback", "output.num_buckets=1", "search.k=5"]
+    world = make_world(tmp_path / "root", num_items=40, overrides=[*overrides, f"output.layout={layout}"])
+    items = read_items(world.storage, world.night.histories)
+    is_eligible = np.arange(40) % 4 != 3
+    num_events = np.minimum(np.arange(40), 30) + 2**24  # the last ten are equally popular, and more than float32 tells
+    columns = {"num_events": pa.array(num_events), "is_eligible": pa.array(is_eligible)}
+    for name, column in columns.items():
+        items = items.set_column(items.column_names.index(name), items.schema.field(name), column)
+    replace_items(world.night, items)
+    passes_by_with_items(world, "a passer-by", [38, 38, 30])
+    flat = retrieve(world).to_pylist()
+    lists: dict[str, list] = {}
+    for row in flat:
+        many = layout == "nested"
+        pairs = zip(row["item_ids"], row["scores"], strict=True) if many else [(row["item_id"], row["score"])]
+        lists.setdefault(row["user_id"], []).extend(pairs)
+    users = {user["user_id"]: user for user in read_table(world, "users").to_pylist()}
+    popularity = dict(zip(items["item_id"].to_pylist(), num_events.astype(np.float32).tolist(), strict=True))
+    shown = [item for row, item in enumerate(items["item_id"].to_pylist()) if is_eligible[row]]
+    for user, seen in (("nobody", set()), ("a passer-by", {"i000038", "i000030"})):
+        best = sorted((item for item in shown if item not in seen), key=lambda item: (-popularity[item], item))
+        assert lists[user] == [(item, popularity[item]) for item in best[:5]]
+        account = users[user]
+        assert (account["status"], account["num_returned"]) == ("fallback", 5)
+        assert (account["num_seen_filtered"], account["num_rule_filtered"]) == (len(seen), 10)
+        assert account["reason"] == "no history: the most popular items"
+    assert users["u00001"]["status"] == users["u00003"]["status"] == "ok"
+    assert list(lists) == sorted(lists)
+
+
+def passes_by_with_items(world: World, user: str, rows: list[int]) -> None:
+    """Write the only bucket again with a user of whom all events were set aside."""
+    bucket = read_bucket(world.storage, world.night.histories, 0)
+    assert user < bucket.user_ids[0].as_py()
+    with_user = replace(
+        bucket,
+        user_ids=pa.concat_arrays([pa.array([user]), bucket.user_ids]),
+        offsets=np.concatenate([[0], bucket.offsets]),
+        num_train=np.concatenate([[0], bucket.num_train]).astype(np.int32),
+        num_validation=np.concatenate([[0], bucket.num_validation]).astype(np.int32),
+        left_out=pa.concat_arrays([pa.array([""]), bucket.left_out]),
+        also_seen=Lists.concat([Lists.of([rows]), bucket.also_seen]),
+    )
+    world.storage.delete(bucket_claims(world.storage, world.night.histories).key(0))
+    write_bucket(world.storage, world.night.histories, 0, with_user)
+
+
 @pytest.mark.parametrize(
     ("ids", "complaint"),
     [

@@ -134,7 +134,7 @@ def describe(ds: date, log: Log, columns: LogColumns, prepared: Prepared) -> dic
         "reused_event_ids": counts[REUSED],
         "words_for_nobody": {name.removeprefix(WORD): n for name, n in counts.items() if name.startswith(WORD)},
         "late_rows": counts["late"],
-        "users": sum(file.rows for file in prepared.files) - counts["bot_users"],
+        "users": counts["users"],
         "items": prepared.catalogue.num_rows,
         "hidden_items": int((~prepared.is_eligible).sum()),
         "events": num_events,

@@ -53,7 +53,7 @@ from pipeline.stages.prepare.segments import (
 
 MAX_WAITING_BYTES = 1 << 29  # of rows that wait to be written; ids may be long
 ROWS_READ, LATE = "rows_read", "late"
-TRAINABLE, EVALUABLE = "trainable_users", "evaluable_users"
+USERS, TRAINABLE, EVALUABLE = "users", "trainable_users", "evaluable_users"
 
 
 def map_pieces(job: Job, task: MapTask) -> tuple[MapTask, MapResult]:
@@ -126,7 +126,11 @@ def reduce_bucket(
     file = write_bucket(storage, histories, bucket, clean.bucket)
     evaluable = evaluable_users(clean.bucket)
     counts = clean.counts | left_out | _of_types(read, job.settings.prepare.seen_event_types or ())
-    counts |= {TRAINABLE: int((clean.bucket.num_train >= 2).sum()), EVALUABLE: len(evaluable)}
+    counts |= {
+        USERS: int((np.diff(clean.bucket.offsets) > 0).sum()),
+        TRAINABLE: int((clean.bucket.num_train >= 2).sum()),
+        EVALUABLE: len(evaluable),
+    }
     result = claims.claim(bucket, ReduceResult(file=file, rejected=rejected, counts=counts))
     item_events = ItemEvents.of(clean.bucket)
     del read, events, seen, clean

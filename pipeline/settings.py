@@ -160,11 +160,15 @@ class MolSettings(Config):
 
     num_query_components: PositiveInt = 8
     num_item_components: PositiveInt = 4
-    component_dim: PositiveInt = 32
+    # A logit is a cosine over the temperature: in few dimensions too many items are near each other.
+    component_dim: PositiveInt = 64
     query_hidden_dim: PositiveInt = 256
     query_activation: Literal["swiglu", "geglu"] = "swiglu"
     gate_hidden_dim: PositiveInt = 128
     temperature: PositiveFloat = 0.05
+    # Share of the gate that the first pair of components has before training; 0: as much as each other pair. The
+    # dot-product head trains this pair on its own (train.head_weight), so that MoL starts as that dot product.
+    first_pair_share: Dropout = 0.8
     num_user_hashes: Count = 0  # rows of the user-id table; 0 leaves the user-id component out
     query_dropout: Dropout = 0.0
     user_dropout: Dropout = 0.5
@@ -200,7 +204,7 @@ class ModelSettings(Config):
     # after each event at once, could not give it; the distance is the same in training and serving.
     positions: Positions = Field(default_factory=lambda others: POSITIONS[others.get("encoder", "sasrec")][0])
     reads_times: bool = False  # hstu only: attention also depends on the time between two events
-    dim: PositiveInt = 64
+    dim: PositiveInt = 128
     num_blocks: PositiveInt = 2  # not of bag
     num_heads: PositiveInt = 2  # not of bag
     # Width of the feed-forward networks, which hstu has not. Default: 128; of ligr four times dim.
@@ -251,12 +255,13 @@ class TrainSettings(Config):
     log_q: bool = True  # correct the scores of negatives for how often they are drawn; false is the paper's way
     # Weight of the loss of the dot-product head: the first pair of components must find the item alone, among many more
     # negatives, or all items where they are no more. 0: none.
-    head_weight: Annotated[float, Field(ge=0.0)] = 0.5
+    head_weight: Annotated[float, Field(ge=0.0)] = 4.0
     head_negatives: PositiveInt = 4_096
     # Share of the negatives that are hard: items that the head takes for the right one, at the places of the same user
     # or few users. Without a head there are none. popular_negatives is a share of the others.
     hard_negatives: Share = 0.5
-    positions_per_negatives: PositiveInt = 256  # positions that share one draw of negatives; 1 is the paper's way
+    # Positions that share one draw of negatives; 1 is the paper's way. Of fewer users, hard negatives suit each better.
+    positions_per_negatives: PositiveInt = 64
     learning_rate: PositiveFloat = 2e-3
     warmup_steps: Count = 100  # the first steps, in which the learning rate rises to its value
     # An event counts half as much in the loss for each such time before the end of ds. None: old and new alike.

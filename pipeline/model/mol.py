@@ -5,6 +5,7 @@ p = i·X + j for query component i and item component j. `*` is any number of le
 sides or absent.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -122,12 +123,15 @@ class MixtureOfLogits(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier-normal matrices and zero biases (the authors' code leaves two of the biases random)."""
+        """Xavier-normal matrices and zero biases (the authors' code leaves two of the biases random), but for the bias
+        of the first pair's gate."""
         for parameter in self.parameters():
             if parameter.dim() >= 2:
                 nn.init.xavier_normal_(parameter)
             else:
                 nn.init.zeros_(parameter)
+        with torch.no_grad():
+            self.cross_out.bias[0] = first_gate_input(self.settings.first_pair_share, len(self.cross_out.bias))
 
     def user_rows(self, user_keys_B: Tensor) -> Tensor:
         """The row of each user in the user table: 1 + key mod H, for any integer key."""
@@ -205,6 +209,18 @@ class MixtureOfLogits(nn.Module):
         cross_BNP = self.cross_out(hidden_BNH)
         gate_inputs_BNP = torch.addcmul(cross_BNP, query.gate_BP.unsqueeze(-2), items.gate_NP.unsqueeze(-3))
         return F.silu(gate_inputs_BNP, inplace=is_final)
+
+
+def first_gate_input(share: float, num_pairs: int) -> float:
+    """What goes into the first gate, so that it has this share if 0 goes into the others; at least 0.
+
+    The softmax is over silu(input), so this is its inverse at ln(share · others / (1 - share)), by fixed-point steps.
+    """
+    wanted = math.log(max(share * (num_pairs - 1) / (1.0 - share), 1.0))
+    gate_input = wanted
+    for _ in range(100):
+        gate_input = wanted * (1.0 + math.exp(-gate_input))
+    return gate_input
 
 
 def _two_layers(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:

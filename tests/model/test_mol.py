@@ -186,6 +186,21 @@ def test_fact_22_inhibition_saturates():
     assert inputs_BNP.min() < -0.27  # the floor is reached
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.8, 0.99])
+def test_before_training_the_first_pair_has_its_share_of_the_gate(share):
+    """Where nothing else goes into the gates."""
+    for query, item in ((1, 1), (1, 2), (2, 2), (8, 4)):
+        settings = MolSettings(num_query_components=query, num_item_components=item, first_pair_share=share)
+        mol = MixtureOfLogits(64, settings).double().eval()
+        expected = max(share, 1 / (query * item))
+        mol.requires_grad_(False)
+        mol.cross_out.weight.zero_()
+        mol.query_gate[-1].weight.zero_()
+        queries_BE, items_NE = (torch.randn(20, 64, dtype=torch.float64) for _ in range(2))
+        gates_BNP = mol.pairs(mol.query_side(queries_BE), mol.item_side(items_NE)).gates_BNP
+        assert torch.allclose(gates_BNP[..., 0], torch.tensor(expected, dtype=torch.float64))
+
+
 def test_fact_23_two_component_pairs_can_make_any_score():
     """With components ±e and the first gate at (1 + temperature·A) / 2, the score is A."""
     mol = MixtureOfLogits(3, MolSettings(num_query_components=2, num_item_components=1, component_dim=4)).double()

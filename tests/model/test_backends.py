@@ -34,7 +34,8 @@ SETTINGS = TrainSettings(
     learning_rate=5e-3,
     warmup_steps=5,
 )
-SURE_MOL = SMALL_MOL.model_copy(update={"gate_dropout": 0.0, "item_dropout": 0.0})
+# Gates that differ: where one pair has most of the gate, the gates' gradients are small beside bfloat16's rounding.
+SURE_MOL = SMALL_MOL.model_copy(update={"gate_dropout": 0.0, "item_dropout": 0.0, "first_pair_share": 0.0})
 SURE_MODEL = SMALL_MODEL.model_copy(update={"dropout": 0.0, "mol": SURE_MOL})
 
 

@@ -268,9 +268,9 @@ def test_bfloat16_gives_nearly_the_same_query(keys):
 def test_ligr_is_four_times_as_wide_within_unless_told_otherwise():
     widths = [ModelSettings(encoder=encoder, dim=32).ffn_dim for encoder in ("sasrec", "ligr")]
     assert widths == [128, 128]
-    assert ModelSettings(encoder="ligr").ffn_dim == 256
+    assert ModelSettings(encoder="ligr", dim=64).ffn_dim == 256
     assert ModelSettings(encoder="ligr", ffn_dim=64).ffn_dim == 64
-    assert ModelSettings.model_validate(ModelSettings(encoder="ligr").model_dump()).ffn_dim == 256
+    assert ModelSettings.model_validate(ModelSettings(encoder="ligr", dim=64).model_dump()).ffn_dim == 256
 
 
 def test_the_papers_configuration_has_as_many_weights_as_the_papers_model():

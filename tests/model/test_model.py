@@ -116,7 +116,11 @@ def test_a_seed_draws_the_item_table_then_the_encoder_then_mol_and_last_the_item
 
 def test_biases_start_at_zero_and_mol_matrices_with_the_spread_of_xavier():
     model = make_model()
-    assert all((value == 0).all() for name, value in model.named_parameters() if name.endswith("bias"))
+    biases = {name: value for name, value in model.named_parameters() if name.endswith("bias")}
+    first_gate = biases.pop("mol.cross_out.bias")
+    assert first_gate[0] > 0  # MoL starts as the dot-product head
+    assert not first_gate[1:].any()
+    assert not any(value.any() for value in biases.values())
     wide = MixtureOfLogits(200, SMALL_MOL.model_copy(update={"query_hidden_dim": 300})).query_hidden.linear.weight
     assert wide.std().item() == pytest.approx((2 / (200 + 600)) ** 0.5, rel=0.02)
 

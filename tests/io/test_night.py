@@ -61,6 +61,7 @@ KEYS = {
     "train.steps_between_states": NOTHING,
     "train.start_from": NOTHING,  # nothing is published that a night could start from or take over
     "train.every_days": NOTHING,
+    "queries.cold_users": {"run"},
     "cluster.gpus_per_actor": FROM_CORPUS | {"memory"},
     "cluster.gpus_per_encoder": FROM_SEARCH,
 }
@@ -79,6 +80,7 @@ OTHER_WORDS = {
     "search.backend": "torch",
     "search.table_dtype": "int8",
     "output.layout": "nested",
+    "queries.cold_users": "fallback",
     "cluster.mode": "local",
 }
 

@@ -80,6 +80,7 @@ def make_mol(components: int) -> MixtureOfLogits:
         num_item_components=components,
         component_dim=DIM,
         gate_dropout=0.0,
+        first_pair_share=0.0,
         item_dropout=0.0,
         cross_dropout=0.0,
     )

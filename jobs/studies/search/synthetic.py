@@ -43,6 +43,7 @@ def align(mol: MixtureOfLogits, sharpness: float) -> None:
     # silu(l) is about l for the logits that matter: the gate input of a pair of components grows with its logit.
     mol.cross_hidden.weight.mul_(CHANCE)[:num_pairs] += torch.eye(num_pairs)
     mol.cross_out.weight.mul_(CHANCE * sharpness)[:, :num_pairs] += sharpness * torch.eye(num_pairs)
+    mol.cross_out.bias.zero_()  # no pair is ahead of the others
 
 
 @torch.no_grad()

@@ -167,7 +167,8 @@ class MolSettings(Config):
     gate_hidden_dim: PositiveInt = 128
     temperature: PositiveFloat = 0.05
     # Share of the gate that the first pair of components has before training; 0: as much as each other pair. The
-    # dot-product head trains this pair on its own (train.head_weight), so that MoL starts as that dot product.
+    # dot-product head trains this pair on its own, so that MoL starts as that dot product. Without a head
+    # (train.head_weight: 0) it should be 0.
     first_pair_share: Dropout = 0.8
     num_user_hashes: Count = 0  # rows of the user-id table; 0 leaves the user-id component out
     query_dropout: Dropout = 0.0

@@ -80,8 +80,8 @@ class CandidateSink:
         num_seen, num_hidden = (np.zeros(len(batch.user_ids), dtype=np.int32) for _ in range(2))
         num_seen[batch.searched] = batch.excluded.lengths
         num_hidden[batch.searched] = self._rules.num_hidden(batch.excluded, batch.bonuses)
-        if self._settings.queries.cold_users == "fallback":
-            cold = np.flatnonzero(mask_of(pc.equal(batch.reasons, NO_HISTORY)))
+        cold = np.flatnonzero(mask_of(pc.equal(batch.reasons, NO_HISTORY)))
+        if len(cold) and self._settings.queries.cold_users == "fallback":
             seen = self._seen_by(batch.user_ids.take(pa.array(cold)), unit)
             results = results.joined(self._popular(cold, seen))
             num_seen[cold], num_hidden[cold] = seen.lengths, self._rules.num_not_eligible(seen)

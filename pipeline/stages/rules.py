@@ -5,6 +5,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.data.columns import Mask
 from pipeline.data.lists import Int64, Lists
 from pipeline.io.checkpoint import load_config
 from pipeline.io.histories import read_eligible
@@ -40,15 +41,17 @@ class TonightsRules:
         not_counted = excluded
         if self._needs_bonus_N is not None and bonuses is not None:
             not_counted = excluded.union(bonuses.rows.where(self.is_eligible_N[bonuses.rows.values]))
-        is_hidden = self._is_hidden_N[not_counted.values]
-        not_counted_B = np.bincount(not_counted.owners, weights=is_hidden, minlength=len(excluded))
-        return int(self._is_hidden_N.sum()) - not_counted_B.astype(np.int64)
+        return _num_outside(self._is_hidden_N, not_counted)
 
     def num_not_eligible(self, excluded: Lists) -> Int64:
         """(C,): the number of items, not among the distinct `excluded` ones, that the catalogue hides."""
-        is_hidden_N = ~self.is_eligible_N
-        not_counted = np.bincount(excluded.owners, weights=is_hidden_N[excluded.values], minlength=len(excluded))
-        return int(is_hidden_N.sum()) - not_counted.astype(np.int64)
+        return _num_outside(~self.is_eligible_N, excluded)
+
+
+def _num_outside(is_hidden_N: Mask, lists: Lists) -> Int64:
+    """The number of hidden items that are not in each list of distinct items."""
+    inside = np.bincount(lists.owners, weights=is_hidden_N[lists.values], minlength=len(lists))
+    return int(is_hidden_N.sum()) - inside.astype(np.int64)
 
 
 def needs_bonus(night: Night) -> Tensor | None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.data.lists import Lists
 from pipeline.model.losses import sampled_softmax_loss
-from pipeline.model.negatives import Demand, Negatives, is_own
+from pipeline.model.negatives import Demand, Negatives, is_left_out, is_own
 from pipeline.settings import TrainSettings
 
 COUNTS = torch.tensor([0, 1, 2, 7, 90])
@@ -136,3 +136,16 @@ def test_own_items_are_those_of_the_sequences_user(own, rows):
 def test_numbers_of_many_users_and_items_do_not_overflow():
     own = Lists(np.array([0, 0, 1]), np.array([2_999_999_99], dtype=np.int32))
     assert is_own(torch.tensor([[2_999_999_99]]), own).tolist() == [[[False], [True]]]
+
+
+def test_a_position_leaves_out_its_own_item_and_what_is_hidden_from_its_user():
+    """Also where nothing is hidden from a user: then the item to predict is no negative of itself."""
+    rows_GN = torch.tensor([[4, 7, 4, 1], [2, 7, 9, 9]])
+    own = Lists.of([[1, 9], []])
+    sequences_T, targets_T = torch.tensor([0, 1, 1, 0]), torch.tensor([7, 4, 7, 2])
+    assert is_left_out(rows_GN, own, sequences_T, targets_T).tolist() == [
+        [False, True, False, True],
+        [True, False, True, False],
+        [False, True, False, False],
+        [True, False, True, True],
+    ]

@@ -8,15 +8,16 @@ from pathlib import Path
 
 from jobs.studies.settings.variants import Keys, Study, run_study
 
+WIDTH = 64
 DOT: Keys = {
     "model.mol.num_query_components": 1,
     "model.mol.num_item_components": 1,
-    "model.mol.component_dim": 48,
+    "model.mol.component_dim": WIDTH,
 }
 STUDY = Study(
     "adds",
     {
-        f"{encoder}, {similarity}": {"model.encoder": encoder, **keys}
+        f"{encoder}, {similarity}": {"model.encoder": encoder, "model.dim": WIDTH, **keys}
         for encoder in ("sasrec", "ligr", "hstu")
         for similarity, keys in (("dot product", DOT), ("MoL", {}))
     },

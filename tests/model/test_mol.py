@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from pipeline.errors import InputError
+from pipeline.model import mol as mol_module
 from pipeline.model.losses import mutual_information_loss
 from pipeline.model.mol import ItemSide, MixtureOfLogits, QuerySide
 from pipeline.settings import MolSettings
@@ -312,3 +314,17 @@ def test_gradients_are_those_of_the_definition():
         return mol(QuerySide(components_BQD, query_gate_BP), ItemSide(components_NXD, item_gate_NP))
 
     assert torch.autograd.gradcheck(scores, inputs)
+
+
+def test_vectors_become_unit_vectors_with_the_gradients_of_normalize():
+    torch.manual_seed(0)
+    vectors = torch.randn(3, 5, 4, dtype=torch.float64)
+    vectors[0, 0] = 0.0  # too short to have a direction
+    vectors[0, 1] *= 1e-8
+    weights = torch.randn_like(vectors)
+    found, expected = vectors.clone().requires_grad_(), vectors.clone().requires_grad_()
+    units = mol_module._unit(found)
+    (units * weights).sum().backward()
+    (F.normalize(expected, dim=-1, eps=mol_module.MIN_NORM) * weights).sum().backward()
+    assert torch.equal(units, F.normalize(vectors, dim=-1, eps=mol_module.MIN_NORM))
+    torch.testing.assert_close(found.grad, expected.grad, rtol=1e-12, atol=1e-12)

@@ -162,7 +162,7 @@ def main(num_items: list[int], rounds: int) -> None:
     torch.set_num_threads(1)
     clock = StepClock(BACKENDS["native"], SHAPES[0], NUM_ITEMS)
     instruction_set = clock.backend.name.removeprefix("native ")
-    peak = bfloat16_peak("avx512" if instruction_set == "amx" else instruction_set)  # the kernels use no tiles
+    peak = bfloat16_peak(instruction_set)
     print(f"{processor()}, {clock.backend.name}, peak of a core {peak / 1e9:.0f} GFLOP/s, medians of {rounds} rounds")
     for shape in SHAPES:
         study_backends(shape, rounds, peak)

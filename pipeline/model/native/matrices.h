@@ -25,6 +25,11 @@ constexpr int ROWS_UP = 4;    // rows of a product are a multiple of this
 constexpr int UNIT = 16;      // numbers of pairs and of hidden units are rounded up to multiples of this
 constexpr int BLOCK_UP = 32;  // and the number of items to multiples of this: two vectors of bfloat16 make one
 constexpr int WIDE = 64;      // items that go through the network at once
+#ifdef NR_AMX
+constexpr int TILE_ROWS_READ = TILE - ROWS_UP;  // rows that a product may read behind the last of operand A
+#else
+constexpr int TILE_ROWS_READ = 0;
+#endif
 
 inline int rounded_up(int number, int to) { return (number + to - 1) / to * to; }
 
@@ -77,10 +82,69 @@ inline void multiply_rows(Rows a, int first, int num_rows, const Group* b, int64
     if (row < num_rows) multiply_rows<ROWS_UP, V>(a, row, num_rows, b, b_stride, depth, done);
 }
 
+#ifdef NR_AMX
+
+static_assert(L == TILE, "a row of a tile is a vector");
+
+inline bool fills_tiles(Rows a, int depth) { return a.to_group == 1 && depth % TILE == 0; }
+
+// Adds a row of tiles, sixteen rows of A times V sixteens of columns of B, to tiles 0 to V - 1.
+template <int V>
+NR_INLINE inline void sum_in_tiles(Rows a, int row, const Group* b, int64_t b_stride, int depth) {
+  for (int g = 0; g < depth; g += TILE) {
+    tile_load<4>(a.from + row * a.to_row + g, a.to_row * sizeof(Group));
+    each<V>([&](auto v) NR_INLINE {
+      tile_load<5 + v % 2>(b + g * b_stride + v * L, b_stride * sizeof(Group));
+      tile_dot_bf16<v, 4, 5 + v % 2>();
+    });
+  }
+}
+
+template <int V, class Done>
+inline void multiply_in_tiles(Rows a, int num_rows, const Group* b, int64_t b_stride, int depth, Done done) {
+  for (int row = 0; row < num_rows; row += TILE) {
+    Tile<TILE, V> sums;
+    each<V>([&](auto v) NR_INLINE { tile_zero<v>(); });
+    sum_in_tiles<V>(a, row, b, b_stride, depth);
+    each<V>([&](auto v) NR_INLINE { tile_store<v>(&sums[0][v], sizeof sums[0]); });
+    for (int r = 0; r < std::min(TILE, num_rows - row); r += ROWS_UP)
+      done(row + r, reinterpret_cast<Tile<ROWS_UP, V>&>(sums[r]));
+  }
+}
+
+// C += A · B for whole tiles of C.
+template <int V>
+inline void add_in_tiles(Rows a, int num_rows, const Group* b, int64_t b_stride, int depth, float* c,
+                         int64_t c_stride) {
+  for (int row = 0; row < num_rows; row += TILE) {
+    float* to = c + row * c_stride;
+    each<V>([&](auto v) NR_INLINE { tile_load<v>(to + v * L, c_stride * sizeof(float)); });
+    sum_in_tiles<V>(a, row, b, b_stride, depth);
+    each<V>([&](auto v) NR_INLINE { tile_store<v>(to + v * L, c_stride * sizeof(float)); });
+  }
+}
+
+#endif
+
 // done(row, column, sums) for every tile of A · B; `columns` is a multiple of 32, or of 16 with HAS_ODD.
 template <bool HAS_ODD = false, class Done>
 inline void multiply(Rows a, int num_rows, const Group* b, int64_t b_stride, int columns, int depth, Done done) {
   int column = 0;
+#ifdef NR_AMX
+  if (fills_tiles(a, depth)) {
+    for (int wide; column < columns; column += wide * L) {
+      auto rest = [&](int row, auto& sums) NR_INLINE { done(row, column, sums); };
+      wide = std::min((columns - column) / L, 4);
+      if (wide == 4) multiply_in_tiles<4>(a, num_rows, b + column, b_stride, depth, rest);
+      if (wide == 2) multiply_in_tiles<2>(a, num_rows, b + column, b_stride, depth, rest);
+      if constexpr (HAS_ODD) {
+        if (wide == 3) multiply_in_tiles<3>(a, num_rows, b + column, b_stride, depth, rest);
+        if (wide == 1) multiply_in_tiles<1>(a, num_rows, b + column, b_stride, depth, rest);
+      }
+    }
+    return;
+  }
+#endif
   for (; column + MOST_VECTORS * L <= columns; column += MOST_VECTORS * L)
     multiply_rows<ROWS_UP, MOST_VECTORS>(a, 0, num_rows, b + column, b_stride, depth,
                                          [&](int row, auto& sums) NR_INLINE { done(row, column, sums); });
@@ -98,6 +162,16 @@ inline void multiply(Rows a, int num_rows, const Group* b, int64_t b_stride, int
 // C += A · B.
 inline void add_product(Rows a, int num_rows, const Group* b, int64_t b_stride, int columns, int depth, float* c,
                         int64_t c_stride) {
+#ifdef NR_AMX
+  if (fills_tiles(a, depth) && num_rows % TILE == 0) {
+    int column = 0;
+    for (; column + 4 * L <= columns; column += 4 * L)
+      add_in_tiles<4>(a, num_rows, b + column, b_stride, depth, c + column, c_stride);
+    for (; column < columns; column += L)
+      add_in_tiles<1>(a, num_rows, b + column, b_stride, depth, c + column, c_stride);
+    return;
+  }
+#endif
   multiply<true>(a, num_rows, b, b_stride, columns, depth, [&](int row, int column, auto& sums) NR_INLINE {
     each_vector<decltype(sums)>([&](auto r, auto v) NR_INLINE {
       float* to = c + (row + r) * c_stride + column + v * L;

@@ -207,18 +207,20 @@ def test_the_result_is_the_same_to_the_bit_on_any_number_of_threads(name):
 
 
 @pytest.mark.skipif(not shutil.which("c++") or "avx512" not in BUILT, reason="no C++ compiler, or no CPU for AVX-512")
-def test_the_library_for_amx_trains_as_that_for_avx512_to_the_bit(tmp_path):
-    """It uses no tiles for training. Here a model of the tiles is compiled in, which needs no AMX."""
-    case = make_case(3, (3, 5, 7, 13), group_size=10, num_negatives=40, gate_dropout=0.2)
+@pytest.mark.parametrize("sizes", [(3, 5, 7, 13), (8, 4, 64, 128), (8, 8, 48, 80), (4, 12, 16, 16)])
+@pytest.mark.parametrize("num_negatives", [40, 128])
+def test_products_in_tiles_are_those_in_vectors_but_for_roundings(sizes, num_negatives, tmp_path):
+    """A model of the tiles is compiled in, which needs no AMX. The order of sums differs, so that now and then a number
+    is rounded to the other of two neighbours."""
+    case = make_case(3, sizes, group_size=10, num_negatives=num_negatives, gate_dropout=0.2)
     (tmp_path / "amx.so").write_bytes(emulated_library())
     amx = load_library(tmp_path / "amx.so")
     assert amx is not None
     expected = native("avx512", case)
     torch.manual_seed(SEED)
     loss, gradients = train_pairs(amx, *vars(case).values())
-    assert torch.equal(loss, expected["loss"])
-    for name, gradient in zip(NAMES, gradients, strict=True):
-        assert torch.equal(gradient, expected[name])
+    found = {"loss": loss, **dict(zip(NAMES, gradients, strict=True))}
+    assert_close(found, {name: expected[name] for name in found}, BFLOAT16 / 4)
 
 
 @pytest.mark.parametrize("name", BUILT)

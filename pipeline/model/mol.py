@@ -239,7 +239,7 @@ class _Unit(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, vectors: Tensor) -> Tensor:
-        norms = vectors.norm(dim=-1, keepdim=True)
+        norms: Tensor = vectors.norm(dim=-1, keepdim=True)
         units = vectors / norms.clamp_min(MIN_NORM)
         ctx.save_for_backward(units, norms)
         ctx.dtype = vectors.dtype
@@ -248,11 +248,11 @@ class _Unit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradients: Tensor) -> Tensor:
         units, norms = ctx.saved_tensors
-        dtype: torch.dtype = ctx.dtype
         # What points along the vector changes its norm alone, except where the norm does not count.
         along = (gradients * units).sum(dim=-1, keepdim=True).masked_fill_(norms < MIN_NORM, 0.0)
-        across: Tensor = torch.addcmul(gradients, units, along, value=-1).div_(norms.clamp_min(MIN_NORM))
-        return across.to(dtype)
+        across = torch.addcmul(gradients, units, along, value=-1).div_(norms.clamp_min(MIN_NORM))
+        found: Tensor = across.to(ctx.dtype)
+        return found
 
 
 def _unit(vectors: Tensor) -> Tensor:

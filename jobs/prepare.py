@@ -21,7 +21,9 @@ def run(settings: "Settings", night: "Night") -> Outcome:
     from pipeline.stages.prepare.passes import open_job, prepare
     from pipeline.stages.prepare.segments import remove_scratch
     from pipeline.stages.queries import check_cold_users, check_queries
+    from pipeline.stages.user_rules import check_rules, parse_conditions
 
+    parse_conditions(night, settings)  # a misspelt condition is refused before the log is read
     manifest = read_manifest(night.storage, night.histories.prefix)
     status = EXISTS
     if manifest is None:
@@ -36,6 +38,7 @@ def run(settings: "Settings", night: "Night") -> Outcome:
         raise InputError("; ".join(faults))
     origin = f"{night.storage.uri}/{night.histories.prefix}"
     check_worth_training(manifest.counts, origin, settings.prepare.max_user_events_per_day)
+    check_rules(night, settings)
     if settings.queries.cold_users == "raise":
         check_cold_users(night, settings.output.num_buckets)
     return {

@@ -28,6 +28,7 @@ Count = Annotated[int, Field(ge=0)]
 Rank = Annotated[int, Field(ge=2)]
 MemoryWeight = Annotated[float, Field(ge=0.0, le=1_000.0)]  # a sum far above all MoL scores
 MemoryScale = Annotated[float, Field(ge=1e-6, le=1e6)]
+RuleName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Words = Annotated[
     tuple[Annotated[str, StringConstraints(to_lower=True, strip_whitespace=True)], ...], Field(strict=False)
 ]
@@ -120,6 +121,30 @@ class QueriesSettings(Config):
     # What a requested user without a history gets. skip: no list; fallback: the most popular items, as `source` and
     # `status` say; raise: the night ends, with the first such users.
     cold_users: Literal["skip", "fallback", "raise"] = "skip"
+
+
+class BlockSettings(Config):
+    """A Parquet table of items that are not shown: `item_id` for nobody, with `user_id` only for this user. A row with
+    a date or time in `until` counts up to it."""
+
+    uri: Location
+
+
+class RulesSettings(Config):
+    """What may be shown to whom tonight, in lists of all sources. The keys below `show_if` and `block` are names of
+    your choice, which errors and the audit use."""
+
+    # SQL conditions on the columns of the item and of the query: an item is shown where all of them are TRUE.
+    show_if: dict[RuleName, str] = Field(default_factory=dict)
+    block: dict[RuleName, BlockSettings] = Field(default_factory=dict)
+    # Users with the same values in the query columns that conditions compare are a group; each group needs a mask over
+    # all items. A part `item.x <> query.y` needs none.
+    max_groups: PositiveInt = 10_000
+
+    @property
+    def are_there(self) -> bool:
+        """Whether any rule is configured."""
+        return bool(self.show_if or self.block)
 
 
 class SplitSettings(Config):
@@ -426,6 +451,7 @@ class Settings(Config):
     log: LogSettings = LogSettings()
     items: ItemsSettings = ItemsSettings()
     queries: QueriesSettings = QueriesSettings()
+    rules: RulesSettings = RulesSettings()
     simulate: SimulateSettings = SimulateSettings()
     prepare: PrepareSettings = PrepareSettings()
     split: SplitSettings = SplitSettings()

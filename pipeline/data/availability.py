@@ -22,19 +22,30 @@ def is_eligible(catalogue: pa.Table, settings: ItemsSettings, ds: date, origin: 
     InputError for a status that the settings do not know, a time that is none, and when no item is left.
     """
     eligible = np.ones(catalogue.num_rows, dtype=bool)
-    last_moment = ((ds - EPOCH).days + 1) * DAY_US - 1
     if STATUS in catalogue.column_names:
         eligible &= ~_is_hidden(catalogue[STATUS], settings, origin)
     if FROM in catalogue.column_names:
         begins, is_known = _times(catalogue[FROM], FROM, origin, end_of_day=False)
-        eligible &= ~is_known | (begins <= last_moment)
+        eligible &= ~is_known | (begins <= _last_moment(ds))
     if UNTIL in catalogue.column_names:
-        ends, is_known = _times(catalogue[UNTIL], UNTIL, origin, end_of_day=True)
-        eligible &= ~is_known | (ends > last_moment)
+        eligible &= is_before_end(catalogue[UNTIL], UNTIL, ds, origin)
     if len(eligible) and not eligible.any():
         used = ", ".join(name for name in (STATUS, FROM, UNTIL) if name in catalogue.column_names)
         raise InputError(f"{origin}: by the columns {used} none of its {len(eligible)} items may be shown on {ds}")
     return eligible
+
+
+def is_before_end(column: pa.ChunkedArray, name: str, ds: date, origin: str) -> Mask:
+    """Whether the last moment of `ds`, UTC, is before each end; a date ends with its day, and a null never ends.
+
+    Raises InputError for a column that holds neither times nor dates.
+    """
+    ends, is_known = _times(column, name, origin, end_of_day=True)
+    return ~is_known | (ends > _last_moment(ds))
+
+
+def _last_moment(ds: date) -> int:
+    return ((ds - EPOCH).days + 1) * DAY_US - 1
 
 
 def _is_hidden(column: pa.ChunkedArray, settings: ItemsSettings, origin: str) -> Mask:

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.artifacts import Artifact, CandidateRun
 from pipeline.config import fingerprint
 from pipeline.io.earlier import Earlier, find_earlier
-from pipeline.io.inputs import Inputs, list_items, list_log, list_queries
+from pipeline.io.inputs import Inputs, list_blocks, list_items, list_log, list_queries
 from pipeline.io.newest import check_age, newest_day
 from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import Storage
@@ -131,7 +131,9 @@ def _of_search(settings: Settings) -> dict[str, Any]:
     chosen_tonight = {"num_preselected", "num_per_embd"}
     only_for_the_choice = {"target_recall", "tuning"}
     left_out = chosen_tonight if settings.search.method == "tuned" else only_for_the_choice
-    device = {"encoded_on_gpu": settings.cluster.gpus_per_encoder > 0}
+    device: dict[str, Any] = {"encoded_on_gpu": settings.cluster.gpus_per_encoder > 0}
+    if settings.rules.are_there:
+        device["show_if"] = settings.rules.show_if
     return device | settings.search.model_dump(mode="json", exclude=left_out)
 
 
@@ -144,7 +146,8 @@ def _of_run(settings: Settings) -> dict[str, Any]:
     return {"output": settings.output.model_dump(mode="json"), "name": settings.name, "cold_users": cold_users}
 
 
-# In the order of the night. `day`, `log`, `items`, `queries` and `earlier` are inputs, the other names are artifacts.
+# In the order of the night. `day`, `log`, `items`, `queries`, `blocks` and `earlier` are inputs, and so is
+# `attributes`: the queries table, where rules read its columns. The other names are artifacts.
 RECIPES = {
     "histories": Recipe(6, ("day", "log", "items"), _of_histories),
     "selected_neighbours": Recipe(1, ("histories",), _of_neighbours),
@@ -155,7 +158,7 @@ RECIPES = {
     "memory": Recipe(2, ("selected", "selected_neighbours"), _of_memory),
     "selected_corpus": Recipe(7, ("selected",), _of_corpus),
     "corpus": Recipe(7, ("model",), _of_corpus),
-    "search": Recipe(7, ("corpus", "memory", "neighbours"), _of_search),
+    "search": Recipe(7, ("corpus", "memory", "neighbours", "blocks", "attributes"), _of_search),
     "evaluation": Recipe(6, ("search", "selected_neighbours"), _of_evaluation),
     "run": Recipe(4, ("search", "queries", "day"), _of_run),
 }
@@ -193,16 +196,19 @@ def open_night(settings: Settings, ds: date | None = None) -> Night:
     known = log.until(day, settings.prepare.days_read)
     storage = open_storage(settings.root)
     earlier = find_earlier(storage, settings, day, training_of(settings))
-    inputs = Inputs(day, known, list_items(settings, day), list_queries(settings, day), earlier)
+    tables = (list_items(settings, day), list_queries(settings, day))
+    inputs = Inputs(day, known, *tables, earlier, list_blocks(settings, day))
     return name_night(storage, settings, inputs)
 
 
 def name_night(storage: Storage, settings: Settings, inputs: Inputs) -> Night:
     """Compute the id of every artifact from the inputs and from the settings that shape the artifact."""
     ids: dict[str, object] = dict(inputs.identity())
+    if settings.rules.show_if:
+        ids["attributes"] = ids["queries"]
     same = {} if settings.train.refit else {name: of_selected for of_selected, name in SELECTED.items()}
     for kind, recipe in RECIPES.items():
-        # Without earlier models `earlier` is left out, so that a training from scratch has the same name in any case.
+        # What is not there is left out, so that a night has the same name whether it could have been there or not.
         made_from = [ids[name] for name in recipe.made_from if name in ids]
         fresh = fingerprint(kind, recipe.version, made_from, recipe.settings(settings))
         ids[kind] = ids[same[kind]] if kind in same else fresh

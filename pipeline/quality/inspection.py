@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import pyarrow as pa
@@ -24,6 +25,7 @@ from pipeline.quality.promises import Expected, UnitAudit, audit_unit, require_s
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.settings import Settings
 from pipeline.stages.queries import TonightsUsers
+from pipeline.stages.user_rules import RowRules
 
 UNITS_AT_A_TIME = 2  # a unit in work holds a bucket's tables in memory
 
@@ -55,6 +57,7 @@ def inspect_run(night: Night, settings: Settings, sidecars: Mapping[int, Sidecar
     item_ids = read_item_ids(storage, night.histories)
     is_eligible_N = read_eligible(storage, night.histories)
     users = TonightsUsers.of(night, settings.output.num_buckets)
+    rules = RowRules(night, settings)
 
     def inspect(unit: int) -> _InspectedUnit:
         bucket = read_bucket(storage, night.histories, unit)
@@ -63,6 +66,7 @@ def inspect_run(night: Night, settings: Settings, sidecars: Mapping[int, Sidecar
             histories=bucket,
             item_ids=item_ids,
             is_eligible_N=is_eligible_N,
+            broken_rules=partial(rules.broken, unit),
             k=settings.search.k,
             layout=settings.output.layout,
             surface=settings.output.surface,

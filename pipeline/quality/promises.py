@@ -3,7 +3,7 @@
 R rows (one per user and item). Pure: no files.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from typing import Literal
@@ -25,6 +25,7 @@ MUST_BE_EMPTY = ("skipped", "error")
 
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
+BrokenRules = Callable[[pa.Array, Ints, Ints], Iterable[tuple[str, Bools]]]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class Expected:
     ds: date
     model_version: str
     run_id: str
+    # Tonight's rules: for users, and rows as the places of their users and items, each rule's promise and the rows that
+    # break it.
+    broken_rules: BrokenRules = lambda user_ids, user_R, item_R: ()
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,16 @@ def eligibility_faults(rows: Rows, matches: Matches, expected: Expected) -> Iter
     """Check that no list holds an item that the catalogue hides tonight."""
     is_hidden_R = (matches.item_R >= 0) & ~expected.is_eligible_N[matches.item_R]
     yield from _rows_where(is_hidden_R, "the catalogue lets the item be shown", rows.name)
+
+
+def rule_faults(rows: Rows, matches: Matches, user_ids: pa.ChunkedArray, expected: Expected) -> Iterator[Violation]:
+    """Check that no row breaks a rule of tonight."""
+    known = np.flatnonzero((matches.user_R >= 0) & (matches.item_R >= 0))
+    broken = expected.broken_rules(user_ids.combine_chunks(), matches.user_R[known], matches.item_R[known])
+    for promise, is_broken in broken:
+        wrong = np.zeros(len(matches.user_R), dtype=np.bool_)
+        wrong[known[is_broken]] = True
+        yield from _rows_where(wrong, promise, rows.name)
 
 
 def accounting_faults(user_table: pa.Table, matches: Matches, expected: Expected) -> Iterator[Violation]:
@@ -292,6 +306,7 @@ def audit_unit(candidate_table: pa.Table, user_table: pa.Table, expected: Expect
         *list_faults(rows, matches),
         *history_faults(rows, matches, user_table["user_id"], expected),
         *eligibility_faults(rows, matches, expected),
+        *rule_faults(rows, matches, user_table["user_id"], expected),
         *accounting_faults(user_table, matches, expected),
         *provenance_faults(candidate_table, user_table, expected),
     ]

@@ -38,7 +38,8 @@ def brute_force(
         if rules.needs_bonus_N is not None:
             scores_BN[rules.needs_bonus_N.numpy()[shard.first_row : end] & ~has_bonus_BN] = -np.inf
         if rules.eligibility is not None:
-            is_eligible_BN = rules.eligibility.is_eligible_GN.numpy()[rules.eligibility.group_of_B]
+            masks = [rules.eligibility.is_eligible_GN[int(group)].numpy() for group in rules.eligibility.group_of_B]
+            is_eligible_BN = np.array(masks, dtype=bool).reshape(len(masks), -1)
             scores_BN[~is_eligible_BN[:, shard.first_row : end]] = -np.inf
         excluded = rules.excluded.within(shard.first_row, end)
         scores_BN[excluded.owners, excluded.values] = -np.inf

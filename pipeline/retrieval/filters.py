@@ -7,6 +7,7 @@ call, and a shard knows none. They act before top-k, so a filtered item never ta
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +18,17 @@ from pipeline.data.lists import Int64, Lists
 from pipeline.retrieval.bonuses import Bonuses
 
 
+class Masks(Protocol):
+    """A mask for each group; a (G, N) tensor is one form of it, masks that are made when they are asked for another."""
+
+    def __getitem__(self, group: int, /) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Eligibility:
     """The items that each of G groups of queries may be shown at all; a group may be a market."""
 
-    is_eligible_GN: Tensor  # bool, on the CPU, over all items of the index
+    is_eligible_GN: Masks  # bool, on the CPU, over all items of the index
     group_of_B: Int64
 
 
@@ -70,7 +77,7 @@ class Rules:
         if self.eligibility is None:
             return ShardMask(num_items, excluded)
         (group,) = np.unique(self.eligibility.group_of_B)
-        is_eligible_N = self.eligibility.is_eligible_GN[group]
+        is_eligible_N = self.eligibility.is_eligible_GN[int(group)]
         if len(is_eligible_N) < end:
             raise ValueError(f"eligibility covers {len(is_eligible_N)} items, but the shard ends at item {end}")
         return ShardMask(num_items, excluded, is_eligible_N[first_row:end])

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.columns import mask_of, numpy_of
+from pipeline.data.columns import Mask, mask_of, numpy_of
 from pipeline.data.lists import NO_ITEM, Float32, Int64, Lists, offsets_of, ranges
 from pipeline.evaluation.popularity import rank_by_popularity
 from pipeline.io.histories import read_bucket, read_items
@@ -22,7 +22,7 @@ from pipeline.schema import candidates as long_schema
 from pipeline.schema import nested_candidates as nested_schema
 from pipeline.schema import users as users_schema
 from pipeline.settings import Settings
-from pipeline.stages.query_batch import NO_HISTORY, NOT_FINITE, SEARCHED, QueryBatch
+from pipeline.stages.query_batch import NO_HISTORY, NOT_FINITE, SEARCHED, QueryBatch, UserRules
 from pipeline.stages.rules import TonightsRules
 
 FALLBACK = "no history: the most popular items"
@@ -68,7 +68,7 @@ class CandidateSink:
 
     def __init__(self, night: Night, settings: Settings) -> None:
         self._night, self._settings = night, settings
-        self._rules = TonightsRules(night)
+        self._rules = TonightsRules(night, settings)
         items = read_items(night.storage, night.histories, ["item_id", "num_events"])
         self._item_ids = items["item_id"].combine_chunks()
         # The published score of a popular item. The order follows what is published, so it is rounded first.
@@ -79,12 +79,13 @@ class CandidateSink:
         results = Results.of(batch.searched, MOL, result.rows_BK.numpy(), result.scores_BK.numpy(), self._item_ids)
         num_seen, num_hidden = (np.zeros(len(batch.user_ids), dtype=np.int32) for _ in range(2))
         num_seen[batch.searched] = batch.excluded.lengths
-        num_hidden[batch.searched] = self._rules.num_hidden(batch.excluded, batch.bonuses)
+        num_hidden[batch.searched] = self._rules.num_hidden(batch.excluded, batch.bonuses, batch.rules_of_queries)
         cold = np.flatnonzero(mask_of(pc.equal(batch.reasons, NO_HISTORY)))
         if len(cold) and self._settings.queries.cold_users == "fallback":
             seen = self._seen_by(batch.user_ids.take(pa.array(cold)), unit)
-            results = results.joined(self._popular(cold, seen))
-            num_seen[cold], num_hidden[cold] = seen.lengths, self._rules.num_not_eligible(seen)
+            of_cold = None if batch.rules is None else batch.rules.take(cold)
+            results = results.joined(self._popular(cold, seen, of_cold))
+            num_seen[cold], num_hidden[cold] = seen.lengths, self._rules.num_not_eligible(seen, of_cold)
         table = nested_table if self._settings.output.layout == "nested" else long_table
         candidates = table(batch.user_ids, results, self._night, self._settings)
         certificates = Certificates.of(result)
@@ -99,10 +100,14 @@ class CandidateSink:
         rows = pc.fill_null(pc.index_in(user_ids, bucket.user_ids), -1)
         return bucket.seen("whole").take(numpy_of(rows).astype(np.int64))
 
-    def _popular(self, users: Int64, seen: Lists) -> Results:
-        """The most popular items for each of these users, who have seen other items: (C,) each."""
+    def _popular(self, users: Int64, seen: Lists, of_users: UserRules | None) -> Results:
+        """The most popular items for each of these users, who have seen other items: (C,) all three."""
         k, popularity_N = self._settings.search.k, self._popularity_N
-        rows_CK = rank_by_popularity(popularity_N, seen, k, self._rules.is_eligible_N)
+
+        def ranking(_: Int64, hidden: Lists, is_shown_N: Mask) -> Int64:
+            return rank_by_popularity(popularity_N, hidden, k, is_shown_N)
+
+        rows_CK = self._rules.rank(seen, of_users, k, ranking)
         return Results.of(users, POPULAR, rows_CK, popularity_N[rows_CK], self._item_ids)
 
 

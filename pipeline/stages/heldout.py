@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.data.columns import numpy_of
+from pipeline.data.columns import Mask, numpy_of
 from pipeline.data.histories import Bucket
 from pipeline.data.lists import NO_ITEM, Int64, Lists
 from pipeline.errors import MismatchError
@@ -91,7 +91,7 @@ class EvaluationSink:
         self._night, self._settings = night, settings
         sample = sample_claims(night).require(0, REMEDY)
         self._users = HeldOutUsers(sample, settings.evaluate.seed)
-        self._rules = TonightsRules(night)
+        self._rules = TonightsRules(night, settings)
         items = read_items(night.storage, night.histories, ["item_id", *BEFORE_TEST, "first_event_ts"])
         self._item_ids = items["item_id"].combine_chunks()
         self._first_event_N = numpy_of(items["first_event_ts"].cast(pa.int64()).fill_null(0))
@@ -111,11 +111,19 @@ class EvaluationSink:
         model_BK, mol_BK = lists_RK[:num_users], lists_RK[num_users:]
         seen = bucket.seen(self._users.part).take(requested.bucket_rows)
         histories = bucket.cut(self._users.part).take(requested.bucket_rows)
-        is_eligible_N, popularity_N = self._rules.is_eligible_N, self._popularity_N
+        popularity_N = self._popularity_N
+
+        def by_popularity_alone(_: Int64, hidden: Lists, is_shown_N: Mask) -> Int64:
+            return rank_by_popularity(popularity_N, hidden, k, is_shown_N)
+
+        def by_item_counts(users: Int64, hidden: Lists, is_shown_N: Mask) -> Int64:
+            return rank_by_counts(self._neighbours, histories.take(users), hidden, k, is_shown_N, popularity_N)
+
+        of_users = None if batch.rules is None else batch.rules.take(np.arange(num_users))
         ranked = {
             "model": model_BK,
-            "popularity": rank_by_popularity(popularity_N, seen, k, is_eligible_N),
-            "counts": rank_by_counts(self._neighbours, histories, seen, k, is_eligible_N, popularity_N),
+            "popularity": self._rules.rank(seen, of_users, k, by_popularity_alone),
+            "counts": self._rules.rank(seen, of_users, k, by_item_counts),
         }
         with_mol = ranked | ({"mol": mol_BK} if len(mol_BK) else {})
         targets = held_out_targets(bucket).take(requested.bucket_rows)
@@ -189,14 +197,14 @@ class BruteForceSink:
 
     def __init__(self, night: Night, settings: Settings) -> None:
         self._night, self._k = night, settings.search.k
-        self._rules = TonightsRules(night)
+        self._rules = TonightsRules(night, settings)
 
     def write(self, unit: int, batch: QueryBatch, result: TopK) -> None:
         """Claim the unit's overlap."""
         storage, corpus = self._night.storage, self._night.corpus
         shards = (read_shard(storage, corpus, entry) for entry in shard_entries(open_corpus(storage, corpus)))
         mol = load_model(storage, self._night.checkpoint).mol
-        rules = self._rules.for_queries(batch.excluded, batch.bonuses)
+        rules = self._rules.for_queries(batch.excluded, batch.bonuses, batch.rules_of_queries)
         _, exact_BK = brute_force(mol, batch.queries, shards, rules, self._k)
         overlap = MeanSum.of(overlap_at_k(result.rows_BK.numpy(), exact_BK, self._k))
         overlap_claims(self._night).claim(unit, UnitOverlap(overlap=overlap))

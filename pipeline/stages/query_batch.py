@@ -1,9 +1,10 @@
 """The queries of a unit on their way through the shards, and their form between processes.
 
-R requested users, B queries, W numbers per query.
+R requested users, B queries, G groups of users, W numbers per query.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from pipeline.data.lists import Lists
+from pipeline.data.lists import Int64, Lists
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval.bonuses import Bonuses
 from pipeline.retrieval.topk import TopK
@@ -21,6 +22,29 @@ from pipeline.retrieval.topk import TopK
 SEARCHED = ""
 NO_HISTORY = "no history"
 NOT_FINITE = "the query is not a finite number"
+
+
+@dataclass(frozen=True)
+class UserRules:
+    """What tonight's rules say of each of U users, who are in G groups."""
+
+    groups: pa.Table  # (G,): the group's values in the query columns that conditions compare
+    group_of_U: Int64
+    blocked: Lists  # (U,): item rows that a rule hides from this user alone, distinct
+
+    def take(self, users: Int64) -> "UserRules":
+        """The rules of the given users, in the given order."""
+        return UserRules(self.groups, self.group_of_U[users], self.blocked.take(users))
+
+    @staticmethod
+    def concat(parts: Sequence["UserRules"]) -> "UserRules":
+        """Join the users of one or more parts, one part after the other; groups are not merged."""
+        firsts = np.cumsum([0, *(part.groups.num_rows for part in parts[:-1])])
+        return UserRules(
+            pa.concat_tables([part.groups for part in parts]),
+            np.concatenate([part.group_of_U + first for part, first in zip(parts, firsts, strict=True)]),
+            Lists.concat(part.blocked for part in parts),
+        )
 
 
 @dataclass(frozen=True)
@@ -33,6 +57,12 @@ class QueryBatch:
     excluded: Lists  # (B,): item rows
     backends: frozenset[str] = frozenset()  # names of the backends that have searched for these queries so far
     bonuses: Bonuses | None = None  # (B,)
+    rules: UserRules | None = None  # of the requested users; None: no rule reads the query or names a user
+
+    @property
+    def rules_of_queries(self) -> UserRules | None:
+        """The rules of each query's user; (B,)."""
+        return None if self.rules is None else self.rules.take(self.searched)
 
     @property
     def searched(self) -> npt.NDArray[np.int64]:
@@ -55,12 +85,14 @@ class QueryBatch:
             Lists.concat([self.excluded, self.excluded]),
             self.backends,
             Bonuses.concat([self.bonuses, without]),
+            None if self.rules is None else UserRules.concat([self.rules, self.rules]),
         )
 
 
 def encode_batch(batch: QueryBatch, running: TopK) -> pa.Buffer:
-    """The batch and its running top-k as bytes: an Arrow stream of the requested users, then one of the queries."""
-    users = pa.record_batch({"user_id": batch.user_ids, "reason": batch.reasons})
+    """The batch and its running top-k as bytes: Arrow streams of the requested users, of the queries, and of the groups
+    of users where there are rules."""
+    users = pa.record_batch({"user_id": batch.user_ids, "reason": batch.reasons, **_rule_columns(batch.rules)})
     components_BQD = batch.queries.components_BQD
     queries = pa.record_batch(
         {
@@ -81,6 +113,9 @@ def encode_batch(batch: QueryBatch, running: TopK) -> pa.Buffer:
     for part in (users, queries):
         with pa.ipc.new_stream(sink, part.schema) as stream:
             stream.write_batch(part)
+    if batch.rules is not None:
+        with pa.ipc.new_stream(sink, batch.rules.groups.schema) as stream:
+            stream.write_table(batch.rules.groups)
     return sink.getvalue()
 
 
@@ -89,6 +124,7 @@ def decode_batch(payload: pa.Buffer | bytes) -> tuple[QueryBatch, TopK]:
     source = pa.BufferReader(payload)
     (users,) = pa.ipc.open_stream(source)
     (queries,) = pa.ipc.open_stream(source)
+    groups = pa.ipc.open_stream(source).read_all() if "group" in users.schema.names else None
     num_components = int(queries.schema.metadata[b"num_components"])
     components_BQD = _to_tensor(queries["components"]).unflatten(1, (num_components, -1))
     batch = QueryBatch(
@@ -98,6 +134,7 @@ def decode_batch(payload: pa.Buffer | bytes) -> tuple[QueryBatch, TopK]:
         _lists(queries["excluded"]),
         backends_in(queries.schema),
         _bonuses_in(queries),
+        None if groups is None else UserRules(groups, users["group"].to_numpy().copy(), _lists(users["blocked"])),
     )
     return batch, topk_from_columns(queries)
 
@@ -125,6 +162,14 @@ def topk_from_columns(columns: pa.RecordBatch | pa.Table) -> TopK:
     """The inverse of `topk_columns`."""
     bounds_B = torch.from_numpy(columns["bound"].to_numpy().copy())
     return TopK(_to_tensor(columns["scores"]), _to_tensor(columns["rows"]).long(), bounds_B)
+
+
+def _rule_columns(rules: UserRules | None) -> dict[str, pa.Array]:
+    """The rules of users as columns, without the groups; no column where there are none."""
+    if rules is None:
+        return {}
+    blocked = pa.LargeListArray.from_arrays(rules.blocked.offsets, rules.blocked.values)
+    return {"group": pa.array(rules.group_of_U, pa.int64()), "blocked": blocked}
 
 
 def _bonus_columns(bonuses: Bonuses | None) -> dict[str, pa.Array]:

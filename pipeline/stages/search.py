@@ -39,6 +39,7 @@ from pipeline.stages.query_batch import (
 )
 from pipeline.stages.rules import TonightsRules
 from pipeline.stages.runner import Actors, Payload, Runner, Stage
+from pipeline.stages.user_rules import UserRulesSource
 
 AGAIN = "has another process finished this search meanwhile? Run again"
 
@@ -148,12 +149,14 @@ class QueryEncoder:
         device = device_for(search.settings.cluster.gpus_per_encoder)
         self._model = load_model(search.night.storage, search.night.checkpoint).to(device)
         self._bonus_source = bonus_source(search.night, search.settings)
+        self._user_rules = UserRulesSource(search.night, search.settings)
 
     def __call__(self, unit: int, payload: Payload) -> pa.Buffer:
         """Return the unit's queries with a top-k over the first `num_covered` shards; the payload is not used."""
         search = self._search
         bucket = read_bucket(search.night.storage, search.night.histories, unit)
         batch = encode_queries(self._model, bucket, search.source, unit, self._bonus_source)
+        batch = replace(batch, rules=self._user_rules(unit, batch.user_ids))
         if search.compares_bonuses:
             batch = batch.and_without_bonuses()
         running = empty_topk(len(batch.excluded), search.settings.search.k)
@@ -173,14 +176,14 @@ class ShardSearcher:
         shard = read_shard(night.storage, night.corpus, entry).to(self._device)
         self._index = open_index(mol, shard, settings.search)
         self._backend = str(describe_backend(settings.search, self._device.type))
-        self._rules = TonightsRules(night)
+        self._rules = TonightsRules(night, settings, range(shard.first_row, shard.first_row + len(shard)))
         fit = read_low_rank(night.storage, night.corpus)
         self._query_map = fit.query_map.to(self._device) if fit else None
 
     def __call__(self, unit: int, payload: Payload) -> pa.Buffer:
         batch, running = decode_batch(payload)
         queries, running = batch.queries.to(self._device), running.to(self._device)
-        rules = self._rules.for_queries(batch.excluded, batch.bonuses)
+        rules = self._rules.for_queries(batch.excluded, batch.bonuses, batch.rules_of_queries)
         result = search_shard(self._index, queries, rules, self._search, running, self._query_map)
         return encode_batch(replace(batch, backends=batch.backends | {self._backend}), result)
 

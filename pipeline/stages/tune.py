@@ -1,7 +1,7 @@
 """Choosing tonight's search method, on one shard, with a sample of tonight's users; all of it is one unit of work."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -25,9 +25,10 @@ from pipeline.stages.encode import encode_queries
 from pipeline.stages.low_rank import SEED, judging_users
 from pipeline.stages.memory import bonus_source, memory_of_bonuses
 from pipeline.stages.queries import Requested
-from pipeline.stages.query_batch import QueryBatch
+from pipeline.stages.query_batch import QueryBatch, UserRules
 from pipeline.stages.rules import TonightsRules
 from pipeline.stages.runner import Actors, Payload, Runner, Stage
+from pipeline.stages.user_rules import UserRulesSource
 
 
 def tune_search(runner: Runner, night: Night, settings: Settings) -> TuningRecord:
@@ -82,16 +83,23 @@ class Tuner:
         # k is not divided by the number of shards: one shard may hold a whole list, as similar items often have
         # neighbouring ids.
         shard_search = search.model_copy(update={"k": min(search.k, entry.rows)})
-        sample = SampleQueries(queries, rules_of(batches, night), query_map)
+        sample = SampleQueries(
+            queries,
+            rules_of(batches, night, self._settings, range(shard.first_row, shard.first_row + len(shard))),
+            query_map,
+        )
         write_tuning(night, tune(open_with, sample, shard_search, search.tuning.max_seconds))
         return payload
 
 
-def rules_of(batches: Sequence[QueryBatch], night: Night) -> Rules:
-    """The rules for the queries of all batches, of which all have bonuses or none has."""
+def rules_of(batches: Sequence[QueryBatch], night: Night, settings: Settings, rows: range | None = None) -> Rules:
+    """The rules for the queries of all batches, of which all have bonuses or none has; `rows`: the items of a shard."""
     excluded = Lists.concat(batch.excluded for batch in batches)
     bonuses = [batch.bonuses for batch in batches if batch.bonuses is not None]
-    return TonightsRules(night).for_queries(excluded, Bonuses.concat(bonuses) if bonuses else None)
+    of_users = [rules for batch in batches if (rules := batch.rules_of_queries) is not None]
+    return TonightsRules(night, settings, rows).for_queries(
+        excluded, Bonuses.concat(bonuses) if bonuses else None, UserRules.concat(of_users) if of_users else None
+    )
 
 
 @dataclass(frozen=True)
@@ -109,13 +117,13 @@ class JudgingUsers:
 def judging_batches(night: Night, settings: Settings) -> list[QueryBatch]:
     """Batches of tonight's users, up to `search.tuning.num_queries` queries in all; items of their history excluded."""
     model, missing = load_model(night.storage, night.checkpoint), settings.search.tuning.num_queries
-    bonuses = bonus_source(night, settings)
+    bonuses, rules = bonus_source(night, settings), UserRulesSource(night, settings)
     batches: list[QueryBatch] = []
     for unit in reversed(range(settings.output.num_buckets)):
         if missing <= 0:
             break
         source = JudgingUsers(missing)
         batch = encode_queries(model, read_bucket(night.storage, night.histories, unit), source, unit, bonuses)
-        batches.append(batch)
+        batches.append(replace(batch, rules=rules(unit, batch.user_ids)))
         missing -= len(batch.excluded)
     return batches

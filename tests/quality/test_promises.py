@@ -6,6 +6,7 @@ from datetime import date
 from typing import Any
 
 import hypothesis.strategies as st
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -155,6 +156,25 @@ def test_every_lie_about_rows_is_found_and_placed(name: str) -> None:
     lie, words = IN_LONG_ROWS_ONLY[name]
     found = audited(with_lie(make_unit(), lie))
     assert any(line.startswith(words) for line in found), found
+
+
+@pytest.mark.parametrize("layout", ["long", "nested"])
+def test_a_row_that_breaks_a_rule_is_found_and_placed(layout: str) -> None:
+    unit = make_unit(layout)
+    users, items = (pa.array(unit.expected.requested), unit.expected.item_ids)
+
+    def broken_rules(user_ids, user_R, item_R):
+        is_second = [row for row, user in enumerate(user_ids.take(user_R).to_pylist()) if user == users[1].as_py()][1]
+        yield "rules.block.legal does not block the item", np.arange(len(item_R)) == is_second
+        yield "rules.show_if.fresh holds", np.zeros(len(item_R), dtype=bool)
+
+    audit = audit_unit(*unit.tables(), dataclasses.replace(unit.expected, broken_rules=broken_rules))
+    (violation,) = audit.violations
+    row = [row for row in unit.candidates if row["user_id"] == users[1].as_py()][1]
+    assert row["item_id"] in items.to_pylist()
+    assert str(violation) == (
+        f"rules.block.legal does not block the item: 1 times, first user {row['user_id']}, rank 2, item {row['item_id']}"
+    )
 
 
 def test_a_list_longer_than_k_is_found_even_when_the_accounting_agrees() -> None:

@@ -186,11 +186,11 @@ def test_models_are_taken_over_whole_without_a_training(tmp_path, monkeypatch, c
 
 def test_an_item_that_the_model_does_not_know_needs_a_bonus_only_in_a_night_that_took_it_over(tmp_path):
     first, settings = first_night(tmp_path)
-    assert TonightsRules(first).for_queries(None, None).needs_bonus_N is None
+    assert TonightsRules(first, settings).for_queries(None, None).needs_bonus_N is None
     night, settings = next_night(first, settings, is_reused=True)
     run_training(night, settings)
     for each in (night, night.selection):
-        needs_bonus_N = TonightsRules(each).for_queries(None, None).needs_bonus_N
+        needs_bonus_N = TonightsRules(each, settings).for_queries(None, None).needs_bonus_N
         assert needs_bonus_N.nonzero().flatten().tolist() == list(
             load_config(night.storage, night.selected).unknown_rows
         )
@@ -201,7 +201,7 @@ def test_the_accounting_counts_the_unseen_items_that_the_rules_hide(tmp_path):
     first, settings = first_night(tmp_path)
     night, settings = next_night(first, settings, is_reused=True)
     run_training(night, settings)
-    rules = TonightsRules(night)
+    rules = TonightsRules(night, settings)
     unknown = load_config(night.storage, night.checkpoint).unknown_rows
     num_items = len(rules.is_eligible_N)
     hide = np.ones(num_items, dtype=bool)
@@ -213,7 +213,7 @@ def test_the_accounting_counts_the_unseen_items_that_the_rules_hide(tmp_path):
         items = read_items(night.storage, night.histories)
         column = items.column_names.index("is_eligible")
         replace_items(night, items.set_column(column, items.field(column), pa.array(is_eligible_N)))
-        rules = TonightsRules(night)
+        rules = TonightsRules(night, settings)
         for has_bonuses in (True, False):
             expected = [0] * len(excluded)
             for query, row in product(range(len(excluded)), range(num_items)):

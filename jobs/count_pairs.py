@@ -2,7 +2,8 @@
 
 Writes <root>/neighbours/<id>/: a Parquet file per range of items, and manifest.json. The counts can have a part in the
 score (`choose_memory`), and the evaluation ranks by them alone too: a model that finds less than they do is not worth
-its training. With a refit there are two: of the training events for the evaluation, and of all events to serve.
+its training. With a refit there are three: of the training events for choices, of the events before the test for the
+evaluation, and of all events to serve.
 """
 
 from typing import TYPE_CHECKING
@@ -18,8 +19,9 @@ def run(settings: "Settings", night: "Night") -> Outcome:
     from pipeline.io.artifacts import read_manifest
     from pipeline.stages.neighbours import count_neighbours, remove_scratch
 
-    # The counts that serve are counted in all events where the model is refitted on all, and used by memory only.
-    nights = [night.selection, night] if night.has_refit and settings.memory.enabled else [night.selection]
+    # Memory needs all three; the evaluation needs its own in any case.
+    nights = [night.selection, night.measurement, night] if settings.memory.enabled else [night.measurement]
+    nights = nights if night.has_refit else [night]
     status, manifests = EXISTS, []
     for each in nights:
         manifest = read_manifest(night.storage, each.neighbours.prefix)

@@ -1,6 +1,6 @@
 """Embed the items into the Corpus: shards with everything item-side precomputed.
 
-With a refit there are two: of the selected model for the evaluation, and of the model that serves.
+With a refit there are two: of the model that the evaluation measures, and of the model that serves.
 """
 
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ def run(settings: "Settings", night: "Night") -> Outcome:
     from pipeline.stages.embed import embed_corpora
 
     manifest, status = read_manifest(night.storage, night.corpus.prefix), EXISTS
-    if manifest is None or (night.has_refit and read_manifest(night.storage, night.selected_corpus.prefix) is None):
+    if manifest is None or (night.has_refit and read_manifest(night.storage, night.measured_corpus.prefix) is None):
         manifest, status = embed_corpora(open_runner(settings), night, settings), MADE
     return {
         "status": status,

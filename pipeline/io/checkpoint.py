@@ -72,7 +72,8 @@ def write_checkpoint(
 def _lineage(night: Night) -> dict[str, str]:
     """What a model was made of beside the histories."""
     if night.taken_over:
-        source = night.taken_over.served if night.has_refit else night.taken_over.selected
+        models = night.taken_over
+        source = {"train": models.selected, "before_test": models.measured, "whole": models.served}[night.learned_part]
         return {"carried_from": source.id, "trained_on": night.taken_over.ds.isoformat()}
     if night.has_refit:
         return {"selected": night.selected.id}

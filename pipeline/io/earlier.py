@@ -1,7 +1,7 @@
 """The trained models of an earlier night, which tonight's training starts from or which tonight takes over."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
@@ -24,12 +24,14 @@ class Earlier:
     # A training starts from the selected model. The one that serves has learned the days that tonight validates on, so
     # that validation would judge what it has learned by heart.
     selected: Artifact
+    measured: Artifact
     served: Artifact
-    is_reused: bool  # tonight takes over both as they are, without a training step
+    is_reused: bool  # tonight takes over all three as they are, without a training step
 
     def identity(self) -> list[str]:
         """The part in the ids of tonight's models."""
-        return ["reused", self.selected.id, self.served.id] if self.is_reused else ["started", self.selected.id]
+        reused = ["reused", self.selected.id, self.measured.id, self.served.id]
+        return reused if self.is_reused else ["started", self.selected.id]
 
     def lineage(self) -> dict[str, str]:
         """The part in the lineage of tonight's run."""
@@ -37,6 +39,7 @@ class Earlier:
             return {"started_from": self.selected.id}
         return {
             "selected_carried_from": self.selected.id,
+            "measured_carried_from": self.measured.id,
             "carried_from": self.served.id,
             "trained_on": self.ds.isoformat(),
         }
@@ -78,7 +81,7 @@ def _choose(models: Earlier, settings: Settings, ds: date, changed: list[str]) -
         log.info(
             "the models that were trained on ds=%s are taken over (train.every_days %d)", models.ds, train.every_days
         )
-        return Earlier(models.ds, models.selected, models.served, is_reused=True)
+        return replace(models, is_reused=True)
     fixed = [name for name in changed if name != "train"]
     if train.start_from == "previous" and not fixed:
         log.info("training starts from the selected model of ds=%s, %s", models.ds, models.selected.id)
@@ -91,9 +94,13 @@ def _choose(models: Earlier, settings: Settings, ds: date, changed: list[str]) -
 def _models_of(manifest: RunManifest) -> Earlier:
     """The models that were trained for this run, or for the run that it took them over from."""
     lineage = manifest.lineage
+    selected = lineage.get("selected_carried_from", lineage["selected"])
+    # Earlier versions of nightrails measured the selected model.
+    measured = lineage.get("measured_carried_from", lineage.get("measured", selected))
     return Earlier(
         ds=date.fromisoformat(lineage.get("trained_on", manifest.ds.isoformat())),
-        selected=Artifact("models", lineage.get("selected_carried_from", lineage["selected"])),
+        selected=Artifact("models", selected),
+        measured=Artifact("models", measured),
         served=Artifact("models", lineage.get("carried_from", lineage["model"])),
         is_reused=False,
     )

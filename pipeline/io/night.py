@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.artifacts import Artifact, CandidateRun
 from pipeline.config import fingerprint
@@ -23,12 +23,14 @@ class Night:
     inputs: Inputs
     histories: Artifact
     selected_neighbours: Artifact  # counted in the training events
+    measured_neighbours: Artifact  # counted in the events before the test
     neighbours: Artifact  # that serve: counted in all events where the model is refitted on all
     training: Artifact  # where the last state of the selected model's training lies, for one that ends later
-    selected: Artifact  # the model that was selected on the validation events; it has not learned from the test
+    selected: Artifact  # the model that was selected on the validation events; it has learned from none of them
+    measured: Artifact  # the selected one, refitted on the events before the test: what the evaluation measures
     checkpoint: Artifact  # the model that serves: the selected one, refitted on all events
     memory: Artifact  # the weight of the counts in the score, chosen with the selected model
-    selected_corpus: Artifact
+    measured_corpus: Artifact
     corpus: Artifact
     tuning: Artifact
     evaluation: Artifact
@@ -50,14 +52,27 @@ class Night:
 
     @property
     def selection(self) -> "Night":
-        """This night with the selected model, and counts of its events, in the place of those that serve: for the
-        evaluation."""
-        return replace(self, neighbours=self.selected_neighbours, checkpoint=self.selected, corpus=self.selected_corpus)
+        """This night with the selected model, and counts of its events, in the place of those that serve: for choices
+        on the validation events. Its items are not embedded."""
+        return replace(self, neighbours=self.selected_neighbours, checkpoint=self.selected)
+
+    @property
+    def measurement(self) -> "Night":
+        """This night with the model, counts and corpus of the events before the test in the place of those that serve:
+        made in the same way, but of nothing that the test is about."""
+        return replace(self, neighbours=self.measured_neighbours, checkpoint=self.measured, corpus=self.measured_corpus)
 
     @property
     def has_refit(self) -> bool:
         """Whether the model of this night is a refitted one."""
         return self.checkpoint != self.selected
+
+    @property
+    def learned_part(self) -> Literal["train", "before_test", "whole"]:
+        """The part of the histories (`pipeline.data.seen.PARTS`) that this night's model and counts are made of."""
+        if not self.has_refit:
+            return "train"
+        return "before_test" if self.checkpoint == self.measured else "whole"
 
 
 @dataclass(frozen=True)
@@ -110,6 +125,14 @@ def _of_whole_neighbours(settings: Settings) -> dict[str, Any]:
     return settings.counts.model_dump(mode="json") | {"part": "whole"}
 
 
+def _of_measured(settings: Settings) -> dict[str, Any]:
+    return {"refit": settings.train.refit, "part": "before_test"}
+
+
+def _of_measured_neighbours(settings: Settings) -> dict[str, Any]:
+    return settings.counts.model_dump(mode="json") | {"part": "before_test"}
+
+
 def _of_memory(settings: Settings) -> dict[str, Any]:
     if not settings.memory.enabled:
         return {"enabled": False}
@@ -151,20 +174,28 @@ def _of_run(settings: Settings) -> dict[str, Any]:
 RECIPES = {
     "histories": Recipe(6, ("day", "log", "items"), _of_histories),
     "selected_neighbours": Recipe(1, ("histories",), _of_neighbours),
+    "measured_neighbours": Recipe(1, ("histories",), _of_measured_neighbours),
     "neighbours": Recipe(1, ("histories",), _of_whole_neighbours),
     "training": Recipe(7, ("histories", "earlier"), _of_training),
     "selected": Recipe(1, ("training",), _of_selected),
+    "measured": Recipe(1, ("selected",), _of_measured),
     "model": Recipe(1, ("selected",), _of_refit),
     "memory": Recipe(2, ("selected", "selected_neighbours"), _of_memory),
-    "selected_corpus": Recipe(7, ("selected",), _of_corpus),
+    "measured_corpus": Recipe(7, ("measured",), _of_corpus),
     "corpus": Recipe(7, ("model",), _of_corpus),
     "search": Recipe(7, ("corpus", "memory", "neighbours", "blocks", "attributes"), _of_search),
-    "evaluation": Recipe(6, ("search", "selected_neighbours"), _of_evaluation),
+    "evaluation": Recipe(7, ("search", "measured_corpus", "measured_neighbours"), _of_evaluation),
     "run": Recipe(4, ("search", "queries", "day"), _of_run),
 }
 
-# What is made of the selected model's events, and the name of what serves; without a refit they are the same.
-SELECTED = {"selected": "model", "selected_corpus": "corpus", "selected_neighbours": "neighbours"}
+# Without a refit, each of these is the other: all models are the selected one.
+WITHOUT_REFIT = {
+    "measured": "selected",
+    "model": "selected",
+    "corpus": "measured_corpus",
+    "measured_neighbours": "selected_neighbours",
+    "neighbours": "selected_neighbours",
+}
 
 
 def training_of(settings: Settings) -> dict[str, Any]:
@@ -206,7 +237,7 @@ def name_night(storage: Storage, settings: Settings, inputs: Inputs) -> Night:
     ids: dict[str, object] = dict(inputs.identity())
     if settings.rules.show_if:
         ids["attributes"] = ids["queries"]
-    same = {} if settings.train.refit else {name: of_selected for of_selected, name in SELECTED.items()}
+    same = {} if settings.train.refit else WITHOUT_REFIT
     for kind, recipe in RECIPES.items():
         # What is not there is left out, so that a night has the same name whether it could have been there or not.
         made_from = [ids[name] for name in recipe.made_from if name in ids]
@@ -221,12 +252,14 @@ def name_night(storage: Storage, settings: Settings, inputs: Inputs) -> Night:
         inputs,
         histories=artifact("histories", "histories"),
         selected_neighbours=artifact("neighbours", "selected_neighbours"),
+        measured_neighbours=artifact("neighbours", "measured_neighbours"),
         neighbours=artifact("neighbours", "neighbours"),
         training=artifact("trainings", "training"),
         selected=artifact("models", "selected"),
+        measured=artifact("models", "measured"),
         checkpoint=artifact("models", "model"),
         memory=artifact("memories", "memory"),
-        selected_corpus=artifact("corpora", "selected_corpus"),
+        measured_corpus=artifact("corpora", "measured_corpus"),
         corpus=artifact("corpora", "corpus"),
         tuning=artifact("tunings", "search"),
         evaluation=artifact("evaluations", "evaluation"),

@@ -36,8 +36,11 @@ class Facts:
     title: str
     histories: Manifest | None
     selected: Manifest
+    measured: Manifest
     served: Manifest
-    training: TrainingMetrics  # of the model that serves; its figures but those of the refit are the selected one's
+    # Of the models that are measured and that serve; all but what they say of a refit is the selected one's.
+    measured_training: TrainingMetrics
+    training: TrainingMetrics
     memory: MemoryRecord | None  # None: counts can have no part in the score
     settings: Settings
 
@@ -49,7 +52,9 @@ def read_facts(night: Night, settings: Settings) -> Facts:
         title=f"{settings.name}, ds={night.ds}",
         histories=read_manifest(storage, night.histories.prefix),
         selected=require_manifest(storage, night.selected, "train"),
+        measured=require_manifest(storage, night.measured, "train"),
         served=require_manifest(storage, night.checkpoint, "train"),
+        measured_training=read_metrics(storage, night.measured),
         training=read_metrics(storage, night.checkpoint),
         memory=require_memory(night) if settings.memory.enabled else None,
         settings=settings,
@@ -66,7 +71,7 @@ def model_card(facts: Facts, metrics: Metrics) -> str:
                 "## Data and split",
                 _data(facts),
                 "## Held-out metrics",
-                f"Of the selected model, which has learned nothing from the test events. {metrics.queries} queries: "
+                f"Of the measured model, which has learned nothing from the test events. {metrics.queries} queries: "
                 f"{metrics.protocol}. {turnout(metrics)[0].upper()}{turnout(metrics)[1:]}.",
                 f"```\n{figures_table(metrics)}\n```",
                 "Against the counts, for the same users (paired test; better and worse are numbers of users):",
@@ -88,7 +93,12 @@ def _details(facts: Facts) -> list[Sequence[str]]:
     training, selected = facts.training, facts.selected
     rows: list[Sequence[str]] = [
         ("selected model", f"`{selected.id}`, made {selected.created_at}"),
-        ("served model", f"`{facts.served.id}`, {_served(facts)}"),
+        (
+            "measured model",
+            f"`{facts.measured.id}`, "
+            + _refitted(facts.measured, selected, facts.measured_training, "the events before the test"),
+        ),
+        ("served model", f"`{facts.served.id}`, {_refitted(facts.served, selected, training, 'all events')}"),
         ("parameters", f"{selected.counts['num_parameters']:,}, for {selected.counts['num_items']:,} items"),
         ("best of the training", f"epoch {training.best_epoch:g} of {training.history[-1].epoch:g}"),
         (
@@ -104,17 +114,17 @@ def _details(facts: Facts) -> list[Sequence[str]]:
         ),
         ("counts in the score", _memory(facts.memory)),
     ]
-    for manifest, name in ((selected, "selected"), (facts.served, "served")):
+    for manifest, name in ((selected, "selected"), (facts.measured, "measured"), (facts.served, "served")):
         sources = {key: value for key, value in manifest.lineage.items() if key not in ("histories", "selected")}
         rows += [(f"{name}: {key.replace('_', ' ')}", f"`{value}`") for key, value in sources.items()]
     return rows
 
 
-def _served(facts: Facts) -> str:
-    if facts.served.id == facts.selected.id:
+def _refitted(model: Manifest, selected: Manifest, training: TrainingMetrics, events: str) -> str:
+    if model.id == selected.id:
         return "the same"
-    if facts.training.is_refit_served:
-        return f"which has learned from all events for {facts.training.refit_epochs:.1f} epochs more"
+    if training.is_refit_served:
+        return f"which has learned from {events} for {training.refit_epochs:.1f} epochs more"
     return "with the same weights"
 
 

@@ -122,6 +122,7 @@ def describe_run(
         lineage={
             "histories": night.histories.id,
             "selected": night.selected.id,
+            "measured": night.measured.id,
             "model": night.checkpoint.id,
             "memory": night.memory.id,
             "neighbours": night.neighbours.id,

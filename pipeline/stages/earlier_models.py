@@ -32,12 +32,14 @@ def start_from(model: RetrievalModel, night: Night, earlier: Earlier) -> int:
 
 
 def take_over(night: Night, settings: Settings, earlier: Earlier) -> Manifest:
-    """Leave the earlier models as tonight's, the selected one and the one that serves; returns the latter's manifest.
+    """Leave the earlier models as tonight's; returns the manifest of the one that serves.
 
     Raises InputError as `start_from` does.
     """
-    if night.has_refit and read_manifest(night.storage, night.selected.prefix) is None:
-        _take_over_one(night.selection, settings, earlier, earlier.selected)
+    others = [(night.selection, earlier.selected), (night.measurement, earlier.measured)] if night.has_refit else []
+    for each, source in others:
+        if read_manifest(night.storage, each.checkpoint.prefix) is None:
+            _take_over_one(each, settings, earlier, source)
     manifest = _take_over_one(night, settings, earlier, earlier.served)
     log.info(
         "the models of ds=%s do not know %d of %d items; these are shown only where counts speak for them",

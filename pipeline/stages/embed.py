@@ -26,13 +26,13 @@ from pipeline.stages.runner import Actors, Payload, Runner, Stage, StageFunction
 
 
 def embed_corpora(runner: Runner, night: Night, settings: Settings) -> Manifest:
-    """Make the shards that do not exist yet of the Corpus artifacts: that of the selected model, and that of the model
-    that serves, whose manifest is returned.
+    """Make the shards that do not exist yet of the Corpus artifacts: that of the model that is measured, and that of
+    the model that serves, whose manifest is returned.
 
     Raises InputError when there is no item, too few users for a low-rank table, or an embedding that is not finite;
     MismatchError when a model was trained on other items; and the errors of `Runner.run_chain`.
     """
-    nights = [night.selection, night] if night.has_refit else [night]
+    nights = [night.measurement, night] if night.has_refit else [night]
     unfinished = [each for each in nights if read_manifest(each.storage, each.corpus.prefix) is None]
     if settings.search.method == "topk_low_rank" or are_searches_tried(night, settings):
         fits = [(each, low_rank_claims(each.storage, each.corpus).missing([0])) for each in unfinished]

@@ -58,20 +58,20 @@ from pipeline.stages.search import Search, search_units
 def evaluate(runner: Runner, night: Night, settings: Settings) -> Metrics:
     """Search for a sample of users with test events and compare; return the metrics of the Evaluation artifact.
 
-    The metrics are those of the selected model, which has not learned from the test events, with counts of its events
-    where they have a part in the score. How near the search comes
-    to a perfect one is measured on the model that serves. Of several attempts the metrics of the first stand. Raises
+    The metrics are those of the model that is made as the one that serves, but of the events before the test, and with
+    counts of these events where they have a part in the score. How near the search comes to a perfect one is measured
+    on the model that serves. Of several attempts the metrics of the first stand. Raises
     InputError when there is no corpus, no count of pairs or no user with a test event to predict, and the errors of
     `Runner.run_chain`.
     """
     started = time.monotonic()
-    selection = night.selection
-    num_items = open_corpus(night.storage, selection.corpus).counts["num_items"]
-    sink_memory = memory_of_neighbours(selection) + memory_to_hold(model_bytes(selection))
+    measurement = night.measurement
+    num_items = open_corpus(night.storage, measurement.corpus).counts["num_items"]
+    sink_memory = memory_of_neighbours(measurement) + memory_to_hold(model_bytes(measurement))
     sample = draw_sample(runner, night, settings)
     users = HeldOutUsers(sample, settings.evaluate.seed)
     # MoL alone is searched for too, to tell what the counts bring.
-    search = Search(selection, settings, users, night.evaluation.key("_wave"), uses_memory(night, settings))
+    search = Search(measurement, settings, users, night.evaluation.key("_wave"), uses_memory(night, settings))
     search_units(runner, search, score_claims(night).missing(sample.units), EvaluationSink, sink_memory)
     _check_recall(runner, night, settings, sample)
     seconds = round(time.monotonic() - started, 1)

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from pipeline.data.catalog import num_events_of
 from pipeline.data.columns import Mask, numpy_of
 from pipeline.data.histories import Bucket
 from pipeline.data.lists import NO_ITEM, Int64, Lists
@@ -47,7 +48,6 @@ from pipeline.stages.queries import Requested
 from pipeline.stages.query_batch import QueryBatch
 from pipeline.stages.rules import TonightsRules
 
-BEFORE_TEST = ("num_train_events", "num_validation_events")
 GATED_QUERIES = 64  # of each unit: the mean of the gate's weights needs no more
 
 
@@ -92,11 +92,10 @@ class EvaluationSink:
         sample = sample_claims(night).require(0, REMEDY)
         self._users = HeldOutUsers(sample, settings.evaluate.seed)
         self._rules = TonightsRules(night, settings)
-        items = read_items(night.storage, night.histories, ["item_id", *BEFORE_TEST, "first_event_ts"])
+        items = read_items(night.storage, night.histories)
         self._item_ids = items["item_id"].combine_chunks()
         self._first_event_N = numpy_of(items["first_event_ts"].cast(pa.int64()).fill_null(0))
-        counts = [numpy_of(items[name]) for name in BEFORE_TEST]
-        self._popularity_N = sum(counts, start=np.zeros(len(items), dtype=np.int64))
+        self._popularity_N = num_events_of(items, "before_test")
         self._neighbours = read_neighbours(night)
         self._model = load_model(night.storage, night.checkpoint)
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from pipeline.artifacts import Manifest
 from pipeline.config import Config
+from pipeline.data.catalog import num_events_of
 from pipeline.data.columns import numpy_of
 from pipeline.data.lists import Int64
 from pipeline.data.neighbours import PairCounts, count_pairs, cut_items, nearest_neighbours
@@ -37,8 +38,7 @@ class BucketPairs(Config):
 
 
 def count_neighbours(runner: Runner, night: Night, settings: Settings, max_pairs: int = MAX_PAIRS) -> Manifest:
-    """Make the night's Neighbours artifact and return its manifest: counts of all events where its model is refitted on
-    all, else of the training events.
+    """Make the night's Neighbours artifact and return its manifest: counts of the events that its model has learned.
 
     A task of the second pass holds at most `max_pairs` pairs, or those of one item; the artifact's lists are the same
     for any number. Raises InputError when the night is not prepared, and the errors of `Runner.run_tasks`.
@@ -70,8 +70,7 @@ def _count_buckets(runner: Runner, night: Night, settings: Settings, ranges: Ran
 def count_bucket(night: Night, index: int, ranges: Ranges) -> None:
     """First pass: count the pairs of one bucket and keep them by range."""
     num_items = ranges[-1][1]
-    part = "whole" if night.has_refit else "train"
-    pairs = count_pairs(read_bucket(night.storage, night.histories, index), part, num_items)
+    pairs = count_pairs(read_bucket(night.storage, night.histories, index), night.learned_part, num_items)
     parts = [pairs.within(low, high, num_items) for low, high in ranges]
     tables = [pa.table({"code": part.codes, "count": part.counts}) for part in parts]
     segments = write_segments(night.storage, _scratch_prefix(night), f"bucket-{index:05d}.arrows", tables)
@@ -110,5 +109,4 @@ def _scratch_prefix(night: Night) -> str:
 
 
 def _num_events(night: Night) -> Int64:
-    column = "num_events" if night.has_refit else "num_train_events"
-    return numpy_of(read_items(night.storage, night.histories, [column])[column])
+    return num_events_of(read_items(night.storage, night.histories), night.learned_part)

@@ -43,6 +43,7 @@ from pipeline.stages.validation import rank_by_search
 
 log = logging.getLogger("nightrails")
 
+LEARNED = {"before_test": "the events before the test", "whole": "all events"}  # of a refit, by part
 NEVER = 1_000_000_000  # rounds of patience: a refit goes to its end
 MIN_REFIT_SHARE = 0.8  # of the selection's NDCG on the validation events; with few users it is noisy
 COLUMN_BYTES = {"times": 32, "weights": 16}  # of an event in memory: four copies while buckets are joined
@@ -51,8 +52,9 @@ COLUMN_BYTES = {"times": 32, "weights": 16}  # of an event in memory: four copie
 def train_checkpoint(runner: Runner, night: Night, settings: Settings) -> Manifest:
     """Train tonight's models unless they exist, and return the manifest of the one that serves.
 
-    First the model that is selected on the validation events, then its refit on all events, if there is one; a night
-    that takes over the models of an earlier one trains neither. Raises InputError when the histories do not exist, or
+    First the model that is selected on the validation events, then its refits, if there are any: on the events before
+    the test, to be measured, and on all events, to serve. A night that takes over the models of an earlier one trains
+    none. Raises InputError when the histories do not exist, or
     the models to take over were removed, and the errors of `Runner.train`.
     """
     existing = read_manifest(night.storage, night.checkpoint.prefix)
@@ -65,6 +67,9 @@ def train_checkpoint(runner: Runner, night: Night, settings: Settings) -> Manife
         runner.train(night.selection, settings)
     remove_states(night.selection)
     if night.has_refit:
+        if read_manifest(night.storage, night.measured.prefix) is None:
+            runner.train(night.measurement, settings)
+        remove_states(night.measurement)
         runner.train(night, settings)
     return require_manifest(night.storage, night.checkpoint, "train")
 
@@ -104,7 +109,7 @@ def train_rank(
     InputError when no user has two events, or when `train.backend` cannot run here.
     """
     torch.set_num_threads(settings.train.threads_per_worker)
-    data = read_training_data(night, settings, ranks, device, "whole" if night.has_refit else "train")
+    data = read_training_data(night, settings, ranks, device, night.learned_part)
     train = settings.train
     seed_everything(train.seed)  # the same first weights on every rank
     model = RetrievalModel(settings.model, len(data.item_counts_N)).to(device)
@@ -113,7 +118,7 @@ def train_rank(
         best_epoch = read_metrics(night.storage, night.selected).best_epoch
         train = refit_settings(train, best_epoch)
         say(
-            f"refit of model {night.selected.id} on all events: "
+            f"refit of model {night.selected.id} on {LEARNED[night.learned_part]}: "
             f"{train.max_epochs} epochs, after {best_epoch:g} of the selection"
         )
     _log_backend(training_backend(model.mol, train))
@@ -212,9 +217,9 @@ def keep_refit(night: Night, settings: Settings, state_folder: Path, last: Round
         model.load_state_dict(read_weights(state_folder, "average"))
     else:
         log.warning(
-            "the refit ranks even the validation events that it has learned from far lower than the selected model "
-            "(NDCG@%d %.4f, selected %.4f): the selected model is served without a refit; lower train.learning_rate",
-            *(VALIDATION_CUTOFF, last.ndcg, selection.validation_ndcg),
+            "the refit on %s ranks even the validation events that it has learned from far lower than the selected "
+            "model (NDCG@%d %.4f, selected %.4f): the selected model takes its place; lower train.learning_rate",
+            *(LEARNED[night.learned_part], VALIDATION_CUTOFF, last.ndcg, selection.validation_ndcg),
         )
     return write_checkpoint(night, model, settings, refit_metrics(selection, last, is_sound))
 

@@ -15,6 +15,7 @@ from pipeline.data.batches import (
     sample_users,
     validation_users,
 )
+from pipeline.data.catalog import num_events_of
 from pipeline.data.columns import DAY_US
 from pipeline.data.days import end_of
 from pipeline.data.histories import Bucket
@@ -32,7 +33,7 @@ MIN_VALIDATION_QUERIES = 1_000
 # .18: an item costs 1/57 of a pair with the native kernels and 1/17 with PyTorch, and more if more users have a hit. An
 # event of a full history costs an encoder up to 17 pairs.
 PAIRS_PER_ITEM, PAIRS_PER_EVENT = 1 / 10, 16
-Part = Literal["train", "whole"]  # of the histories: the training events, or all
+Part = Literal["train", "before_test", "whole"]  # of the histories, as `pipeline.data.seen.PARTS`
 
 
 def read_training_data(
@@ -62,8 +63,7 @@ def read_training_data(
             "above 0; give a longer log, or other event_weights in the source file"
         )
     steps = num_steps(num_targets, settings.train.batch_positions)
-    column = {"train": "num_train_events", "whole": "num_events"}[part]
-    counts = read_items(night.storage, night.histories, [column])[column].to_numpy().copy()
+    counts = num_events_of(read_items(night.storage, night.histories), part)
     num_users = sum(counts_by_rank(len(own_users), ranks, device))
     targets_per_round = sum(num_targets) * min(1.0, settings.train.steps_between_validations / steps)
     share = num_validation_queries(settings, targets_per_round, len(counts)) / max(num_users, 1)

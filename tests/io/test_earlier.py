@@ -20,6 +20,8 @@ from tests.quality.nights import fresh_memory
 DS = date(2026, 11, 20)
 PREVIOUS, WEEKLY = "train.start_from=previous", "train.every_days=7"
 
+MODELS = ("selected", "measured", "model")
+
 
 def settings_of(*overrides: str) -> Settings:
     return Settings.model_validate(apply_overrides({"name": "home"}, overrides))
@@ -45,7 +47,8 @@ def publish(
         rows=0,
         schemas={},
         counts={},
-        lineage={"selected": f"selected-{ds}", "model": f"model-{ds}"} | (earlier.lineage() if earlier else {}),
+        lineage={name: f"{name}-{ds}" for name in ("selected", "measured", "model")}
+        | (earlier.lineage() if earlier else {}),
         settings={"training": training_of(settings_of(*overrides))},
         audits=(),
         versions={},
@@ -61,7 +64,7 @@ def found(storage: Storage, *overrides: str, ds: date = DS) -> Earlier | None:
 
 
 def trained_on(day: str, is_reused: bool) -> Earlier:
-    models = (Artifact("models", f"{name}-{day}") for name in ("selected", "model"))
+    models = (Artifact("models", f"{name}-{day}") for name in MODELS)
     return Earlier(date.fromisoformat(day), *models, is_reused)
 
 
@@ -146,3 +149,10 @@ def test_a_night_of_an_earlier_version_is_no_start(storage, caplog):
     publish(storage, 1, settings={})
     assert found(storage, PREVIOUS) is None
     assert "the night of ds=2026-11-19 does not say how its models were trained" in caplog.messages[-1]
+
+
+def test_a_night_of_an_earlier_version_measured_its_selected_model(storage):
+    publish(storage, 1, PREVIOUS, lineage={"selected": "s", "model": "m"})
+    earlier = found(storage, PREVIOUS)
+    assert earlier is not None
+    assert (earlier.selected.id, earlier.measured.id, earlier.served.id) == ("s", "s", "m")

@@ -85,8 +85,9 @@ def test_of_two_evaluations_the_first_stands_and_is_returned(night, settings):
     assert manifest.lineage == {
         "corpus": night.corpus.id,
         "selected": night.selected.id,
+        "measured": night.measured.id,
         "checkpoint": night.checkpoint.id,
-        "neighbours": night.selected_neighbours.id,
+        "neighbours": night.measured_neighbours.id,
         "memory": night.memory.id,
         "histories": night.histories.id,
     }

@@ -24,13 +24,14 @@ from tests.io.inputs_on_disk import events, settings_for, write
 
 DS = date(2026, 11, 20)
 ARTIFACTS = (
-    *("histories", "selected_neighbours", "neighbours", "training", "selected", "checkpoint", "memory"),
-    *("selected_corpus", "corpus", "tuning", "evaluation", "run"),
+    *("histories", "selected_neighbours", "measured_neighbours", "neighbours"),
+    *("training", "selected", "measured", "checkpoint", "memory", "measured_corpus", "corpus"),
+    *("tuning", "evaluation", "run"),
 )
-NOTHING, FROM_SEARCH, FROM_CORPUS, FROM_MODEL, EVERYTHING = (set(ARTIFACTS[first:]) for first in (12, 9, 7, 3, 0))
+NOTHING, FROM_SEARCH, FROM_CORPUS, FROM_MODEL, EVERYTHING = (set(ARTIFACTS[first:]) for first in (14, 11, 9, 4, 0))
 FROM_END = FROM_MODEL - {"training"}
-FROM_REFIT = FROM_END - {"selected", "selected_corpus", "memory"}
-FROM_COUNTS = FROM_SEARCH | {"selected_neighbours", "neighbours", "memory"}
+FROM_REFIT = FROM_END - {"selected", "memory"}
+FROM_COUNTS = FROM_SEARCH | {"selected_neighbours", "measured_neighbours", "neighbours", "memory"}
 INPUTS = Inputs(DS, Log("place", (ObjectInfo("ds=2026-11-20/a", 7, "e1"), ObjectInfo("ds=2026-11-20/b", 8, "e2"))))
 GIVEN = {"log": {"uri": "/log", "source": "default"}, "search": {"method": "exact"}}
 # Which names the keys of a section are in; the keys that are in others, or in none, by themselves.
@@ -62,6 +63,7 @@ KEYS = {
     "train.start_from": NOTHING,  # nothing is published that a night could start from or take over
     "train.every_days": NOTHING,
     "queries.cold_users": {"run"},
+    "rules.max_groups": NOTHING,
     "cluster.gpus_per_actor": FROM_CORPUS | {"memory"},
     "cluster.gpus_per_encoder": FROM_SEARCH,
 }
@@ -162,7 +164,7 @@ def test_a_tuned_search_is_named_by_how_it_is_chosen(key, expected):
     assert renamed(night_of(settings_of(tuned)), night_of(settings_of(tuned, key))) == expected
 
 
-EARLIER = Earlier(date(2026, 11, 19), Artifact("models", "a"), Artifact("models", "b"), is_reused=False)
+EARLIER = Earlier(date(2026, 11, 19), *(Artifact("models", name) for name in "abc"), is_reused=False)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +178,7 @@ def test_the_models_that_a_night_starts_from_or_takes_over_are_in_the_names_of_i
 
 
 def test_a_training_that_starts_is_not_named_by_the_model_that_served():
-    served = replace(EARLIER, served=Artifact("models", "c"))
+    served = replace(EARLIER, served=Artifact("models", "d"))
     nights = [night_of(settings_of(), replace(INPUTS, earlier=each)) for each in (EARLIER, served)]
     assert renamed(*nights) == NOTHING
     nights = [night_of(settings_of(), replace(INPUTS, earlier=replace(e, is_reused=True))) for e in (EARLIER, served)]
@@ -257,3 +259,19 @@ def test_users_of_another_type_than_the_logs_are_refused(tmp_path: Path) -> None
 def test_users_are_read_as_the_source_declares(tmp_path: Path) -> None:
     found = read_user_ids(users_in(tmp_path, pa.array(["a"]), pa.array([1])), pa.string(), "string")
     assert found.to_pylist() == ["1", "a"]
+
+
+def test_rules_and_the_tables_that_they_read_are_in_the_names_of_what_is_searched():
+    queries, blocked = (Files("place", (ObjectInfo(f"{name}.parquet", 7, "e"),)) for name in ("users", "blocked"))
+    ruled = settings_of("rules.show_if.live=item.status = 'live'")
+    plain, night = night_of(settings_of()), night_of(ruled)
+    assert renamed(plain, night) == FROM_SEARCH
+    assert renamed(night, night_of(settings_of("rules.show_if.live=item.status = 'new'"))) == FROM_SEARCH
+    # Conditions may read the queries table: without one it decides about the run alone.
+    assert renamed(night, night_of(ruled, replace(INPUTS, queries=queries))) == FROM_SEARCH
+    assert renamed(plain, night_of(settings_of(), replace(INPUTS, queries=queries))) == {"run"}
+    for settings in (settings_of(), ruled):
+        with_blocks = replace(INPUTS, blocks=(("legal", blocked),))
+        assert renamed(night_of(settings), night_of(settings, with_blocks)) == FROM_SEARCH
+        changed = replace(INPUTS, blocks=(("legal", replace(blocked, files=(ObjectInfo("blocked.parquet", 8, "f"),))),))
+        assert renamed(night_of(settings, with_blocks), night_of(settings, changed)) == FROM_SEARCH

@@ -32,7 +32,9 @@ FACTS = Facts(
     title="candidates, ds=2026-11-20",
     histories=manifest("histories", "h1", {"users": 1_300, "events": 20_000, "late_rows": 3}),
     selected=SELECTED,
+    measured=SELECTED,
     served=SELECTED,
+    measured_training=TRAINED,
     training=TRAINED,
     memory=None,
     settings=SETTINGS,
@@ -56,6 +58,7 @@ def test_it_says_what_was_trained_on_what_and_how_it_was_measured():
     assert lines[0] == "# Model card: candidates, ds=2026-11-20"
     for line in (
         "| selected model | `selected1`, made 2026-11-20T01:00:00 |",
+        "| measured model | `selected1`, the same |",
         "| served model | `selected1`, the same |",
         "| parameters | 5,000, for 40 items |",
         "| best of the training | epoch 2 of 2 |",
@@ -84,9 +87,13 @@ def test_it_says_what_was_trained_on_what_and_how_it_was_measured():
 def test_a_refitted_model_and_a_part_of_counts_are_told():
     served = manifest("checkpoint", "served1", {}, histories="h1", selected="selected1")
     refitted = refit_metrics(TRAINED, report(0.5, 0.0), is_sound=True)
-    facts = replace(FACTS, served=served, training=refitted, memory=MEMORY)
+    measured = manifest("checkpoint", "measured1", {}, histories="h1", selected="selected1")
+    models = {"measured": measured, "served": served, "measured_training": refitted, "training": refitted}
+    facts = replace(FACTS, **models, memory=MEMORY)
     lines = lines_of(facts)
     assert "| served model | `served1`, which has learned from all events for 0.5 epochs more |" in lines
+    told = "| measured model | `measured1`, which has learned from the events before the test for 0.5 epochs more |"
+    assert told in lines
     assert "| counts in the score | weight 0.5, scale 0.1: NDCG@10 of 900 validation users 0.1500 → 0.1700 |" in lines
     unsound = replace(facts, training=refit_metrics(TRAINED, report(0.5, 0.0), is_sound=False))
     assert "| served model | `served1`, with the same weights |" in lines_of(unsound)

@@ -172,9 +172,8 @@ def test_a_row_that_breaks_a_rule_is_found_and_placed(layout: str) -> None:
     (violation,) = audit.violations
     row = [row for row in unit.candidates if row["user_id"] == users[1].as_py()][1]
     assert row["item_id"] in items.to_pylist()
-    assert str(violation) == (
-        f"rules.block.legal does not block the item: 1 times, first user {row['user_id']}, rank 2, item {row['item_id']}"
-    )
+    place = f"user {row['user_id']}, rank 2, item {row['item_id']}"
+    assert str(violation) == f"rules.block.legal does not block the item: 1 times, first {place}"
 
 
 def test_a_list_longer_than_k_is_found_even_when_the_accounting_agrees() -> None:

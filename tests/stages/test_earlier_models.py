@@ -64,7 +64,7 @@ def first_night(root: Path, *overrides: str) -> tuple[Night, Settings]:
 def next_night(first: Night, settings: Settings, *overrides: str, is_reused: bool = False) -> tuple[Night, Settings]:
     """The night after, with two items fewer and three more, so that nearly every item has another row."""
     settings = Settings.model_validate(apply_overrides(settings.model_dump(mode="json"), overrides))
-    earlier = Earlier(first.ds, first.selected, first.checkpoint, is_reused)
+    earlier = Earlier(first.ds, first.selected, first.measured, first.checkpoint, is_reused)
     inputs = replace(first.inputs, ds=date(2026, 11, 21), earlier=earlier)
     night = name_night(first.storage, settings, inputs)
     old = [f"i{row:03d}" for row in range(NUM_ITEMS)]
@@ -167,7 +167,8 @@ def test_models_are_taken_over_whole_without_a_training(tmp_path, monkeypatch, c
     caplog.set_level("INFO")
     monkeypatch.setattr(local_training, "train_rank", None)
     run_training(night, settings)
-    for tonight, earlier in ((night.selected, first.selected), (night.checkpoint, first.checkpoint)):
+    for kind in ("selected", "measured", "checkpoint"):
+        tonight, earlier = getattr(night, kind), getattr(first, kind)
         manifest = require_manifest(night.storage, tonight, "train")
         assert manifest.lineage == {
             "histories": night.histories.id,

@@ -69,12 +69,12 @@ def test_a_rerun_embeds_only_what_is_missing(tmp_path):
 def test_the_corpora_of_both_models_are_made_in_one_chain(tmp_path):
     world = make_world(tmp_path, overrides=["train.refit=0.5", "corpus.num_shards=4"])
     metrics = training_metrics([report(1, 0.1)], 0.1, world.settings.train)
-    write_checkpoint(world.night.selection, RetrievalModel(world.settings.model, 120), world.settings, metrics)
-    runner, nights = RecordingRunner(world.settings), (world.night.selection, world.night)
+    write_checkpoint(world.night.measurement, RetrievalModel(world.settings.model, 120), world.settings, metrics)
+    runner, nights = RecordingRunner(world.settings), (world.night.measurement, world.night)
     serving = embed_corpora(runner, world.night, world.settings)
     assert runner.ran == [("ShardEmbedder", [0, 1, 2, 3])]
-    selected, again = (open_corpus(world.storage, night.corpus) for night in nights)
-    assert again == serving != selected
+    measured, again = (open_corpus(world.storage, night.corpus) for night in nights)
+    assert again == serving != measured
     # Killed with one shard of each missing, it makes the two in both, of which the first attempts stand.
     for night, shard_number in zip(nights, (1, 3), strict=True):
         for key in ("manifest.json", f"shard-{shard_number:05d}.json"):
@@ -82,7 +82,7 @@ def test_the_corpora_of_both_models_are_made_in_one_chain(tmp_path):
     runner.ran.clear()
     assert embed_corpora(runner, world.night, world.settings).files == serving.files
     assert runner.ran == [("ShardEmbedder", [1, 3])]
-    assert open_corpus(world.storage, world.night.selected_corpus).files == selected.files
+    assert open_corpus(world.storage, world.night.measured_corpus).files == measured.files
 
 
 def test_an_item_that_is_not_finite_stops_the_embedding_by_name(tmp_path, monkeypatch):

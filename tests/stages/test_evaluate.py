@@ -70,7 +70,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def other(world: World, *overrides: str) -> World:
     """The same corpus under changed settings of the evaluation."""
     changed = world.with_settings(*overrides)
-    corpora = {"corpus": world.night.corpus, "selected_corpus": world.night.selected_corpus}
+    corpora = {"corpus": world.night.corpus, "measured_corpus": world.night.measured_corpus}
     return World(changed.settings, replace(changed.night, **corpora))
 
 
@@ -475,8 +475,8 @@ def test_a_sample_of_equal_keys_is_not_cut_short(world):
     assert (sample.query_threshold, sample.units, sample.checked_units) == (5, [0], [0])
 
 
-def test_the_metrics_are_those_of_the_selected_model_and_the_recall_check_is_of_the_one_that_serves(tmp_path, world):
-    """The serving model is another one, with other random weights: the selected one is that of `world`."""
+def test_the_metrics_are_those_of_the_measured_model_and_the_recall_check_is_of_the_one_that_serves(tmp_path, world):
+    """The serving model is another one, with other random weights: the measured one is that of `world`."""
     approximate = ["search.method=topk_avg", "search.num_preselected=10", "evaluate.num_checked=12"]
     refit = make_world(tmp_path, overrides=["train.refit=0.5", "evaluate.cutoffs=[10, 3, 99]", *approximate])
     runner = LocalRunner(refit.settings)
@@ -485,13 +485,17 @@ def test_the_metrics_are_those_of_the_selected_model_and_the_recall_check_is_of_
     with torch.no_grad():
         serving.item_embedding.weight.normal_()
     metrics = training_metrics([report(1, 0.1)], 0.1, refit.settings.train)
-    for night, model in ((refit.night.selection, model_of(refit)), (refit.night, serving)):
+    for night, model in (
+        (refit.night.selection, serving),
+        (refit.night.measurement, model_of(refit)),
+        (refit.night, serving),
+    ):
         if night.has_refit:
             for info in refit.storage.list(night.checkpoint.prefix):
                 refit.storage.delete(info.key)
         write_checkpoint(night, model, refit.settings, metrics)
     embed_corpora(runner, refit.night, refit.settings)
-    count_neighbours(runner, refit.night.selection, refit.settings)
+    count_neighbours(runner, refit.night.measurement, refit.settings)
     measured = run(refit)
     alone = run(other(world, *approximate, "evaluate.seed=0"))
     assert measured.model == alone.model

@@ -60,10 +60,13 @@ def world_of(folder: Path, *overrides: str, follows: bool = True, num_users: int
         rows = rng.integers(NUM_ITEMS) + np.arange(length) if follows else rng.integers(NUM_ITEMS, size=length)
         histories[f"u{number:03d}"] = rows % NUM_ITEMS
     write_histories(world.night, 3, histories)
-    train = np.concatenate([rows[:-2] for rows in histories.values()])
+    train, validation = (
+        np.concatenate([rows[part] for rows in histories.values()]) for part in (slice(-2), slice(-2, -1))
+    )
     columns: dict[str, Sequence[object]] = {
         "num_events": np.bincount(np.concatenate(list(histories.values())), minlength=NUM_ITEMS),
         "num_train_events": np.bincount(train, minlength=NUM_ITEMS),
+        "num_validation_events": np.bincount(validation, minlength=NUM_ITEMS),
         "is_eligible": np.arange(NUM_ITEMS) % 7 != 0,
     }
     items = read_items(world.storage, world.night.histories)
@@ -89,7 +92,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def without_memory(world: World) -> World:
     """The same night without memory, with its own later artifacts."""
     other = world.with_settings("memory.enabled=false")
-    kept = {name: getattr(world.night, name) for name in ("neighbours", "selected_neighbours")}
+    kept = {name: getattr(world.night, name) for name in ("neighbours", "measured_neighbours", "selected_neighbours")}
     return World(other.settings, replace(other.night, **kept))
 
 
@@ -265,17 +268,19 @@ def test_an_encoder_counts_the_neighbours_in_its_memory(world: World) -> None:
     assert more == memory_of_neighbours(world.night) == 4 * sum(f.bytes for f in open_neighbours(world.night).files) > 0
 
 
-def test_with_a_refit_all_events_are_counted_to_serve_and_the_training_events_to_evaluate(tmp_path: Path) -> None:
+def test_with_a_refit_the_counts_to_choose_by_to_measure_and_to_serve_are_of_other_events(tmp_path: Path) -> None:
     made = world_of(tmp_path, "train.refit=0.5", "cluster.mode=local")
     assert count_pairs.run(made.settings, made.night)["status"] == "made"
     buckets = [read_bucket(made.storage, made.night.histories, unit) for unit in range(3)]
-    for night, part in ((made.night, "whole"), (made.night.selection, "train")):
+    nights = (made.night.selection, made.night.measurement, made.night)
+    for night, part in zip(nights, ("train", "before_test", "whole"), strict=True):
+        assert night.learned_part == part
         num_events = np.bincount(np.concatenate([each.cut(part).values for each in buckets]), minlength=NUM_ITEMS)
         pairs = type(pairs_of(buckets[0], part, NUM_ITEMS)).sum(pairs_of(each, part, NUM_ITEMS) for each in buckets)
         expected, found = nearest_neighbours(pairs, num_events, 0, NUM_ITEMS, 200), read_neighbours(night)
         assert found.items.values.tolist() == expected.items.values.tolist()
         assert found.scores.tolist() == expected.scores.tolist()
-    assert open_neighbours(made.night) != open_neighbours(made.night.selection)
+    assert len({open_neighbours(night).id for night in nights}) == 3
     assert count_pairs.run(made.settings, made.night)["status"] == "exists"
 
 

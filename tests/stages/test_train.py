@@ -1,5 +1,6 @@
 """Training: the data of each rank, and a training in this process that is killed and resumes."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -290,18 +291,21 @@ def test_what_serves_is_refitted_on_all_events(tmp_path):
     manifest = require_manifest(night.storage, night.checkpoint, "train")
     assert manifest.lineage == {"histories": night.histories.id, "selected": night.selected.id}
     assert not night.storage.list("training/")
-    data = training_data.read_training_data(night, settings, Ranks(), torch.device("cpu"), "whole")
-    assert data.windows.num_targets == sum(len(row) - 1 for row in histories(NUM_USERS))
-    own, refit = (load_model(night.storage, model) for model in (night.selected, night.checkpoint))
-    assert not torch.equal(own.item_embedding.weight, refit.item_embedding.weight)
+    for part, num_held_out in (("whole", 0), ("before_test", 1), ("train", 2)):
+        data = training_data.read_training_data(night, settings, Ranks(), torch.device("cpu"), part)
+        assert data.windows.num_targets == sum(max(len(row) - 1 - num_held_out, 0) for row in histories(NUM_USERS))
+    models = [load_model(night.storage, model) for model in (night.selected, night.measured, night.checkpoint)]
+    for one, other in itertools.combinations(models, 2):
+        assert not torch.equal(one.item_embedding.weight, other.item_embedding.weight)
 
 
 def test_without_a_refit_the_selected_model_serves(tmp_path):
     night, _ = prepared(tmp_path)
-    assert night.selection == night
+    assert night.selection == night.measurement == night
     refit, _ = prepared(tmp_path / "refit", ["train.refit=0.5"])
     assert refit.selected == night.selected
-    assert len({refit.checkpoint.id, refit.selected.id}) == len({refit.corpus.id, refit.selected_corpus.id}) == 2
+    assert len({refit.checkpoint.id, refit.measured.id, refit.selected.id}) == 3
+    assert len({refit.corpus.id, refit.measured_corpus.id}) == 2
 
 
 def test_a_refit_that_was_killed_goes_on_to_the_same_weights(tmp_path, monkeypatch):
@@ -332,7 +336,9 @@ def test_a_refit_that_spoils_the_model_is_not_served(tmp_path, monkeypatch, capl
 
     monkeypatch.setattr(train, "refit_settings", too_fast)
     night, _ = refitted(tmp_path)
-    assert "served without a refit; lower train.learning_rate" in caplog.text
-    assert not read_metrics(night.storage, night.checkpoint).is_refit_served
-    selected, served = (load_model(night.storage, model).state_dict() for model in (night.selected, night.checkpoint))
-    assert all(torch.equal(selected[name], served[name]) for name in selected)
+    for events, model in (("the events before the test", night.measured), ("all events", night.checkpoint)):
+        assert f"the refit on {events} ranks even" in caplog.text
+        assert "the selected model takes its place; lower train.learning_rate" in caplog.text
+        assert not read_metrics(night.storage, model).is_refit_served
+        selected, refit = (load_model(night.storage, each).state_dict() for each in (night.selected, model))
+        assert all(torch.equal(selected[name], refit[name]) for name in selected)

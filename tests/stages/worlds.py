@@ -73,7 +73,7 @@ class World:
         """The same histories and model; the later artifacts are named by the changed settings."""
         settings = Settings.model_validate(apply_overrides(self.settings.model_dump(mode="json"), overrides))
         named = name_night(self.storage, settings, self.night.inputs)
-        kept = {name: getattr(self.night, name) for name in ("histories", "selected", "checkpoint")}
+        kept = {name: getattr(self.night, name) for name in ("histories", "selected", "measured", "checkpoint")}
         return World(settings, replace(named, **kept))
 
 

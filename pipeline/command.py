@@ -47,23 +47,30 @@ PUBLISHED, ALREADY_PUBLISHED, FAILED = "published", "already published", "failed
 log = logging.getLogger("nightrails")
 
 
-def command(description: str, run: Callable[["Settings", date | None], Outcome]) -> None:
+def command(
+    description: str,
+    run: Callable[..., Outcome],
+    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+) -> None:
     """Parse the flags, run the job and exit. Only the last line goes to standard output: one JSON object.
 
-    `run` gets the validated settings and `--ds` (None: the newest day in the log), and `cluster.deadline_minutes` to
-    finish. It imports torch and Ray itself, so that `--help` and a misspelt key are answered at once. A signal ends the
-    job with 30.
+    `run` gets the validated settings, `--ds` (None: the newest day in the log) and by name the job's own arguments, and
+    `cluster.deadline_minutes` to finish. It imports torch and Ray itself, so that `--help` and a misspelt key are
+    answered at once. A signal ends the job with 30.
     """
-    arguments = _parser(description).parse_args()
+    parser = _parser(description)
+    add_arguments(parser)
+    given = vars(parser.parse_args())
+    config, day, overrides = (given.pop(name) for name in ("config", "ds", "set"))
 
     def configured(interrupts: Interrupts) -> Outcome:
         from pipeline.config import load_config, parse_day
         from pipeline.settings import Settings
 
-        settings = load_config(Settings, _config_path(arguments.config), arguments.set)
-        ds = None if arguments.ds is None else parse_day(arguments.ds, "--ds")
+        settings = load_config(Settings, _config_path(config), overrides)
+        ds = None if day is None else parse_day(day, "--ds")
         interrupts.set_deadline(settings.cluster.deadline_minutes)
-        return run(settings, ds)
+        return run(settings, ds, **given)
 
     _run(configured)
 

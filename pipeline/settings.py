@@ -306,8 +306,8 @@ class TrainSettings(Config):
     precision: Literal["float32", "bfloat16"] = "float32"
     # Users to validate on, a sample. None: as many as cost a fifth of the training's time or less, but at least 1,000.
     validation_queries: PositiveInt | None = None
-    # The selected weights train on for this share of the epochs that they took, at least one, on all events, those of
-    # the held-out days included. The result is served; what is evaluated is the selected model. 0: no refit.
+    # The selected weights train on for this share of the epochs that they took, at least one: on all events, those of
+    # the held-out days included, to serve; and on the events before the test days, to be measured. 0: no refits.
     refit: Share = 0.2
     # previous: goes on from the selected model of the last published night, with random rows for new items. Where there
     # is none, or its model or split settings are others, training starts from scratch, and the log says so.

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,17 @@ def command_line(job: str, root: str, **keys: object) -> list[str]:
 
 
 def run_job(
-    job: str, root: str, environment: dict[str, str] | None = None, folder: Path = REPOSITORY, **keys: object
+    job: str,
+    root: str,
+    environment: dict[str, str] | None = None,
+    folder: Path = REPOSITORY,
+    arguments: Sequence[str] = (),
+    **keys: object,
 ) -> Ended:
-    """Run one job on the tiny simulated log below `root`, in `folder`; keys with dots as `**{"a.b": value}`."""
+    """Run one job on the tiny simulated log below `root`, in `folder`, with the job's own arguments; keys with dots as
+    `**{"a.b": value}`."""
     done = subprocess.run(
-        command_line(job, root, **keys),
+        [*command_line(job, root, **keys), *arguments],
         capture_output=True,
         text=True,
         env=os.environ | (environment or {}),

@@ -89,14 +89,17 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_night(lake: Path, root: Path, **keys: object) -> Ended:
-    tables = {
+def tables_of(lake: Path) -> dict[str, object]:
+    return {
         "log.uri": lake / "log.parquet",
         "log.source": "default",
         "items.uri": lake / "items.parquet",
         "queries.uri": lake / "queries.parquet",
     }
-    return run_job("nightly_candidates", str(root), **(KEYS | tables | keys))
+
+
+def run_night(lake: Path, root: Path, **keys: object) -> Ended:
+    return run_job("nightly_candidates", str(root), **(KEYS | tables_of(lake) | keys))
 
 
 def with_rules(lake: Path) -> dict[str, object]:

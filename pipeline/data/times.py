@@ -225,6 +225,22 @@ def _readings(values: Sequence[str], spec: SourceSpec) -> Iterator[_Reading]:
             yield _reading(f"time_format: {form!r}", _filled(formatted_times(text, form, spec.time_zone)))
 
 
+def read_as_unit(numbers: pa.Array, unit: str) -> Mask:
+    """Whether each number, in this unit since 1970, is the time of an event."""
+    values = numbers.fill_null(0).to_numpy(zero_copy_only=False)
+    return _reading(unit, CLOCKS[unit].read(np.where(np.isfinite(values), values, 0))).is_sane
+
+
+def read_as_iso(text: pa.Array) -> Mask:
+    """Whether each text is the time of an event in ISO 8601."""
+    return _reading("timestamp", _filled(_iso_times(text, "UTC"))).is_sane
+
+
+def read_as_format(times: pa.Array, form: str) -> Mask:
+    """Whether each text, or the digits of each number, is the time of an event in this form."""
+    return _reading(form, _filled(formatted_times(_digits(times), form, "UTC"))).is_sane
+
+
 def _reading(key: str, times_us: Int64) -> _Reading:
     return _Reading(key, times_us, (times_us >= OLDEST_US) & (times_us < NEWEST_US))
 

@@ -201,6 +201,14 @@ def _log_files(settings: Settings, source: SourceSpec) -> Files:
     )
 
 
+def list_files(uri: str, name: str) -> Files:
+    """List the files of a log below `uri`, a folder or one file; `name` is the flag or key that gave it.
+
+    Raises InputError when there is none, and for a folder that another format keeps its table in.
+    """
+    return _listing(uri, name)
+
+
 def list_items(settings: Settings, ds: date) -> Files | None:
     """List the catalogue; None when there is none. A simulated log has its own. Raises InputError as `list_log`."""
     if settings.items.uri is None and settings.log.source == SIMULATED:

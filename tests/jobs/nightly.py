@@ -59,12 +59,14 @@ def run_job(
     environment: dict[str, str] | None = None,
     folder: Path = REPOSITORY,
     arguments: Sequence[str] = (),
+    has_configuration: bool = True,
     **keys: object,
 ) -> Ended:
-    """Run one job on the tiny simulated log below `root`, in `folder`, with the job's own arguments; keys with dots as
-    `**{"a.b": value}`."""
+    """Run one job on the tiny simulated log below `root`, in `folder`, with the job's own arguments, or with these
+    alone; keys with dots as `**{"a.b": value}`."""
+    command = command_line(job, root, **keys)
     done = subprocess.run(
-        [*command_line(job, root, **keys), *arguments],
+        [*(command if has_configuration else command[:2]), *arguments],
         capture_output=True,
         text=True,
         env=os.environ | (environment or {}),

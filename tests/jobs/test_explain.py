@@ -110,7 +110,7 @@ def test_an_unknown_user_or_item_is_said_to_be_unknown(lake, root, user, item, s
             3,
             {"status": "ok"},
             [7, 4, 9],
-            "by exact search it has rank 4 of 5, with a score of 1.0000; the last of the 3",
+            "rank 4 of 5, with a score of 1.0000; the last of the 3 that are shown has 2",
         ),
         (9, {"status": "ok"}, [7, 4, 2], "has rank 3 of 5, with a score of 2.0000, among the first 3: the approximate"),
         (9, None, [], "among the first 3: there is no list of the user yet"),

@@ -1,7 +1,7 @@
 """Check, clean, order and split tonight's log, and write histories by user bucket.
 
-Writes <root>/histories/<id>/: a Parquet file per user bucket, items-….parquet, quarantine-….parquet (bad rows with the
-reason), validation-….json (numbers of rows kept, repeated and rejected) and manifest.json. … is a hash of the content.
+Writes <root>/histories/<id>/: a Parquet file per user bucket, items-….parquet, quarantine-….parquet (all bad rows, with
+the reason), validation-….json (numbers of rows kept, repeated and rejected) and manifest.json. … is a hash of the content.
 """
 
 from typing import TYPE_CHECKING

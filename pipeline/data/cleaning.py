@@ -45,7 +45,7 @@ REJECTED = pa.schema(
 
 @dataclass(frozen=True)
 class Cleaned:
-    """One chunk: its events, the first few bad rows of each reason, and the number of rows by reason.
+    """One chunk: its events, its bad rows, and the number of rows by reason.
 
     An event that is not learned from, for a reason other than its ids, still counts as seen: `is_learned` is false.
     """
@@ -60,12 +60,11 @@ def clean_rows(
     spec: SourceSpec,
     types: tuple[pa.DataType, pa.DataType],
     newest_us: int = NEWEST_US,
-    max_rejected: int = 1_000,
 ) -> Cleaned:
     """Check and convert rows that have our column names and the log's types, plus `file` and `row`.
 
-    `types` are the types of user and item ids; times from `newest_us` on are faults. The first `max_rejected` bad rows
-    of each reason are returned. The order of the rows is kept.
+    `types` are the types of user and item ids; times from `newest_us` on are faults. The order of the rows is
+    kept.
     """
     users, user_null, user_bad = read_ids(raw["user_id"].combine_chunks(), types[0])
     items, item_null, item_bad = read_ids(raw["item_id"].combine_chunks(), types[1])
@@ -107,7 +106,7 @@ def clean_rows(
     )
     if not has_ids.all():
         events = events.filter(pa.array(has_ids))
-    return Cleaned(events, _rejected(raw, reasons, code, max_rejected), counts)
+    return Cleaned(events, _rejected(raw, reasons, code), counts)
 
 
 def _words_for_nobody(column: str, ids: pa.Array, counted: Mask) -> dict[str, int]:
@@ -139,10 +138,9 @@ def _texts(raw: pa.Table, name: str, default: pa.Array) -> pa.Array:
     return column.cast(TEXT)
 
 
-def _rejected(raw: pa.Table, reasons: tuple[str, ...], code: npt.NDArray[np.int64], max_rejected: int) -> pa.Table:
-    """The first rows of each of REASONS, in the order of the log; `code` is each row's place in `reasons`."""
-    chosen = [np.flatnonzero(code == reasons.index(reason))[:max_rejected] for reason in REASONS]
-    rows = np.sort(np.concatenate(chosen))
+def _rejected(raw: pa.Table, reasons: tuple[str, ...], code: npt.NDArray[np.int64]) -> pa.Table:
+    """The rows of each of REASONS, in the order of the log; `code` is each row's place in `reasons`."""
+    rows = np.flatnonzero(np.isin(code, [reasons.index(reason) for reason in REASONS]))
     return rejected_table(raw.take(pa.array(rows)), pa.array(reasons).take(pa.array(code[rows])))
 
 

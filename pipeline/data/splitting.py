@@ -53,7 +53,6 @@ def clean_bucket(
     zone: str,
     rule: SeenRule,
     max_user_events_per_day: int,
-    max_rejected: int,
 ) -> CleanBucket:
     """Make the histories of one bucket's users from their clean rows, which are in the order of the log.
 
@@ -70,7 +69,7 @@ def clean_bucket(
     events = events.filter(pa.array(first))
     item_rows = rows_of(events["item_id"], item_ids)
     known = item_rows >= 0
-    orphans = _reject(events, np.flatnonzero(~known)[:max_rejected], ORPHAN)
+    orphans = _reject(events, np.flatnonzero(~known), ORPHAN)
     num_orphans = int((~known).sum())
     events, item_rows = events.filter(pa.array(known)), item_rows[known]
 
@@ -78,7 +77,7 @@ def clean_bucket(
     times: Int64 = numpy_of(events["event_ts"])
     is_bot = _bots(users, day_numbers(times, zone), len(user_ids), max_user_events_per_day)
     of_bots = is_bot[users]
-    bots = _reject(events, _first_of_each_user(users, of_bots)[:max_rejected], BOT)
+    bots = _reject(events, _first_of_each_user(users, of_bots), BOT)
     order = np.lexsort((times, users))  # stable: of equal times, the first in the log stays first
     order = order[~of_bots[order]]
     reasons = pa.array(["", f"taken for a bot: over {max_user_events_per_day} events on a day"])

@@ -20,7 +20,6 @@ from pipeline.io.swallowed import END_OF_LINE, rows_with_hidden_rows
 
 TEXT_BLOCK_BYTES = 4 << 20
 CHECKED_BYTES = 1 << 20
-MAX_MALFORMED = 1_000  # malformed lines kept per block; all are counted
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class RawRows:
     """Consecutive rows of a file, and the malformed lines among them."""
 
     table: pa.Table
-    malformed: tuple[str, ...]  # the first of them; lines that one quote joined are one text
+    malformed: tuple[str, ...]  # their first characters; lines that one quote joined are one text
     num_malformed: int  # all lines
     malformed_bytes: int = 0  # their size, as UTF-8
 
@@ -49,8 +48,7 @@ class _Malformed:
         """Count the lines of a record that is no row."""
         self.number += sum(1 for line in re.split(END_OF_LINE, text) if line)
         self.num_bytes += len(text.encode("utf-8", "replace"))
-        if len(self.lines) < MAX_MALFORMED:
-            self.lines.append(text[:SHOWN].replace(UNREADABLE, "\ufffd"))
+        self.lines.append(text[:SHOWN].replace(UNREADABLE, "\ufffd"))
 
     def take(self, table: pa.Table) -> RawRows:
         """The rows with what was collected since the last call."""

@@ -172,7 +172,7 @@ def _of_run(settings: Settings) -> dict[str, Any]:
 # In the order of the night. `day`, `log`, `items`, `queries`, `blocks` and `earlier` are inputs, and so is
 # `attributes`: the queries table, where rules read its columns. The other names are artifacts.
 RECIPES = {
-    "histories": Recipe(6, ("day", "log", "items"), _of_histories),
+    "histories": Recipe(7, ("day", "log", "items"), _of_histories),
     "selected_neighbours": Recipe(1, ("histories",), _of_neighbours),
     "measured_neighbours": Recipe(1, ("histories",), _of_measured_neighbours),
     "neighbours": Recipe(1, ("histories",), _of_whole_neighbours),

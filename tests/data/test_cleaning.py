@@ -22,8 +22,8 @@ def event(**changed: object) -> dict:
     return {"user_id": "u", "item_id": "i", "event_ts": NOON, **changed}
 
 
-def clean(rows: list[dict], spec: SourceSpec | None = None, max_rejected: int = 10):
-    return clean_rows(raw(rows), spec or SourceSpec(time_unit="us"), TYPES, NEWEST, max_rejected)
+def clean(rows: list[dict], spec: SourceSpec | None = None):
+    return clean_rows(raw(rows), spec or SourceSpec(time_unit="us"), TYPES, NEWEST)
 
 
 def test_each_bad_row_is_set_aside_with_the_first_reason_that_holds():
@@ -123,9 +123,9 @@ def test_a_value_can_multiply_the_weight():
     assert cleaned.events["event_type"].to_pylist() == ["rating"] * 4
 
 
-def test_only_the_first_bad_rows_of_each_reason_are_kept():
-    cleaned = clean([event(user_id=None)] * 5 + [event(item_id=None)] * 2, max_rejected=3)
-    assert cleaned.rejected["row"].to_pylist() == [0, 1, 2, 5, 6]
+def test_all_bad_rows_are_kept_in_the_order_of_the_log():
+    cleaned = clean([event(item_id=None)] * 2 + [event()] + [event(user_id=None)] * 5)
+    assert cleaned.rejected["row"].to_pylist() == [0, 1, 3, 4, 5, 6, 7]
     assert cleaned.counts["user_id_null"] == 5
 
 
@@ -143,14 +143,14 @@ def test_first_rejected_is_the_same_however_the_rows_arrive():
 
 def test_text_that_is_no_utf8_is_shown_as_such():
     table = raw([event(user_id=b"\xff"), event(user_id=b"u")], user_id=pa.binary())
-    cleaned = clean_rows(table, SourceSpec(time_unit="us"), TYPES, NEWEST, 10)
+    cleaned = clean_rows(table, SourceSpec(time_unit="us"), TYPES, NEWEST)
     assert cleaned.counts == {"kept": 1, "user_id_unreadable": 1}
     assert cleaned.rejected["user_id"].to_pylist() == ["(not UTF-8)"]
 
 
 def test_no_rows_are_fine():
     empty = raw([event()]).slice(0, 0)
-    cleaned = clean_rows(empty, SourceSpec(time_unit="us"), TYPES, NEWEST, 10)
+    cleaned = clean_rows(empty, SourceSpec(time_unit="us"), TYPES, NEWEST)
     assert cleaned.counts == {"kept": 0}
     assert cleaned.events.num_rows == cleaned.rejected.num_rows == 0
     assert np.array_equal(cleaned.events.schema.names, clean([event()]).events.schema.names)

@@ -55,7 +55,7 @@ def clean(
 ):
     split = SplitSettings(method=method, validation_days=validation_days, test_days=test_days)
     pairs = pa.Table.from_pylist([{"user_id": user, "item_id": item} for user, item in seen], schema=SEEN)
-    return clean_bucket(table_of(events), pairs, ITEMS, split, DS, "UTC", rule, MAX_PER_DAY, max_rejected=100)
+    return clean_bucket(table_of(events), pairs, ITEMS, split, DS, "UTC", rule, MAX_PER_DAY)
 
 
 def slowly(events: list[dict], method: str) -> tuple[dict[str, tuple], dict[str, int]]:

@@ -41,8 +41,8 @@ def run(settings: Settings, ds: date | None = None, runner: Runner | None = None
     return buckets, manifest
 
 
-def validation_of(settings: Settings) -> dict:
-    night = open_night(settings)
+def validation_of(settings: Settings, ds: date | None = None) -> dict:
+    night = open_night(settings, ds)
     return json.loads(night.storage.read(file_of(night, "validation")))
 
 

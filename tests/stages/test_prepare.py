@@ -1,7 +1,7 @@
 """Prepare as a whole. The tasks run in this process, one after the other; the tests on Ray say so in their names."""
 
 from collections.abc import Callable
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ from pipeline.data.histories import Bucket, user_bucket
 from pipeline.data.simulation.log import simulate_days
 from pipeline.distributed.runner import RayRunner
 from pipeline.errors import InfrastructureError
+from pipeline.io.artifacts import require_manifest
 from pipeline.io.histories import bucket_claims, items_claims, read_items
 from pipeline.io.inputs import day_of
 from pipeline.io.night import open_night
@@ -138,7 +139,7 @@ def test_a_manifest_names_the_files_and_nothing_else_is_left(tmp_path):
     assert set(listed) == named | claims | {f"{night.histories.prefix}/manifest.json"}
     assert all(listed[f"{night.histories.prefix}/{file.key}"] == file.bytes for file in manifest.files)
     names = {file.key.rpartition("-")[0] for file in manifest.files}
-    assert names == {f"bucket-{b:05d}" for b in range(8)} | {"items-00000", "quarantine", "validation"}
+    assert names == {f"bucket-{b:05d}" for b in range(8)} | {"items-00000", "quarantine-00000", "validation"}
 
 
 @pytest.mark.parametrize("dies_after", [0, 3, 8, 12])
@@ -360,14 +361,45 @@ def test_rows_are_numbered_through_a_file_whatever_is_read_at_once(tmp_path, mon
     assert sorted(quarantine["row"].to_pylist()) == [2, 7, 19]
 
 
-def test_all_malformed_lines_are_counted_and_some_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.io.delimited.MAX_MALFORMED", 2)
+def test_all_malformed_lines_are_counted_and_kept(tmp_path):
     good = [f"{i},{i % 3},4.0,{int(NOON.timestamp()) + i}" for i in range(5)]
     (tmp_path / "ratings.csv").write_text("\n".join(["userId,movieId,rating,timestamp", *good, *["1,2"] * 7]))
     settings = settings_for(tmp_path, tmp_path / "ratings.csv", "movielens_20m", prepare={"max_bad_share": 1.0})
     run(settings)
     found = validation_of(settings)
     assert (found["rows_read"], found["quarantined"], found["malformed_bytes"]) == (12, {MALFORMED: 7}, 21)
+    night = open_night(settings)
+    quarantine = pq.read_table(pa.BufferReader(night.storage.read(file_of(night, "quarantine"))))
+    assert quarantine["line"].to_pylist() == ["1,2"] * 7
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_every_bad_row_lies_in_the_quarantine_in_the_order_of_the_log(tmp_path, monkeypatch, keeps):
+    """Of all partitions, of which a second night reads the last alone, and in files of bounded size."""
+    monkeypatch.setattr("pipeline.stages.prepare.report.QUARANTINE_ROWS", 1_500)
+    monkeypatch.setattr("pipeline.stages.prepare.segments.MAX_EXAMPLES", 5)
+    expected = []
+    for day in (18, 19, 20):
+        users = pa.array([None if i % 3 == day % 3 else f"u{i}" for i in range(3_000)])
+        folder = f"ds=2026-11-{day}"
+        times = pa.array([datetime(2026, 11, day, 12, tzinfo=UTC)] * 3_000, pa.timestamp("us", tz="UTC"))
+        rows = events(3_000, user_id=users, event_ts=times)
+        write(tmp_path / "lake" / folder / "a.parquet", rows, row_group_size=500)
+        expected += [(f"{folder}/a.parquet", row) for row in range(3_000) if row % 3 == day % 3]
+    prepare = {"max_bad_share": 1.0, "keep_partitions": keeps, "rows_per_task": 1_000}
+    settings = settings_for(tmp_path, tmp_path / "lake", prepare=prepare)
+    for ds in (date(2026, 11, 19), date(2026, 11, 20)):
+        run(settings, ds)
+        night = open_night(settings, ds)
+        manifest = require_manifest(night.storage, night.histories, "prepare")
+        files = [file for file in manifest.files if file.key.startswith("quarantine-")]
+        assert len(files) == 2
+        data = [night.storage.read(night.histories.key(file.key)) for file in sorted(files, key=lambda f: f.key)]
+        found = pa.concat_tables(pq.read_table(pa.BufferReader(each)) for each in data)
+        assert found["reason"].unique().to_pylist() == ["user_id_null"]
+        wanted = [place for place in expected if place[0] <= f"ds={ds}/z"]
+        assert list(zip(found["file"].to_pylist(), found["row"].to_pylist(), strict=True)) == wanted
+        assert validation_of(settings, ds)["quarantined"] == {"user_id_null": len(wanted)}
 
 
 def test_an_event_is_late_when_it_happened_before_the_day_of_its_partition(tmp_path):

@@ -40,6 +40,7 @@ from pipeline.stages.prepare.parts import columns_of, parts_of, remove_old
 from pipeline.stages.prepare.report import Prepared, write_histories
 from pipeline.stages.prepare.segments import (
     MapResult,
+    Quarantine,
     Segment,
     add_rejected,
     map_claims,
@@ -104,6 +105,7 @@ class Mapped:
 
     counts: Counter[str]
     rejected: pa.Table  # the first bad rows of each reason
+    quarantine: Quarantine  # all of them
     item_ids: pa.Array  # distinct, ascending; empty with a catalogue
     segments: dict[
         int, list[tuple[int, Segment]]
@@ -131,10 +133,12 @@ def _first_pass(runner: Runner, job: Job) -> Mapped:
         for item_ids in _item_ids(job, result, period):
             ids.add(item_ids)
     segments: dict[int, list[tuple[int, Segment]]] = {}
+    quarantine: list[tuple[int, Segment]] = []
     for (first_file, _), result in sorted(results.items(), key=lambda entry: entry[0]):
+        quarantine += [(first_file, result.rejected)] if result.rejected else []
         for bucket, segment in result.buckets:
             segments.setdefault(bucket, []).append((first_file, segment))
-    return Mapped(period, counts, rejected, ids.ascending(), segments)
+    return Mapped(period, counts, rejected, quarantine, ids.ascending(), segments)
 
 
 def _map_results(runner: Runner, job: Job) -> Generator[tuple[MapTask, MapResult], None, None]:
@@ -185,6 +189,7 @@ def _second_pass(runner: Runner, job: Job, mapped: Mapped, catalogue: pa.Table, 
     item_ids = write_file(night.storage, prefix, "item-ids.parquet", ids, catalogue.num_rows)
     item_events = ItemEvents.none_of(catalogue.num_rows)
     files = {}
+    of_buckets: dict[int, Segment] = {}
     counts, rejected = Counter(mapped.counts), mapped.rejected
     del counts["kept"]  # the second pass counts these rows again, as kept or rejected
     buckets = range(job.settings.output.num_buckets)
@@ -196,4 +201,7 @@ def _second_pass(runner: Runner, job: Job, mapped: Mapped, catalogue: pa.Table, 
             counts.update(result.counts)
             item_events.add(of_bucket)
             rejected = add_rejected(job.storage, rejected, result.rejected)
-    return Prepared(counts, rejected, tuple(files[bucket] for bucket in buckets), catalogue, eligible, item_events)
+            of_buckets |= {bucket: result.rejected} if result.rejected else {}
+    quarantine = [*mapped.quarantine, *((0, of_buckets[bucket]) for bucket in sorted(of_buckets))]
+    in_order = tuple(files[bucket] for bucket in buckets)
+    return Prepared(counts, rejected, quarantine, in_order, catalogue, eligible, item_events)

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -19,9 +20,10 @@ from pipeline.data.cleaning import (
     NOBODY,
     ORPHAN,
     OUT_OF_LOOKBACK,
+    REJECTED,
     WORD,
 )
-from pipeline.data.columns import Mask
+from pipeline.data.columns import TEXT, Mask
 from pipeline.data.item_events import ItemEvents
 from pipeline.data.splitting import REUSED
 from pipeline.io.artifacts import seal, write_file
@@ -32,6 +34,7 @@ from pipeline.io.parquet import write_parquet_bytes
 from pipeline.io.rows import LogColumns
 from pipeline.settings import Settings
 from pipeline.stages.prepare.limits import BAD, in_words
+from pipeline.stages.prepare.segments import Quarantine, read_segment, renumbered
 
 logger = logging.getLogger("nightrails")
 
@@ -42,6 +45,7 @@ class Prepared:
 
     counts: Counter[str]  # number of rows: read, late, kept, and rejected by reason
     rejected: pa.Table  # the first bad rows of each reason
+    quarantine: Quarantine  # all of them
     files: tuple[FileEntry, ...]  # by bucket
     catalogue: pa.Table  # in ascending order of item_id
     is_eligible: Mask  # whether each item may be shown tonight
@@ -57,8 +61,9 @@ TOLD = {
     "duplicates": "delivered again",
     "bot_events": "of users above prepare.max_user_events_per_day",
     ORPHAN: "on items that the catalogue lacks",
-    "quarantined": "bad; quarantine-….parquet has the first of each reason",
+    "quarantined": "bad; quarantine-….parquet has them with the reason",
 }
+QUARANTINE_ROWS = 500_000  # about, of a file
 WHISPER = 0.001  # a smaller share of the rows is only in validation-….json
 
 
@@ -86,8 +91,6 @@ def write_histories(night: Night, settings: Settings, columns: LogColumns, prepa
     for line in tell(prepared.counts):
         logger.info("   %s", line)
     items = items_table(prepared.catalogue, prepared.item_events, prepared.is_eligible)
-    names = pa.array([file.key for file in log.files])
-    quarantine = prepared.rejected.set_column(0, "file", names.take(prepared.rejected["file"].combine_chunks()))
 
     def write(name: str, data: bytes, rows: int) -> FileEntry:
         return write_file(night.storage, histories.prefix, name, data, rows)
@@ -106,11 +109,31 @@ def write_histories(night: Night, settings: Settings, columns: LogColumns, prepa
         files=(
             *prepared.files,
             write_items(night.storage, histories, items),
-            write("quarantine.parquet", write_parquet_bytes(quarantine, footer(histories)), quarantine.num_rows),
+            *(
+                write(f"quarantine-{number:05d}.parquet", write_parquet_bytes(rows, footer(histories)), rows.num_rows)
+                for number, rows in enumerate(_quarantined(night, prepared.quarantine))
+            ),
             write("validation.json", json.dumps(validation, indent=1).encode(), 0),
         ),
         counts={name: value for name, value in validation.items() if isinstance(value, int)},
     )
+
+
+def _quarantined(night: Night, quarantine: Quarantine) -> Iterator[pa.Table]:
+    """All bad rows with the names of their files, in the order of the log, in tables of bounded size; at least one."""
+    names = pa.array([file.key for file in night.inputs.log.files], TEXT)
+    waiting: list[pa.Table] = [REJECTED.empty_table()]
+    for first_file, segment in quarantine:
+        waiting.append(renumbered(read_segment(night.storage, segment), first_file))
+        if sum(rows.num_rows for rows in waiting) >= QUARANTINE_ROWS:
+            yield _with_names(pa.concat_tables(waiting), names)
+            waiting = []
+    if waiting:
+        yield _with_names(pa.concat_tables(waiting), names)
+
+
+def _with_names(rows: pa.Table, names: pa.Array) -> pa.Table:
+    return rows.set_column(0, "file", names.take(rows["file"].combine_chunks()))
 
 
 def describe(ds: date, log: Log, columns: LogColumns, prepared: Prepared) -> dict[str, Any]:

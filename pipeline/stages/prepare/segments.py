@@ -14,7 +14,7 @@ from pipeline.errors import InfrastructureError
 from pipeline.io.artifacts import Claims, sizes_of, write_file
 from pipeline.io.storage.base import ObjectNotFoundError, Storage
 
-MAX_REJECTED = 1_000  # bad rows of each reason that are kept for people to look at; every bad row is counted
+MAX_EXAMPLES = 1_000  # bad rows of each reason that messages are chosen from; the quarantine has all
 
 
 class Segment(Config):
@@ -31,7 +31,7 @@ class MapResult(Config):
 
     buckets: tuple[tuple[int, Segment], ...]  # (bucket, its rows), in the order of the log
     item_ids: tuple[Segment, ...]
-    rejected: Segment | None  # the first bad rows of each reason
+    rejected: Segment | None  # all bad rows
     counts: dict[str, int]  # number of rows: read, late, kept, and rejected by reason
     oldest_ts: int  # of its events, in µs since 1970
     newest_ts: int
@@ -47,8 +47,12 @@ class ReduceResult(Config):
     """The result of one task of the second pass."""
 
     file: FileEntry  # the bucket
-    rejected: Segment | None  # the first bad rows of each reason
+    rejected: Segment | None  # all bad rows
     counts: dict[str, int]  # number of rows: read, late, kept, and rejected by reason
+
+
+# All bad rows of a log, in the order of the log: segments, each with its part's first file.
+Quarantine = Sequence[tuple[int, Segment]]
 
 
 def scratch_prefix(histories: Artifact) -> str:
@@ -116,11 +120,11 @@ def renumbered(rows: pa.Table, first_file: int) -> pa.Table:
 
 
 def add_rejected(storage: Storage, rejected: pa.Table, segment: Segment | None, first_file: int = 0) -> pa.Table:
-    """Add the bad rows of a task to `rejected`, those of the tasks before it, and keep the first of each reason."""
+    """Add the bad rows of a task to `rejected`, examples of the tasks before it, and keep the first of each reason."""
     if segment is None:
         return rejected
     tables = [rejected, renumbered(read_segment(storage, segment), first_file)]
-    return first_rejected(pa.concat_tables(tables), MAX_REJECTED)
+    return first_rejected(pa.concat_tables(tables), MAX_EXAMPLES)
 
 
 def _sizes_of(segments: Iterable[Segment]) -> dict[str, int]:

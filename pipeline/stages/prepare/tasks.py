@@ -16,10 +16,8 @@ import pyarrow.compute as pc
 from pipeline.data.cleaning import (
     MALFORMED,
     MALFORMED_BYTES,
-    REJECTED,
     Cleaned,
     clean_rows,
-    first_rejected,
     malformed_lines,
 )
 from pipeline.data.days import day_numbers, midnight
@@ -40,7 +38,6 @@ from pipeline.io.storage.base import ObjectNotFoundError
 from pipeline.stages.prepare.job import Job, MapTask, Piece, event_table
 from pipeline.stages.prepare.parts import Part
 from pipeline.stages.prepare.segments import (
-    MAX_REJECTED,
     MapResult,
     ReduceResult,
     Segment,
@@ -80,7 +77,7 @@ def _clean_piece(job: Job, part: Part, piece: Piece) -> Iterator[Cleaned]:
     types = (job.columns.user_type, job.columns.item_type)
     row, file = piece.first_row, job.log.files[part.first_file + piece.file]
     for raw in read_rows(job.log, file, piece.row_groups, job.columns.names):
-        cleaned = clean_rows(_numbered(raw.table, piece.file, row), job.log.source, types, newest_us, MAX_REJECTED)
+        cleaned = clean_rows(_numbered(raw.table, piece.file, row), job.log.source, types, newest_us)
         row += raw.table.num_rows
         malformed = malformed_lines(raw.malformed, piece.file, row)
         counts = {
@@ -118,7 +115,6 @@ def reduce_bucket(
         job.settings.log.time_zone,
         SeenRule.of(job.settings.prepare),
         job.settings.prepare.max_user_events_per_day,
-        MAX_REJECTED,
     )
     rejected = None
     if clean.rejected.num_rows:
@@ -147,16 +143,15 @@ class _SegmentWriter:
         self._num_waiting = self._num_written = self._waiting_bytes = 0
         self._buckets: list[tuple[int, Segment]] = []
         self._item_ids: list[Segment] = []
-        self._rejected = REJECTED.empty_table()
+        self._rejected: list[pa.Table] = []
         self._counts: Counter[str] = Counter()
         self._oldest_ts, self._newest_ts = NEWEST_US, -NEWEST_US
         self._days: Counter[int] = Counter()
 
     def add(self, cleaned: Cleaned) -> None:
         self._counts.update(cleaned.counts)
-        self._rejected = pa.concat_tables([self._rejected, cleaned.rejected])
-        if self._rejected.num_rows > MAX_REJECTED:
-            self._rejected = first_rejected(self._rejected, MAX_REJECTED)
+        if cleaned.rejected.num_rows:
+            self._rejected.append(cleaned.rejected)
         times = _learned(cleaned.events)["event_ts"].to_numpy()
         if len(times):
             self._oldest_ts = min(self._oldest_ts, int(times.min()))
@@ -175,9 +170,9 @@ class _SegmentWriter:
         if self._num_waiting:
             self._write()
         rejected = None
-        if self._rejected.num_rows:
-            first = first_rejected(self._rejected, MAX_REJECTED)
-            (rejected,) = write_segments(self._job.storage, self._prefix, f"{self._task}-rejected.arrows", [first])
+        if self._rejected:
+            rows = pa.concat_tables(self._rejected)
+            (rejected,) = write_segments(self._job.storage, self._prefix, f"{self._task}-rejected.arrows", [rows])
         return MapResult(
             buckets=tuple(self._buckets),
             item_ids=tuple(self._item_ids),

@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(settings: "Settings", ds: date | None, user: str, item: str | None, best: int) -> Outcome:
     from pipeline.io.night import open_night
-    from pipeline.quality.explain import explain, explanation_text
+    from pipeline.quality.explain import explain
+    from pipeline.quality.explanation import explanation_text
 
     explanation = explain(open_night(settings, ds), settings, user, item, best)
     log.info("\n%s", explanation_text(explanation))

@@ -1,7 +1,8 @@
 """Check, clean, order and split tonight's log, and write histories by user bucket.
 
-Writes <root>/histories/<id>/: a Parquet file per user bucket, items-….parquet, quarantine-….parquet (all bad rows, with
-the reason), validation-….json (numbers of rows kept, repeated and rejected) and manifest.json. … is a hash of the content.
+Writes <root>/histories/<id>/: a Parquet file per user bucket, items-….parquet, quarantine-….parquet (all bad rows,
+with the reason), validation-….json (numbers of rows kept, repeated and rejected) and manifest.json. … is a hash of the
+content.
 """
 
 from typing import TYPE_CHECKING
@@ -17,11 +18,11 @@ def run(settings: "Settings", night: "Night") -> Outcome:
     from pipeline.errors import InputError
     from pipeline.io.artifacts import read_manifest
     from pipeline.io.histories import read_bucket
+    from pipeline.stages.night_rules import check_rules, parse_conditions
     from pipeline.stages.prepare.limits import check_worth_training
     from pipeline.stages.prepare.passes import open_job, prepare
     from pipeline.stages.prepare.segments import remove_scratch
     from pipeline.stages.queries import check_cold_users, check_queries
-    from pipeline.stages.user_rules import check_rules, parse_conditions
 
     parse_conditions(night, settings)  # a misspelt condition is refused before the log is read
     manifest = read_manifest(night.storage, night.histories.prefix)

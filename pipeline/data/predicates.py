@@ -6,7 +6,7 @@ it is FALSE or NULL. CURRENT_DATE is the night's `ds`.
 Shapes: N items, R pairs of an item and a query.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 
@@ -90,19 +90,23 @@ def parse_condition(name: str, sql: str, ds: date) -> Condition:
     return Condition(name, _conjunct(dated), tuple(parts), tuple(differs))
 
 
-def check_condition(condition: Condition, items: pl.Schema, queries: pl.Schema, no_queries: str) -> None:
-    """Raise InputError when a condition names a column that is in neither table, compares values of types that cannot
-    be compared, or is not true or false. `no_queries` says what to do where a query column is missing."""
-    for side, names, schema in (
+def check_columns(condition: Condition, items: Sequence[str], queries: Sequence[str], no_queries: str) -> None:
+    """Raise InputError when a condition names a column that is in neither table. `no_queries` says what to do where a
+    query column is missing."""
+    for side, named, known in (
         (ITEM, condition.whole.item_columns, items),
         (QUERY, condition.whole.query_columns, queries),
     ):
-        for column in names:
-            if column not in schema:
+        for column in named:
+            if column not in known:
                 way_out = no_queries if side == QUERY else ""
                 raise InputError(
-                    f"{condition.name}: there is no column {side}.{column}{nearest(column, schema)}{way_out}"
+                    f"{condition.name}: there is no column {side}.{column}{nearest(column, known)}{way_out}"
                 )
+
+
+def check_types(condition: Condition, items: pl.Schema, queries: pl.Schema) -> None:
+    """Raise InputError when a condition compares values of types that cannot be compared, or is not true or false."""
     frame = pl.DataFrame(schema={f"{ITEM}.{name}": kind for name, kind in items.items()}).hstack(
         pl.DataFrame(schema={f"{QUERY}.{name}": kind for name, kind in queries.items()})
     )
@@ -148,7 +152,10 @@ def naive_utc(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _is_true(frame: pl.DataFrame, part: Conjunct) -> Mask:
-    found = frame.select(found=pl.sql_expr(part.sql).cast(pl.Boolean).fill_null(False))["found"]
+    try:
+        found = frame.select(found=pl.sql_expr(part.sql).cast(pl.Boolean).fill_null(False))["found"]
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"rules.show_if: {part.sql}: {str(error).splitlines()[0]}") from None
     return found.to_numpy().copy()
 
 
@@ -195,6 +202,8 @@ def _null_of_null(node: exp.Expr) -> exp.Expr:
 def _for_polars(node: exp.Expr) -> exp.Expr:
     if isinstance(node, exp.Column):
         return exp.column(exp.to_identifier(f"{node.table.lower()}.{node.name}", quoted=True))
+    if type(node) is exp.Cast:  # a value that cannot be cast is null, and ends no night
+        return exp.TryCast(this=node.this.transform(_for_polars), to=node.args["to"].copy())
     if isinstance(node, exp.Interval):
         return exp.var(f"INTERVAL '{node.this.name} {node.args['unit'].name.lower()}'")
     return node

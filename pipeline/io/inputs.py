@@ -16,6 +16,7 @@ from urllib.parse import unquote
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.config import load_config, nearest
 from pipeline.data.availability import is_before_end
@@ -28,7 +29,7 @@ from pipeline.errors import InfrastructureError, InputError
 from pipeline.io.artifacts import read_manifest
 from pipeline.io.earlier import Earlier
 from pipeline.io.formats import TABLE_FORMATS
-from pipeline.io.parquet import read_bounded
+from pipeline.io.parquet import arrow_errors_named, read_bounded
 from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import ObjectInfo, ObjectNotFoundError
 from pipeline.settings import SIMULATED, Settings
@@ -249,20 +250,26 @@ def read_user_ids(queries: Files, wanted: pa.DataType, declared: IdType) -> pa.A
     return distinct.ascending()
 
 
-def read_attributes(queries: Files, columns: Sequence[str] | None, wanted: pa.DataType, declared: IdType) -> pa.Table:
-    """Read `user_id` and the attributes `columns` of the queries table (None: all of its columns), a row per user in
-    ascending order; ids as in `read_user_ids`.
+def attribute_names(queries: Files) -> list[str]:
+    """The columns of the queries table, but for `user_id`, by its first file. Raises InputError for a file that cannot
+    be read."""
+    file = queries.files[0]
+    with arrow_errors_named(queries.origin(file)), queries.open(file) as source:
+        return [name for name in pq.read_schema(source).names if name != "user_id"]
+
+
+def read_attributes(queries: Files, columns: Sequence[str], wanted: pa.DataType, declared: IdType) -> pa.Table:
+    """Read `user_id` and the attributes `columns` of the queries table, a row per user in ascending order; ids as in
+    `read_user_ids`.
 
     Raises InputError as `read_user_ids`, and for a user with two rows that differ.
     """
     tables = []
     for file in queries.files:
         origin = queries.origin(file)
-        names = None if columns is None else ["user_id", *(name for name in columns if name != "user_id")]
+        names = ["user_id", *(name for name in columns if name != "user_id")]
         with queries.open(file) as source:
             table = without_dictionaries(read_bounded(source, origin, names, MAX_USERS_BYTES))
-        if "user_id" not in table.column_names:
-            raise InputError(f"{origin}: no column 'user_id'; the table has {', '.join(table.column_names[:20])}")
         ids = ids_of_table(table["user_id"], "user_id", wanted, declared, origin)
         tables.append(table.set_column(table.column_names.index("user_id"), "user_id", ids))
     try:

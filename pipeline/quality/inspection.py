@@ -25,7 +25,7 @@ from pipeline.quality.promises import Expected, UnitAudit, audit_unit, require_s
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.settings import Settings
 from pipeline.stages.queries import TonightsUsers
-from pipeline.stages.user_rules import RowRules
+from pipeline.stages.row_rules import RowRules
 
 UNITS_AT_A_TIME = 2  # a unit in work holds a bucket's tables in memory
 

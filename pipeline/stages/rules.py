@@ -23,8 +23,9 @@ from pipeline.io.night import Night
 from pipeline.retrieval.bonuses import Bonuses
 from pipeline.retrieval.filters import Eligibility, Rules
 from pipeline.settings import Settings
+from pipeline.stages.night_rules import HAS_ROW, NightRules
 from pipeline.stages.query_batch import UserRules
-from pipeline.stages.user_rules import HAS_ROW, SAYS_NOTHING, NightRules
+from pipeline.stages.user_rules import SAYS_NOTHING
 
 KEPT_BYTES = 256_000_000  # of masks, eight items a byte, that a process keeps
 

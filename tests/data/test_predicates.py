@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from pipeline.data.predicates import (
     Differs,
-    check_condition,
+    check_columns,
+    check_types,
     common_type,
     holds_for_items,
     holds_for_pairs,
@@ -117,7 +118,8 @@ def by_duckdb(sql: str, items: pl.DataFrame, queries: pl.DataFrame) -> np.ndarra
 def test_a_condition_holds_where_duckdb_says_true_over_the_cross_join(sql, item_rows, query_rows):
     items, queries = frames(item_rows, query_rows)
     condition = parsed(sql)
-    check_condition(condition, items.schema, queries.schema, "")
+    check_columns(condition, list(ITEM), list(QUERY), "")
+    check_types(condition, items.schema, queries.schema)
     expected = by_duckdb(sql, items, queries)
     for number in range(len(queries)):
         query = {name: queries[name].slice(number, 1) for name in QUERY}
@@ -176,8 +178,12 @@ def test_what_is_no_condition_is_refused_with_its_key(sql, said):
     ],
 )
 def test_a_condition_that_the_tables_do_not_fit_is_refused(sql, said):
+    def check() -> None:
+        check_columns(parsed(sql), list(ITEM), list(QUERY), "; set queries.uri")
+        check_types(parsed(sql), pl.Schema(ITEM), pl.Schema(QUERY))
+
     with pytest.raises(InputError) as error:
-        check_condition(parsed(sql), pl.Schema(ITEM), pl.Schema(QUERY), "; set queries.uri")
+        check()
     assert said in str(error.value)
 
 
@@ -190,3 +196,17 @@ def test_times_are_compared_in_utc():
 
 def test_numbers_of_two_widths_can_be_compared():
     assert common_type(pl.Int32(), pl.Int64()) == pl.Int64()
+
+
+def test_a_value_that_cannot_be_cast_is_null_and_hides_its_item():
+    items = pl.DataFrame({"price": ["3", "free", None, "0.5"]})
+    condition = parsed("CAST(item.price AS DOUBLE) < 1 OR item.price = 'free'")
+    assert holds_for_items(condition.whole, items, {}).tolist() == [False, True, False, True]
+    assert holds_for_items(parsed("CAST(item.price AS DOUBLE) > 1").whole, items, {}).tolist() == [True, *[False] * 3]
+
+
+def test_a_condition_on_the_query_alone_is_true_of_all_items_or_of_none():
+    items, part = pl.DataFrame({"item_id": [1, 2, 3]}), parsed("query.consents").parts[0]
+    for consents in (True, False, None):
+        query = {"consents": pl.Series([consents], dtype=pl.Boolean)}
+        assert holds_for_items(part, items, query).tolist() == [consents is True] * 3

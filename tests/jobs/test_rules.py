@@ -11,13 +11,16 @@ import numpy as np
 import polars as pl
 import pytest
 
+from pipeline.data.lists import Lists
 from pipeline.io.histories import read_bucket, read_item_ids
 from pipeline.io.night import Night, open_night
 from pipeline.io.publication.reader import read_latest
 from pipeline.settings import Settings
+from pipeline.stages.night_rules import check_rules
 from pipeline.stages.queries import TonightsUsers
+from pipeline.stages.row_rules import RowRules
 from pipeline.stages.rules import TonightsRules
-from pipeline.stages.user_rules import RowRules, UserRulesSource
+from pipeline.stages.user_rules import UserRulesSource
 from tests.jobs.nightly import Ended, run_job
 
 LAST_DAY = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -184,6 +187,7 @@ def test_evaluation_knows_the_rules(root):
     (metrics,) = root.glob("evaluations/*/metrics-*.json")
     found = json.loads(metrics.read_text())
     assert found["queries"] == NUM_USERS
+    assert found["overlap"]["mean"] == 1.0  # with brute force, which follows the same rules
     assert 0 <= found["model"]["hr@3"]["mean"] < 1
 
 
@@ -223,7 +227,11 @@ def test_rules_that_do_not_fit_end_the_night_before_anything_is_trained(lake, tm
     assert not list(tmp_path.glob("models/*"))
 
 
-def night_of(lake: Path, root: Path) -> tuple[Night, Settings]:
+def night_of(lake: Path, root: Path, rules: dict | None = None) -> tuple[Night, Settings]:
+    blocks = {
+        "legal": {"uri": str(lake / "blocked.parquet")},
+        "reports": {"uri": str(lake / "user_blocks.parquet")},
+    }
     settings = Settings(
         root=str(root),
         log={"uri": str(lake / "log.parquet"), "source": "default"},
@@ -231,15 +239,51 @@ def night_of(lake: Path, root: Path) -> tuple[Night, Settings]:
         queries={"uri": str(lake / "queries.parquet")},
         split={"method": "leave_one_out"},
         output={"num_buckets": 3},
-        rules={
-            "show_if": CONDITIONS,
-            "block": {
-                "legal": {"uri": str(lake / "blocked.parquet")},
-                "reports": {"uri": str(lake / "user_blocks.parquet")},
-            },
-        },
+        rules={"show_if": CONDITIONS, "block": blocks} if rules is None else rules,
     )
     return open_night(settings), settings
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        {},
+        {"consents": "query.consents"},
+        {"not_own": "item.seller <> query.user_id"},
+        {"never": "FALSE OR query.age > 25"},
+        {"both": "item.category <> query.market AND query.market <> item.seller"},
+        {"either": "item.category = 'c1' OR ARRAY_CONTAINS(item.markets, query.market)"},
+        {"unlike": "NOT ARRAY_CONTAINS(item.markets, query.market)"},
+        CONDITIONS,
+    ],
+)
+@pytest.mark.parametrize("has_blocks", [True, False])
+def test_masks_and_lists_let_through_what_the_rules_say_row_by_row(lake, root, conditions, has_blocks):
+    blocks = {"x": {"uri": str(lake / "user_blocks.parquet")}, "y": {"uri": str(lake / "blocked.parquet")}}
+    night, settings = night_of(lake, root, {"show_if": conditions, "block": blocks if has_blocks else {}})
+    check_rules(night, settings)
+    tonight, by_row, source = (
+        TonightsRules(night, settings),
+        RowRules(night, settings),
+        UserRulesSource(night, settings),
+    )
+    for unit in range(3):
+        users = TonightsUsers.of(night, 3).select(unit, read_bucket(night.storage, night.histories, unit)).user_ids
+        of_users = source(unit, users)
+        assert (of_users is None) == (not has_blocks and not any("query" in sql for sql in conditions.values()))
+        rules = tonight.for_queries(Lists.empty(len(users)), None, of_users)
+        may_be_shown_UN = np.ones((len(users), NUM_ITEMS), dtype=bool)
+        for user in range(len(users)):
+            if rules.eligibility is not None:
+                group = int(rules.eligibility.group_of_B[user])
+                may_be_shown_UN[user] = rules.eligibility.is_eligible_GN[group].numpy()
+            may_be_shown_UN[user, rules.excluded[user]] = False
+        user_R, item_R = (each.ravel() for each in np.indices(may_be_shown_UN.shape))
+        broken = [mask for _, mask in by_row.broken(unit, users, user_R, item_R)]
+        is_broken = np.any(broken, axis=0) if broken else np.zeros(len(user_R), dtype=bool)
+        assert may_be_shown_UN.ravel().tolist() == (~is_broken).tolist()
+        hidden = tonight.num_not_eligible(Lists.empty(len(users)), of_users)
+        assert hidden.tolist() == (~may_be_shown_UN).sum(axis=1).tolist()
 
 
 def test_the_audit_finds_every_pair_that_breaks_a_rule_and_names_the_rule(lake, root):

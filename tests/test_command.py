@@ -193,9 +193,17 @@ def test_a_wrong_configuration_ends_with_20_and_all_its_faults(job):
     assert last_line(done)["error"].startswith("conf/nightly.yaml: 2 faults in the configuration")
 
 
+# The arguments that a job cannot do without, and the package that it asks for first.
+REQUIRED = {
+    "compare.py": ((EVALUATION, EVALUATION), "numpy"),
+    "init_source.py": (("--from", "log.csv", "--name", "shop"), "polars"),
+    "explain.py": (("--user", "u"), "yaml"),
+}
+
+
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
 def test_a_python_without_our_packages_is_named_and_a_persons_business(path):
-    arguments, package = ((EVALUATION, EVALUATION), "numpy") if path.name == "compare.py" else ((), "yaml")
+    arguments, package = REQUIRED.get(path.name, ((), "yaml"))
     done = start(path, *arguments, python=(sys.executable, "-S"))  # -S: the standard library only
     assert done.returncode == 20, done.stderr
     assert last_line(done)["error"] == MISSING.format(name=package)

@@ -95,7 +95,7 @@ def explain(night: Night, settings: Settings, user: str, item: str | None, num_b
         why = _why(item_row, filters, rows_N, scores_N, published_rows, account, settings.search.k)
     return Explanation(
         user_id=found.user_id.as_py(),
-        status=account["status"] if account else "not in the run",
+        user_status=account["status"] if account else "not in the run",
         reason=account["reason"] if account else "",
         num_events=int(found.num_events),
         last_events=_last_events(found, items),

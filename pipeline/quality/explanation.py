@@ -32,7 +32,7 @@ class Explanation:
     """All that a night's artifacts say of a user, and of one item for this user if one is asked for."""
 
     user_id: object
-    status: str
+    user_status: str  # as the accounting says
     reason: str
     num_events: int
     last_events: tuple[Seen, ...]
@@ -48,8 +48,9 @@ class Explanation:
 
 def explanation_text(explanation: Explanation) -> str:
     """Write the explanation as lines."""
+    reason = f", {explanation.reason}" if explanation.reason else ""
     lines = [
-        f"user {explanation.user_id}: {explanation.status}{f', {explanation.reason}' if explanation.reason else ''}",
+        f"user {explanation.user_id}: {explanation.user_status}{reason}",
         f"the last {len(explanation.last_events)} of {explanation.num_events:,} events:",
         *(
             f"  {event.day}  {event.item}{'' if event.is_hidden else '  (may be shown again)'}"

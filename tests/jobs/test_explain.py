@@ -38,7 +38,7 @@ def test_it_tells_the_history_the_filters_and_the_list_that_was_published(lake, 
     ended = ask(lake, root, user)
     assert ended.code == 0, ended.stderr[-4_000:]
     found = ended.last_line
-    assert (found["user_id"], found["status"], found["num_events"]) == (user, "ok", 9)
+    assert (found["status"], found["user_id"], found["user_status"], found["num_events"]) == ("made", user, "ok", 9)
     assert {event["item"].partition(" ")[0] for event in found["last_events"]} == histories[user]
     assert all(event["is_hidden"] for event in found["last_events"])
     assert found["hidden"]["seen by the user"] == len(histories[user])
@@ -79,7 +79,7 @@ def test_it_says_what_became_of_an_item(lake, root):
 def test_a_user_without_a_history_and_one_who_may_be_shown_nothing_are_explained(lake, root):
     users = accounting(root)
     cold = ask(lake, root, "u61")
-    assert cold.last_line["status"] == users["u61"]["status"] == "fallback"
+    assert cold.last_line["user_status"] == users["u61"]["status"] == "fallback"
     assert (cold.last_line["num_events"], cold.last_line["best"]) == (0, [])
     nothing = next(user for user, row in users.items() if row["num_returned"] == 0 and user < "u60")
     found = ask(lake, root, nothing, "i10").last_line

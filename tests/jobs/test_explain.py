@@ -1,14 +1,18 @@
 """Explaining a user's list and the absence of an item, after whole nights with rules, in words and as JSON."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipeline.config import load_config
+from pipeline.errors import InputError
+from pipeline.io.night import open_night
 from pipeline.io.publication.reader import read_latest
-from pipeline.quality.explain import _why
-from tests.jobs.nightly import Ended, run_job
+from pipeline.quality.explain import _why, explain
+from pipeline.quality.explanation import Explanation
+from pipeline.settings import Settings
+from tests.jobs.nightly import TINY, Ended, run_job
 from tests.jobs.test_rules import (
     CONDITIONS,
     KEYS,
@@ -30,6 +34,13 @@ def ask(lake: Path, root: Path, user: str, item: str | None = None) -> Ended:
     command = ["--user", user] + ([] if item is None else ["--item", item])
     keys = KEYS | tables_of(lake) | with_rules(lake)
     return run_job("explain", str(root), arguments=command, **keys)
+
+
+def explained(lake: Path, root: Path, user: str, item: str | None = None) -> Explanation:
+    """The same in this process, which takes a tenth of the time."""
+    keys = TINY | KEYS | tables_of(lake) | with_rules(lake) | {"root": root}
+    settings = load_config(Settings, Path("conf/nightly.yaml"), [f"{key}={value}" for key, value in keys.items()])
+    return explain(open_night(settings), settings, user, item, 10)
 
 
 def test_it_tells_the_history_the_filters_and_the_list_that_was_published(lake, root):
@@ -68,23 +79,23 @@ def test_it_says_what_became_of_an_item(lake, root):
     allowed, histories, published = may_be_shown(lake), seen(lake), lists(root)
     user = next(user for user, items in published.items() if len(items) == 10 and user < "u60")
     item = sorted(histories[user])[0]
-    assert ask(lake, root, user, item).last_line["why"].startswith("it is seen by the user")
-    assert ask(lake, root, user, published[user][2]).last_line["why"] == "it is published, at rank 3"
-    assert "hidden by rules.block.legal" in ask(lake, root, user, "i04").last_line["why"]
+    assert str(explained(lake, root, user, item).why).startswith("it is seen by the user")
+    assert explained(lake, root, user, published[user][2]).why == "it is published, at rank 3"
+    assert "hidden by rules.block.legal" in str(explained(lake, root, user, "i04").why)
     left = sorted(allowed[user] - histories[user] - {*published[user]})
-    if left:
-        assert "by exact search it has rank" in ask(lake, root, user, left[0]).last_line["why"]
+    for item in left[:1]:
+        assert "by exact search it has rank" in str(explained(lake, root, user, item).why)
 
 
 def test_a_user_without_a_history_and_one_who_may_be_shown_nothing_are_explained(lake, root):
     users = accounting(root)
-    cold = ask(lake, root, "u61")
-    assert cold.last_line["user_status"] == users["u61"]["status"] == "fallback"
-    assert (cold.last_line["num_events"], cold.last_line["best"]) == (0, [])
+    cold = explained(lake, root, "u61")
+    assert cold.user_status == users["u61"]["status"] == "fallback"
+    assert (cold.num_events, cold.best) == (0, ())
     nothing = next(user for user, row in users.items() if row["num_returned"] == 0 and user < "u60")
-    found = ask(lake, root, nothing, "i10").last_line
-    assert (found["num_shown"], found["num_published"]) == (0, 0)
-    assert "rules.show_if." in found["why"]
+    found = explained(lake, root, nothing, "i10")
+    assert (found.num_shown, found.num_published) == (0, 0)
+    assert "rules.show_if." in str(found.why)
 
 
 @pytest.mark.parametrize(
@@ -95,10 +106,9 @@ def test_a_user_without_a_history_and_one_who_may_be_shown_nothing_are_explained
     ],
 )
 def test_an_unknown_user_or_item_is_said_to_be_unknown(lake, root, user, item, said):
-    ended = ask(lake, root, user, item)
-    assert ended.code == 20
-    assert said in ended.stderr
-    assert json.loads(ended.stdout.splitlines()[-1])["status"] == "failed"
+    with pytest.raises(InputError) as error:
+        explained(lake, root, user, item)
+    assert said in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,12 @@ import duckdb
 import numpy as np
 import polars as pl
 import pytest
+from pydantic import ValidationError
 
+from jobs import prepare
+from pipeline.config import apply_overrides
 from pipeline.data.lists import Lists
+from pipeline.errors import InputError
 from pipeline.io.histories import read_bucket, read_item_ids
 from pipeline.io.night import Night, open_night
 from pipeline.io.publication.reader import read_latest
@@ -210,21 +214,35 @@ def test_evaluation_knows_the_rules(root):
         ),
         ({"rules.show_if.x": "item.category = 'none'"}, "no item is left that may be shown to anybody"),
         ({"rules.block.x.uri": "queries.parquet"}, "queries.parquet: no column 'item_id'"),
-        ({"rules.show_if.X": "TRUE"}, "rules.show_if"),
         (
             {"queries.uri": "doubled.parquet", "rules.show_if.x": "query.age > 1"},
             "user_id 'u01' has rows with different",
         ),
     ],
 )
-def test_rules_that_do_not_fit_end_the_night_before_anything_is_trained(lake, tmp_path, keys, said):
+def test_rules_that_do_not_fit_are_refused_by_prepare(lake, tmp_path, keys, said):
     twice = pl.DataFrame({"user_id": ["u01", "u02", "u01"], "age": [20, 30, 21]})
     twice.write_parquet(lake / "doubled.parquet")
-    given = {key: lake / value if str(value).endswith(".parquet") else json.dumps(value) for key, value in keys.items()}
-    ended = run_night(lake, tmp_path, **given)
+    given = KEYS | tables_of(lake) | {"root": tmp_path}
+    given |= {
+        key: lake / value if str(value).endswith(".parquet") else json.dumps(value) for key, value in keys.items()
+    }
+    settings_ = Settings.model_validate(apply_overrides({}, [f"{key}={value}" for key, value in given.items()]))
+    with pytest.raises(InputError) as error:
+        prepare.run(settings_, open_night(settings_))
+    assert said in str(error.value)
+
+
+def test_a_night_with_a_rule_that_does_not_fit_ends_with_20_before_anything_is_trained(lake, tmp_path):
+    ended = run_night(lake, tmp_path, **{"rules.show_if.x": "item.markt = 1"})
     assert ended.code == 20, ended.stderr[-4_000:]
-    assert said in ended.stderr
+    assert "rules.show_if.x: there is no column item.markt; did you mean 'markets'?" in ended.stderr
     assert not list(tmp_path.glob("models/*"))
+
+
+def test_a_name_of_a_rule_that_is_no_name_is_refused(tmp_path):
+    with pytest.raises(ValidationError, match="show_if"):
+        Settings(root=str(tmp_path), rules={"show_if": {"X y": "TRUE"}})
 
 
 def night_of(lake: Path, root: Path, rules: dict | None = None) -> tuple[Night, Settings]:

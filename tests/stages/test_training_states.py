@@ -105,7 +105,7 @@ def test_a_damaged_state_is_no_start(tmp_path, steps, caplog):
 
 def test_a_refit_leaves_the_state_of_the_selection(tmp_path, steps):
     night, settings = trained(tmp_path, "train.max_epochs=2", "train.refit=0.5")
-    assert len(steps) == 2
+    assert len(steps) == 3  # the selection and two refits
     longer = settings.train.model_copy(update={"max_epochs": 3})
     assert fetch_ended(night, longer, tmp_path)
     keep_ended(night, tmp_path)

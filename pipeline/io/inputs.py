@@ -6,7 +6,7 @@ A file that was replaced, grew or was removed after it was listed ends the run w
 import fnmatch
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
@@ -14,13 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.config import load_config, nearest
-from pipeline.data.availability import is_before_end
-from pipeline.data.catalog import without_dictionaries
 from pipeline.data.columns import DistinctIds
 from pipeline.data.ids import ids_of_table
 from pipeline.data.simulation.log import simulated_prefix
@@ -29,7 +25,7 @@ from pipeline.errors import InfrastructureError, InputError
 from pipeline.io.artifacts import read_manifest
 from pipeline.io.earlier import Earlier
 from pipeline.io.formats import TABLE_FORMATS
-from pipeline.io.parquet import arrow_errors_named, read_bounded
+from pipeline.io.parquet import read_bounded
 from pipeline.io.storage import open_storage
 from pipeline.io.storage.base import ObjectInfo, ObjectNotFoundError
 from pipeline.settings import SIMULATED, Settings
@@ -37,7 +33,6 @@ from pipeline.settings import SIMULATED, Settings
 log = logging.getLogger("nightrails")
 
 MAX_USERS_BYTES = 8_000_000_000  # of the ids in one file of queries, in memory
-UNTIL = "until"
 DAY_PARTITION = re.compile(r"(?:^|/)ds=([^/]*)/")
 SOURCES = Path("conf/sources")
 PATH_COLUMN = re.compile(r"(?:^|(?<=/))([^/=]+)=([^/]*)/")
@@ -150,15 +145,6 @@ class Inputs:
         )
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """The items that a rule blocks: each for the user at the same place, or without `user_ids` for everybody."""
-
-    name: str
-    item_ids: pa.Array
-    user_ids: pa.Array | None
-
-
 def source_path(name: str) -> Path:
     """Find the column map `name`: below the working directory, else beside our code. Raises InputError."""
     folders = [folder for folder in (SOURCES, Path(__file__).parents[2] / SOURCES) if folder.is_dir()]
@@ -248,68 +234,6 @@ def read_user_ids(queries: Files, wanted: pa.DataType, declared: IdType) -> pa.A
             column = read_bounded(source, origin, ["user_id"], MAX_USERS_BYTES)["user_id"]
         distinct.add(ids_of_table(column, "user_id", wanted, declared, origin))
     return distinct.ascending()
-
-
-def attribute_names(queries: Files) -> list[str]:
-    """The columns of the queries table, but for `user_id`, by its first file. Raises InputError for a file that cannot
-    be read."""
-    file = queries.files[0]
-    with arrow_errors_named(queries.origin(file)), queries.open(file) as source:
-        return [name for name in pq.read_schema(source).names if name != "user_id"]
-
-
-def read_attributes(queries: Files, columns: Sequence[str], wanted: pa.DataType, declared: IdType) -> pa.Table:
-    """Read `user_id` and the attributes `columns` of the queries table, a row per user in ascending order; ids as in
-    `read_user_ids`.
-
-    Raises InputError as `read_user_ids`, and for a user with two rows that differ.
-    """
-    tables = []
-    for file in queries.files:
-        origin = queries.origin(file)
-        names = ["user_id", *(name for name in columns if name != "user_id")]
-        with queries.open(file) as source:
-            table = without_dictionaries(read_bounded(source, origin, names, MAX_USERS_BYTES))
-        ids = ids_of_table(table["user_id"], "user_id", wanted, declared, origin)
-        tables.append(table.set_column(table.column_names.index("user_id"), "user_id", ids))
-    try:
-        joined = pa.concat_tables(tables, promote_options="permissive")
-    except pa.ArrowTypeError as error:
-        raise InputError(f"{queries.name}: a column has other types in other files: {error}") from None
-    rows = pl.DataFrame(pl.from_arrow(joined)).unique().sort("user_id")
-    doubled = rows.filter(pl.col("user_id").is_duplicated())["user_id"]
-    if len(doubled):
-        raise InputError(
-            f"{queries.name}: user_id {doubled[0]!r} has rows with different values; keep one row per user"
-        )
-    return rows.to_arrow().cast(pa.schema([joined.schema.field(name) for name in rows.columns]))
-
-
-def read_blocks(
-    name: str, blocked: Files, user_type: pa.DataType, item_type: pa.DataType, log: Log, ds: date
-) -> Blocks:
-    """Read the table of the rule `name`: the pairs that it blocks at the end of `ds`.
-
-    Raises InputError for a missing column, ids of another type than the log's, null, and an `until` that is no time.
-    """
-    parts = []
-    for file in blocked.files:
-        origin = blocked.origin(file)
-        with blocked.open(file) as source:
-            table = without_dictionaries(read_bounded(source, origin, None, MAX_USERS_BYTES))
-        if "item_id" not in table.column_names:
-            raise InputError(f"{origin}: no column 'item_id'; the table has {', '.join(table.column_names[:20])}")
-        if UNTIL in table.column_names:
-            table = table.filter(pa.array(is_before_end(table[UNTIL], UNTIL, ds, origin)))
-        items = ids_of_table(table["item_id"], "item_id", item_type, log.source.item_id_type, origin)
-        users = None
-        if "user_id" in table.column_names:
-            users = ids_of_table(table["user_id"], "user_id", user_type, log.source.user_id_type, origin)
-        parts.append(Blocks(name, items, users))
-    if len({part.user_ids is None for part in parts}) > 1:
-        raise InputError(f"{blocked.name}: some of its files have a column 'user_id' and some have none")
-    users = [part.user_ids for part in parts if part.user_ids is not None]
-    return Blocks(name, pa.concat_arrays([part.item_ids for part in parts]), pa.concat_arrays(users) if users else None)
 
 
 def _snapshot(uri: str | None, name: str, ds: date) -> Files | None:

@@ -26,8 +26,8 @@ from pipeline.data.predicates import (
 )
 from pipeline.errors import InputError
 from pipeline.io.histories import read_bucket, read_items
-from pipeline.io.inputs import Blocks, attribute_names, read_attributes, read_blocks
 from pipeline.io.night import Night
+from pipeline.io.rule_tables import Blocks, attribute_names, read_attributes, read_blocks
 from pipeline.settings import Settings
 
 HAS_ROW = "has a row"  # of the attributes: whether the queries table has this user; no column can have this name

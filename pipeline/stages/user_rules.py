@@ -14,8 +14,8 @@ from pipeline.data.columns import numpy_of
 from pipeline.data.ids import rows_among
 from pipeline.data.lists import Lists, offsets_of
 from pipeline.data.predicates import common_type
-from pipeline.io.inputs import Blocks
 from pipeline.io.night import Night
+from pipeline.io.rule_tables import Blocks
 from pipeline.settings import Settings
 from pipeline.stages.night_rules import HAS_ROW, Attributes, ByBucket, NightRules
 from pipeline.stages.query_batch import UserRules

@@ -22,11 +22,13 @@ def run(uri: str, name: str) -> Outcome:
     if not TABLE_NAME.fullmatch(name):
         raise InputError(f"--name {name!r}: lower-case letters, digits, - and _, starting with a letter or digit")
     path = SOURCES / f"{name}.yaml"
-    if path.exists():
-        raise InputError(f"{path}: there already; remove it, or give another --name")
     draft = draft_source(absolute(uri))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(draft.text, encoding="utf-8")
+    try:
+        with path.open("x", encoding="utf-8") as written:
+            written.write(draft.text)
+    except FileExistsError:
+        raise InputError(f"{path}: there already; remove it, or give another --name") from None
     rows = "\n".join(
         f"  {row['user_id']!s:>20}  {row['item_id']!s:>20}  {row['event_ts']:%Y-%m-%d %H:%M:%S}  {row['event_type']} "
         f"{row['weight']:g}"

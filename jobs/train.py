@@ -10,12 +10,11 @@ if TYPE_CHECKING:
 
 
 def run(settings: "Settings", night: "Night") -> Outcome:
-    from pipeline.io.artifacts import read_manifest
     from pipeline.io.checkpoint import read_metrics
-    from pipeline.stages.train import remove_states, train_checkpoint
+    from pipeline.stages.train import are_trained, remove_states, train_checkpoint
 
     status = EXISTS
-    if read_manifest(night.storage, night.checkpoint.prefix) is None:
+    if not are_trained(night):
         train_checkpoint(open_runner(settings), night, settings)
         status = MADE
     else:

@@ -1,14 +1,12 @@
 """The item index, which numbers the items of a night's catalogue."""
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import schema
-from pipeline.data.columns import Mask, numpy_of, plain_type, plain_values
+from pipeline.data.columns import Mask, plain_type, plain_values
 from pipeline.data.ids import ids_of_table
 from pipeline.data.item_events import NEVER, ItemEvents
-from pipeline.data.lists import Int64
 from pipeline.data.sources import IdType
 from pipeline.errors import InputError
 
@@ -49,16 +47,6 @@ def without_dictionaries(table: pa.Table) -> pa.Table:
             values = pa.chunked_array(chunks or [pa.array([], plain_type(field.type))])
             table = table.set_column(number, field.name, values)
     return table
-
-
-def num_events_of(items: pa.Table, part: str) -> Int64:
-    """(N,): the events of each item of the index in a part of the histories. KeyError for a part that there is not."""
-    columns = {
-        "train": ["num_train_events"],
-        "before_test": ["num_train_events", "num_validation_events"],
-        "whole": ["num_events"],
-    }[part]
-    return sum((numpy_of(items[name]).astype(np.int64) for name in columns), start=np.zeros(len(items), dtype=np.int64))
 
 
 def items_table(catalogue: pa.Table, events: ItemEvents, is_eligible: Mask) -> pa.Table:

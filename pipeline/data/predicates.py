@@ -76,6 +76,8 @@ def parse_condition(name: str, sql: str, ds: date) -> Condition:
             )
         if isinstance(node, exp.Column):
             _check_column(name, node)
+        if isinstance(node, exp.Interval) and not (isinstance(node.this, exp.Literal) and node.args.get("unit")):
+            raise InputError(f"{name}: {node.sql('duckdb')!r}: write an interval as INTERVAL 7 DAY")
     dated = tree.transform(lambda node: _day(ds) if isinstance(node, exp.CurrentDate) else node)
     parts: list[Conjunct] = []
     differs: list[Differs] = []

@@ -115,7 +115,7 @@ def guess_columns(sample: pa.Table, has_names: bool) -> list[ColumnGuess]:
 
     Raises InputError when no column can be the user, the item or the time.
     """
-    left = list(sample.column_names)
+    left = [name for name in dict.fromkeys(sample.column_names) if name]  # pandas writes an index without a name
     found: dict[str, ColumnGuess] = {}
     for ours, names in NAMES.items() if has_names else ():
         ranked = sorted((names.index(plain), theirs) for theirs in left if (plain := _plain(theirs)) in names)

@@ -55,6 +55,20 @@ def read_eligible(storage: Storage, histories: Artifact) -> Mask:
     return mask_of(read_items(storage, histories, ["is_eligible"])["is_eligible"])
 
 
+def read_num_events(storage: Storage, histories: Artifact, part: str) -> Int64:
+    """Read the number of events of each item in a part of the histories (`pipeline.data.seen.PARTS`); (N,).
+
+    Raises InputError when the histories are not prepared yet, KeyError for a part that there is not.
+    """
+    columns = {
+        "train": ["num_train_events"],
+        "before_test": ["num_train_events", "num_validation_events"],
+        "whole": ["num_events"],
+    }[part]
+    items = read_items(storage, histories, columns)
+    return sum((numpy_of(items[name]).astype(np.int64) for name in columns), start=np.zeros(len(items), np.int64))
+
+
 def write_items(storage: Storage, histories: Artifact, items: pa.Table) -> FileEntry:
     """Write the item index (`schema.items`) and its claim. The first attempt's entry stands."""
     return _write(items_claims(storage, histories), 0, items, histories)

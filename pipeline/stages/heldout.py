@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.data.catalog import num_events_of
 from pipeline.data.columns import Mask, numpy_of
 from pipeline.data.histories import Bucket
 from pipeline.data.lists import NO_ITEM, Int64, Lists
@@ -36,7 +35,7 @@ from pipeline.io.evaluation import (
     score_claims,
     write_users,
 )
-from pipeline.io.histories import read_bucket, read_items
+from pipeline.io.histories import read_bucket, read_items, read_num_events
 from pipeline.io.neighbours import read_neighbours
 from pipeline.io.night import Night
 from pipeline.model.model import RetrievalModel
@@ -92,10 +91,10 @@ class EvaluationSink:
         sample = sample_claims(night).require(0, REMEDY)
         self._users = HeldOutUsers(sample, settings.evaluate.seed)
         self._rules = TonightsRules(night, settings)
-        items = read_items(night.storage, night.histories)
+        items = read_items(night.storage, night.histories, ["item_id", "first_event_ts"])
         self._item_ids = items["item_id"].combine_chunks()
         self._first_event_N = numpy_of(items["first_event_ts"].cast(pa.int64()).fill_null(0))
-        self._popularity_N = num_events_of(items, "before_test")
+        self._popularity_N = read_num_events(night.storage, night.histories, "before_test")
         self._neighbours = read_neighbours(night)
         self._model = load_model(night.storage, night.checkpoint)
 

@@ -137,7 +137,10 @@ def _delimiter(lines: list[str]) -> str | None:
 def _cut(lines: list[str], delimiter: str) -> list[list[str]]:
     if len(delimiter) > 1:
         return [line.split(delimiter) for line in lines]
-    return list(csv.reader(lines, delimiter=delimiter))
+    try:
+        return list(csv.reader(lines, delimiter=delimiter))
+    except csv.Error:  # a value that is longer than any id
+        return []
 
 
 def _source_text(file: ObjectInfo, sample: Sample, columns: list[ColumnGuess], times: TimeGuess) -> str:

@@ -12,12 +12,11 @@ import pyarrow as pa
 
 from pipeline.artifacts import Manifest
 from pipeline.config import Config
-from pipeline.data.catalog import num_events_of
 from pipeline.data.columns import numpy_of
 from pipeline.data.lists import Int64
 from pipeline.data.neighbours import PairCounts, count_pairs, cut_items, nearest_neighbours
 from pipeline.io.artifacts import Claims, read_manifest
-from pipeline.io.histories import read_bucket, read_items
+from pipeline.io.histories import read_bucket, read_num_events
 from pipeline.io.neighbours import range_claims, seal_neighbours, write_range
 from pipeline.io.night import Night
 from pipeline.settings import Settings
@@ -109,4 +108,4 @@ def _scratch_prefix(night: Night) -> str:
 
 
 def _num_events(night: Night) -> Int64:
-    return num_events_of(read_items(night.storage, night.histories), night.learned_part)
+    return read_num_events(night.storage, night.histories, night.learned_part)

@@ -40,8 +40,8 @@ class TonightsRules:
     def __init__(self, night: Night, settings: Settings, rows: range | None = None) -> None:
         rules = NightRules.read(night, settings)
         self.is_eligible_N = rules.shown_to_anybody_N
-        every_row = range(len(self.is_eligible_N))
-        self._masks = GroupMasks(rules.items, rules.parts(of_query=True), self.is_eligible_N, rows or every_row)
+        evaluated = range(len(self.is_eligible_N)) if rows is None else rows
+        self._masks = GroupMasks(rules.items, rules.parts(of_query=True), self.is_eligible_N, evaluated)
         self._has_groups = bool(self._masks.parts or rules.differing_columns)
         self._needs_bonus_N = needs_bonus(night)
 

@@ -57,21 +57,25 @@ def train_checkpoint(runner: Runner, night: Night, settings: Settings) -> Manife
     none. Raises InputError when the histories do not exist, or
     the models to take over were removed, and the errors of `Runner.train`.
     """
-    existing = read_manifest(night.storage, night.checkpoint.prefix)
-    if existing is not None:
-        return existing
-    require_manifest(night.storage, night.histories, "prepare")
-    if night.taken_over:
-        return take_over(night, settings, night.taken_over)
-    if read_manifest(night.storage, night.selected.prefix) is None:
-        runner.train(night.selection, settings)
-    remove_states(night.selection)
-    if night.has_refit:
-        if read_manifest(night.storage, night.measured.prefix) is None:
-            runner.train(night.measurement, settings)
-        remove_states(night.measurement)
-        runner.train(night, settings)
+    if not are_trained(night):
+        require_manifest(night.storage, night.histories, "prepare")
+        if night.taken_over:
+            return take_over(night, settings, night.taken_over)
+        for each in models_of(night):
+            if read_manifest(each.storage, each.checkpoint.prefix) is None:
+                runner.train(each, settings)
+            remove_states(each)
     return require_manifest(night.storage, night.checkpoint, "train")
+
+
+def models_of(night: Night) -> list[Night]:
+    """The night with each of its models, in the order in which they are trained."""
+    return [night.selection, night.measurement, night] if night.has_refit else [night]
+
+
+def are_trained(night: Night) -> bool:
+    """Whether all models of the night exist."""
+    return all(read_manifest(each.storage, each.checkpoint.prefix) is not None for each in models_of(night))
 
 
 def refit_settings(train: TrainSettings, best_epoch: float) -> TrainSettings:

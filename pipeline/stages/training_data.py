@@ -15,13 +15,12 @@ from pipeline.data.batches import (
     sample_users,
     validation_users,
 )
-from pipeline.data.catalog import num_events_of
 from pipeline.data.columns import DAY_US
 from pipeline.data.days import end_of
 from pipeline.data.histories import Bucket
 from pipeline.data.lists import Float32
 from pipeline.errors import InputError
-from pipeline.io.histories import read_bucket, read_items
+from pipeline.io.histories import read_bucket, read_num_events
 from pipeline.io.night import Night
 from pipeline.model.encoders import columns_read
 from pipeline.model.ranks import Ranks
@@ -63,7 +62,7 @@ def read_training_data(
             "above 0; give a longer log, or other event_weights in the source file"
         )
     steps = num_steps(num_targets, settings.train.batch_positions)
-    counts = num_events_of(read_items(night.storage, night.histories), part)
+    counts = read_num_events(night.storage, night.histories, part)
     num_users = sum(counts_by_rank(len(own_users), ranks, device))
     targets_per_round = sum(num_targets) * min(1.0, settings.train.steps_between_validations / steps)
     share = num_validation_queries(settings, targets_per_round, len(counts)) / max(num_users, 1)

@@ -154,6 +154,8 @@ def test_two_columns_of_the_item_that_differ_are_no_list():
         ("item.price > random()", "is not known in a condition"),
         ("read_text('/etc/passwd') = ''", "is not known in a condition"),
         ("item.status = 'a'; DROP TABLE item", "is not known in a condition"),
+        ("item.created > CURRENT_DATE - INTERVAL '7'", "write an interval as INTERVAL 7 DAY"),
+        ("item.created > CURRENT_DATE - INTERVAL (item.stock) DAY", "write an interval as INTERVAL 7 DAY"),
         ("status = 'a'", "write status as item.<column> or query.<column>"),
         ("items.status = 'a'", "write items.status as item.<column> or query.<column>"),
         ("main.item.status = 'a'", "as item.<column> or query.<column>"),

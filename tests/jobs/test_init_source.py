@@ -190,6 +190,7 @@ def test_a_day_and_a_month_that_could_be_exchanged_are_said_to_be_unsure(tmp_pat
     ("name", "text", "said"),
     [
         ("empty.csv", "user_id,item_id,timestamp\n", "there is no row in it"),
+        ("long.csv", "user,item,ts\n" + f'"{"x" * 200_000}",2,3\n' * 2, "cuts its lines into three columns or more"),
         ("prose.txt", "this is no log\nof anything\nat all, really\n", "cuts its lines into three columns or more"),
         ("items.csv", lines("{i},a title,4.5", "item_id,title,price"), "no column can be the time of an event"),
         ("floats.csv", lines("0.5,{i}.25,{s}", "x,y,timestamp"), "no column can be the user"),
@@ -217,3 +218,8 @@ def test_the_job_writes_the_file_once_and_a_night_can_be_prepared_with_it(tmp_pa
     assert prepared.code == 0, prepared.stderr
     assert prepared.last_line["rows_read"] == NUM_ROWS
     assert json.loads(prepared.stdout)["users"] == 7
+
+
+def test_the_index_that_pandas_writes_without_a_name_is_no_column(tmp_path):
+    spec = spec_of(draft(tmp_path, "log.csv", lines("{n},K{u},A{i},{s}", ",who,what,ts")), tmp_path)
+    assert (spec.columns.user_id, spec.columns.item_id) == ("who", "what")

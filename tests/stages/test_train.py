@@ -342,3 +342,21 @@ def test_a_refit_that_spoils_the_model_is_not_served(tmp_path, monkeypatch, capl
         assert not read_metrics(night.storage, model).is_refit_served
         selected, refit = (load_model(night.storage, each).state_dict() for each in (night.selected, model))
         assert all(torch.equal(selected[name], refit[name]) for name in selected)
+
+
+@pytest.mark.parametrize("removed", ["selected", "measured", "checkpoint"])
+def test_a_model_that_was_removed_is_trained_again_and_no_other(tmp_path, monkeypatch, removed):
+    night, settings = refitted(tmp_path)
+    artifact = getattr(night, removed)
+    expected = load_model(night.storage, artifact).state_dict()
+    for info in night.storage.list(f"{artifact.prefix}/"):
+        night.storage.delete(info.key)
+    assert not train.are_trained(night)
+    trained = []
+    runner = LocalRunner(settings)
+    real = runner.train
+    monkeypatch.setattr(runner, "train", lambda each, settings: (trained.append(each.checkpoint), real(each, settings)))
+    train.train_checkpoint(runner, night, settings)
+    assert trained == [artifact]
+    weights = load_model(night.storage, artifact).state_dict()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)

@@ -15,6 +15,7 @@ from pipeline.data.sources import IdType
 from pipeline.errors import InputError
 from pipeline.io.inputs import MAX_USERS_BYTES, Files, Log
 from pipeline.io.parquet import arrow_errors_named, read_bounded
+from pipeline.io.storage.base import ObjectInfo
 
 UNTIL = "until"
 
@@ -31,9 +32,13 @@ class Blocks:
 def attribute_names(queries: Files) -> list[str]:
     """The columns of the queries table, but for `user_id`, by its first file. Raises InputError for a file that cannot
     be read."""
-    file = queries.files[0]
-    with arrow_errors_named(queries.origin(file)), queries.open(file) as source:
-        return [name for name in pq.read_schema(source).names if name != "user_id"]
+    return [name for name in _column_names(queries, queries.files[0]) if name != "user_id"]
+
+
+def _column_names(files: Files, file: ObjectInfo) -> list[str]:
+    with arrow_errors_named(files.origin(file)), files.open(file) as source:
+        names: list[str] = pq.read_schema(source).names
+    return names
 
 
 def read_attributes(queries: Files, columns: Sequence[str], wanted: pa.DataType, declared: IdType) -> pa.Table:
@@ -73,10 +78,12 @@ def read_blocks(
     parts = []
     for file in blocked.files:
         origin = blocked.origin(file)
+        names = _column_names(blocked, file)
+        if "item_id" not in names:
+            raise InputError(f"{origin}: no column 'item_id'; the table has {', '.join(names[:20])}")
+        read = [name for name in ("user_id", "item_id", UNTIL) if name in names]
         with blocked.open(file) as source:
-            table = without_dictionaries(read_bounded(source, origin, None, MAX_USERS_BYTES))
-        if "item_id" not in table.column_names:
-            raise InputError(f"{origin}: no column 'item_id'; the table has {', '.join(table.column_names[:20])}")
+            table = without_dictionaries(read_bounded(source, origin, read, MAX_USERS_BYTES))
         if UNTIL in table.column_names:
             table = table.filter(pa.array(is_before_end(table[UNTIL], UNTIL, ds, origin)))
         items = ids_of_table(table["item_id"], "item_id", item_type, log.source.item_id_type, origin)

@@ -3,6 +3,7 @@ row by DuckDB."""
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from pipeline.config import apply_overrides
 from pipeline.data.lists import Lists
 from pipeline.errors import InputError
 from pipeline.io.histories import read_bucket, read_item_ids
+from pipeline.io.inputs import list_queries
 from pipeline.io.night import Night, open_night
 from pipeline.io.publication.reader import read_latest
-from pipeline.settings import Settings
+from pipeline.settings import QueriesSettings, Settings
 from pipeline.stages.night_rules import check_rules
 from pipeline.stages.queries import TonightsUsers
 from pipeline.stages.row_rules import RowRules
@@ -344,3 +346,28 @@ def test_a_shard_knows_the_masks_of_its_own_items(lake, root):
         expected = whole._masks.of(users.groups, group)
         expected[:10] = expected[25:] = False
         assert shard._masks.of(users.groups, group).tolist() == expected.tolist()
+
+
+def test_empty_tables_block_nothing_and_know_nobody(lake, root, tmp_path):
+    for name in ("user_blocks", "blocked", "queries"):
+        pl.read_parquet(lake / f"{name}.parquet").clear().write_parquet(tmp_path / f"{name}.parquet")
+    blocks = {name: {"uri": str(tmp_path / f"{name}.parquet")} for name in ("user_blocks", "blocked")}
+    night, settings = night_of(lake, root, {"show_if": CONDITIONS, "block": blocks})
+    without, fewer = night_of(lake, root, {"show_if": CONDITIONS})
+    users = read_bucket(night.storage, night.histories, 0).user_ids
+    masks = [TonightsRules(*each)._masks for each in ((night, settings), (without, fewer))]
+    found = UserRulesSource(night, settings)(0, users)
+    expected = UserRulesSource(without, fewer)(0, users)
+    assert found.blocked.values.tolist() == expected.blocked.values.tolist()
+    for group in range(found.groups.num_rows):
+        assert masks[0].of(found.groups, group).tolist() == masks[1].of(found.groups, group).tolist()
+    nobody = replace(
+        night, inputs=replace(night.inputs, queries=list_queries(with_queries(settings, tmp_path), night.ds))
+    )
+    found = UserRulesSource(nobody, settings)(0, users)
+    assert found.groups.num_rows == 1  # of users without a row: the conditions without a query alone
+    assert masks[0].of(found.groups, 0).tolist() == TonightsRules(night, settings).is_eligible_N.tolist()
+
+
+def with_queries(settings: Settings, folder: Path) -> Settings:
+    return settings.model_copy(update={"queries": QueriesSettings(uri=str(folder / "queries.parquet"))})

@@ -35,6 +35,11 @@ def attribute_names(queries: Files) -> list[str]:
     return [name for name in _column_names(queries, queries.files[0]) if name != "user_id"]
 
 
+def names_users(blocked: Files) -> bool:
+    """Whether a table of blocked items is of single users, by its first file."""
+    return "user_id" in _column_names(blocked, blocked.files[0])
+
+
 def _column_names(files: Files, file: ObjectInfo) -> list[str]:
     with arrow_errors_named(files.origin(file)), files.open(file) as source:
         names: list[str] = pq.read_schema(source).names

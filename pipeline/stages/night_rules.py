@@ -27,7 +27,7 @@ from pipeline.data.predicates import (
 from pipeline.errors import InputError
 from pipeline.io.histories import read_bucket, read_items
 from pipeline.io.night import Night
-from pipeline.io.rule_tables import Blocks, attribute_names, read_attributes, read_blocks
+from pipeline.io.rule_tables import Blocks, attribute_names, names_users, read_attributes, read_blocks
 from pipeline.settings import Settings
 
 HAS_ROW = "has a row"  # of the attributes: whether the queries table has this user; no column can have this name
@@ -51,9 +51,12 @@ class NightRules:
     blocks: tuple[Blocks, ...]
 
     @staticmethod
-    def read(night: Night, settings: Settings) -> "NightRules":
-        """Read all of it. Raises InputError when the histories are not prepared yet, for a condition that is no SQL,
-        and for a table that cannot be read."""
+    def read(night: Night, settings: Settings, has_users: bool = True) -> "NightRules":
+        """Read all of it, or without `has_users` all but the block lists of single users.
+
+        Raises InputError when the histories are not prepared yet, for a condition that is no SQL, and for a table that
+        cannot be read.
+        """
         conditions = parse_conditions(night, settings)
         used = dict.fromkeys(name for condition in conditions for name in condition.whole.item_columns)
         columns = list(dict.fromkeys(["item_id", *used]))
@@ -63,7 +66,11 @@ class NightRules:
         if night.inputs.blocks:
             user_type = read_bucket(night.storage, night.histories, 0).user_ids.type
             tables, log = night.inputs.blocks, night.inputs.log
-            blocks = tuple(read_blocks(name, files, user_type, item_ids.type, log, night.ds) for name, files in tables)
+            blocks = tuple(
+                read_blocks(name, files, user_type, item_ids.type, log, night.ds)
+                for name, files in tables
+                if has_users or not names_users(files)
+            )
         return NightRules(
             conditions,
             item_ids,

@@ -38,7 +38,7 @@ class TonightsRules:
     """
 
     def __init__(self, night: Night, settings: Settings, rows: range | None = None) -> None:
-        rules = NightRules.read(night, settings)
+        rules = NightRules.read(night, settings, has_users=False)  # batches bring what is hidden from single users
         self.is_eligible_N = rules.shown_to_anybody_N
         evaluated = range(len(self.is_eligible_N)) if rows is None else rows
         self._masks = GroupMasks(rules.items, rules.parts(of_query=True), self.is_eligible_N, evaluated)

@@ -327,9 +327,15 @@ class LowRankSettings(Config):
     num_items: PositiveInt = 32_768  # items for the fit
 
 
+CountedPairs = Literal["following", "together"]
+
+
 class CountsSettings(Config):
     """Item-to-item counts (`jobs/count_pairs.py`)."""
 
+    # following: items that come soon after an item; together: all items of a history, where its order means nothing.
+    # None: together with model.encoder bag, else following.
+    pairs: CountedPairs | None = None
     num_neighbours: PositiveInt = 200  # per item: of the items that follow it, those with the highest scores
 
 
@@ -470,6 +476,11 @@ class Settings(Config):
     def has_low_rank(self) -> bool:
         """Whether the corpus may need the low-rank table."""
         return self.search.method in ("topk_low_rank", "tuned")
+
+    @property
+    def counted_pairs(self) -> CountedPairs:
+        """Which items of a history are counted as pairs."""
+        return self.counts.pairs or ("together" if self.model.encoder == "bag" else "following")
 
     def with_search(self, changes: Mapping[str, object]) -> "Settings":
         """Copy the settings with some keys of `search` changed."""

@@ -1,9 +1,10 @@
 """Item-to-item counts: how often one item follows another in a history, and the items that follow each item most.
 
-Shapes: N items, B queries. Counts are whole numbers, so that their sums are the same in any order.
+Where the order of a history means nothing, an item follows every other one, and all of them count the same. Shapes: N
+items, B queries. Counts are whole numbers, so that their sums are the same in any order.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,15 +13,39 @@ import numpy as np
 from pipeline.data.columns import Mask
 from pipeline.data.histories import Bucket
 from pipeline.data.lists import Float32, Int64, Lists, offsets_of, ranges
+from pipeline.settings import CountedPairs
 
-SIXTHS = (6, 3, 2)  # of a count for the item one, two and three places later: 1, 1/2 and 1/3
+UNIT = 6  # of a count: the least number that 1, 2 and 3 divide
 WEIGHT_STEPS = 1_024  # an event's weight counts in steps of 1/1024, up to MAX_WEIGHT
 MAX_WEIGHT = 1e6
-COUNT = SIXTHS[0] * WEIGHT_STEPS  # of an item of weight 1 that is one place later
+COUNT = UNIT * WEIGHT_STEPS  # of an item of weight 1 that is one place later
 PRIOR_EVENTS = 10  # added to the events of each item, so that two rare items are not near each other by one chance
-NUM_LAST_EVENTS = 10  # events of a history that score items
-DECAY = 0.8  # of the score from one event to the event before it
-QUERIES_AT_ONCE = 512  # bounds the memory of scoring: up to 10 events × num_neighbours numbers for each
+EVENTS_AT_ONCE = 5_120  # bounds the memory of scoring: num_neighbours numbers for each
+PAIRS_AT_ONCE = 8_000_000  # bounds the memory of counting
+QUERIES_AT_ONCE = 512  # bounds the memory of what is made of the scores
+
+
+@dataclass(frozen=True)
+class Counting:
+    """Which events of a history are a pair, and which of its events score items."""
+
+    parts: tuple[int, ...]  # in 1 / UNIT: what an item counts that is one place later, two places, and so on
+    both_ways: bool  # also for the items that are as many places before
+    num_last_events: int  # of a history, which score items
+    decay: float  # of the score from one event to the event before it
+
+    @property
+    def pairs_per_event(self) -> int:
+        """The most pairs that have one event as their first."""
+        return len(self.parts) * (2 if self.both_ways else 1)
+
+
+COUNTINGS: Mapping[CountedPairs, Counting] = {
+    "following": Counting(parts=(6, 3, 2), both_ways=False, num_last_events=10, decay=0.8),
+    # A longer history is as good as a hundred of its events around each, because their order means nothing.
+    "together": Counting(parts=(6,) * 100, both_ways=True, num_last_events=200, decay=1.0),
+}
+FOLLOWING = COUNTINGS["following"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +68,13 @@ class ScoredLists:
     def where(self, is_kept: Mask) -> "ScoredLists":
         """Keep only the marked values of each owner, in their order."""
         return ScoredLists(self.items.where(is_kept), self.scores[is_kept])
+
+
+@dataclass(frozen=True)
+class Neighbours(ScoredLists):
+    """For each item the items that follow it, with their scores."""
+
+    counting: Counting = FOLLOWING
 
 
 @dataclass(frozen=True)
@@ -77,31 +109,37 @@ class PairCounts:
         return PairCounts(self.codes[start:stop], self.counts[start:stop])
 
 
-def count_pairs(bucket: Bucket, part: str, num_items: int) -> PairCounts:
-    """Count, in each history `bucket.cut(part)`, the items that come one, two and three places after each item.
+def count_pairs(bucket: Bucket, part: str, num_items: int, counting: Counting = FOLLOWING) -> PairCounts:
+    """Count, in each history `bucket.cut(part)`, the items that come a few places after each item.
 
-    They count 1, 1/2 and 1/3, times the weight of the later event: an event of weight 0 is context for what follows it,
-    and nothing to recommend.
+    A count is that of its place in `counting`, times the weight of the event that is counted: an event of weight 0 is
+    context for the others, and nothing to recommend.
     """
     histories = bucket.cut(part)
     rows, owners = histories.values.astype(np.int64), histories.owners
     weights = bucket.weights[ranges(bucket.offsets[:-1], histories.lengths)].astype(np.float64)
     steps_of_event = np.rint(np.clip(weights, 0, MAX_WEIGHT) * WEIGHT_STEPS).astype(np.int64)
-    codes, counts = [], []
-    for distance, sixths in enumerate(SIXTHS, start=1):
-        first, second, steps = rows[:-distance], rows[distance:], steps_of_event[distance:]
-        is_pair = (owners[:-distance] == owners[distance:]) & (steps > 0)
-        codes.append((first * num_items + second)[is_pair])
-        counts.append(steps[is_pair] * sixths)
-    return PairCounts.of(np.concatenate(codes), np.concatenate(counts))
+    longest = int(histories.lengths.max(initial=0))
+    sums, parts, num_pairs = PairCounts.sum([]), [], 0
+    for distance, share in enumerate(counting.parts[: max(0, longest - 1)], start=1):
+        earlier = np.flatnonzero(owners[:-distance] == owners[distance:])
+        later = earlier + distance
+        for first, second in [(earlier, later), (later, earlier)][: 1 + counting.both_ways]:
+            is_counted = steps_of_event[second] > 0
+            first, second = first[is_counted], second[is_counted]
+            parts.append(PairCounts(rows[first] * num_items + rows[second], steps_of_event[second] * share))
+            num_pairs += len(first)
+        if num_pairs > PAIRS_AT_ONCE:
+            sums, parts, num_pairs = PairCounts.sum([sums, *parts]), [], 0
+    return PairCounts.sum([sums, *parts])
 
 
-def cut_items(num_events_N: Int64, max_pairs: int) -> list[tuple[int, int]]:
+def cut_items(num_events_N: Int64, max_pairs: int, counting: Counting = FOLLOWING) -> list[tuple[int, int]]:
     """Cut the items into ranges of rows (from, to exclusive) that hold at most `max_pairs` pairs by their first item.
 
-    An item is the first of at most three pairs for each of its events; one with more than `max_pairs` is alone.
+    An item with more pairs than that is alone.
     """
-    pairs_before = offsets_of(np.maximum(1, len(SIXTHS) * num_events_N.astype(np.int64)))
+    pairs_before = offsets_of(np.maximum(1, counting.pairs_per_event * num_events_N.astype(np.int64)))
     bounds = [0]
     while bounds[-1] < len(num_events_N):
         end = int(np.searchsorted(pairs_before, pairs_before[bounds[-1]] + max_pairs, side="right")) - 1
@@ -149,22 +187,23 @@ def _kept(scored: ScoredLists, places: Int64) -> ScoredLists:
     return ScoredLists(Lists(offsets_of(lengths), scored.items.values[places]), scored.scores[places])
 
 
-def score_by_counts(neighbours: ScoredLists, histories: Lists) -> ScoredLists:
+def score_by_counts(neighbours: Neighbours, histories: Lists) -> ScoredLists:
     """Score the items that follow the last events of each history; (B,) lists of items in ascending order of row.
 
-    The score of an item is the sum over the last ten events, counted back from j = 0, of .8^j times its score as a
+    The score of an item is the sum over the last events, counted back from j = 0, of decay^j times its score as a
     neighbour of the event's item (`neighbours` has one list per item). Items without a score are left out; items of
     the history are not.
     """
-    parts = range(0, max(1, len(histories)), QUERIES_AT_ONCE)
+    at_once = max(1, EVENTS_AT_ONCE // neighbours.counting.num_last_events)
+    parts = range(0, max(1, len(histories)), at_once)
     return ScoredLists.concat(
-        _score(neighbours, histories.narrow(start, min(start + QUERIES_AT_ONCE, len(histories)))) for start in parts
+        _score(neighbours, histories.narrow(start, min(start + at_once, len(histories)))) for start in parts
     )
 
 
-def _score(neighbours: ScoredLists, histories: Lists) -> ScoredLists:
+def _score(neighbours: Neighbours, histories: Lists) -> ScoredLists:
     num_items = len(neighbours)
-    lengths = np.minimum(histories.lengths, NUM_LAST_EVENTS)
+    lengths = np.minimum(histories.lengths, neighbours.counting.num_last_events)
     last = ranges(histories.offsets[1:] - lengths, lengths)
     events = histories.values[last]
     ages = np.repeat(histories.offsets[1:], lengths) - 1 - last
@@ -173,7 +212,7 @@ def _score(neighbours: ScoredLists, histories: Lists) -> ScoredLists:
     at = ranges(starts, counts)
     queries = np.repeat(np.repeat(np.arange(len(histories)), lengths), counts)
     codes = queries * num_items + neighbours.items.values[at]
-    parts = neighbours.scores[at].astype(np.float64) * np.repeat(DECAY**ages, counts)
+    parts = neighbours.scores[at].astype(np.float64) * np.repeat(neighbours.counting.decay**ages, counts)
     order = np.argsort(codes, kind="stable")  # stable: the parts of a sum are added in the order of the events
     codes = codes[order]
     firsts = np.flatnonzero(np.diff(codes, prepend=-1))

@@ -1,16 +1,18 @@
 """Training on Ray Train: each worker is one rank, and the ranks sum their gradients.
 
-When a worker dies, Ray Train restarts all workers from the last saved state. When the job dies, its next run finds the
-state by the name of the Ray Train run, which is the checkpoint's id.
+All models of a night are trained in one run of Ray Train, whose workers take seconds to start. When a worker dies, Ray
+Train restarts all workers from the last saved state. When the job dies, its next run finds the state by the name of the
+Ray Train run, which is the id of the model that serves.
 """
 
 import os
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray.train
+import torch
 from ray.actor import ActorHandle
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -25,7 +27,7 @@ from pipeline.model.ranks import Ranks
 from pipeline.model.training import TrainingState
 from pipeline.settings import Settings
 from pipeline.stages.devices import device_for
-from pipeline.stages.train import keep_best, train_rank, training_memory
+from pipeline.stages.train import is_trained, keep_best, models_of, train_rank, training_memory
 from pipeline.stages.training_states import STATES_KEPT
 
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
@@ -33,23 +35,20 @@ START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 # before it has been seen.
 LOOK_INTERVAL = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 SECONDS_BETWEEN_LOOKS = "0.2"
+MODEL_ID = "model_id"  # a file beside a state: whose it is
 MAX_FAILURES = 10  # of workers or their nodes; the training resumes from its last state each time, then fails
 MAX_LATE_STARTS = 1  # times that not all workers could start within cluster.wait_minutes
 
 
 def train(night: Night, settings: Settings) -> None:
-    """Train tonight's model on the cluster and leave it as the Checkpoint artifact.
+    """Train those models of the night that do not exist on the cluster, and leave each as its Checkpoint artifact.
 
     Raises InputError or InfrastructureError when the workers do not fit, our own error as a worker raised it, and
     InfrastructureError when workers died more than MAX_FAILURES times.
     """
     preflight([_workers(night, settings)], settings.cluster.wait_minutes)
     with messages_logged() as messages, ray_errors_translated():
-        result = _run(night, settings, messages)
-    assert result.checkpoint is not None
-    assert result.metrics is not None
-    with result.checkpoint.as_directory() as folder:
-        keep_best(night, settings, Path(folder), result.metrics["popularity_hit_rate"])
+        _run(night, settings, messages)
     filesystem, path = night.storage.arrow_path(f"training/{night.checkpoint.id}")
     filesystem.delete_dir(path)
 
@@ -73,7 +72,7 @@ class _Trainer(TorchTrainer):
         return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
 
-def _run(night: Night, settings: Settings, messages: ActorHandle[Messages]) -> ray.train.Result:
+def _run(night: Night, settings: Settings, messages: ActorHandle[Messages]) -> None:
     # By default Ray Train gives up on a group of workers that has not started after a minute, and tries again for ever.
     os.environ[START_TIMEOUT] = str(60 * max(1.0, settings.cluster.wait_minutes))
     os.environ[LOOK_INTERVAL] = SECONDS_BETWEEN_LOOKS
@@ -95,11 +94,11 @@ def _run(night: Night, settings: Settings, messages: ActorHandle[Messages]) -> r
             checkpoint_config=CheckpointConfig(num_to_keep=STATES_KEPT),
         ),
     )
-    return trainer.fit()
+    trainer.fit()
 
 
 def _train_worker(config: dict[str, Any]) -> None:
-    """Train as the rank of this worker, from the last saved state if there is one."""
+    """Train as the rank of this worker, one model after the other, from the last saved state if there is one."""
     night: Night = config["night"]
     settings: Settings = config["settings"]
     context = ray.train.get_context()
@@ -112,16 +111,34 @@ def _train_worker(config: dict[str, Any]) -> None:
         if ranks.rank == 0:
             config["messages"].say.remote(line)
 
+    models = models_of(night)
+    is_missing = ranks.sum_(torch.tensor([not is_trained(each) for each in models], device=device, dtype=torch.int64))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)  # holds the newest state, and the id of its model
+        if (saved := ray.train.get_checkpoint()) is not None:
+            saved.to_directory(folder)
+        for each, missing in zip(models, is_missing.tolist(), strict=True):
+            if missing:
+                _train_one(each, settings, ranks, device, folder, say)
+                ranks.sum_(torch.zeros(1, device=device))  # wait: the next model may start from this one
+
+
+def _train_one(
+    night: Night, settings: Settings, ranks: Ranks, device: torch.device, folder: Path, say: Callable[[str], None]
+) -> None:
+    """Train one model, from the state in `folder` if it is of this model, and keep it when it is done."""
+    owner = folder / MODEL_ID
+    is_begun = owner.exists() and owner.read_text() == night.checkpoint.id
+
     def report(state: TrainingState, popularity: float) -> None:
-        metrics = {"number": state.number, "popularity_hit_rate": popularity}
+        metrics = {"model": night.checkpoint.id, "number": state.number}
         if ranks.rank != 0:
             ray.train.report(metrics)
             return
-        with tempfile.TemporaryDirectory() as folder:
-            save_state(Path(folder), state)
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        save_state(folder, state)
+        owner.write_text(night.checkpoint.id)
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
-    with ExitStack() as stack:
-        checkpoint = ray.train.get_checkpoint()
-        folder = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint is not None else None
-        train_rank(night, settings, ranks, device, folder, report, say)
+    popularity = train_rank(night, settings, ranks, device, folder if is_begun else None, report, say)
+    if ranks.rank == 0:
+        keep_best(night, settings, folder, popularity)

@@ -4,12 +4,12 @@ import numpy as np
 
 from pipeline.data.columns import Mask
 from pipeline.data.lists import Int64, Lists
-from pipeline.data.neighbours import QUERIES_AT_ONCE, ScoredLists, best_of, score_by_counts
+from pipeline.data.neighbours import QUERIES_AT_ONCE, Neighbours, best_of, score_by_counts
 from pipeline.evaluation.popularity import rank_by_popularity
 
 
 def rank_by_counts(
-    neighbours: ScoredLists, histories: Lists, excluded: Lists, k: int, is_eligible_N: Mask, popularity_N: Int64
+    neighbours: Neighbours, histories: Lists, excluded: Lists, k: int, is_eligible_N: Mask, popularity_N: Int64
 ) -> Int64:
     """(B, K) item rows: for each query the k best items by `score_by_counts`, ties by row; none of them is excluded or
     not eligible. Where fewer than k items have a score, the list goes on with the most popular of the others."""

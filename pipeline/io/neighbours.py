@@ -8,7 +8,7 @@ import pyarrow as pa
 from pipeline.artifacts import Artifact, FileEntry, Manifest
 from pipeline.data.columns import numpy_of
 from pipeline.data.lists import Lists
-from pipeline.data.neighbours import ScoredLists
+from pipeline.data.neighbours import COUNTINGS, Neighbours, ScoredLists
 from pipeline.io.artifacts import Claims, read_file, require_manifest, seal, sizes_of, write_file
 from pipeline.io.night import Night
 from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
@@ -47,7 +47,7 @@ def seal_neighbours(night: Night, settings: Settings, ranges: Mapping[int, FileE
         night.neighbours,
         kind="neighbours",
         lineage={"histories": night.histories.id},
-        settings=settings.model_dump(mode="json", include={"counts"}),
+        settings={"counts": settings.counts.model_dump(mode="json") | {"pairs": settings.counted_pairs}},
         files=files,
         counts={"num_items": sum(entry.rows for entry in files), "num_ranges": len(files)},
     )
@@ -58,13 +58,14 @@ def open_neighbours(night: Night) -> Manifest:
     return require_manifest(night.storage, night.neighbours, "count_pairs")
 
 
-def read_neighbours(night: Night) -> ScoredLists:
+def read_neighbours(night: Night) -> Neighbours:
     """Read the lists of all items, 8 bytes for each neighbour. Raises InputError when they are not there or damaged."""
     storage, prefix = night.storage, night.neighbours.prefix
-    parts = []
-    for entry in open_neighbours(night).files:
+    parts, manifest = [], open_neighbours(night)
+    for entry in manifest.files:
         table = read_parquet_bytes(read_file(storage, prefix, entry, REMEDY), f"{storage.uri}/{prefix}/{entry.key}")
         rows, scores = (table[name].combine_chunks() for name in ("item_rows", "scores"))
         lists = Lists(numpy_of(rows.offsets).astype(np.int64), numpy_of(rows.flatten()))
         parts.append(ScoredLists(lists, numpy_of(scores.flatten())))
-    return ScoredLists.concat(parts)
+    joined = ScoredLists.concat(parts)
+    return Neighbours(joined.items, joined.scores, COUNTINGS[manifest.settings["counts"]["pairs"]])

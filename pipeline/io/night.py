@@ -118,11 +118,11 @@ def _of_refit(settings: Settings) -> dict[str, Any]:
 
 
 def _of_neighbours(settings: Settings) -> dict[str, Any]:
-    return settings.counts.model_dump(mode="json")
+    return settings.counts.model_dump(mode="json") | {"pairs": settings.counted_pairs}
 
 
 def _of_whole_neighbours(settings: Settings) -> dict[str, Any]:
-    return settings.counts.model_dump(mode="json") | {"part": "whole"}
+    return _of_neighbours(settings) | {"part": "whole"}
 
 
 def _of_measured(settings: Settings) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def _of_measured(settings: Settings) -> dict[str, Any]:
 
 
 def _of_measured_neighbours(settings: Settings) -> dict[str, Any]:
-    return settings.counts.model_dump(mode="json") | {"part": "before_test"}
+    return _of_neighbours(settings) | {"part": "before_test"}
 
 
 def _of_memory(settings: Settings) -> dict[str, Any]:

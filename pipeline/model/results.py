@@ -25,6 +25,7 @@ class TrainingMetrics(Config):
     # Of a refit: epochs on all events after the selection. The other figures are those of the selection.
     refit_epochs: float = 0.0
     refit_loss: float | None = None
+    refit_ndcg: float | None = None  # on the validation events, from which it has learned
     is_refit_served: bool = False  # false: there is none, or it was not sound
     # Of a model that was taken over from an earlier night, whose figures these are: items that are new since then.
     num_unknown_items: int = 0
@@ -32,8 +33,8 @@ class TrainingMetrics(Config):
 
 def refit_metrics(selection: TrainingMetrics, last: RoundReport, is_sound: bool) -> TrainingMetrics:
     """The metrics of a refitted model: those of its selection, because it has learned from the validation events."""
-    changes = {"refit_epochs": last.epoch, "refit_loss": last.loss, "is_refit_served": is_sound}
-    return selection.model_copy(update=changes)
+    measured = {"refit_epochs": last.epoch, "refit_loss": last.loss, "refit_ndcg": last.ndcg}
+    return selection.model_copy(update=measured | {"is_refit_served": is_sound})
 
 
 def training_metrics(

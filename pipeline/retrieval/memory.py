@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.data.batches import ValidationUsers
 from pipeline.data.lists import NO_ITEM, Float32, Lists
-from pipeline.data.neighbours import QUERIES_AT_ONCE, ScoredLists, best_by_row, score_by_counts
+from pipeline.data.neighbours import QUERIES_AT_ONCE, Neighbours, ScoredLists, best_by_row, score_by_counts
 from pipeline.evaluation.metrics import Floats, MeanSum, find_hits, ndcg_at_k
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import QuerySide
@@ -40,7 +40,7 @@ class Memory:
         return np.asarray(self.weight * np.log1p(count_scores.astype(np.float64) / self.scale), dtype=np.float32)
 
 
-def best_counts(neighbours: ScoredLists, histories: Lists, seen: Lists, max_items: int) -> ScoredLists:
+def best_counts(neighbours: Neighbours, histories: Lists, seen: Lists, max_items: int) -> ScoredLists:
     """(B,) lists in ascending order of row: the `max_items` items with the highest scores by `score_by_counts`, without
     those of `seen`."""
     parts = []
@@ -56,7 +56,7 @@ class MemoryBonuses:
     """Gives each query the bonuses of the items that follow its history."""
 
     memory: Memory
-    neighbours: ScoredLists
+    neighbours: Neighbours
     max_items: int  # with a bonus, per query
 
     def __call__(self, histories: Lists, seen: Lists) -> Bonuses:

@@ -11,6 +11,7 @@ from pipeline.settings import Settings
 from pipeline.stages.local_training import train_locally
 from pipeline.stages.progress import Progress
 from pipeline.stages.runner import InTurn, Stage
+from pipeline.stages.train import is_trained, models_of
 
 T = TypeVar("T")
 
@@ -48,4 +49,6 @@ class LocalRunner:
 
     def train(self, night: Night, settings: Settings) -> None:
         """Train as the only rank."""
-        train_locally(night, settings, lambda line: log.info("   %s", line))
+        for each in models_of(night):
+            if not is_trained(each):
+                train_locally(each, settings, lambda line: log.info("   %s", line))

@@ -17,7 +17,7 @@ from pipeline.stages.training_states import fetch_last, saved_states, upload
 
 
 def train_locally(night: Night, settings: Settings, report_line: Callable[[str], None]) -> None:
-    """Train tonight's model and leave it as the Checkpoint artifact; `report_line` gets a line per state, and one
+    """Train one model and leave it as the Checkpoint artifact of `night`; `report_line` gets a line per state, and one
     every half minute.
 
     Raises InputError when the settings ask for a GPU, or for several workers, which would train another model;

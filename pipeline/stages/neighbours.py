@@ -14,7 +14,7 @@ from pipeline.artifacts import Manifest
 from pipeline.config import Config
 from pipeline.data.columns import numpy_of
 from pipeline.data.lists import Int64
-from pipeline.data.neighbours import PairCounts, count_pairs, cut_items, nearest_neighbours
+from pipeline.data.neighbours import COUNTINGS, PairCounts, count_pairs, cut_items, nearest_neighbours
 from pipeline.io.artifacts import Claims, read_manifest
 from pipeline.io.histories import read_bucket, read_num_events
 from pipeline.io.neighbours import range_claims, seal_neighbours, write_range
@@ -44,7 +44,7 @@ def count_neighbours(runner: Runner, night: Night, settings: Settings, max_pairs
     """
     manifest = read_manifest(night.storage, night.neighbours.prefix)
     if manifest is None:
-        ranges = cut_items(_num_events(night), max_pairs)
+        ranges = cut_items(_num_events(night), max_pairs, COUNTINGS[settings.counted_pairs])
         files = range_claims(night.storage, night.neighbours)
         missing = files.missing(range(len(ranges)))
         if missing:
@@ -60,16 +60,17 @@ def count_neighbours(runner: Runner, night: Night, settings: Settings, max_pairs
 
 def _count_buckets(runner: Runner, night: Night, settings: Settings, ranges: Ranges) -> None:
     missing = pair_claims(night).missing(range(settings.output.num_buckets))
-    tasks = [(night, bucket, ranges) for bucket in missing]
+    tasks = [(night, settings, bucket, ranges) for bucket in missing]
     with closing(runner.run_tasks("counting pairs", count_bucket, tasks)) as finished:
         for _ in finished:
             pass
 
 
-def count_bucket(night: Night, index: int, ranges: Ranges) -> None:
+def count_bucket(night: Night, settings: Settings, index: int, ranges: Ranges) -> None:
     """First pass: count the pairs of one bucket and keep them by range."""
     num_items = ranges[-1][1]
-    pairs = count_pairs(read_bucket(night.storage, night.histories, index), night.learned_part, num_items)
+    counting = COUNTINGS[settings.counted_pairs]
+    pairs = count_pairs(read_bucket(night.storage, night.histories, index), night.learned_part, num_items, counting)
     parts = [pairs.within(low, high, num_items) for low, high in ranges]
     tables = [pa.table({"code": part.codes, "count": part.counts}) for part in parts]
     segments = write_segments(night.storage, _scratch_prefix(night), f"bucket-{index:05d}.arrows", tables)

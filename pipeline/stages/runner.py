@@ -98,7 +98,7 @@ class Runner(Protocol):
         """
 
     def train(self, night: Night, settings: Settings) -> None:
-        """Train tonight's model and leave it as the Checkpoint artifact.
+        """Train those models of the night that do not exist, one after the other, and leave each as an artifact.
 
         Raises InputError when the settings ask for workers that this runner does not have, or nobody has two events.
         """

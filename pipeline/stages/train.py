@@ -54,17 +54,17 @@ def train_checkpoint(runner: Runner, night: Night, settings: Settings) -> Manife
 
     First the model that is selected on the validation events, then its refits, if there are any: on the events before
     the test, to be measured, and on all events, to serve. A night that takes over the models of an earlier one trains
-    none. Raises InputError when the histories do not exist, or
-    the models to take over were removed, and the errors of `Runner.train`.
+    none. Raises InputError when the histories do not exist, or the models to take over were removed, and the errors of
+    `Runner.train`.
     """
     if not are_trained(night):
         require_manifest(night.storage, night.histories, "prepare")
         if night.taken_over:
             return take_over(night, settings, night.taken_over)
+        runner.train(night, settings)
         for each in models_of(night):
-            if read_manifest(each.storage, each.checkpoint.prefix) is None:
-                runner.train(each, settings)
             remove_states(each)
+            _warn_unless_sound(each)
     return require_manifest(night.storage, night.checkpoint, "train")
 
 
@@ -75,7 +75,12 @@ def models_of(night: Night) -> list[Night]:
 
 def are_trained(night: Night) -> bool:
     """Whether all models of the night exist."""
-    return all(read_manifest(each.storage, each.checkpoint.prefix) is not None for each in models_of(night))
+    return all(is_trained(each) for each in models_of(night))
+
+
+def is_trained(night: Night) -> bool:
+    """Whether the model of this night exists that serves."""
+    return read_manifest(night.storage, night.checkpoint.prefix) is not None
 
 
 def refit_settings(train: TrainSettings, best_epoch: float) -> TrainSettings:
@@ -106,7 +111,7 @@ def train_rank(
     report: Callable[[TrainingState, float], None],
     say: Callable[[str], None],
 ) -> float:
-    """Train as one of the ranks, from the state in `state_folder`, or from the start without one.
+    """Train the model of `night` that serves, as one of the ranks: from the state in `state_folder`, or from the start.
 
     Returns the hit rate of popularity on the validation users. `report` is called with the state and this hit rate, as
     `fit` calls `on_state`; `say` gets a line for each state, and one about the speed every half minute. Raises
@@ -219,17 +224,22 @@ def keep_refit(night: Night, settings: Settings, state_folder: Path, last: Round
     is_sound = last.ndcg >= MIN_REFIT_SHARE * selection.validation_ndcg
     if is_sound:
         model.load_state_dict(read_weights(state_folder, "average"))
-    else:
-        log.warning(
-            "the refit on %s ranks even the validation events that it has learned from far lower than the selected "
-            "model (NDCG@%d %.4f, selected %.4f): the selected model takes its place; lower train.learning_rate",
-            *(LEARNED[night.learned_part], VALIDATION_CUTOFF, last.ndcg, selection.validation_ndcg),
-        )
     return write_checkpoint(night, model, settings, refit_metrics(selection, last, is_sound))
 
 
+def _warn_unless_sound(night: Night) -> None:
+    """A warning when the night's model is a refit that was not sound."""
+    metrics = read_metrics(night.storage, night.checkpoint)
+    if metrics.refit_ndcg is not None and not metrics.is_refit_served:
+        log.warning(
+            "the refit on %s ranks even the validation events that it has learned from far lower than the selected "
+            "model (NDCG@%d %.4f, selected %.4f): the selected model takes its place; lower train.learning_rate",
+            *(LEARNED[night.learned_part], metrics.cutoff, metrics.refit_ndcg, metrics.validation_ndcg),
+        )
+
+
 def remove_states(night: Night) -> None:
-    """Remove the states of an unfinished training of tonight's model, in this process or on Ray."""
+    """Remove the states of an unfinished training of the model, in this process or on Ray."""
     for info in night.storage.list(f"training/{night.checkpoint.id}"):
         night.storage.delete(info.key)
 

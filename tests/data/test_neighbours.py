@@ -1,5 +1,6 @@
 """Item-to-item counts against slow, obvious ones, and laws of their sums."""
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -13,6 +14,8 @@ from pipeline.data.histories import Bucket
 from pipeline.data.lists import Lists, offsets_of
 from pipeline.data.neighbours import (
     COUNT,
+    COUNTINGS,
+    Neighbours,
     PairCounts,
     ScoredLists,
     count_pairs,
@@ -26,6 +29,7 @@ NUM_ITEMS = 6
 Events = list[tuple[int, float]]  # item rows with weights
 
 event = st.tuples(st.integers(0, NUM_ITEMS - 1), st.sampled_from([0.0, 0.5, 1.0, 4.0]))
+COUNTED = sorted(COUNTINGS)
 users = st.lists(st.lists(event, max_size=9), max_size=5)
 
 
@@ -103,6 +107,34 @@ def test_counts_equal_those_of_the_slow_way(histories: list[Events]) -> None:
     assert as_dict(count_pairs(bucket_of(histories), "train", NUM_ITEMS)) == slow_counts(histories)
 
 
+def slow_counts_together(histories: list[Events]) -> dict[tuple[int, int], Fraction]:
+    counts: dict[tuple[int, int], Fraction] = {}
+    for events in histories:
+        for (first, _), (second, weight) in itertools.permutations(events, 2):
+            counts[first, second] = counts.get((first, second), Fraction(0)) + Fraction(weight)
+    return {pair: count for pair, count in counts.items() if count}
+
+
+@given(users, st.sampled_from([1, 10, 1_000]))
+def test_where_order_means_nothing_all_pairs_of_a_history_count_both_ways(
+    histories: list[Events], at_once: int
+) -> None:
+    together = COUNTINGS["together"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.data.neighbours.PAIRS_AT_ONCE", at_once)
+        counts = count_pairs(bucket_of(histories), "train", NUM_ITEMS, together)
+    assert as_dict(counts) == slow_counts_together(histories)
+    num_events = np.bincount([row for events in histories for row, _ in events], minlength=NUM_ITEMS)
+    for low, high in cut_items(num_events, 500, together):
+        assert high - low == 1 or len(counts.within(low, high, NUM_ITEMS).codes) <= 500
+
+
+def test_an_item_counts_with_a_hundred_events_on_each_side() -> None:
+    pairs = count_pairs(bucket_of(plain([[0] * 250 + [1]])), "train", NUM_ITEMS, COUNTINGS["together"])
+    assert as_dict(pairs)[0, 1] == 100
+    assert as_dict(pairs)[1, 0] == 100
+
+
 @given(users, st.integers(1, 3), st.integers(1, 40), st.randoms())
 def test_any_buckets_ranges_and_order_of_adding_give_the_same_neighbours(histories, num_buckets, max_pairs, random):
     num_events = np.bincount([row for events in histories for row, _ in events], minlength=NUM_ITEMS)
@@ -135,20 +167,30 @@ def test_the_neighbours_kept_are_the_best_by_the_formula(histories: list[Events]
         assert lists.scores[start:stop].tolist() == [scores[row] for row in expected]
 
 
-def slow_scores(neighbours: ScoredLists, history: list[int]) -> dict[int, float]:
+def neighbours_of(histories: list[list[int]], num_neighbours: int, kind: str = "following") -> Neighbours:
+    num_events = np.bincount([row for rows in histories for row in rows], minlength=NUM_ITEMS)
+    pairs = count_pairs(bucket_of(plain(histories)), "whole", NUM_ITEMS, COUNTINGS[kind])
+    lists = nearest_neighbours(pairs, num_events, 0, NUM_ITEMS, num_neighbours)
+    return Neighbours(lists.items, lists.scores, COUNTINGS[kind])
+
+
+def kind_of(neighbours: Neighbours) -> str:
+    return next(kind for kind, counting in COUNTINGS.items() if counting is neighbours.counting)
+
+
+def slow_scores(neighbours: Neighbours, history: list[int]) -> dict[int, float]:
+    num_last, decay = {"following": (10, 0.8), "together": (200, 1.0)}[kind_of(neighbours)]
     scores: dict[int, float] = {}
-    for age, row in enumerate(reversed(history[-10:])):
+    for age, row in enumerate(reversed(history[-num_last:])):
         start, stop = neighbours.items.offsets[row : row + 2]
         for near, score in zip(neighbours.items[row].tolist(), neighbours.scores[start:stop].tolist(), strict=True):
-            scores[near] = scores.get(near, 0.0) + 0.8**age * score
+            scores[near] = scores.get(near, 0.0) + decay**age * score
     return scores
 
 
-@given(st.lists(st.lists(st.integers(0, NUM_ITEMS - 1), max_size=14), min_size=1, max_size=6))
-def test_scores_are_sums_over_the_last_ten_events(histories: list[list[int]]) -> None:
-    bucket = bucket_of(plain(histories))
-    num_events = np.bincount([row for rows in histories for row in rows], minlength=NUM_ITEMS)
-    neighbours = nearest_neighbours(count_pairs(bucket, "whole", NUM_ITEMS), num_events, 0, NUM_ITEMS, 200)
+@given(st.lists(st.lists(st.integers(0, NUM_ITEMS - 1), max_size=14), min_size=1, max_size=6), st.sampled_from(COUNTED))
+def test_scores_are_sums_over_the_last_events(histories: list[list[int]], kind: str) -> None:
+    neighbours = neighbours_of(histories, 200, kind)
     scored = score_by_counts(neighbours, Lists.of(histories))
     for query, history in enumerate(histories):
         expected = slow_scores(neighbours, history)
@@ -157,14 +199,13 @@ def test_scores_are_sums_over_the_last_ten_events(histories: list[list[int]]) ->
         assert scored.scores[start:stop] == pytest.approx([expected[row] for row in sorted(expected)], rel=1e-6)
 
 
-def test_queries_of_many_batches_are_scored_as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", COUNTED)
+def test_queries_of_many_batches_are_scored_as_alone(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     rng = np.random.default_rng(0)
     histories = Lists.of(rng.integers(0, NUM_ITEMS, size=length) for length in rng.integers(0, 9, size=25))
-    bucket = bucket_of(plain([histories[user].tolist() for user in range(25)]))
-    num_events = np.bincount(histories.values, minlength=NUM_ITEMS)
-    neighbours = nearest_neighbours(count_pairs(bucket, "whole", NUM_ITEMS), num_events, 0, NUM_ITEMS, 4)
+    neighbours = neighbours_of([histories[user].tolist() for user in range(25)], 4, kind)
     together = score_by_counts(neighbours, histories)
-    monkeypatch.setattr("pipeline.data.neighbours.QUERIES_AT_ONCE", 3)
+    monkeypatch.setattr("pipeline.data.neighbours.EVENTS_AT_ONCE", 30)
     assert same(score_by_counts(neighbours, histories), together)
     assert len(score_by_counts(neighbours, Lists.empty(0))) == 0
 
@@ -174,7 +215,10 @@ def test_without_a_pair_no_item_has_a_neighbour(histories: list[Events]) -> None
     pairs = count_pairs(bucket_of(histories), "train", NUM_ITEMS)
     lists = nearest_neighbours(pairs, np.zeros(NUM_ITEMS, dtype=np.int64), 0, NUM_ITEMS, 5)
     assert (len(lists), len(lists.scores)) == (NUM_ITEMS, 0)
-    assert score_by_counts(lists, Lists.of([[0, 1], []])).items.lengths.tolist() == [0, 0]
+    assert score_by_counts(Neighbours(lists.items, lists.scores), Lists.of([[0, 1], []])).items.lengths.tolist() == [
+        0,
+        0,
+    ]
 
 
 def test_a_catalogue_of_one_item_has_itself_as_neighbour() -> None:

@@ -23,21 +23,25 @@ from pipeline.stages import train as stage
 from tests.stages.test_train import prepared
 
 
-def worker_that_dies_once(config: dict[str, Any]) -> None:
-    """The real worker, but rank 1 is killed once, at its second state within the second epoch.
+def worker_that_dies(config: dict[str, Any]) -> None:
+    """The real worker, but rank 1 is killed twice: at its second state within the second epoch of the selection, and
+    within the second epoch of the first refit.
 
-    Records [rank, finished epochs, whether it is within an epoch] at each start.
+    Records [rank, epochs of the training, finished epochs, whether it is within an epoch] at each start.
     """
     real_fit, root = stage.fit, Path(config["night"].storage.uri)
 
     def fit(state, data, settings, ranks, on_epoch, say, validate):
+        epochs = settings.max_epochs
         with (root / "starts").open("a") as file:
-            file.write(json.dumps([ranks.rank, len(state.history), state.progress.num_positions > 0]) + "\n")
+            start = [ranks.rank, epochs, len(state.history), state.progress.num_positions > 0]
+            file.write(json.dumps(start) + "\n")
 
         def report(state):
-            if ranks.rank == 1 and second_epoch(state) == 6 and not (root / "killed").exists():
+            killed = root / f"killed-{epochs}"
+            if ranks.rank == 1 and second_epoch(state) == 6 and not killed.exists():
                 wait_for_saved_state(root / "training", state.number - 1)
-                (root / "killed").touch()
+                killed.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             on_epoch(state)
 
@@ -66,19 +70,26 @@ real_worker = train._train_worker
 
 
 @pytest.mark.ray
-def test_when_a_worker_is_killed_training_resumes_within_the_epoch(local_ray, tmp_path, monkeypatch):
-    night, settings = prepared(tmp_path, ["train.steps_between_states=3"])
-    monkeypatch.setattr(train, "_train_worker", worker_that_dies_once)
+def test_when_a_worker_is_killed_the_model_under_way_resumes_within_the_epoch(local_ray, tmp_path, monkeypatch):
+    """One run of Ray Train makes all three models: the selection in three epochs, each refit in two."""
+    night, settings = prepared(tmp_path, ["train.steps_between_states=3", "train.refit=0.67"])
+    monkeypatch.setattr(train, "_train_worker", worker_that_dies)
     runner = RayRunner(settings)
     stage.train_checkpoint(runner, night, settings)
-    starts = sorted(json.loads(line) for line in (tmp_path / "starts").read_text().splitlines())
-    assert starts == [[0, 0, False], [0, 1, True], [1, 0, False], [1, 1, True]], "both resumed in the second epoch"
+    starts = [json.loads(line) for line in (tmp_path / "starts").read_text().splitlines()]
+    for rank in (0, 1):
+        selection, refits = [3, 0, False], [2, 0, False]
+        mine = [start for number, *start in starts if number == rank]
+        assert mine == [selection, [3, 1, True], refits, [2, 1, True], refits], "both ranks resumed where they were"
+    assert not night.storage.list("training/")
     metrics = read_metrics(night.storage, night.checkpoint)
     assert [report.epoch for report in metrics.history] == [1, 2, 3]
     assert metrics.validation_hit_rate > 1.3 * metrics.popularity_hit_rate > 0
-    assert not (tmp_path / "training" / night.checkpoint.id).exists()
-    loaded = load_model(night.storage, night.checkpoint)
-    assert all(torch.isfinite(value).all() for value in loaded.state_dict().values())
+    assert metrics.is_refit_served
+    assert metrics.refit_epochs == 2
+    for model in (night.selected, night.measured, night.checkpoint):
+        loaded = load_model(night.storage, model)
+        assert all(torch.isfinite(value).all() for value in loaded.state_dict().values())
     assert stage.train_checkpoint(runner, night, settings).id == night.checkpoint.id  # it exists: nothing runs
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data.lists import Lists
-from pipeline.data.neighbours import ScoredLists, score_by_counts
+from pipeline.data.neighbours import Neighbours, score_by_counts
 from pipeline.evaluation import counts
 from pipeline.evaluation.counts import rank_by_counts
 
@@ -14,11 +14,11 @@ NUM_ITEMS = 7
 rows = st.lists(st.integers(0, NUM_ITEMS - 1), max_size=6)
 
 
-def neighbours_of(lists: dict[int, dict[int, float]]) -> ScoredLists:
+def neighbours_of(lists: dict[int, dict[int, float]]) -> Neighbours:
     """The given neighbours with their scores; other items have none."""
     of_item = [lists.get(row, {}) for row in range(NUM_ITEMS)]
     scores = [score for each in of_item for score in each.values()]
-    return ScoredLists(Lists.of(list(each) for each in of_item), np.array(scores, dtype=np.float32))
+    return Neighbours(Lists.of(list(each) for each in of_item), np.array(scores, dtype=np.float32))
 
 
 # After 0 come 1 and 2, alike; after 3 comes 2.

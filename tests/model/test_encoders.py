@@ -241,9 +241,23 @@ def test_events_without_weight_do_not_count_in_a_bag_and_a_history_of_them_is_an
     torch.testing.assert_close(queries_LE[2:], model.encode(only).expand(2, -1))
 
 
-def test_a_history_without_weight_spoils_no_gradient():
-    model = make_model({"encoder": "bag"}).float().requires_grad_(True)
-    events = Events(torch.tensor([[3, 7, 1]]), {"weights": torch.tensor([[0.0, 0.0, 1.0]])})
+def test_in_training_a_bag_holds_all_events_but_those_of_the_item_to_predict():
+    model = make_model({"encoder": "bag"})
+    rows, weights = [3, 7, 3, 1], [1.0, 2.0, 3.0, 1.0]
+    padded = Events(torch.tensor([[*rows, -1], [9, 2, -1, -1, -1]]), {"weights": torch.tensor([[*weights, 9.0]] * 2)})
+    queries_LE = model.train().encode_positions(padded)[0]
+    model.eval()
+    for place, predicted in enumerate([7, 3, 1, None]):
+        others = [(row, weight) for row, weight in zip(rows, weights, strict=True) if row != predicted]
+        columns = {"weights": torch.tensor([[weight for _, weight in others]])}
+        expected = model.encode(Events(torch.tensor([[row for row, _ in others]]), columns))[0]
+        torch.testing.assert_close(queries_LE[place], expected)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_history_without_weight_spoils_no_gradient(training):
+    model = make_model({"encoder": "bag"}).float().requires_grad_(True).train(training)
+    events = Events(torch.tensor([[3, 7, 7, 1]]), {"weights": torch.tensor([[0.0, 0.0, 1.0, 0.0]])})
     (model.encode_positions(events) * 1e6 * torch.arange(16)).sum().backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.encoder.parameters())
     assert torch.isfinite(model.item_embedding.weight.grad.to_dense()).all()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.data.batches import ValidationUsers, validation_users
 from pipeline.data.lists import Lists
-from pipeline.data.neighbours import ScoredLists, score_by_counts
+from pipeline.data.neighbours import Neighbours, score_by_counts
 from pipeline.evaluation.metrics import MeanSum
 from pipeline.model.inputs import Events, QueryInput
 from pipeline.model.model import RetrievalModel
@@ -22,11 +22,11 @@ from tests.model.planted import NUM_ITEMS, SMALL_MODEL
 MEMORIES = [Memory(0.0, 1.0), *grid([0.5, 4.0, 100.0], [0.01, 1.0])]
 
 
-def make_neighbours(rng: np.random.Generator, num_items: int = NUM_ITEMS) -> ScoredLists:
+def make_neighbours(rng: np.random.Generator, num_items: int = NUM_ITEMS) -> Neighbours:
     lists = [np.sort(rng.choice(num_items, size=rng.integers(0, 9), replace=False)) for _ in range(num_items)]
     items = Lists.of(lists)
     # Few different scores, so that many are equal.
-    return ScoredLists(items, rng.choice(np.array([0.01, 0.25, 0.5], np.float32), len(items.values)))
+    return Neighbours(items, rng.choice(np.array([0.01, 0.25, 0.5], np.float32), len(items.values)))
 
 
 def make_users(rng: np.random.Generator, num_users: int) -> ValidationUsers:
@@ -75,7 +75,7 @@ def assert_ranked_as_sorted(
     model: RetrievalModel,
     query: QuerySide,
     users: ValidationUsers,
-    neighbours: ScoredLists,
+    neighbours: Neighbours,
     cutoff: int,
     backend="torch",
     needs_count_N: torch.Tensor | None = None,
@@ -135,7 +135,7 @@ def test_only_the_best_counts_of_items_not_seen_are_kept(monkeypatch):
 
 
 def test_a_bonus_is_the_weight_times_the_logarithm_of_the_count():
-    neighbours = ScoredLists(Lists.of([[2], [0, 3], [], []]), np.array([0.5, 0.25, 3.0], np.float32))
+    neighbours = Neighbours(Lists.of([[2], [0, 3], [], []]), np.array([0.5, 0.25, 3.0], np.float32))
     histories = Lists.of([[0], [2], [0, 1]])
     bonuses = MemoryBonuses(Memory(2.0, 0.25), neighbours, 10)(histories, histories)
     assert [bonuses.rows[query].tolist() for query in range(3)] == [[2], [], [2, 3]]

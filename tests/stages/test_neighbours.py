@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jobs import count_pairs
-from pipeline.data.neighbours import ScoredLists
+from pipeline.data.neighbours import COUNTINGS, Neighbours, ScoredLists
 from pipeline.errors import InfrastructureError, InputError
 from pipeline.io.histories import read_items
 from pipeline.io.neighbours import open_neighbours, range_claims, read_neighbours
@@ -36,7 +36,7 @@ def plain(lists: ScoredLists) -> tuple[list[int], list[int], list[float]]:
     return lists.items.offsets.tolist(), lists.items.values.tolist(), lists.scores.tolist()
 
 
-def count(world: World, max_pairs: int = 4_000_000) -> ScoredLists:
+def count(world: World, max_pairs: int = 4_000_000) -> Neighbours:
     count_neighbours(LocalRunner(world.settings), world.night, world.settings, max_pairs)
     return read_neighbours(world.night)
 
@@ -56,6 +56,26 @@ def test_buckets_and_ranges_do_not_change_the_neighbours(tmp_path: Path) -> None
     few = count(world_of(tmp_path / "c", 3, "counts.num_neighbours=2"))
     assert few.items.lengths.tolist() == np.minimum(whole.items.lengths, 2).tolist()
     assert few.items[3].tolist() == whole.items[3][:2].tolist()
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ((), "following"),
+        (("counts.pairs=together",), "together"),
+        (("model.encoder=bag",), "together"),
+        (("model.encoder=bag", "counts.pairs=following"), "following"),
+    ],
+)
+def test_a_bag_counts_all_items_of_a_history_as_pairs(tmp_path: Path, changes: tuple[str, ...], kind: str) -> None:
+    neighbours = count(world_of(tmp_path, 3, *changes))
+    assert neighbours.counting == COUNTINGS[kind]
+    histories = [rows[:-2] for rows in HISTORIES.values()]
+    near = [set() for _ in range(10)]
+    for rows in histories:
+        for at, row in enumerate(rows):
+            near[row] |= set(rows[at + 1 : at + 4] if kind == "following" else np.delete(rows, at))
+    assert [set(neighbours.items[row].tolist()) for row in range(10)] == near
 
 
 class DiesError(Exception):
@@ -81,7 +101,7 @@ def test_a_count_that_was_killed_between_two_tasks_does_the_others_only(tmp_path
         count(world, max_pairs=40)
     monkeypatch.setattr(stage, name, lambda *arguments: calls.append(arguments) or task(*arguments))
     assert plain(count(world, max_pairs=40)) == plain(whole)
-    parts = [arguments[1 if name == "count_bucket" else 2] for arguments in calls]
+    parts = [arguments[2] for arguments in calls]
     assert parts == sorted(set(parts)), "no task is done twice"
     assert len(parts) > 2
 
@@ -90,7 +110,7 @@ def test_counts_of_a_bucket_that_rotted_are_made_again(tmp_path: Path) -> None:
     """The pass that finds the damage ends with an error that a retry heals."""
     whole = count(world_of(tmp_path / "whole"))
     world = world_of(tmp_path / "rotten")
-    stage.count_bucket(world.night, 1, [(0, 10)])
+    stage.count_bucket(world.night, world.settings, 1, [(0, 10)])
     (segment,) = pair_claims(world.night).require(1, "").segments
     data = world.storage.read(segment.key)
     world.storage.delete(segment.key)
@@ -125,7 +145,7 @@ def test_the_job_runs_once_and_removes_what_a_crash_left(tmp_path: Path) -> None
     made = count_pairs.run(world.settings, world.night)
     assert (made["status"], made["num_items"], made["num_ranges"]) == ("made", 10, 1)
     assert list(range_claims(world.storage, world.night.neighbours).done()) == [0]
-    stage.count_bucket(world.night, 0, [(0, 10)])
+    stage.count_bucket(world.night, world.settings, 0, [(0, 10)])
     assert scratch(world)
     assert count_pairs.run(world.settings, world.night) == made | {"status": "exists"}
     assert scratch(world) == []

@@ -28,7 +28,7 @@ from pipeline.native.backend import Backend
 from pipeline.retrieval import backends
 from pipeline.retrieval.backends import describe_backend
 from pipeline.settings import ModelSettings, SearchSettings, Settings, TrainSettings
-from pipeline.stages import local_training, train, training_data, training_states
+from pipeline.stages import local, local_training, train, training_data, training_states
 from pipeline.stages.local import LocalRunner
 from pipeline.stages.training_states import saved_states
 from pipeline.stages.validation import rank_by_search
@@ -352,11 +352,11 @@ def test_a_model_that_was_removed_is_trained_again_and_no_other(tmp_path, monkey
     for info in night.storage.list(f"{artifact.prefix}/"):
         night.storage.delete(info.key)
     assert not train.are_trained(night)
-    trained = []
-    runner = LocalRunner(settings)
-    real = runner.train
-    monkeypatch.setattr(runner, "train", lambda each, settings: (trained.append(each.checkpoint), real(each, settings)))
-    train.train_checkpoint(runner, night, settings)
+    trained, real = [], local.train_locally
+    monkeypatch.setattr(
+        local, "train_locally", lambda each, *rest: (trained.append(each.checkpoint), real(each, *rest))
+    )
+    train.train_checkpoint(LocalRunner(settings), night, settings)
     assert trained == [artifact]
     weights = load_model(night.storage, artifact).state_dict()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)

@@ -28,7 +28,8 @@ class Encoder(Protocol):
     def __call__(self, items_BLE: Tensor, events: Events) -> Tensor:
         """(B, L, E) queries, of which each knows nothing of later positions; those at padding have no meaning.
 
-        `items_BLE` are the embeddings of the events' items.
+        `items_BLE` are the embeddings of the events' items. In training, where the item one place later is to be
+        predicted, an encoder without order may read all events of other items.
         """
 
 

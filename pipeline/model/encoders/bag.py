@@ -4,7 +4,9 @@
 
 The mean of embeddings is the query of YouTube's candidate generator (Covington et al., RecSys 2016, section 3.2); the
 weights are those that the log's source gives to types of events (`event_weights`), 1 without any. Reads the items and
-the weights. A query after each event, which training asks for, is the mean up to there.
+the weights. A query after each event is the mean up to there. In training it is the mean of all the others: of those
+that are not of the item to predict. So each item is found from all that it stands together with, as an autoencoder
+finds it, and a training query is as rich as one that is served.
 
 Shapes: B sequences, L positions, E embedding.
 """
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.data.lists import EventColumn
+from pipeline.data.lists import NO_ITEM, EventColumn
 from pipeline.model.dropout import dropout
 from pipeline.model.inputs import Events
 from pipeline.settings import ModelSettings
@@ -41,7 +43,10 @@ class Bag(nn.Module):
         """(B, L, E) queries. Events without weight count as if they were not there."""
         rate = self.settings.dropout
         dropped_BLE = dropout(items_BLE * self.settings.dim**0.5, rate, self.training)
-        mean_BLE = running_mean(dropped_BLE, events.columns["weights"])
+        if self.training:
+            mean_BLE = mean_of_others(dropped_BLE, events.columns["weights"], events.item_rows_BL)
+        else:
+            mean_BLE = running_mean(dropped_BLE, events.columns["weights"])
         raised = dropout(F.relu(self.ffn_in(self.norm(mean_BLE))), rate, self.training)
         queries_BLE: Tensor = self.norm(mean_BLE + dropout(self.ffn_out(raised), rate, self.training))
         return queries_BLE
@@ -52,3 +57,13 @@ def running_mean(values_BLE: Tensor, weights_BL: Tensor) -> Tensor:
     weights_BL1 = weights_BL.unsqueeze(-1).to(values_BLE.dtype)
     total_BL1 = weights_BL1.cumsum(dim=1)
     return (values_BLE * weights_BL1).cumsum(dim=1) / torch.where(total_BL1 > 0, total_BL1, 1.0)
+
+
+def mean_of_others(values_BLE: Tensor, weights_BL: Tensor, item_rows_BL: Tensor) -> Tensor:
+    """(B, L, E) for each position the weighted mean of the whole sequence without the item that stands one place later;
+    0 where all its weights are 0. After the last event, whose next item is not in the sequence, nothing is left out."""
+    next_BL = torch.cat([item_rows_BL[:, 1:], item_rows_BL.new_full((len(item_rows_BL), 1), NO_ITEM)], dim=1)
+    is_read_BLL = (item_rows_BL != NO_ITEM).unsqueeze(1) & (item_rows_BL.unsqueeze(1) != next_BL.unsqueeze(2))
+    parts_BLL = is_read_BLL * weights_BL.unsqueeze(1).to(values_BLE.dtype)
+    total_BL1 = parts_BLL.sum(dim=2, keepdim=True)
+    return torch.bmm(parts_BLL, values_BLE) / torch.where(total_BL1 > 0, total_BL1, 1.0)

@@ -18,6 +18,7 @@ def run(settings: "Settings", night: "Night") -> Outcome:
     from pipeline.errors import InputError
     from pipeline.io.artifacts import read_manifest
     from pipeline.io.histories import read_bucket
+    from pipeline.stages.list_rules import check_list_rules, parse_needs
     from pipeline.stages.night_rules import check_rules, parse_conditions
     from pipeline.stages.prepare.limits import check_worth_training
     from pipeline.stages.prepare.passes import open_job, prepare
@@ -25,6 +26,7 @@ def run(settings: "Settings", night: "Night") -> Outcome:
     from pipeline.stages.queries import check_cold_users, check_queries
 
     parse_conditions(night, settings)  # a misspelt condition is refused before the log is read
+    parse_needs(night, settings)
     manifest = read_manifest(night.storage, night.histories.prefix)
     status = EXISTS
     if manifest is None:
@@ -40,6 +42,7 @@ def run(settings: "Settings", night: "Night") -> Outcome:
     origin = f"{night.storage.uri}/{night.histories.prefix}"
     check_worth_training(manifest.counts, origin, settings.prepare.max_user_events_per_day)
     check_rules(night, settings)
+    check_list_rules(night, settings)
     if settings.queries.cold_users == "raise":
         check_cold_users(night, settings.output.num_buckets)
     return {

@@ -13,8 +13,9 @@ def run(settings: "Settings", night: "Night") -> Outcome:
     from pipeline.io.publication.units import units_of
     from pipeline.io.tuning import as_chosen
     from pipeline.stages.candidates import CandidateSink
+    from pipeline.stages.lists import search_units
     from pipeline.stages.queries import TonightsUsers
-    from pipeline.stages.search import Search, remove_running, search_units
+    from pipeline.stages.search import Search, remove_running
 
     num_units = settings.output.num_buckets
     missing, scratch = units_of(night.storage, night.run).missing(range(num_units)), f"{night.run.prefix}/_wave"

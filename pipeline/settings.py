@@ -130,9 +130,16 @@ class BlockSettings(Config):
     uri: Location
 
 
+class NeedSettings(Config):
+    """A part of each list."""
+
+    items: PositiveInt  # at least so many
+    of: str  # SQL condition on the columns of the item: those for which it is TRUE
+
+
 class RulesSettings(Config):
-    """What may be shown to whom tonight, in lists of all sources. The keys below `show_if` and `block` are names of
-    your choice, which errors and the audit use."""
+    """What may be shown to whom tonight, in lists of all sources. The keys below `show_if`, `block` and `at_least` are
+    names of your choice, which errors and the audit use."""
 
     # SQL conditions on the columns of the item and of the query: an item is shown where all of them are TRUE.
     show_if: dict[RuleName, str] = Field(default_factory=dict)
@@ -140,11 +147,24 @@ class RulesSettings(Config):
     # Users with the same values in the query columns that conditions compare are a group; each group needs a mask over
     # all items. A part `item.x <> query.y` needs none.
     max_groups: PositiveInt = 10_000
+    # Rules for a list as a whole. It is chosen from a longer ranking, which grows until the rules can be kept, at most
+    # to the `max_depth` best items of a user.
+    at_most: dict[str, PositiveInt] = Field(default_factory=dict)  # items with the same value, by column of the item
+    at_least: dict[RuleName, NeedSettings] = Field(default_factory=dict)
+    min_score: float | None = None  # of the model's lists
+    # What an item loses of its score, times its cosine to the nearest item that is in the list. Of the model's lists.
+    diversity: Annotated[float, Field(ge=0.0, le=1_000.0)] = 0.0
+    max_depth: PositiveInt = 2_000
 
     @property
     def are_there(self) -> bool:
         """Whether any rule is configured."""
-        return bool(self.show_if or self.block)
+        return bool(self.show_if or self.block or self.are_of_lists)
+
+    @property
+    def are_of_lists(self) -> bool:
+        """Whether a rule is of a list as a whole."""
+        return bool(self.at_most or self.at_least or self.min_score is not None or self.diversity)
 
 
 class SplitSettings(Config):
@@ -502,6 +522,15 @@ class Settings(Config):
                 f"train.num_workers ({self.train.num_workers}) must be at most output.num_buckets "
                 f"({self.output.num_buckets}): each worker trains on buckets of its own"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _lists_can_keep_to_their_rules(self) -> Self:
+        owed, k = sum(need.items for need in self.rules.at_least.values()), self.search.k
+        if owed > k:
+            raise ValueError(f"rules.at_least asks for {owed} items together, but a list has {k} (search.k)")
+        if self.rules.are_of_lists and self.rules.max_depth < k:
+            raise ValueError(f"rules.max_depth ({self.rules.max_depth}) must be at least search.k ({k})")
         return self
 
     @model_validator(mode="after")

@@ -155,8 +155,11 @@ def _of_search(settings: Settings) -> dict[str, Any]:
     only_for_the_choice = {"target_recall", "tuning"}
     left_out = chosen_tonight if settings.search.method == "tuned" else only_for_the_choice
     device: dict[str, Any] = {"encoded_on_gpu": settings.cluster.gpus_per_encoder > 0}
-    if settings.rules.are_there:
-        device["show_if"] = settings.rules.show_if
+    rules = settings.rules
+    if rules.are_there:
+        device["show_if"] = rules.show_if
+    if rules.are_of_lists:
+        device["of_lists"] = rules.model_dump(mode="json", exclude={"show_if", "block", "max_groups"})
     return device | settings.search.model_dump(mode="json", exclude=left_out)
 
 

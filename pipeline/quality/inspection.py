@@ -25,7 +25,7 @@ from pipeline.quality.promises import Expected, UnitAudit, audit_unit, require_s
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.settings import Settings
 from pipeline.stages.queries import TonightsUsers
-from pipeline.stages.row_rules import RowRules
+from pipeline.stages.row_rules import PublishedLists, RowRules
 
 UNITS_AT_A_TIME = 2  # a unit in work holds a bucket's tables in memory
 
@@ -57,7 +57,7 @@ def inspect_run(night: Night, settings: Settings, sidecars: Mapping[int, Sidecar
     item_ids = read_item_ids(storage, night.histories)
     is_eligible_N = read_eligible(storage, night.histories)
     users = TonightsUsers.of(night, settings.output.num_buckets)
-    rules = RowRules(night, settings)
+    rules, of_lists = RowRules(night, settings), PublishedLists(night, settings)
 
     def inspect(unit: int) -> _InspectedUnit:
         bucket = read_bucket(storage, night.histories, unit)
@@ -67,6 +67,7 @@ def inspect_run(night: Night, settings: Settings, sidecars: Mapping[int, Sidecar
             item_ids=item_ids,
             is_eligible_N=is_eligible_N,
             broken_rules=partial(rules.broken, unit),
+            broken_list_rules=of_lists.broken,
             k=settings.search.k,
             layout=settings.output.layout,
             surface=settings.output.surface,

@@ -6,6 +6,7 @@ R rows (one per user and item). Pure: no files.
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 
 from pipeline.data.columns import mask_of, numpy_of
 from pipeline.data.histories import Bucket
-from pipeline.data.lists import Int32
+from pipeline.data.lists import Float32, Int32
 from pipeline.errors import InvalidRunError
 from pipeline.schema import MOL, POPULAR, USER_STATUSES, candidates, nested_candidates, users
 
@@ -26,6 +27,7 @@ MUST_BE_EMPTY = ("skipped", "error")
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 BrokenRules = Callable[[pa.Array, Ints, Ints], Iterable[tuple[str, Bools]]]
+BrokenListRules = Callable[[pa.Table, Ints, Ints, Float32], Iterable[tuple[str, Bools]]]
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Expected:
     # Tonight's rules: for users, and rows as the places of their users and items, each rule's promise and the rows that
     # break it.
     broken_rules: BrokenRules = lambda user_ids, user_R, item_R: ()
+    # The same of the rules for whole lists, for the accounting, and the rows' users, items and scores.
+    broken_list_rules: BrokenListRules = lambda users, user_R, item_R, score_R: ()
 
 
 @dataclass(frozen=True)
@@ -153,11 +157,13 @@ def eligibility_faults(rows: Rows, matches: Matches, expected: Expected) -> Iter
     yield from _rows_where(is_hidden_R, "the catalogue lets the item be shown", rows.name)
 
 
-def rule_faults(rows: Rows, matches: Matches, user_ids: pa.ChunkedArray, expected: Expected) -> Iterator[Violation]:
-    """Check that no row breaks a rule of tonight."""
+def rule_faults(rows: Rows, matches: Matches, user_table: pa.Table, expected: Expected) -> Iterator[Violation]:
+    """Check that no row, and no list, breaks a rule of tonight."""
     known = np.flatnonzero((matches.user_R >= 0) & (matches.item_R >= 0))
-    broken = expected.broken_rules(user_ids.combine_chunks(), matches.user_R[known], matches.item_R[known])
-    for promise, is_broken in broken:
+    user_R, item_R = matches.user_R[known], matches.item_R[known]
+    of_rows = expected.broken_rules(user_table["user_id"].combine_chunks(), user_R, item_R)
+    of_lists = expected.broken_list_rules(user_table, user_R, item_R, rows.scores[known])
+    for promise, is_broken in chain(of_rows, of_lists):
         wrong = np.zeros(len(matches.user_R), dtype=np.bool_)
         wrong[known[is_broken]] = True
         yield from _rows_where(wrong, promise, rows.name)
@@ -306,7 +312,7 @@ def audit_unit(candidate_table: pa.Table, user_table: pa.Table, expected: Expect
         *list_faults(rows, matches),
         *history_faults(rows, matches, user_table["user_id"], expected),
         *eligibility_faults(rows, matches, expected),
-        *rule_faults(rows, matches, user_table["user_id"], expected),
+        *rule_faults(rows, matches, user_table, expected),
         *accounting_faults(user_table, matches, expected),
         *provenance_faults(candidate_table, user_table, expected),
     ]

@@ -16,16 +16,21 @@ from pipeline.evaluation.popularity import rank_by_popularity
 from pipeline.io.histories import read_bucket, read_items
 from pipeline.io.night import Night
 from pipeline.io.publication.units import write_unit
+from pipeline.retrieval.list_rules import in_words
 from pipeline.retrieval.topk import TopK
 from pipeline.schema import MOL, POPULAR
 from pipeline.schema import candidates as long_schema
 from pipeline.schema import nested_candidates as nested_schema
 from pipeline.schema import users as users_schema
 from pipeline.settings import Settings
+from pipeline.stages.list_rules import read_list_rules
+from pipeline.stages.lists import depths
 from pipeline.stages.query_batch import NO_HISTORY, NOT_FINITE, SEARCHED, QueryBatch, UserRules
 from pipeline.stages.rules import TonightsRules
 
 FALLBACK = "no history: the most popular items"
+
+Notes = npt.NDArray[np.object_]  # of strings
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,8 @@ class CandidateSink:
     def __init__(self, night: Night, settings: Settings) -> None:
         self._night, self._settings = night, settings
         self._rules = TonightsRules(night, settings)
+        of_lists = settings.rules.are_of_lists
+        self._list_rules = read_list_rules(night, settings, of_scores=False) if of_lists else None
         items = read_items(night.storage, night.histories, ["item_id", "num_events"])
         self._item_ids = items["item_id"].combine_chunks()
         # The published score of a popular item. The order follows what is published, so it is rounded first.
@@ -77,6 +84,9 @@ class CandidateSink:
     def write(self, unit: int, batch: QueryBatch, result: TopK) -> None:
         """Write the unit's two tables and, after them, its sidecar."""
         results = Results.of(batch.searched, MOL, result.rows_BK.numpy(), result.scores_BK.numpy(), self._item_ids)
+        notes = np.full(len(batch.user_ids), "", dtype=object)
+        if batch.notes is not None:
+            notes[batch.searched] = batch.notes.to_numpy(zero_copy_only=False)
         num_seen, num_hidden = (np.zeros(len(batch.user_ids), dtype=np.int32) for _ in range(2))
         num_seen[batch.searched] = batch.excluded.lengths
         num_hidden[batch.searched] = self._rules.num_hidden(batch.excluded, batch.bonuses, batch.rules_of_queries)
@@ -84,12 +94,14 @@ class CandidateSink:
         if len(cold) and self._settings.queries.cold_users == "fallback":
             seen = self._seen_by(batch.user_ids.take(pa.array(cold)), unit)
             of_cold = None if batch.rules is None else batch.rules.take(cold)
-            results = results.joined(self._popular(cold, seen, of_cold))
+            popular, notes[cold] = self._popular(cold, seen, of_cold)
+            results = results.joined(popular)
             num_seen[cold], num_hidden[cold] = seen.lengths, self._rules.num_not_eligible(seen, of_cold)
         table = nested_table if self._settings.output.layout == "nested" else long_table
         candidates = table(batch.user_ids, results, self._night, self._settings)
         certificates = Certificates.of(result)
-        users = users_table(batch, results, certificates, num_seen, num_hidden, self._night, self._settings.search.k)
+        k = self._settings.search.k
+        users = users_table(batch, results, certificates, num_seen, num_hidden, notes, self._night, k)
         statuses = {entry["values"]: entry["counts"] for entry in pc.value_counts(users["status"]).to_pylist()}
         num_candidates, backends = len(results.item_ids), tuple(sorted(batch.backends))
         write_unit(self._night.storage, self._night.run, unit, candidates, users, num_candidates, statuses, backends)
@@ -100,15 +112,29 @@ class CandidateSink:
         rows = pc.fill_null(pc.index_in(user_ids, bucket.user_ids), -1)
         return bucket.seen("whole").take(numpy_of(rows).astype(np.int64))
 
-    def _popular(self, users: Int64, seen: Lists, of_users: UserRules | None) -> Results:
-        """The most popular items for each of these users, who have seen other items: (C,) all three."""
-        k, popularity_N = self._settings.search.k, self._popularity_N
+    def _popular(self, users: Int64, seen: Lists, of_users: UserRules | None) -> tuple[Results, Notes]:
+        """The most popular items for each of these users, who have seen other items, (C,) all three; and (C,) notes."""
+        k, popularity_N, num_items = self._settings.search.k, self._popularity_N, len(self._item_ids)
 
-        def ranking(_: Int64, hidden: Lists, is_shown_N: Mask) -> Int64:
-            return rank_by_popularity(popularity_N, hidden, k, is_shown_N)
+        def popular(depth: int) -> Int64:
+            def ranking(_: Int64, hidden: Lists, is_shown_N: Mask) -> Int64:
+                return rank_by_popularity(popularity_N, hidden, depth, is_shown_N)
 
-        rows_CK = self._rules.rank(seen, of_users, k, ranking)
-        return Results.of(users, POPULAR, rows_CK, popularity_N[rows_CK], self._item_ids)
+            return self._rules.rank(seen, of_users, depth, ranking)
+
+        if self._list_rules is None:
+            rows_CK, notes_C = popular(k), np.full(len(users), "", dtype=object)
+        else:
+            for depth in (planned := depths(self._settings.rules, k, num_items)):
+                rows_CM = popular(depth)
+                scores_CM = np.where(rows_CM == NO_ITEM, np.float32(-np.inf), popularity_N[rows_CM])
+                chosen = self._list_rules.choose(scores_CM, rows_CM, k, depth == planned[-1])
+                if not chosen.is_open_B.any():
+                    break
+            rows_CK = chosen.rows_of(rows_CM)
+            is_whole_C = (rows_CM[:, -1] == NO_ITEM) | (depth == num_items)
+            notes_C = np.array(in_words(self._list_rules, chosen, is_whole_C, depth), dtype=object)
+        return Results.of(users, POPULAR, rows_CK, popularity_N[rows_CK], self._item_ids), notes_C
 
 
 @dataclass(frozen=True)
@@ -158,11 +184,12 @@ def users_table(
     certificates: Certificates,
     num_seen: npt.NDArray[np.int32],
     num_hidden: npt.NDArray[np.int32],
+    notes: Notes,
     night: Night,
     k: int,
 ) -> pa.Table:
     """The accounting: one row per requested user (`schema.users`), who has seen `num_seen` items; a rule hides
-    `num_hidden` others; (R,) each.
+    `num_hidden` others; `notes` say what the rules for lists have left open, or ""; (R,) each.
 
     Status: ok (k items), short (fewer items than k may be shown), fallback (popular items, for want of a history),
     skipped (no history, or left out by `prepare`) or error (no finite query).
@@ -178,6 +205,9 @@ def users_table(
     is_short = pc.and_(is_searched, pc.less(pa.array(num_returned), k))
     is_not_finite = pc.equal(batch.reasons, NOT_FINITE)
     shortage = pc.binary_join_element_wise("only", pa.array(num_returned).cast(pa.string()), "items may be shown", " ")
+    noted = pa.array(notes, pa.string())
+    has_note = pc.not_equal(noted, "")
+    fallback = pc.if_else(has_note, pc.binary_join_element_wise(FALLBACK, noted, "; "), FALLBACK)
     cases = pc.make_struct(pa.array(is_fallback), is_short, is_searched, is_not_finite)
     columns = [
         batch.user_ids,
@@ -185,7 +215,9 @@ def users_table(
         pa.array(num_returned),
         pa.array(num_seen),
         pa.array(num_hidden),
-        pc.if_else(is_short, shortage, pc.if_else(pa.array(is_fallback), FALLBACK, batch.reasons)),
+        pc.case_when(
+            pc.make_struct(pa.array(is_fallback), has_note, is_short), fallback, noted, shortage, batch.reasons
+        ),
         pa.array(is_proven),
         pa.array(max_gap, mask=np.isinf(max_gap)),
         pa.repeat(pa.scalar(night.ds, pa.date32()), num_users),

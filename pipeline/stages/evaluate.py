@@ -49,10 +49,11 @@ from pipeline.stages.heldout import (
     HeldOutUsers,
     RecallCheckSink,
 )
+from pipeline.stages.lists import search_units
 from pipeline.stages.memory import memory_of_neighbours, uses_memory
 from pipeline.stages.runner import Runner
 from pipeline.stages.sample import draw_unit, make_sample
-from pipeline.stages.search import Search, search_units
+from pipeline.stages.search import Search
 
 
 def evaluate(runner: Runner, night: Night, settings: Settings) -> Metrics:
@@ -110,16 +111,16 @@ def draw_sample(runner: Runner, night: Night, settings: Settings) -> Sample:
 
 def _check_recall(runner: Runner, night: Night, settings: Settings, sample: Sample) -> None:
     """Search for the checked users with the model that serves, and compare: an approximate search with exact search, an
-    exact one with brute force."""
+    exact one with brute force. The rules for whole lists have no part in it: the search finds what they choose from."""
     missing = overlap_claims(night).missing(sample.checked_units)
     users = CheckedUsers(sample, settings.evaluate.seed)
     search = Search(night, settings, users, night.evaluation.key("_checked"))
     if settings.search.is_exact:
-        search_units(runner, search, missing, BruteForceSink)
+        search_units(runner, search, missing, BruteForceSink, keeps_list_rules=False)
         return
-    search_units(runner, search, checked_claims(night).missing(missing), CheckedListsSink)
+    search_units(runner, search, checked_claims(night).missing(missing), CheckedListsSink, keeps_list_rules=False)
     exact = Search(night, settings.with_search({"method": "exact"}), users, night.evaluation.key("_recall-check"))
-    search_units(runner, exact, missing, RecallCheckSink)
+    search_units(runner, exact, missing, RecallCheckSink, keeps_list_rules=False)
 
 
 def collect(night: Night, settings: Settings, sample: Sample, num_items: int, seconds: float) -> Metrics:

@@ -58,6 +58,8 @@ class QueryBatch:
     backends: frozenset[str] = frozenset()  # names of the backends that have searched for these queries so far
     bonuses: Bonuses | None = None  # (B,)
     rules: UserRules | None = None  # of the requested users; None: no rule reads the query or names a user
+    # (B,) string: why a list is short, or what it owes; not sent between processes. None: no rule is of whole lists.
+    notes: pa.Array | None = None
 
     @property
     def rules_of_queries(self) -> UserRules | None:

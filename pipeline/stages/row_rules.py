@@ -9,14 +9,16 @@ from itertools import pairwise
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline.data.columns import Mask
+from pipeline.data.columns import Mask, mask_of
 from pipeline.data.histories import user_bucket
 from pipeline.data.ids import rows_among
-from pipeline.data.lists import Int64
+from pipeline.data.lists import Float32, Int64
 from pipeline.data.predicates import holds_for_pairs
 from pipeline.io.night import Night
 from pipeline.settings import Settings
+from pipeline.stages.list_rules import read_list_rules
 from pipeline.stages.night_rules import Attributes, NightRules
 
 
@@ -56,6 +58,40 @@ class RowRules:
             mask = np.zeros(len(item_R), dtype=bool)
             mask[is_blocked] = True
             yield f"rules.block.{block.name} does not block the item", mask
+
+
+class PublishedLists:
+    """Judges published lists by tonight's rules for lists: by sorting and grouping their rows."""
+
+    def __init__(self, night: Night, settings: Settings) -> None:
+        self._rules = read_list_rules(night, settings, of_scores=False) if settings.rules.are_of_lists else None
+        self._min_score = settings.rules.min_score
+
+    def broken(self, users: pa.Table, user_R: Int64, item_R: Int64, score_R: Float32) -> Iterator[tuple[str, Mask]]:
+        """For each rule a promise in words, and whether a row's list breaks it: row r is of row `user_R[r]` of the
+        accounting `users`, with item row `item_R[r]`."""
+        if self._rules is None:
+            return
+        rows = pl.DataFrame({"user": user_R, "item": item_R})
+        for quota in self._rules.quotas:
+            values = pl.DataFrame({"item": quota.values.owners, "value": quota.values.values})
+            same = rows.with_row_index("row").join(values, on="item").with_columns(pl.len().over("user", "value"))
+            is_broken = np.zeros(len(rows), dtype=bool)
+            is_broken[same.filter(pl.col("len") > quota.most)["row"].to_numpy()] = True
+            yield f"{quota.name}: at most {quota.most} items of a list have the same value", is_broken
+        for need in self._rules.needs:
+            found = np.bincount(user_R, weights=need.fulfils_N[item_R], minlength=users.num_rows).astype(np.int64)
+            said = [f"{count} of {need.least} items for {need.name}" for count in found.tolist()]
+            is_said = [words in reason for words, reason in zip(said, users["reason"].to_pylist(), strict=True)]
+            is_broken_U = (found < need.least) & ~np.array(is_said, dtype=bool)
+            yield (
+                f"{need.name}: {need.least} items of a list fulfil it, or the reason says how many",
+                is_broken_U[user_R],
+            )
+        if self._min_score is not None:
+            is_searched_U = mask_of(pc.not_equal(users["status"], "fallback"))
+            too_low = is_searched_U[user_R] & ~(score_R >= np.float32(self._min_score))
+            yield f"rules.min_score: no score is below {self._min_score:g}", too_low
 
 
 def _by_bucket(user_ids: pa.Array, num_buckets: int) -> list[pa.Array]:

@@ -4,10 +4,9 @@ A wave is a chain with one stage per shard. A unit's batch of queries passes thr
 top-k. A wave holds as many shards as fit at once; between two waves the store keeps each unit's running top-k.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Protocol
 
 import pyarrow as pa
 
@@ -29,7 +28,6 @@ from pipeline.stages.encode import encode_queries
 from pipeline.stages.memory import bonus_source, memory_of_bonuses
 from pipeline.stages.queries import QuerySource
 from pipeline.stages.query_batch import (
-    QueryBatch,
     backends_in,
     backends_metadata,
     decode_batch,
@@ -42,15 +40,6 @@ from pipeline.stages.runner import Actors, Payload, Runner, Stage
 from pipeline.stages.user_rules import UserRulesSource
 
 AGAIN = "has another process finished this search meanwhile? Run again"
-
-
-class Sink(Protocol):
-    """Writes the result of a unit to the store. A unit may be written twice, with the same result."""
-
-    def write(self, unit: int, batch: QueryBatch, result: TopK) -> None: ...
-
-
-SinkMaker = Callable[[Night, Settings], Sink]
 
 
 @dataclass(frozen=True)
@@ -77,27 +66,23 @@ class Wave:
     last: int
 
 
-def search_units(runner: Runner, search: Search, units: Sequence[int], sink: SinkMaker, sink_memory: int = 0) -> None:
-    """Search for the queries of each unit (a user bucket) and hand the results to the sink, which takes at most
-    `sink_memory` bytes (0: little).
+def search_shards(runner: Runner, search: Search, units: Sequence[int], end: Stage) -> None:
+    """Search all shards for the queries of each unit (a user bucket), and end with the stage `end`.
 
-    An interrupted search resumes from its scratch; a finished search removes it. Raises InputError when the corpus does
-    not exist or has fewer than k items, and the errors of `Runner.run_chain`.
+    An interrupted search resumes from its scratch. Raises InputError when the corpus does not exist or has fewer than k
+    items, and the errors of `Runner.run_chain`.
     """
-    night, settings = search.night, search.settings
-    manifest = open_corpus(night.storage, night.corpus)
-    check_k(settings, manifest)
+    manifest = open_corpus(search.night.storage, search.night.corpus)
+    check_k(search.settings, manifest)
     if units:
         searchers = searcher_stages(search, shard_entries(manifest))
-        writer = Stage(Writer, {"night": night, "settings": settings, "sink": sink}, Actors.ONE, memory=sink_memory)
-        at_once = runner.num_fitting(searchers, beside=[encoder_stage(search), writer])
+        at_once = runner.num_fitting(searchers, beside=[encoder_stage(search), end])
         *earlier, last = plan_waves(len(searchers), at_once)
         for wave in earlier:
             missing = search.running_claims(wave.last).missing(units)
             keeper = Stage(RunningKeeper, {"search": search, "num_covered": wave.last}, Actors.ONE)
             _run_wave(runner, search, searchers, wave, missing, keeper)
-        _run_wave(runner, search, searchers, last, units, writer)
-    remove_running(night.storage, search.scratch)
+        _run_wave(runner, search, searchers, last, units, end)
 
 
 def plan_waves(num_shards: int, per_wave: int) -> tuple[Wave, ...]:
@@ -199,17 +184,6 @@ class RunningKeeper:
         data = write_parquet_bytes(pa.table(topk_columns(running)), backends_metadata(batch.backends))
         name = f"unit-{unit:05d}.parquet"
         self._claims.claim(unit, write_file(self._claims.storage, self._claims.prefix, name, data, len(running)))
-        return b""
-
-
-class Writer:
-    """Ends the last wave: hands each unit to the sink."""
-
-    def __init__(self, night: Night, settings: Settings, sink: SinkMaker) -> None:
-        self._sink = sink(night, settings)
-
-    def __call__(self, unit: int, payload: Payload) -> bytes:
-        self._sink.write(unit, *decode_batch(payload))
         return b""
 
 

@@ -19,8 +19,9 @@ from pipeline.settings import SearchSettings
 from pipeline.stages.candidates import CandidateSink
 from pipeline.stages.embed import embed_corpora
 from pipeline.stages.encode import encode_queries, encode_sequences
+from pipeline.stages.lists import search_units
 from pipeline.stages.queries import TonightsUsers, group_by_bucket
-from pipeline.stages.search import Wave, plan_waves, search_units
+from pipeline.stages.search import Wave, plan_waves
 from tests.stages.worlds import (
     RecordingRunner,
     World,

@@ -25,10 +25,11 @@ from pipeline.model.results import training_metrics
 from pipeline.settings import Settings
 from pipeline.stages.candidates import CandidateSink
 from pipeline.stages.embed import embed_corpora
+from pipeline.stages.lists import search_units
 from pipeline.stages.local import LocalRunner
 from pipeline.stages.queries import TonightsUsers
 from pipeline.stages.runner import Runner, Stage
-from pipeline.stages.search import Search, search_units
+from pipeline.stages.search import Search
 from tests.item_index import item_index
 from tests.model.planted import report
 

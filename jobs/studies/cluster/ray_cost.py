@@ -14,8 +14,9 @@ from pipeline.config import load_config
 from pipeline.io.night import Night, open_night
 from pipeline.settings import Settings
 from pipeline.stages.candidates import CandidateSink
+from pipeline.stages.lists import search_units
 from pipeline.stages.queries import TonightsUsers
-from pipeline.stages.search import Search, search_units
+from pipeline.stages.search import Search
 
 USERS_PER_BUCKET = 4_000
 THREADS = 2

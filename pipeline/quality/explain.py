@@ -26,6 +26,7 @@ from pipeline.io.histories import read_bucket, read_items
 from pipeline.io.night import Night
 from pipeline.io.parquet import read_parquet_bytes
 from pipeline.io.publication.units import units_of
+from pipeline.quality.exact_list import ExactList
 from pipeline.quality.explanation import Explanation, Seen, Shown
 from pipeline.quality.promises import Rows, flatten
 from pipeline.quality.report import item_name
@@ -89,10 +90,10 @@ def explain(night: Night, settings: Settings, user: str, item: str | None, num_b
     batch, rows_N, scores_N = _exact_list(night, settings, found, len(items))
     filters = _filters(night, settings, found, batch)
     published_rows = numpy_of(pc.index_in(published, items["item_id"].combine_chunks())).astype(np.int64)
-    common = np.intersect1d(rows_N[: len(published_rows)], published_rows)
+    exact = ExactList.of(night, settings, rows_N, scores_N)
     why = None
     if item_row is not None:
-        why = _why(item_row, filters, rows_N, scores_N, published_rows, account, settings.search.k)
+        why = _why(item_row, filters, exact, published_rows, account)
     return Explanation(
         user_id=found.user_id.as_py(),
         user_status=account["status"] if account else "not in the run",
@@ -104,7 +105,7 @@ def explain(night: Night, settings: Settings, user: str, item: str | None, num_b
         num_shown=int((~np.any(list(filters.values()), axis=0)).sum()),
         best=_best(night, items, found, batch, rows_N[:num_best], scores_N[:num_best], published_rows),
         num_published=len(published_rows),
-        num_common=len(common),
+        num_common=len(np.intersect1d(exact.listed, published_rows)),
         item=None if item_row is None else _names(items, np.array([item_row]))[0],
         why=why,
     )
@@ -243,13 +244,12 @@ def _best(
 def _why(
     row: int,
     filters: Mapping[str, Mask],
-    rows_N: Int64,
-    scores_N: Float32,
+    exact: ExactList,
     published_rows: Int64,
     account: Mapping[str, Any] | None,
-    k: int,
 ) -> str:
     """What became of an item, in one sentence."""
+    rows_N = exact.rows_N
     hiding = [name for name, mask_N in filters.items() if mask_N[row]]
     if row in published_rows:
         return f"it is published, at rank {int(np.flatnonzero(published_rows == row)[0]) + 1}"
@@ -258,12 +258,14 @@ def _why(
             return "it is " + " and ".join(_in_words(name) for name in hiding)
         return f"the user has no query: {account['reason'] if account else 'no history'}"
     place = int(np.flatnonzero(rows_N == row)[0])
-    standing = f"by exact search it has rank {place + 1:,} of {len(rows_N):,}, with a score of {scores_N[place]:.4f}"
-    if place >= k:
-        return f"{standing}; the last of the {k} that are shown has {scores_N[k - 1]:.4f}"
+    score = exact.scores_N[place]
+    standing = f"by exact search it has rank {place + 1:,} of {len(rows_N):,}, with a score of {score:.4f}"
+    if row not in exact.listed:
+        return f"{standing}; {exact.why_not(row, place)}"
+    shown = f"among the {len(exact.listed)} that are shown"
     if account is None:
-        return f"{standing}, among the first {k}: there is no list of the user yet, run jobs/retrieve.py"
-    return f"{standing}, among the first {k}: the approximate search has lost it (search.method: exact finds it)"
+        return f"{standing}, {shown}: there is no list of the user yet, run jobs/retrieve.py"
+    return f"{standing}, {shown}: the approximate search has lost it (search.method: exact finds it)"
 
 
 def _in_words(name: str) -> str:

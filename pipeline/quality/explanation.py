@@ -41,7 +41,7 @@ class Explanation:
     num_shown: int  # items that may be shown to the user
     best: tuple[Shown, ...]
     num_published: int
-    num_common: int  # of them, those that exact search has in its list of this length too
+    num_common: int  # of them, those that are in the list of exact search too
     item: str | None = None
     why: str | None = None  # what became of the item
 
@@ -61,8 +61,8 @@ def explanation_text(explanation: Explanation) -> str:
     ]
     if explanation.best:
         lines.append(
-            f"the best by exact search; the published list of {explanation.num_published} has "
-            f"{explanation.num_common} of its first {explanation.num_published}:"
+            f"the best by exact search; of the published list of {explanation.num_published}, "
+            f"{explanation.num_common} are in the list that exact search makes:"
         )
     for shown in explanation.best:
         counts = f", of it {shown.counts:.4f} by counts" if shown.counts else ""

@@ -1,16 +1,20 @@
 """Explaining a user's list and the absence of an item, after whole nights with rules, in words and as JSON."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.config import load_config
+from pipeline.data.lists import Lists
 from pipeline.errors import InputError
 from pipeline.io.night import open_night
 from pipeline.io.publication.reader import read_latest
+from pipeline.quality.exact_list import ExactList
 from pipeline.quality.explain import _why, explain
 from pipeline.quality.explanation import Explanation
+from pipeline.retrieval.list_rules import ListRules, Need, Quota
 from pipeline.settings import Settings
 from tests.jobs.nightly import TINY, Ended, run_job
 from tests.jobs.test_rules import (
@@ -28,6 +32,8 @@ from tests.jobs.test_rules import (
 )
 
 __all__ = ["lake", "root"]  # fixtures
+GENRES = Lists.of([[0], [], [], [], [1], [], [], [1], [], []])  # 4 and 7 have the same
+FIRST = np.arange(10) == 0
 
 
 def ask(lake: Path, root: Path, user: str, item: str | None = None) -> Ended:
@@ -122,8 +128,13 @@ def test_an_unknown_user_or_item_is_said_to_be_unknown(lake, root, user, item, s
             [7, 4, 9],
             "rank 4 of 5, with a score of 1.0000; the last of the 3 that are shown has 2",
         ),
-        (9, {"status": "ok"}, [7, 4, 2], "has rank 3 of 5, with a score of 2.0000, among the first 3: the approximate"),
-        (9, None, [], "among the first 3: there is no list of the user yet"),
+        (
+            9,
+            {"status": "ok"},
+            [7, 4, 2],
+            "has rank 3 of 5, with a score of 2.0000, among the 3 that are shown: the app",
+        ),
+        (9, None, [], "among the 3 that are shown: there is no list of the user yet"),
         (6, {"status": "error", "reason": "not finite"}, [], "the user has no query: not finite"),
     ],
 )
@@ -136,5 +147,22 @@ def test_what_became_of_an_item_is_one_sentence(row, account, published, said):
     if account and account["status"] == "error":
         rows = rows[:0]
     scores = np.array([4, 3, 2, 1, 0], dtype=np.float32)
-    found = _why(row, filters, rows, scores, np.array(published, dtype=np.int64), account, 3)
-    assert said in found
+    exact = ExactList(rows, scores, rows[:3], ListRules(), len(rows))
+    assert said in _why(row, filters, exact, np.array(published, dtype=np.int64), account)
+
+
+@pytest.mark.parametrize(
+    ("rules", "listed", "row", "said"),
+    [
+        ({"quotas": (Quota("rules.at_most.genre", 1, GENRES),)}, [7, 9], 4, r"has 1 items .* \(rules.at_most.genre\)$"),
+        ({"min_score": 1.5}, [7, 4, 9], 3, "rules.min_score is 1.5"),
+        ({"needs": (Need("rules.at_least.new", 1, FIRST),)}, [7, 0], 4, r"went to others \(rules.at_least.new\)$"),
+        ({"diversity": 1.0}, [7, 0], 4, r"went to others \(rules.diversity\)$"),
+        ({"needs": (Need("rules.at_least.new", 1, FIRST),)}, [7, 4], 0, "the list is chosen from the best 4"),
+        ({"diversity": 1.0}, [7, 4], 9, "the last of the 2 that are shown has 3.0000"),
+    ],
+)
+def test_why_an_item_is_not_in_a_list_under_rules(rules, listed, row, said):
+    rows, scores = np.array([7, 4, 9, 3, 0]), np.array([4, 3, 2, 1, 0], dtype=np.float32)
+    exact = ExactList(rows, scores, np.array(listed), ListRules(**rules), 4)
+    assert re.search(said, exact.why_not(row, rows.tolist().index(row)))

@@ -5,17 +5,22 @@ from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
 from jobs import prepare
-from pipeline.config import apply_overrides
+from pipeline.config import apply_overrides, load_config
 from pipeline.errors import InputError
+from pipeline.io.histories import read_item_ids
 from pipeline.io.night import open_night
 from pipeline.io.publication.reader import read_latest
+from pipeline.quality.explain import explain
 from pipeline.settings import Settings
-from tests.jobs.nightly import Ended, run_job
+from pipeline.stages.row_rules import PublishedLists
+from tests.jobs.nightly import TINY, Ended, run_job
 
 LAST_DAY = datetime(2026, 11, 20, 12, tzinfo=UTC)
 NUM_USERS, NUM_ITEMS, K = 40, 60, 8
@@ -31,7 +36,7 @@ KEYS = {
 }
 RULES = {
     "rules.at_most.genres": 2,
-    "rules.at_most.seller": 3,
+    "rules.at_most.seller": 1,
     "rules.at_least.fresh": json.dumps({"items": 2, "of": "item.released >= CURRENT_DATE - INTERVAL 6 DAY"}),
     "rules.at_least.local": json.dumps({"items": 1, "of": "item.local"}),
 }
@@ -106,7 +111,7 @@ def choose(ranking: list[int]) -> tuple[list[int], list[int]]:
     def is_allowed(item: int) -> bool:
         genres = set(ITEMS[item]["genres"] or [])
         same_seller = [each for each in chosen if ITEMS[each]["seller"] == ITEMS[item]["seller"]]
-        return (ITEMS[item]["seller"] is None or len(same_seller) < 3) and all(
+        return (ITEMS[item]["seller"] is None or not same_seller) and all(
             sum(genre in (ITEMS[each]["genres"] or []) for each in chosen) < 2 for genre in genres
         )
 
@@ -182,9 +187,52 @@ def test_the_best_of_a_user_are_looked_at_down_to_max_depth(lake, root):
     assert all(row["status"] != "ok" or "for rules.at_least" in row["reason"] for row in users if row["reason"])
 
 
+def test_it_is_told_why_an_item_is_not_in_a_list(lake, root):
+    settings, night = opened(lake, root, *(f"{key}={value}" for key, value in RULES.items()))
+    whole, published = rankings(root, "whole"), rankings(root, "candidates")
+    said, reasons = set(), {"at_most.genres", "at_most.seller", "at_least", "the last of the"}
+    for user in list(whole)[:10]:
+        listed = [item for item, _ in published[user]]
+        for item, score in whole[user][:30]:
+            why = str(explain(night, settings, user, f"i{item:02d}", 3).why)
+            assert why.startswith("it is published") == (item in listed)
+            assert item in listed or f"with a score of {score:.4f}; " in why
+            said |= {words for words in reasons if words in why}
+    assert said == reasons
+
+
+def test_the_audit_finds_lists_that_break_each_rule(lake, root):
+    """The items of one genre, the first of a seller, too few fresh ones, and a low score."""
+    settings, night = opened(lake, root, "rules.min_score=0.5", *(f"{key}={value}" for key, value in RULES.items()))
+    index = read_item_ids(night.storage, night.histories).to_pylist()
+    of_genre = [item for item in range(NUM_ITEMS) if "g1" in (ITEMS[item]["genres"] or [])][:4]
+    of_seller = [item for item in range(NUM_ITEMS) if ITEMS[item]["seller"] == "s2"][:4]
+    lists = [of_genre, of_seller, [0, 1, 13], [0, 1, 13]]
+    users = pa.table({"status": ["ok", "ok", "fallback", "ok"], "reason": ["", "", "", "x"]})
+    user_R = np.repeat(np.arange(4), [len(each) for each in lists])
+    item_R = np.array([index.index(f"i{item:02d}") for each in lists for item in each])
+    score_R = np.where(user_R >= 2, 0.25, 1.0).astype(np.float32)
+    broken = dict(PublishedLists(night, settings).broken(users, user_R, item_R, score_R))
+    of_rule = {promise.partition(":")[0]: set(user_R[mask].tolist()) for promise, mask in broken.items()}
+    assert 0 in of_rule["rules.at_most.genres"]
+    assert 1 in of_rule["rules.at_most.seller"]
+    assert of_rule["rules.min_score"] == {3}, "the score of a fallback list is no score of the model"
+    for number, each in enumerate(lists):
+        fresh = sum(ITEMS[item]["released"] >= date(2026, 11, 14) for item in each)
+        local = any(ITEMS[item]["local"] for item in each)
+        assert (number in of_rule["rules.at_least.fresh"]) == (fresh < 2)
+        assert (number in of_rule["rules.at_least.local"]) == (not local)
+    assert of_rule["rules.at_least.fresh"]
+    assert of_rule["rules.at_least.local"]
+    said = users.set_column(1, "reason", pa.array(["0 of 1 items for rules.at_least.local", "", "", ""]))
+    again = dict(PublishedLists(night, settings).broken(said, user_R, item_R, score_R))
+    (local,) = (mask for promise, mask in again.items() if promise.startswith("rules.at_least.local"))
+    assert 0 not in user_R[local]
+
+
 def opened(lake: Path, root: Path, *overrides: str) -> tuple[Settings, object]:
-    keys = [f"{key}={value}" for key, value in (KEYS | tables_of(lake) | {"search.k": K}).items()]
-    settings = Settings.model_validate(apply_overrides({"root": str(root)}, [*keys, *overrides]))
+    keys = TINY | KEYS | tables_of(lake) | {"search.k": K, "root": root}
+    settings = load_config(Settings, Path("conf/nightly.yaml"), [*(f"{k}={v}" for k, v in keys.items()), *overrides])
     return settings, open_night(settings)
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 def run(settings: "Settings", night: "Night") -> Outcome:
     from pipeline.io.evaluation import read_metrics
+    from pipeline.io.histories import odd_days
     from pipeline.io.publication.commits import commit, propose, published, refresh_latest, write_run_manifest
     from pipeline.io.publication.units import finished_units
     from pipeline.io.storage.base import check_store
@@ -27,7 +28,8 @@ def run(settings: "Settings", night: "Night") -> Outcome:
     check_store(storage)
     sidecars = finished_units(storage, night.run, settings.output.num_buckets)
     metrics = read_metrics(storage, night.evaluation)
-    verdicts, warnings = check_gates(metrics, settings.gates), warnings_of(metrics) if metrics else []
+    verdicts, warnings = check_gates(metrics, settings.gates), odd_days(storage, night.histories)
+    warnings += warnings_of(metrics) if metrics else []
     chosen = as_chosen(night, settings)
     inspection = inspect_run(night, chosen, sidecars)
     verdicts.append(check_fallback(inspection.counts, settings.gates))

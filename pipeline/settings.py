@@ -188,6 +188,12 @@ class PrepareSettings(Config):
     max_bad_share: Share = 0.01  # of all rows; above it the log is refused
     max_duplicate_share: Share = 0.5  # of all rows, delivered again, or with the event_id of another event
     max_orphan_share: Share = 0.05  # of events, on items that are not in the catalogue; above it the log is refused
+    # The events of ds beside the days before (pipeline/data/volume.py): times as many, or as few, as usual; the same of
+    # the share of each type of event; and no event on one of the days before. warn: said in the log, in
+    # validation-….json and in the published manifest; error: the log is refused.
+    odd_days: Literal["ignore", "warn", "error"] = "warn"
+    max_day_change: Annotated[float, Field(ge=1.0)] = 2.0
+    max_type_change: Annotated[float, Field(ge=1.0)] = 3.0
     rows_per_task: PositiveInt = 1_000_000  # bounds the memory of one task
     # Keep what was read of each ds= partition, below <root>/read, so that the next night reads the new ones only.
     keep_partitions: bool = True

@@ -1,5 +1,6 @@
 """The Histories artifact: one Parquet file per user bucket, and the item index."""
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from pipeline.data.columns import Mask, mask_of, numpy_of
 from pipeline.data.histories import Bucket
 from pipeline.data.lists import Int64, Lists, offsets_of
 from pipeline.errors import InputError
-from pipeline.io.artifacts import Claims, sizes_of, write_file
+from pipeline.io.artifacts import Claims, read_file, read_manifest, sizes_of, write_file
 from pipeline.io.parquet import read_parquet_bytes, write_parquet_bytes
 from pipeline.io.storage.base import Storage
 from pipeline.schema import SCHEMA_VERSION
@@ -136,3 +137,14 @@ def _read(claims: Claims[FileEntry], part: int, columns: Sequence[str] | None = 
     key = f"{claims.prefix}/{entry.key}"
     with storage.open(key) as source:
         return read_parquet_bytes(source, f"{storage.uri}/{key}", columns)
+
+
+def odd_days(storage: Storage, histories: Artifact) -> list[str]:
+    """What `prepare` found odd about the events of the night's day, in words; nothing where it did not look."""
+    manifest = read_manifest(storage, histories.prefix)
+    found: list[str] = []
+    for entry in manifest.files if manifest else ():
+        if entry.key.startswith("validation-"):
+            validation = json.loads(read_file(storage, histories.prefix, entry, "remove the histories, prepare again"))
+            found += [f"the log: {finding['words']}" for finding in validation.get("odd", ())]
+    return found

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +14,9 @@ from pipeline.data.cleaning import MALFORMED
 from pipeline.data.histories import Bucket, user_bucket
 from pipeline.data.simulation.log import simulate_days
 from pipeline.distributed.runner import RayRunner
-from pipeline.errors import InfrastructureError
+from pipeline.errors import InfrastructureError, InputError
 from pipeline.io.artifacts import require_manifest
-from pipeline.io.histories import bucket_claims, items_claims, read_items
+from pipeline.io.histories import bucket_claims, items_claims, odd_days, read_items
 from pipeline.io.inputs import day_of
 from pipeline.io.night import open_night
 from pipeline.io.rows import check_columns
@@ -464,3 +465,48 @@ def test_on_ray_the_files_are_the_same(tmp_path):
     files: tuple[FileEntry, ...] = run(on_ray, runner=RayRunner(on_ray))[1].files
     alone = simulated(tmp_path / "alone")
     assert [f.sha256 for f in files] == [f.sha256 for f in run(alone)[1].files]
+
+
+def write_days(folder: Path, views_of_last_day: int) -> None:
+    """Twelve days of 150 views and 50 purchases each, in partitions of their own; the last day without a purchase."""
+    for ago in range(12):
+        day = date(2026, 11, 20) - timedelta(days=ago)
+        types = ["view"] * 150 + ["purchase"] * 50 if ago else ["view"] * views_of_last_day
+        rows = [
+            {
+                "user_id": f"u{number % 20:02d}",
+                "item_id": f"i{(number * 7 + ago) % 40:02d}",
+                "event_ts": datetime(day.year, day.month, day.day, 8, tzinfo=UTC) + timedelta(seconds=number),
+                "event_type": kind,
+            }
+            for number, kind in enumerate(types)
+        ]
+        (folder / f"ds={day}").mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"ds={day}" / "part.parquet")
+
+
+NO_PURCHASE = "0.0% of the events of 2026-11-20 are of the type 'purchase', usually 25.0%"
+ODD = {60: ["2026-11-20 has 60 events, a usual Friday 200", NO_PURCHASE], 150: [NO_PURCHASE]}
+
+
+@pytest.mark.parametrize("views", [60, 150])
+def test_a_day_that_is_not_as_usual_is_said_in_the_log_the_validation_and_to_whoever_publishes(tmp_path, caplog, views):
+    write_days(tmp_path / "log", views)
+    log = {"uri": str(tmp_path / "log"), "source": "default"}
+    values = {"root": str(tmp_path / "root"), "log": log, "train": {"num_negatives": 5}, "search": {"k": 5}}
+    settings = Settings.model_validate(values)
+    run(settings)
+    expected = ODD[views]
+    assert [finding["words"] for finding in validation_of(settings)["odd"]] == expected
+    night = open_night(settings)
+    assert odd_days(night.storage, night.histories) == [f"the log: {words}" for words in expected]
+    for words in expected:
+        assert f"the log: {words} (prepare.max_" in caplog.text
+    refusing = Settings.model_validate(values | {"prepare": {"odd_days": "error"}})
+    with pytest.raises(InputError) as error:
+        run(refusing)
+    asked = "is the log complete? If it is, set prepare.odd_days: warn"
+    assert str(error.value).endswith("; ".join([*expected, asked]))
+    quiet = Settings.model_validate(values | {"prepare": {"odd_days": "ignore"}})
+    run(quiet)
+    assert validation_of(quiet)["odd"] == []

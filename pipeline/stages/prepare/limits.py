@@ -1,7 +1,9 @@
 """Refusing a log of which too much is bad, repeated or nobody's; each refusal says what to do."""
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
+from datetime import date
 
 import pyarrow as pa
 
@@ -10,11 +12,14 @@ from pipeline.data.ids import MAX_ID_BYTES
 from pipeline.data.seen import OF_TYPE
 from pipeline.data.splitting import REUSED
 from pipeline.data.times import explain_times
+from pipeline.data.volume import EventsByDay, Finding, odd_figures
 from pipeline.errors import InputError
 from pipeline.io.formats import SHOWN, shown
 from pipeline.io.heads import way_out_of_malformed
 from pipeline.io.inputs import Log
 from pipeline.settings import Settings
+
+logger = logging.getLogger("nightrails")
 
 BAD = (*REASONS, MALFORMED)
 IN_WORDS = {
@@ -142,6 +147,21 @@ def check_worth_training(counts: Mapping[str, int], origin: str, max_user_events
             "measured; hold out more with split.test_days, give a longer log, or let people find again what they have "
             "seen (prepare.seen_event_types, seen_lookback_days)"
         )
+
+
+def check_volume(log: Log, settings: Settings, events: EventsByDay, ds: date) -> list[Finding]:
+    """Warn of what is odd about the events of `ds`, or raise InputError, as `prepare.odd_days` says; return it."""
+    if settings.prepare.odd_days == "ignore":
+        return []
+    found = odd_figures(events, ds, settings.prepare)
+    if found and settings.prepare.odd_days == "error":
+        raise InputError(
+            f"{log.name}: {'; '.join(finding.words for finding in found)}; is the log complete? If it is, set "
+            "prepare.odd_days: warn"
+        )
+    for finding in found:
+        logger.warning("the log: %s (prepare.%s)", finding.words, finding.rule)
+    return found
 
 
 def check_orphans(log: Log, settings: Settings, counts: Counter[str], rejected: pa.Table) -> None:

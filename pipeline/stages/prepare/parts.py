@@ -23,7 +23,7 @@ from pipeline.io.storage.base import Storage
 from pipeline.settings import Settings
 from pipeline.stages.prepare.segments import scratch_prefix
 
-VERSION = 3  # of what the first pass makes of a part; raise it by hand when that changes
+VERSION = 4  # of what the first pass makes of a part; raise it by hand when that changes
 HOUR_US = 3_600_000_000
 KEPT = "read"  # the folder of the parts below the root
 

@@ -6,7 +6,7 @@ index and counts. A rerun after a crash does only the tasks that are not done.
 
 import logging
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from pipeline.data.columns import EPOCH, DistinctIds, Mask
 from pipeline.data.days import looks_like_a_day
 from pipeline.data.item_events import ItemEvents
 from pipeline.data.period import Period
+from pipeline.data.volume import Finding
 from pipeline.errors import InputError
 from pipeline.io.artifacts import READERS, write_file
 from pipeline.io.newest import SLACK
@@ -34,6 +35,7 @@ from pipeline.stages.prepare.limits import (
     check_duplicates,
     check_orphans,
     check_seen_types,
+    check_volume,
     check_words,
 )
 from pipeline.stages.prepare.parts import columns_of, parts_of, remove_old
@@ -102,7 +104,7 @@ class Mapped:
     """The result of the first pass: sums, and the segments that hold the rows."""
 
     period: Period  # what the night sees
-
+    odd: list[Finding]  # about the day's events
     counts: Counter[str]
     rejected: pa.Table  # the first bad rows of each reason
     quarantine: Quarantine  # all of them
@@ -127,7 +129,9 @@ def _first_pass(runner: Runner, job: Job) -> Mapped:
                 check_bad_share(job.log, job.settings, counts, rejected, num_rows)
     check_bad_share(job.log, job.settings, counts, rejected, counts["rows_read"])
     check_words(job.log, job.settings, counts)
-    period = _period(job, results.values())
+    events = _events_by_day(results.values())
+    period = _period(job, {day: kinds.total() for day, kinds in events.items()})
+    odd = check_volume(job.log, job.settings, events, job.night.ds)
     ids = DistinctIds(job.columns.item_type)
     for result in results.values() if job.night.inputs.items is None else ():
         for item_ids in _item_ids(job, result, period):
@@ -138,7 +142,7 @@ def _first_pass(runner: Runner, job: Job) -> Mapped:
         quarantine += [(first_file, result.rejected)] if result.rejected else []
         for bucket, segment in result.buckets:
             segments.setdefault(bucket, []).append((first_file, segment))
-    return Mapped(period, counts, rejected, quarantine, ids.ascending(), segments)
+    return Mapped(period, odd, counts, rejected, quarantine, ids.ascending(), segments)
 
 
 def _map_results(runner: Runner, job: Job) -> Generator[tuple[MapTask, MapResult], None, None]:
@@ -158,12 +162,17 @@ def _map_results(runner: Runner, job: Job) -> Generator[tuple[MapTask, MapResult
     yield from runner.run_tasks("reading the log", map_pieces, [(job, task) for task in missing])
 
 
-def _period(job: Job, results: Iterable[MapResult]) -> Period:
-    """What the night sees of a log with these events. Raises InputError when none of them is of its day."""
-    ds = job.night.ds
-    numbers: Counter[date] = Counter()
+def _events_by_day(results: Iterable[MapResult]) -> dict[date, Counter[str]]:
+    events: dict[date, Counter[str]] = {}
     for result in results:
-        numbers.update({EPOCH + timedelta(days=day): number for day, number in result.days})
+        for day, kind, number in result.days:
+            events.setdefault(EPOCH + timedelta(days=day), Counter())[kind] += number
+    return events
+
+
+def _period(job: Job, numbers: Mapping[date, int]) -> Period:
+    """What the night sees of a log with so many events by day. Raises InputError when none of them is of its day."""
+    ds = job.night.ds
     if not job.log.is_partitioned and numbers and ds not in numbers:
         raise InputError(f"log.uri {job.log.uri}: no event of the day {ds} (--ds); the newest is of {max(numbers)}")
     newest = job.storage.clock().date() + SLACK
@@ -204,4 +213,4 @@ def _second_pass(runner: Runner, job: Job, mapped: Mapped, catalogue: pa.Table, 
             of_buckets |= {bucket: result.rejected} if result.rejected else {}
     quarantine = [*mapped.quarantine, *((0, of_buckets[bucket]) for bucket in sorted(of_buckets))]
     in_order = tuple(files[bucket] for bucket in buckets)
-    return Prepared(counts, rejected, quarantine, in_order, catalogue, eligible, item_events)
+    return Prepared(counts, rejected, quarantine, mapped.odd, in_order, catalogue, eligible, item_events)

@@ -26,6 +26,7 @@ from pipeline.data.cleaning import (
 from pipeline.data.columns import TEXT, Mask
 from pipeline.data.item_events import ItemEvents
 from pipeline.data.splitting import REUSED
+from pipeline.data.volume import Finding
 from pipeline.io.artifacts import seal, write_file
 from pipeline.io.histories import footer, write_items
 from pipeline.io.inputs import Log
@@ -46,6 +47,7 @@ class Prepared:
     counts: Counter[str]  # number of rows: read, late, kept, and rejected by reason
     rejected: pa.Table  # the first bad rows of each reason
     quarantine: Quarantine  # all of them
+    odd: list[Finding]  # about the day's events
     files: tuple[FileEntry, ...]  # by bucket
     catalogue: pa.Table  # in ascending order of item_id
     is_eligible: Mask  # whether each item may be shown tonight
@@ -165,4 +167,5 @@ def describe(ds: date, log: Log, columns: LogColumns, prepared: Prepared) -> dic
         "validation_events": num_validation,
         "test_events": num_events - num_train - num_validation,
         "columns_not_read": list(columns.extra),
+        "odd": [finding.plain() for finding in prepared.odd],
     }

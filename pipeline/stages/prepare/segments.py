@@ -35,7 +35,7 @@ class MapResult(Config):
     counts: dict[str, int]  # number of rows: read, late, kept, and rejected by reason
     oldest_ts: int  # of its events, in µs since 1970
     newest_ts: int
-    days: tuple[tuple[int, int], ...]  # (day counted from 1970, number of its events)
+    days: tuple[tuple[int, str, int], ...]  # (day counted from 1970, type of event, number of events)
 
     @property
     def segments(self) -> list[Segment]:

@@ -20,13 +20,17 @@ from pipeline.data.cleaning import (
     clean_rows,
     malformed_lines,
 )
+from pipeline.data.columns import TEXT, numpy_of
 from pipeline.data.days import day_numbers, midnight
 from pipeline.data.histories import user_bucket
 from pipeline.data.item_events import ItemEvents
+from pipeline.data.lists import Int64
 from pipeline.data.period import Period
 from pipeline.data.seen import OF_TYPE, SeenRule
+from pipeline.data.sources import SourceSpec
 from pipeline.data.splitting import clean_bucket
 from pipeline.data.times import NEWEST_US
+from pipeline.data.volume import OTHER
 from pipeline.errors import InfrastructureError
 from pipeline.evaluation.targets import evaluable_users
 from pipeline.io.histories import read_bucket, write_bucket
@@ -146,18 +150,19 @@ class _SegmentWriter:
         self._rejected: list[pa.Table] = []
         self._counts: Counter[str] = Counter()
         self._oldest_ts, self._newest_ts = NEWEST_US, -NEWEST_US
-        self._days: Counter[int] = Counter()
+        self._days: Counter[tuple[int, str]] = Counter()
 
     def add(self, cleaned: Cleaned) -> None:
         self._counts.update(cleaned.counts)
         if cleaned.rejected.num_rows:
             self._rejected.append(cleaned.rejected)
-        times = _learned(cleaned.events)["event_ts"].to_numpy()
+        learned = _learned(cleaned.events)
+        times = learned["event_ts"].to_numpy()
         if len(times):
             self._oldest_ts = min(self._oldest_ts, int(times.min()))
             self._newest_ts = max(self._newest_ts, int(times.max()))
-            days, numbers = np.unique(day_numbers(times, self._job.settings.log.time_zone), return_counts=True)
-            self._days.update(dict(zip(days.tolist(), numbers.tolist(), strict=True)))
+            days = day_numbers(times, self._job.settings.log.time_zone)
+            self._days.update(_by_day_and_type(days, learned["event_type"], self._job.log.source))
         self._waiting.append(cleaned.events)
         self._num_waiting += cleaned.events.num_rows
         self._waiting_bytes += cleaned.events.nbytes
@@ -180,7 +185,7 @@ class _SegmentWriter:
             counts=dict(self._counts),
             oldest_ts=self._oldest_ts,
             newest_ts=self._newest_ts,
-            days=tuple(sorted(self._days.items())),
+            days=tuple((day, kind, number) for (day, kind), number in sorted(self._days.items())),
         )
 
     def _write(self) -> None:
@@ -203,6 +208,19 @@ class _SegmentWriter:
 def _of_types(events: pa.Table, event_types: tuple[str, ...]) -> dict[str, int]:
     """The number of events of each of these types."""
     return {f"{OF_TYPE}{name}": pc.sum(pc.equal(events["event_type"], name)).as_py() or 0 for name in event_types}
+
+
+def _by_day_and_type(days: Int64, event_types: pa.ChunkedArray, spec: SourceSpec) -> dict[tuple[int, str], int]:
+    """The number of events by day and type; types that the source does not name count together."""
+    named = [*spec.event_weights, *([spec.event_type] if spec.event_type else [])]
+    kinds = [*dict.fromkeys(named), OTHER]
+    of_event = pc.fill_null(pc.index_in(event_types.combine_chunks(), pa.array(kinds[:-1], TEXT)), len(kinds) - 1)
+    first = int(days.min())
+    codes, numbers = np.unique((days - first) * len(kinds) + numpy_of(of_event), return_counts=True)
+    return {
+        (first + code // len(kinds), kinds[code % len(kinds)]): number
+        for code, number in zip(codes.tolist(), numbers.tolist(), strict=True)
+    }
 
 
 def _numbered(table: pa.Table, file: int, first_row: int) -> pa.Table:

@@ -64,6 +64,8 @@ KEYS = {
     "train.every_days": NOTHING,
     "queries.cold_users": {"run"},
     "rules.max_groups": NOTHING,
+    "rules.diversity": FROM_SEARCH,
+    "rules.max_depth": NOTHING,  # without a rule for lists
     "cluster.gpus_per_actor": FROM_CORPUS | {"memory"},
     "cluster.gpus_per_encoder": FROM_SEARCH,
 }
@@ -83,6 +85,7 @@ OTHER_WORDS = {
     "search.table_dtype": "int8",
     "output.layout": "nested",
     "queries.cold_users": "fallback",
+    "prepare.odd_days": "error",
     "cluster.mode": "local",
 }
 

@@ -30,7 +30,9 @@ class Counting:
     """Which events of a history are a pair, and which of its events score items."""
 
     parts: tuple[int, ...]  # in 1 / UNIT: what an item counts that is one place later, two places, and so on
-    both_ways: bool  # also for the items that are as many places before
+    # Also for the items that are as many places before. Then the pairs of an event count 1 together, by weight 1: their
+    # number grows with the length of a history, and the long ones would drown the others.
+    both_ways: bool
     num_last_events: int  # of a history, which score items
     decay: float  # of the score from one event to the event before it
 
@@ -120,6 +122,7 @@ def count_pairs(bucket: Bucket, part: str, num_items: int, counting: Counting = 
     weights = bucket.weights[ranges(bucket.offsets[:-1], histories.lengths)].astype(np.float64)
     steps_of_event = np.rint(np.clip(weights, 0, MAX_WEIGHT) * WEIGHT_STEPS).astype(np.int64)
     longest = int(histories.lengths.max(initial=0))
+    num_paired = _num_paired(histories, len(counting.parts)) if counting.both_ways else np.ones(len(rows), np.int64)
     sums, parts, num_pairs = PairCounts.sum([]), [], 0
     for distance, share in enumerate(counting.parts[: max(0, longest - 1)], start=1):
         earlier = np.flatnonzero(owners[:-distance] == owners[distance:])
@@ -127,11 +130,20 @@ def count_pairs(bucket: Bucket, part: str, num_items: int, counting: Counting = 
         for first, second in [(earlier, later), (later, earlier)][: 1 + counting.both_ways]:
             is_counted = steps_of_event[second] > 0
             first, second = first[is_counted], second[is_counted]
-            parts.append(PairCounts(rows[first] * num_items + rows[second], steps_of_event[second] * share))
+            counts = np.maximum(1, steps_of_event[second] * share // num_paired[first])
+            parts.append(PairCounts(rows[first] * num_items + rows[second], counts))
             num_pairs += len(first)
         if num_pairs > PAIRS_AT_ONCE:
             sums, parts, num_pairs = PairCounts.sum([sums, *parts]), [], 0
     return PairCounts.sum([sums, *parts])
+
+
+def _num_paired(histories: Lists, num_places: int) -> Int64:
+    """For each event the number of other events within so many places of it, at least 1."""
+    before = np.arange(len(histories.values)) - np.repeat(histories.offsets[:-1], histories.lengths)
+    after = np.repeat(histories.lengths, histories.lengths) - 1 - before
+    num_paired: Int64 = np.minimum(before, num_places) + np.minimum(after, num_places)
+    return np.maximum(1, num_paired)
 
 
 def cut_items(num_events_N: Int64, max_pairs: int, counting: Counting = FOLLOWING) -> list[tuple[int, int]]:

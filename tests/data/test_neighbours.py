@@ -111,7 +111,8 @@ def slow_counts_together(histories: list[Events]) -> dict[tuple[int, int], Fract
     counts: dict[tuple[int, int], Fraction] = {}
     for events in histories:
         for (first, _), (second, weight) in itertools.permutations(events, 2):
-            counts[first, second] = counts.get((first, second), Fraction(0)) + Fraction(weight)
+            part = Fraction(int(weight * COUNT) // (len(events) - 1), COUNT)  # the pairs of an event are 1 together
+            counts[first, second] = counts.get((first, second), Fraction(0)) + part
     return {pair: count for pair, count in counts.items() if count}
 
 
@@ -130,9 +131,11 @@ def test_where_order_means_nothing_all_pairs_of_a_history_count_both_ways(
 
 
 def test_an_item_counts_with_a_hundred_events_on_each_side() -> None:
-    pairs = count_pairs(bucket_of(plain([[0] * 250 + [1]])), "train", NUM_ITEMS, COUNTINGS["together"])
-    assert as_dict(pairs)[0, 1] == 100
-    assert as_dict(pairs)[1, 0] == 100
+    pairs = count_pairs(bucket_of(plain([[0] * 250 + [1] + [2] * 50])), "train", NUM_ITEMS, COUNTINGS["together"])
+    counts = as_dict(pairs)
+    assert counts[1, 0] == 100 * Fraction(COUNT // 150, COUNT)
+    assert counts[1, 2] == 50 * Fraction(COUNT // 150, COUNT)
+    assert counts[0, 2] < counts[0, 1] + counts[0, 2] < counts[0, 0]
 
 
 @given(users, st.integers(1, 3), st.integers(1, 40), st.randoms())

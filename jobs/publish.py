@@ -17,7 +17,7 @@ def run(settings: "Settings", night: "Night") -> Outcome:
     from pipeline.io.publication.units import finished_units
     from pipeline.io.storage.base import check_store
     from pipeline.io.tuning import as_chosen, read_tuning
-    from pipeline.quality.gates import check_fallback, check_gates
+    from pipeline.quality.gates import check_errors, check_fallback, check_gates
     from pipeline.quality.inspection import describe_run, inspect_run
     from pipeline.quality.report import warnings_of
 
@@ -32,7 +32,9 @@ def run(settings: "Settings", night: "Night") -> Outcome:
     warnings += warnings_of(metrics) if metrics else []
     chosen = as_chosen(night, settings)
     inspection = inspect_run(night, chosen, sidecars)
-    verdicts.append(check_fallback(inspection.counts, settings.gates))
+    verdicts += [check_fallback(inspection.counts, settings.gates), check_errors(inspection.counts, settings.gates)]
+    if num_errors := inspection.counts["error"]:
+        warnings.append(f"{num_errors} users have no list: the computation failed (status error in the accounting)")
     manifest = describe_run(night, chosen, inspection, verdicts, warnings, read_tuning(night))
     proposal = propose(night.run, head, *write_run_manifest(storage, night.run, manifest))
     standing = commit(storage, night.run, proposal)

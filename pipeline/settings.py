@@ -472,6 +472,7 @@ class GateSettings(Config):
     # The same over item-to-item counts. A night below 1 is published with a warning, unless this gate refuses it.
     min_lift_over_counts: Annotated[float, Field(ge=0.0)] = 0.0
     max_fallback_share: Share = 1.0  # of the requested users, with queries.cold_users: fallback
+    max_error_share: Share = 0.01  # of the requested users: no list, because the computation failed for them alone
 
 
 class Settings(Config):

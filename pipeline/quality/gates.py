@@ -77,6 +77,22 @@ def check_fallback(counts: Mapping[str, int], gates: GateSettings) -> Verdict:
     return Verdict("fallback_share", share, gates.max_fallback_share, passed=True)
 
 
+def check_errors(counts: Mapping[str, int], gates: GateSettings) -> Verdict:
+    """Compare the share of requested users for whom the computation failed with the gate.
+
+    `counts` has the number of users, and of users by status. Raises GateError when the share is above.
+    """
+    num_errors, num_users = counts.get("error", 0), counts["users"]
+    share = num_errors / max(num_users, 1)
+    if share > gates.max_error_share:
+        raise GateError(
+            f"not published, the last published table stays: {num_errors} of {num_users} requested users have no list, "
+            f"because the computation failed for them, a share of {share:.4f}; at most {gates.max_error_share:.4f} is "
+            "allowed (gates.max_error_share). The accounting of the run (status error) says for whom, and why"
+        )
+    return Verdict("error_share", share, gates.max_error_share, passed=True)
+
+
 def _lift(metrics: Metrics, floor: Floor, required: float) -> Verdict:
     """Hit rate at the smallest cutoff, divided by the floor's. Where the floor hits nothing, any hit is enough."""
     name = f"hr@{min(metrics.cutoffs)}"

@@ -25,6 +25,7 @@ from pipeline.schema import users as users_schema
 from pipeline.settings import Settings
 from pipeline.stages.list_rules import read_list_rules
 from pipeline.stages.lists import depths
+from pipeline.stages.poison import FAILED
 from pipeline.stages.query_batch import NO_HISTORY, NOT_FINITE, SEARCHED, QueryBatch, UserRules
 from pipeline.stages.rules import TonightsRules
 
@@ -192,7 +193,7 @@ def users_table(
     `num_hidden` others; `notes` say what the rules for lists have left open, or ""; (R,) each.
 
     Status: ok (k items), short (fewer items than k may be shown), fallback (popular items, for want of a history),
-    skipped (no history, or left out by `prepare`) or error (no finite query).
+    skipped (no history, or left out by `prepare`) or error (no finite query, or the search for it failed).
     """
     num_users, searched = len(batch.user_ids), batch.searched
     num_returned = np.zeros(num_users, dtype=np.int32)
@@ -203,12 +204,12 @@ def users_table(
     is_proven[searched], max_gap[searched] = certificates.is_proven, certificates.max_gap
     is_searched = pc.equal(batch.reasons, SEARCHED)
     is_short = pc.and_(is_searched, pc.less(pa.array(num_returned), k))
-    is_not_finite = pc.equal(batch.reasons, NOT_FINITE)
+    has_failed = pc.or_(pc.equal(batch.reasons, NOT_FINITE), pc.starts_with(batch.reasons, FAILED))
     shortage = pc.binary_join_element_wise("only", pa.array(num_returned).cast(pa.string()), "items may be shown", " ")
     noted = pa.array(notes, pa.string())
     has_note = pc.not_equal(noted, "")
     fallback = pc.if_else(has_note, pc.binary_join_element_wise(FALLBACK, noted, "; "), FALLBACK)
-    cases = pc.make_struct(pa.array(is_fallback), is_short, is_searched, is_not_finite)
+    cases = pc.make_struct(pa.array(is_fallback), is_short, is_searched, has_failed)
     columns = [
         batch.user_ids,
         pc.case_when(cases, "fallback", "short", "ok", "error", "skipped"),

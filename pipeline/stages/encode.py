@@ -13,6 +13,7 @@ from pipeline.model.inputs import Events, QueryInput
 from pipeline.model.model import RetrievalModel
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval.bonuses import Bonuses
+from pipeline.stages.poison import around_failures
 from pipeline.stages.queries import QuerySource
 from pipeline.stages.query_batch import NO_HISTORY, NOT_FINITE, SEARCHED, QueryBatch
 
@@ -31,7 +32,7 @@ def encode_queries(
 ) -> QueryBatch:
     """The queries of the users that `source` selects; what they have seen is excluded.
 
-    A user without a visible event or with a query that is not finite gets a reason instead of a query. Without
+    A user without a visible event, or with a query that fails or is not finite, gets a reason instead of one. Without
     `bonus_source` no query has a bonus. Raises MismatchError when a history has an item that the model does not know.
     """
     requested = source.select(unit, bucket)
@@ -44,17 +45,25 @@ def encode_queries(
             f"bucket {unit} has item row {histories.values.max()}, but the model knows {model.num_items} items; "
             "train on these histories"
         )
-    queries = encode_sequences(model, histories, bucket.user_keys[searched_rows])
+    keys = bucket.user_keys[searched_rows]
+    parts, failed = around_failures(
+        lambda rows: encode_sequences(model, histories.take(rows), keys[rows]), len(histories)
+    )
+    encoded = np.concatenate([np.empty(0, np.int64), *(rows for rows, _ in parts)])
+    queries = QuerySide.cat([part for _, part in parts]) if parts else encode_sequences(model, Lists.empty(0), keys[:0])
     is_finite = queries.is_finite_B
-    kept = is_finite.nonzero()[:, 0].numpy()
+    kept = encoded[is_finite.numpy()]
+    of_history = np.full(len(histories), NOT_FINITE, dtype=object)
+    of_history[kept] = SEARCHED
+    of_history[list(failed)] = list(failed.values())
     reasons = np.array(requested.left_out(bucket), dtype=object)
     reasons[reasons == ""] = NO_HISTORY
-    reasons[has_history] = np.where(is_finite.numpy(), SEARCHED, NOT_FINITE)
+    reasons[has_history] = of_history
     seen = bucket.seen(source.part).take(searched_rows[kept])
     return QueryBatch(
         requested.user_ids,
         pa.array(reasons, type=pa.string()),
-        queries.take(torch.from_numpy(kept)),
+        queries.take(is_finite),
         seen,
         bonuses=bonus_source(histories.take(kept), seen) if bonus_source else None,
     )

@@ -86,7 +86,9 @@ class Writer:
         self._sink = sink(night, settings)
 
     def __call__(self, unit: int, payload: Payload) -> bytes:
-        self._sink.write(unit, *decode_batch(payload))
+        batch, result = decode_batch(payload)
+        sound = torch.from_numpy(np.flatnonzero(batch.is_sound))
+        self._sink.write(unit, batch.without_failures(), result.take(sound))
         return b""
 
 
@@ -192,6 +194,7 @@ class ListChooser:
         rows_BM, scores_BM = ranking.rows_BK.numpy(), ranking.scores_BK.numpy()
         k, depth, is_last = self._round.k, self._round.depth, self._round.is_last
         chosen = self._rules.choose(scores_BM, rows_BM, k, is_last)
+        is_open_B = chosen.is_open_B & batch.is_sound
         bounds_B = ranking.bounds_B.numpy()
         is_proven_B = (bounds_B < chosen.needed_B) | np.isneginf(bounds_B)
         is_whole_B = (rows_BM[:, -1] == NO_ITEM) | (depth == self._num_items)
@@ -204,7 +207,8 @@ class ListChooser:
             {
                 "user_id": batch.searched_user_ids,
                 "is_second": _is_second(batch, self._round.search),
-                "is_open": chosen.is_open_B,
+                "is_open": is_open_B,
+                "failure": batch.failures if batch.failures is not None else pa.repeat("", len(is_open_B)),
                 "note": pa.array(in_words(self._rules, chosen, is_whole_B, depth), pa.string()),
                 **topk_columns(lists),
             }
@@ -212,7 +216,7 @@ class ListChooser:
         claims = self._round.claims()
         data = write_parquet_bytes(table, backends_metadata(batch.backends))
         entry = write_file(claims.storage, claims.prefix, f"unit-{unit:05d}.parquet", data, table.num_rows)
-        claims.claim(unit, UnitLists(file=entry, num_open=int(chosen.is_open_B.sum())))
+        claims.claim(unit, UnitLists(file=entry, num_open=int(is_open_B.sum())))
         return b""
 
 
@@ -225,7 +229,7 @@ class ListWriter:
     def __call__(self, unit: int, payload: Payload) -> bytes:
         batch, result = decode_batch(payload)
         user_ids, is_second = batch.searched_user_ids, _is_second(batch, self._rounds[0].search)
-        notes = np.full(len(user_ids), None, dtype=object)
+        notes, failures = (np.full(len(user_ids), "", dtype=object) for _ in range(2))
         missing = np.ones(len(user_ids), dtype=bool)
         backends = batch.backends
         for round_ in self._rounds:
@@ -236,11 +240,16 @@ class ListWriter:
             settled = np.flatnonzero(~mask_of(lists["is_open"]))
             places = _places(lists.take(pa.array(settled)), user_ids, is_second)
             result = result.put(torch.from_numpy(places), topk_from_columns(lists).take(torch.from_numpy(settled)))
-            notes[places] = lists["note"].take(pa.array(settled)).to_numpy()
+            notes[places], failures[places] = (
+                lists[name].take(pa.array(settled)).to_numpy() for name in ("note", "failure")
+            )
             missing[places] = False
         if missing.any():
             raise InfrastructureError(f"{self._rounds[0].search.scratch}: {missing.sum()} lists of unit {unit} {AGAIN}")
-        self._sink.write(unit, replace(batch, backends=backends, notes=pa.array(notes, pa.string())), result)
+        batch = replace(batch, backends=backends, notes=pa.array(notes, pa.string()))
+        batch = batch.failing({place: failures[place] for place in np.flatnonzero(failures != "").tolist()})
+        sound = torch.from_numpy(np.flatnonzero(batch.is_sound))
+        self._sink.write(unit, batch.without_failures(), result.take(sound))
         return b""
 
 

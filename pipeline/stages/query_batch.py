@@ -4,8 +4,8 @@ R requested users, B queries, G groups of users, W numbers per query.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from pipeline.data.columns import Mask, mask_of
 from pipeline.data.lists import Int64, Lists
 from pipeline.model.mol import QuerySide
 from pipeline.retrieval.bonuses import Bonuses
@@ -58,6 +59,8 @@ class QueryBatch:
     backends: frozenset[str] = frozenset()  # names of the backends that have searched for these queries so far
     bonuses: Bonuses | None = None  # (B,)
     rules: UserRules | None = None  # of the requested users; None: no rule reads the query or names a user
+    # (B,) string: why a query could not be searched for, "" where it could; None: all could.
+    failures: pa.Array | None = None
     # (B,) string: why a list is short, or what it owes; not sent between processes. None: no rule is of whole lists.
     notes: pa.Array | None = None
 
@@ -70,6 +73,40 @@ class QueryBatch:
     def searched(self) -> npt.NDArray[np.int64]:
         """Each query's user, as an index into `user_ids`; (B,)."""
         return np.flatnonzero(pc.equal(self.reasons, SEARCHED).to_numpy(zero_copy_only=False))
+
+    @property
+    def is_sound(self) -> Mask:
+        """Whether no search for the query has failed so far; (B,)."""
+        if self.failures is None:
+            return np.ones(len(self.excluded), dtype=bool)
+        return mask_of(pc.equal(self.failures, ""))
+
+    def failing(self, reasons: Mapping[int, str]) -> "QueryBatch":
+        """The same queries, of which those at these places have failed too."""
+        if not reasons:
+            return self
+        failures = np.full(len(self.excluded), "", dtype=object)
+        if self.failures is not None:
+            failures[:] = self.failures.to_pylist()
+        failures[list(reasons)] = list(reasons.values())
+        return replace(self, failures=pa.array(failures, pa.string()))
+
+    def without_failures(self) -> "QueryBatch":
+        """The same users, of which those whose query has failed have the reason for it instead."""
+        if self.failures is None:
+            return self
+        sound = np.flatnonzero(self.is_sound)
+        reasons = np.array(self.reasons.to_pylist(), dtype=object)
+        reasons[self.searched] = self.failures.to_pylist()  # "" is SEARCHED
+        return replace(
+            self,
+            reasons=pa.array(reasons, pa.string()),
+            queries=self.queries.take(torch.from_numpy(sound)),
+            excluded=self.excluded.take(sound),
+            bonuses=None if self.bonuses is None else self.bonuses.take(sound),
+            failures=None,
+            notes=None if self.notes is None else self.notes.take(pa.array(sound)),
+        )
 
     @property
     def searched_user_ids(self) -> pa.Array:
@@ -102,6 +139,7 @@ def encode_batch(batch: QueryBatch, running: TopK) -> pa.Buffer:
             "gate": _to_lists(batch.queries.gate_BP, pa.float32()),
             "excluded": pa.LargeListArray.from_arrays(batch.excluded.offsets, batch.excluded.values),
             **_bonus_columns(batch.bonuses),
+            **({} if batch.failures is None else {"failure": batch.failures}),
             **topk_columns(running),
         }
     ).replace_schema_metadata(
@@ -137,6 +175,7 @@ def decode_batch(payload: pa.Buffer | bytes) -> tuple[QueryBatch, TopK]:
         backends_in(queries.schema),
         _bonuses_in(queries),
         None if groups is None else UserRules(groups, users["group"].to_numpy().copy(), _lists(users["blocked"])),
+        queries["failure"] if "failure" in queries.schema.names else None,
     )
     return batch, topk_from_columns(queries)
 

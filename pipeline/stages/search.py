@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+import numpy as np
 import pyarrow as pa
+import torch
 
 from pipeline.artifacts import FileEntry, Manifest
+from pipeline.data.lists import Int64
 from pipeline.errors import InfrastructureError, InputError
 from pipeline.io.artifacts import Claims, read_file, sizes_of, write_file
 from pipeline.io.checkpoint import load_model, model_bytes
@@ -26,6 +29,7 @@ from pipeline.settings import Settings
 from pipeline.stages.devices import device_for, memory_to_hold
 from pipeline.stages.encode import encode_queries
 from pipeline.stages.memory import bonus_source, memory_of_bonuses
+from pipeline.stages.poison import around_failures
 from pipeline.stages.queries import QuerySource
 from pipeline.stages.query_batch import (
     backends_in,
@@ -146,8 +150,8 @@ class QueryEncoder:
             batch = batch.and_without_bonuses()
         running = empty_topk(len(batch.excluded), search.settings.search.k)
         if self._num_covered:
-            running, backends = read_running(search.running_claims(self._num_covered), unit, len(running))
-            batch = replace(batch, backends=backends)
+            running, backends, failures = read_running(search.running_claims(self._num_covered), unit, len(running))
+            batch = replace(batch, backends=backends, failures=failures)
         return encode_batch(batch, running)
 
 
@@ -169,8 +173,19 @@ class ShardSearcher:
         batch, running = decode_batch(payload)
         queries, running = batch.queries.to(self._device), running.to(self._device)
         rules = self._rules.for_queries(batch.excluded, batch.bonuses, batch.rules_of_queries)
-        result = search_shard(self._index, queries, rules, self._search, running, self._query_map)
-        return encode_batch(replace(batch, backends=batch.backends | {self._backend}), result)
+        sound = np.flatnonzero(batch.is_sound)
+
+        def search(places: Int64) -> TopK:
+            chosen = torch.from_numpy(sound[places])
+            before = running.take(chosen)
+            asked = rules.take(sound[places])
+            return search_shard(self._index, queries.take(chosen), asked, self._search, before, self._query_map)
+
+        parts, failed = around_failures(search, len(sound))
+        for places, improved in parts:
+            running = running.put(torch.from_numpy(sound[places]), improved)
+        batch = replace(batch, backends=batch.backends | {self._backend})
+        return encode_batch(batch.failing({int(sound[place]): reason for place, reason in failed.items()}), running)
 
 
 class RunningKeeper:
@@ -181,14 +196,17 @@ class RunningKeeper:
 
     def __call__(self, unit: int, payload: Payload) -> bytes:
         batch, running = decode_batch(payload)
-        data = write_parquet_bytes(pa.table(topk_columns(running)), backends_metadata(batch.backends))
+        failures = {} if batch.failures is None else {"failure": batch.failures}
+        data = write_parquet_bytes(pa.table(topk_columns(running) | failures), backends_metadata(batch.backends))
         name = f"unit-{unit:05d}.parquet"
         self._claims.claim(unit, write_file(self._claims.storage, self._claims.prefix, name, data, len(running)))
         return b""
 
 
-def read_running(claims: Claims[FileEntry], unit: int, num_queries: int) -> tuple[TopK, frozenset[str]]:
-    """A unit's running top-k, and the names of the backends that have searched for it.
+def read_running(
+    claims: Claims[FileEntry], unit: int, num_queries: int
+) -> tuple[TopK, frozenset[str], pa.Array | None]:
+    """A unit's running top-k, the names of the backends that have searched for it, and its failures if there are any.
 
     Raises InfrastructureError when the file is gone or damaged, or when it has not `num_queries` queries.
     """
@@ -206,7 +224,8 @@ def read_running(claims: Claims[FileEntry], unit: int, num_queries: int) -> tupl
         raise InfrastructureError(
             f"{storage.uri}/{claims.key(unit)}: holds {len(running)} queries instead of {num_queries}; run again"
         )
-    return running, backends_in(table.schema)
+    failures = table["failure"].combine_chunks() if "failure" in table.column_names else None
+    return running, backends_in(table.schema), failures
 
 
 def remove_running(storage: Storage, scratch: str) -> None:

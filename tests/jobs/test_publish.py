@@ -172,12 +172,13 @@ def test_a_run_that_reaches_its_gates_is_published_with_the_figures() -> None:
     storage = open_storage(settings.root)
     head = published(storage, "home")
     assert head is not None
-    rows, overlap, lift, over_counts, fallback = read_run_manifest(storage, "home", head).audits
+    rows, overlap, lift, over_counts, fallback, errors = read_run_manifest(storage, "home", head).audits
     assert (rows["audit"], rows["units"]) == ("every row", 2)
     assert overlap == {"gate": "overlap", "measured": 0.97, "required": 0.95, "passed": True, "hit_rates": {}}
     assert lift["measured"] == pytest.approx(3.0)
     assert over_counts["hit_rates"] == {"model": 0.3, "counts": 0.25}
     assert (fallback["gate"], fallback["measured"], fallback["required"]) == ("fallback_share", 0.0, 1.0)
+    assert (errors["gate"], errors["measured"], errors["required"]) == ("error_share", 0.0, 0.01)
     assert outcome["hit_rates"] == {"model": 0.3, "popularity": 0.1, "counts": 0.25}
     assert outcome["warnings"] == []
 

@@ -4,7 +4,7 @@ import pytest
 from pipeline.errors import GateError
 from pipeline.evaluation.paired import paired_difference
 from pipeline.evaluation.results import Comparison, Estimate, Metrics, Overlap
-from pipeline.quality.gates import check_fallback, check_gates
+from pipeline.quality.gates import check_errors, check_fallback, check_gates
 from pipeline.settings import GateSettings
 
 GATES = GateSettings(min_overlap=0.75, min_lift_over_popularity=2.0)
@@ -64,6 +64,14 @@ def test_users_without_a_history_may_be_so_many_and_no_more() -> None:
     assert check_fallback({"users": 0}, gates).passed
     with pytest.raises(GateError, match=r"3 of 8 requested users have no history.*at most 0\.2500 is allowed"):
         check_fallback({"users": 8, "fallback": 3, "ok": 5}, gates)
+
+
+def test_the_computation_may_fail_for_so_many_users_and_no_more() -> None:
+    gates = GateSettings(max_error_share=0.25)
+    assert check_errors({"users": 8, "error": 2, "ok": 6}, gates).measured == 0.25
+    assert check_errors({"users": 0}, gates).passed
+    with pytest.raises(GateError, match=r"3 of 8 requested users have no list.*at most 0\.2500 is allowed"):
+        check_errors({"users": 8, "error": 3, "ok": 5}, gates)
 
 
 @pytest.mark.parametrize(("gate", "floor"), [("popularity", {"counts": 0.1}), ("counts", {"popularity": 0.1})])

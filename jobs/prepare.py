@@ -18,6 +18,7 @@ def run(settings: "Settings", night: "Night") -> Outcome:
     from pipeline.errors import InputError
     from pipeline.io.artifacts import read_manifest
     from pipeline.io.histories import read_bucket
+    from pipeline.stages.content import read_features
     from pipeline.stages.list_rules import check_list_rules, parse_needs
     from pipeline.stages.night_rules import check_rules, parse_conditions
     from pipeline.stages.prepare.limits import check_worth_training
@@ -43,6 +44,8 @@ def run(settings: "Settings", night: "Night") -> Outcome:
     check_worth_training(manifest.counts, origin, settings.prepare.max_user_events_per_day)
     check_rules(night, settings)
     check_list_rules(night, settings)
+    if settings.model.content.columns:
+        read_features(night, settings)  # a column that is not there is refused before training
     if settings.queries.cold_users == "raise":
         check_cold_users(night, settings.output.num_buckets)
     return {

@@ -235,6 +235,23 @@ class MolSettings(Config):
         return self
 
 
+class ContentSettings(Config):
+    """What the model learns of an item beside the item itself: features of these columns of the catalogue. So an item
+    that nobody has met yet has a place too. Without any column an item is a row of a table, and no more."""
+
+    values: tuple[str, ...] = Field(default=(), strict=False)  # each value is a feature; of a list, each of its values
+    words: tuple[str, ...] = Field(default=(), strict=False)  # of texts: each word
+    numbers: tuple[str, ...] = Field(default=(), strict=False)  # the interval that a number lies in
+    num_hashes: PositiveInt = 16_384  # rows of the table of features; two may share a row
+    # Share of an item's uses in training in which it is known by its features alone.
+    id_dropout: Dropout = 0.2
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that are read."""
+        return tuple(dict.fromkeys([*self.values, *self.words, *self.numbers]))
+
+
 EncoderName = Literal["sasrec", "ligr", "hstu", "bag"]
 Positions = Literal["start", "relative", "both", "none"]
 
@@ -265,6 +282,7 @@ class ModelSettings(Config):
     )
     dropout: Dropout = 0.2
     max_length: PositiveInt = 50  # most recent events that the encoder reads
+    content: ContentSettings = ContentSettings()
     mol: MolSettings = MolSettings()
 
     @model_validator(mode="after")

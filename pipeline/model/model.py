@@ -20,7 +20,7 @@ class RetrievalModel(nn.Module):
         super().__init__()
         self.settings = settings
         self.num_items = num_items
-        self.item_embedding = ItemTower(num_items, settings.dim)
+        self.item_embedding = ItemTower(num_items, settings.dim, settings.content)
         self.encoder: Encoder = make_encoder(settings)
         self.mol = MixtureOfLogits(settings.dim, settings.mol)
         self.item_embedding.reset_parameters()  # last: what a seed draws depends on the order
@@ -56,10 +56,12 @@ class RetrievalModel(nn.Module):
     def copy_from(self, earlier: "RetrievalModel", rows_N: Tensor) -> None:
         """Copy all weights of a model with the same settings that numbers its items in another way.
 
-        Item i gets the row `rows_N[i]` of the earlier table, and keeps its own where that is -1.
+        Item i gets the row `rows_N[i]` of the earlier table, and keeps its own where that is -1. What was said of the
+        items' features stays.
         """
         table, own_rows = earlier.item_embedding.weight, (rows_N >= 0).nonzero()[:, 0]
         weights = self.item_embedding.weight.clone()
         weights[own_rows] = table[rows_N[own_rows]].to(weights)
         weights[-1] = table[-1]  # padding
-        self.load_state_dict(earlier.state_dict() | {"item_embedding.weight": weights})
+        own = {f"item_embedding.{name}": value for name, value in self.item_embedding.description().items()}
+        self.load_state_dict(earlier.state_dict() | {"item_embedding.weight": weights} | own)

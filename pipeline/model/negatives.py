@@ -60,16 +60,19 @@ class Negatives:
     num_popular: int
     num_negatives: int
     is_corrected: bool
+    drawn_U: Tensor  # the items that uniform ones are drawn of, ascending
 
     @classmethod
-    def of(cls, item_counts_V: Tensor, settings: TrainSettings) -> Self:
-        """For items with these numbers of training events."""
+    def of(cls, item_counts_V: Tensor, settings: TrainSettings, only_met: bool = False) -> Self:
+        """For items with these numbers of training events; with `only_met` those without one are never drawn."""
         counts_V = item_counts_V.double()
+        drawn_U = (counts_V > 0).nonzero()[:, 0] if only_met else torch.arange(len(counts_V), device=counts_V.device)
         num_hard = round(settings.hard_negatives * settings.num_negatives) if settings.head_weight else 0
         num_hard = min(num_hard, settings.num_negatives - 1)  # what the head does not see must be drawn at times
         num_popular = round(settings.popular_negatives * (settings.num_negatives - num_hard))
         popularity_V = counts_V / counts_V.sum()
-        return cls(popularity_V, popularity_V.cumsum(0), num_hard, num_popular, settings.num_negatives, settings.log_q)
+        num_negatives, cumulative_V = settings.num_negatives, popularity_V.cumsum(0)
+        return cls(popularity_V, cumulative_V, num_hard, num_popular, num_negatives, settings.log_q, drawn_U)
 
     @property
     def num_items(self) -> int:
@@ -79,8 +82,8 @@ class Negatives:
         """(M,) items for the dot-product head and what is added to their scores: all items where they are no more than
         `num_negatives`, else so many, popular and uniform ones."""
         device = self.cumulative_V.device
-        if self.num_items <= num_negatives:
-            return torch.arange(self.num_items, device=device), torch.zeros(self.num_items, device=device)
+        if len(self.drawn_U) <= num_negatives:
+            return self.drawn_U, torch.zeros(len(self.drawn_U), device=device)
         num_popular = num_negatives * self.num_popular // (self.num_negatives - self.num_hard)
         sampler = replace(self, num_hard=0, num_popular=num_popular, num_negatives=num_negatives)
         rows_1M = sampler.draw(1)
@@ -92,7 +95,8 @@ class Negatives:
         numbers_GN = torch.rand((num_groups, self.num_popular), dtype=torch.float64, device=device)
         popular_GN = torch.searchsorted(self.cumulative_V, numbers_GN, right=True).clamp_max(self.num_items - 1)
         num_uniform = self.num_negatives - self.num_hard - self.num_popular
-        parts = [popular_GN, torch.randint(self.num_items, (num_groups, num_uniform), device=device)]
+        uniform_GN = self.drawn_U[torch.randint(len(self.drawn_U), (num_groups, num_uniform), device=device)]
+        parts = [popular_GN, uniform_GN]
         if demand is not None:
             parts.append(demand.draw(self.num_hard))
         return torch.cat(parts, dim=1)
@@ -102,7 +106,7 @@ class Negatives:
         if not self.is_corrected:
             return torch.zeros_like(rows_GN, dtype=torch.float64)
         num_uniform = self.num_negatives - self.num_hard - self.num_popular
-        expected_GN = self.num_popular * self.popularity_V[rows_GN] + num_uniform / self.num_items
+        expected_GN = self.num_popular * self.popularity_V[rows_GN] + num_uniform / len(self.drawn_U)
         if demand is not None:
             expected_GN += self.num_hard * demand.shares(rows_GN)
         return -expected_GN.log()

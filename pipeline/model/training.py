@@ -115,7 +115,8 @@ def train_to(
     Raises InputError when the training diverges.
     """
     model = state.model.train()
-    negatives = Negatives.of(data.item_counts_N.to(model.device), settings)
+    only_met = model.item_embedding.content is not None
+    negatives = Negatives.of(data.item_counts_N.to(model.device), settings, only_met)
     epoch, first = divmod(state.step, data.steps)
     last = min(stop - epoch * data.steps, first + settings.steps_between_states)
     time_is_over = False

@@ -90,7 +90,7 @@ def turnout(metrics: Metrics) -> str:
     return (
         f"of {metrics.with_test_events} users with test events, {metrics.only_repeats} left the metrics because they "
         f"had seen all these items before, and {metrics.without_history} because they have no earlier event; "
-        f"{metrics.only_unlearned} stay, as misses, though none of their items has a training event"
+        f"{metrics.only_unlearned} stay though none of their items has a training event"
     )
 
 

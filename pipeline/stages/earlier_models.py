@@ -16,6 +16,7 @@ from pipeline.io.histories import items_claims, read_item_ids
 from pipeline.io.night import Night
 from pipeline.model.model import RetrievalModel
 from pipeline.settings import Settings
+from pipeline.stages.content import read_features
 
 log = logging.getLogger("nightrails")
 
@@ -51,7 +52,8 @@ def take_over(night: Night, settings: Settings, earlier: Earlier) -> Manifest:
 def _take_over_one(night: Night, settings: Settings, earlier: Earlier, source: Artifact) -> Manifest:
     """Leave the model `source` as the night's Checkpoint artifact, with the metrics of its training.
 
-    An item that it does not know gets the mean row of the others: users may have taken it, so the encoder reads it.
+    An item that it does not know gets the mean row of the others: users may have taken it, so the encoder reads it. If
+    the model reads content, an item that has features is known by these.
     """
     rows_N = _earlier_rows(night, earlier, source)
     trained = load_model(night.storage, source)
@@ -59,7 +61,13 @@ def _take_over_one(night: Night, settings: Settings, earlier: Earlier, source: A
     with torch.no_grad():
         model.item_embedding.weight[:] = trained.item_embedding.weight[:-1].mean(dim=0, dtype=torch.float64)
     model.copy_from(trained, torch.from_numpy(rows_N))
-    unknown = np.flatnonzero(rows_N < 0).tolist()
+    is_unknown_N = rows_N < 0
+    if model.item_embedding.content is not None:
+        features = read_features(night, settings)
+        is_met_N = trained.item_embedding.is_met[torch.from_numpy(rows_N)] & torch.from_numpy(~is_unknown_N)
+        model.item_embedding.describe(features, is_met_N)
+        is_unknown_N &= features.lengths == 0
+    unknown = np.flatnonzero(is_unknown_N).tolist()
     metrics = read_metrics(night.storage, source).model_copy(update={"num_unknown_items": len(unknown)})
     return write_checkpoint(night, model, settings, metrics, unknown)
 

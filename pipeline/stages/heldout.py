@@ -128,7 +128,7 @@ class EvaluationSink:
         measured = measured_cutoffs(cutoffs, k)
         sums = {name: ranking_sums(lists_BK, targets, measured) for name, lists_BK in with_mol.items()}
         first_places = {name: lists_BK[:, : measured[0]] for name, lists_BK in ranked.items()}
-        vectors_NE = self._model.item_embedding.weight.numpy()
+        vectors_NE = self._model.item_embedding(torch.arange(len(self._item_ids))).numpy()
         divisions = (
             by_history(histories.lengths, targets),
             by_popularity(popularity_N, targets),

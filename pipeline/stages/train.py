@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from pipeline.artifacts import Manifest
 from pipeline.errors import InfrastructureError
@@ -34,6 +35,7 @@ from pipeline.model.validation import Validate
 from pipeline.native.backend import Backend
 from pipeline.retrieval.all_items import memory_of_indexes
 from pipeline.settings import Settings, TrainSettings
+from pipeline.stages.content import read_features
 from pipeline.stages.devices import PROCESS_BYTES
 from pipeline.stages.earlier_models import start_from, take_over
 from pipeline.stages.runner import Runner
@@ -130,6 +132,7 @@ def train_rank(
             f"refit of model {night.selected.id} on {LEARNED[night.learned_part]}: "
             f"{train.max_epochs} epochs, after {best_epoch:g} of the selection"
         )
+    describe_items(model, night, settings, data.item_counts_N > 0)
     _log_backend(training_backend(model.mol, train))
     validate = partial(rank_by_search, train.backend)
     if state_folder is None and not night.has_refit:
@@ -148,6 +151,12 @@ def train_rank(
         on_state(state)  # nothing is left to do, but the state is not saved yet as one of this training
     fit(state, data, train, ranks, on_state, say, validate)
     return popularity
+
+
+def describe_items(model: RetrievalModel, night: Night, settings: Settings, is_met_N: Tensor) -> None:
+    """Tell a model with content what tonight's catalogue says of the items, and which of them it learns from."""
+    if model.item_embedding.content is not None:
+        model.item_embedding.describe(read_features(night, settings), is_met_N)
 
 
 def _first_state(

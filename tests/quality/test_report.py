@@ -56,7 +56,7 @@ def test_metrics_are_told_as_an_aligned_table_beside_both_floors():
     assert metrics_table(METRICS).splitlines() == [
         "1234 queries: up to 20000 of 1234 users",
         "of 1300 users with test events, 60 left the metrics because they had seen all these items before, and 6 "
-        "because they have no earlier event; 17 stay, as misses, though none of their items has a training event",
+        "because they have no earlier event; 17 stay though none of their items has a training event",
         "              model              95 %  popularity  counts  model / counts",
         "hr@10        0.3125  0.3000 to 0.3250      0.0392  0.2500          1.25 ×",
         "mrr          0.1000  0.0900 to 0.1100      0.0000  0.0000               -",

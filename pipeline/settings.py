@@ -389,7 +389,9 @@ class MemorySettings(Config):
 
     enabled: bool = True
     # 0 is tried too, and stands unless another weight is better by more than chance.
-    weights: tuple[MemoryWeight, ...] = Field(default=(0.5, 1.0, 2.0, 4.0, 8.0, 16.0), strict=False, min_length=1)
+    weights: tuple[MemoryWeight, ...] = Field(
+        default=(0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0), strict=False, min_length=1
+    )
     scales: tuple[MemoryScale, ...] = Field(default=(0.001, 0.01, 0.1), strict=False, min_length=1)
     num_users: PositiveInt = 2_000  # to choose with, a sample; all items are searched for each
     max_items: PositiveInt = 300  # per user, that get a part: those with the highest count scores

@@ -101,7 +101,9 @@ def training_memory(night: Night, settings: Settings) -> int:
     num_events = counts.get("train_events", 0) // settings.train.num_workers
     event_bytes = 28 + sum(COLUMN_BYTES[name] for name in columns_read(settings.model))
     item_bytes = 74 * counts.get("items", 0) * settings.model.dim + memory_of_indexes(settings.model.mol)
-    return PROCESS_BYTES + item_bytes + event_bytes * num_events
+    content = settings.model.content
+    content_bytes = 28 * content.num_hashes * settings.model.dim if content.columns else 0  # seven copies at the peak
+    return PROCESS_BYTES + item_bytes + content_bytes + event_bytes * num_events
 
 
 def train_rank(

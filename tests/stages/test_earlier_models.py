@@ -247,3 +247,24 @@ def test_models_that_were_removed_are_named_with_the_way_out(tmp_path, is_reused
     with pytest.raises(InputError, match=rf"{prefix}: removed, but the models of ds=2026-11-20 are to be {use}; .*set"):
         train.train_checkpoint(LocalRunner(settings), night, settings)
     assert read_manifest(night.storage, night.checkpoint.prefix) is None
+
+
+OF_CONTENT = 'model.content={"values": ["item_id"], "num_hashes": 512}'
+
+
+@pytest.mark.parametrize("is_reused", [False, True])
+def test_with_content_new_items_are_known_by_their_features(tmp_path, is_reused):
+    first, settings = first_night(tmp_path, OF_CONTENT, "train.max_epochs=1")
+    night, settings = next_night(first, settings, is_reused=is_reused)
+    train.train_checkpoint(LocalRunner(settings), night, settings)
+    ids = read_items(night.storage, night.histories)["item_id"].to_pylist()
+    for each, earlier in ((night.selected, first.selected), (night.checkpoint, first.checkpoint)):
+        tonight = load_model(night.storage, each)
+        tower, before = tonight.item_embedding, load_model(night.storage, earlier).item_embedding
+        assert torch.equal(torch.diff(tower.feature_offsets)[:-1], torch.ones(len(ids), dtype=torch.int64))
+        assert [item for item, is_met in zip(ids, tower.is_met.tolist(), strict=False) if not is_met] == sorted(NEW)
+        if is_reused:
+            assert torch.equal(tower.content_weight, before.content_weight)
+        new = torch.tensor([ids.index(item) for item in sorted(NEW)])
+        assert torch.equal(tower(new), tower._by_features(new)), "nothing of a row that was never trained"
+        assert load_config(night.storage, each).unknown_rows == ()

@@ -198,6 +198,8 @@ class ListChooser:
         bounds_B = ranking.bounds_B.numpy()
         is_proven_B = (bounds_B < chosen.needed_B) | np.isneginf(bounds_B)
         is_whole_B = (rows_BM[:, -1] == NO_ITEM) | (depth == self._num_items)
+        if self._rules.min_score is not None:
+            is_whole_B |= scores_BM[:, -1] < self._rules.min_score  # what comes after it scores less
         lists = TopK(
             torch.from_numpy(chosen.scores_of(scores_BM)),
             torch.from_numpy(chosen.rows_of(rows_BM)),

@@ -170,9 +170,13 @@ def test_a_minimum_score_cuts_lists_and_variety_changes_them(lake, root):
     least = round(middle[len(middle) // 2], 3)
     run_night(lake, root, **{"name": "best", "search.k": K, "rules.min_score": least})
     best = rankings(root, "best")
+    users = {row["user_id"]: row for row in read_latest(str(root), "best", table="users").to_pylist()}
     for user, ranking in whole.items():
         expected = [each for each in ranking[:K] if user >= f"u{NUM_USERS}" or each[1] >= least]
         assert best.get(user, []) == expected
+        reason = users[user]["reason"]
+        if user < f"u{NUM_USERS}":
+            assert reason == ("" if len(expected) == K else f"only {len(expected)} items keep to the rules for lists")
     run_night(lake, root, **{"name": "varied", "search.k": K, "rules.diversity": 20.0})
     varied = rankings(root, "varied")
     assert all(varied[user][0] == whole[user][0] for user in whole), "the best item is always in the list"

@@ -20,6 +20,7 @@ from pipeline.model.results import TrainingMetrics
 from pipeline.quality.report import differences_table, figures_table, turnout
 from pipeline.settings import Settings
 
+SHOWN_SETTINGS = {"model", "train", "split", "counts", "memory", "rules", "search"}
 DATA = ("users", "items", "events", "train_events", "validation_events", "test_events")
 NAMES = {"model": "model", "mol": "MoL alone", "popularity": "popularity", "counts": "counts"}
 DIVISIONS = {
@@ -216,7 +217,7 @@ def _gate(gates: Sequence[float]) -> str:
 
 
 def _settings(settings: Settings) -> str:
-    shown: dict[str, Any] = settings.model_dump(mode="json", include={"model", "train", "split", "memory", "search"})
+    shown: dict[str, Any] = settings.model_dump(mode="json", include=SHOWN_SETTINGS)
     return yaml.safe_dump(shown, sort_keys=False)
 
 

@@ -1,7 +1,7 @@
 """Rows that a computation cannot do: they are found by halving, and the others are done without them.
 
 One odd user must not end a night. A fault of the whole (a store that is away, a shard that is damaged) is none of this:
-our own errors, a lack of memory, and faults of more than MAX_FAILED rows of a unit are raised as they are.
+our own errors, a lack of memory, and faults of too many rows of a unit are raised as they are.
 """
 
 import logging
@@ -17,6 +17,7 @@ from pipeline.errors import NightrailsError
 T = TypeVar("T")
 
 MAX_FAILED = 100  # rows of a unit
+FIRST_FAILED = 8  # rows that fail before any has been done: the fault is not theirs
 MAX_WORDS = 200  # characters of a reason
 FAILED = "the computation failed: "  # begins the reason of such a row
 
@@ -31,16 +32,20 @@ def around_failures(work: Callable[[Int64], T], num_rows: int) -> tuple[list[tup
     it raises when that is no fault of single rows.
     """
     failed: dict[int, str] = {}
+    num_done = 0
 
     def attempt(rows: Int64) -> list[tuple[Int64, T]]:
+        nonlocal num_done
         try:
-            return [(rows, work(rows))]
+            done = work(rows)
+            num_done += len(rows)
+            return [(rows, done)]
         except (NightrailsError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             if len(rows) > 1:
                 return [part for half in np.array_split(rows, 2) for part in attempt(half)]
-            if not len(rows) or len(failed) >= MAX_FAILED:
+            if not len(rows) or len(failed) >= (MAX_FAILED if num_done else FIRST_FAILED):
                 raise
             failed[int(rows[0])] = FAILED + f"{type(error).__name__}: {error}".splitlines()[0][:MAX_WORDS]
             log.warning("a user is left out, because %s", failed[int(rows[0])])

@@ -51,14 +51,24 @@ def test_a_fault_that_is_not_of_single_rows_is_raised_at_once(error: Exception) 
 
 
 def test_where_too_many_rows_fail_the_fault_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(poison, "MAX_FAILED", 3)
+    monkeypatch.setattr(poison, "MAX_FAILED", 10)
+    calls = []
 
     def work(rows: np.ndarray) -> None:
-        raise ZeroDivisionError("all of them")
+        calls.append(len(rows))
+        if rows[-1] >= first_bad:
+            raise ZeroDivisionError("too many of them")
 
-    assert len(around_failures(work, 3)[1]) == 3
-    with pytest.raises(ZeroDivisionError, match="all of them"):
-        around_failures(work, 4)
+    first_bad = 0
+    assert len(around_failures(work, 8)[1]) == 8
+    calls.clear()
+    with pytest.raises(ZeroDivisionError, match="too many of them"):
+        around_failures(work, 1_000)
+    assert len(calls) < 40, "where not one row can be done, few are tried alone"
+    first_bad = 990
+    assert len(around_failures(work, 1_000)[1]) == 10
+    with pytest.raises(ZeroDivisionError, match="too many of them"):
+        around_failures(work, 1_001)
 
 
 @pytest.fixture

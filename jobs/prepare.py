@@ -19,6 +19,7 @@ def run(settings: "Settings", night: "Night") -> Outcome:
     from pipeline.io.artifacts import read_manifest
     from pipeline.io.histories import read_bucket
     from pipeline.stages.content import read_features
+    from pipeline.stages.item_columns import published_columns
     from pipeline.stages.list_rules import check_list_rules, parse_needs
     from pipeline.stages.night_rules import check_rules, parse_conditions
     from pipeline.stages.prepare.limits import check_worth_training
@@ -44,6 +45,7 @@ def run(settings: "Settings", night: "Night") -> Outcome:
     check_worth_training(manifest.counts, origin, settings.prepare.max_user_events_per_day)
     check_rules(night, settings)
     check_list_rules(night, settings)
+    published_columns(night, settings)
     if settings.model.content.columns:
         read_features(night, settings)  # a column that is not there is refused before training
     if settings.queries.cold_users == "raise":

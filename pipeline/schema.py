@@ -1,5 +1,6 @@
 """Arrow schema of each table that we read or write. Ids keep the type they have in the log: string or int64."""
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import pyarrow as pa
@@ -74,8 +75,11 @@ def neighbours() -> Schema:
     )
 
 
-def candidates(user_type: pa.DataType, item_type: pa.DataType) -> Schema:
-    """The published table, `layout: long`: one row per user and rank, in this order; equal scores go by item id."""
+def candidates(user_type: pa.DataType, item_type: pa.DataType, of_items: Sequence[pa.Field] = ()) -> Schema:
+    """The published table, `layout: long`: one row per user and rank, in this order; equal scores go by item id.
+
+    `of_items` are columns of the catalogue, which come last.
+    """
     return pa.schema(
         [
             pa.field("user_id", user_type, nullable=False),
@@ -83,18 +87,20 @@ def candidates(user_type: pa.DataType, item_type: pa.DataType) -> Schema:
             pa.field("item_id", item_type, nullable=False),
             pa.field("score", pa.float32(), nullable=False),
             *_provenance(),
+            *(pa.field(field.name, field.type) for field in of_items),
         ]
     )
 
 
-def nested_candidates(user_type: pa.DataType, item_type: pa.DataType) -> Schema:
-    """The published table, `layout: nested`: one row per user, with lists in order of rank."""
+def nested_candidates(user_type: pa.DataType, item_type: pa.DataType, of_items: Sequence[pa.Field] = ()) -> Schema:
+    """The published table, `layout: nested`: one row per user, with lists in order of rank, also of `of_items`."""
     return pa.schema(
         [
             pa.field("user_id", user_type, nullable=False),
             pa.field("item_ids", pa.list_(pa.field("element", item_type, nullable=False)), nullable=False),
             pa.field("scores", pa.list_(pa.field("element", pa.float32(), nullable=False)), nullable=False),
             *_provenance(),
+            *(pa.field(field.name, pa.list_(pa.field("element", field.type)), nullable=False) for field in of_items),
         ]
     )
 

@@ -473,6 +473,9 @@ class OutputSettings(Config):
     num_buckets: PositiveInt = 8  # user buckets: the unit of work from prepare to the output file
     layout: Literal["long", "nested"] = "long"
     surface: str = "default"
+    # Columns of the catalogue that are published beside each item, such as available_until: a cache can then drop what
+    # has expired. In the nested layout they are lists, as item_ids is.
+    item_columns: tuple[str, ...] = Field(default=(), strict=False)
 
 
 class EvaluateSettings(Config):

@@ -24,6 +24,7 @@ from pipeline.quality.gates import Verdict
 from pipeline.quality.promises import Expected, UnitAudit, audit_unit, require_sound
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.settings import Settings
+from pipeline.stages.item_columns import published_columns
 from pipeline.stages.queries import TonightsUsers
 from pipeline.stages.row_rules import PublishedLists, RowRules
 
@@ -57,6 +58,7 @@ def inspect_run(night: Night, settings: Settings, sidecars: Mapping[int, Sidecar
     item_ids = read_item_ids(storage, night.histories)
     is_eligible_N = read_eligible(storage, night.histories)
     users = TonightsUsers.of(night, settings.output.num_buckets)
+    item_columns = published_columns(night, settings)
     rules, of_lists = RowRules(night, settings), PublishedLists(night, settings)
 
     def inspect(unit: int) -> _InspectedUnit:
@@ -66,6 +68,7 @@ def inspect_run(night: Night, settings: Settings, sidecars: Mapping[int, Sidecar
             histories=bucket,
             item_ids=item_ids,
             is_eligible_N=is_eligible_N,
+            item_columns=item_columns,
             broken_rules=partial(rules.broken, unit),
             broken_list_rules=of_lists.broken,
             k=settings.search.k,

@@ -4,7 +4,7 @@ R rows (one per user and item). Pure: no files.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from itertools import chain
 from typing import Literal
@@ -44,6 +44,8 @@ class Expected:
     ds: date
     model_version: str
     run_id: str
+    # Columns of the catalogue that are published beside each item; a row per item.
+    item_columns: pa.Table = field(default_factory=lambda: pa.table({}))
     # Tonight's rules: for users, and rows as the places of their users and items, each rule's promise and the rows that
     # break it.
     broken_rules: BrokenRules = lambda user_ids, user_R, item_R: ()
@@ -169,6 +171,23 @@ def rule_faults(rows: Rows, matches: Matches, user_table: pa.Table, expected: Ex
         yield from _rows_where(wrong, promise, rows.name)
 
 
+def item_column_faults(
+    candidate_table: pa.Table, rows: Rows, matches: Matches, expected: Expected
+) -> Iterator[Violation]:
+    """Check that the published columns of items are those of the catalogue."""
+    known = np.flatnonzero(matches.item_R >= 0)
+    for name in expected.item_columns.column_names:
+        published = candidate_table[name].combine_chunks()
+        values = published.flatten() if expected.layout == "nested" else published
+        values = values.take(pa.array(known))
+        right = expected.item_columns[name].combine_chunks().take(pa.array(matches.item_R[known]))
+        if not values.equals(right):
+            pairs = zip(values.to_pylist(), right.to_pylist(), strict=True)
+            wrong = np.zeros(len(matches.item_R), dtype=np.bool_)
+            wrong[known] = [repr(value) != repr(its) for value, its in pairs]
+            yield from _rows_where(wrong, f"{name} is that of the catalogue", rows.name)
+
+
 def accounting_faults(user_table: pa.Table, matches: Matches, expected: Expected) -> Iterator[Violation]:
     """Check that each requested user has one row, whose status and numbers agree with the user's list."""
     user_ids, status = user_table["user_id"].combine_chunks(), user_table["status"].combine_chunks()
@@ -238,7 +257,8 @@ def _fallback_users(user_table: pa.Table) -> pa.Array:
 def schema_faults(candidate_table: pa.Table, user_table: pa.Table, expected: Expected) -> Iterator[Violation]:
     """Check the columns and their types, that nothing is null, and that both nested lists of a user are as long."""
     user_type, item_type = expected.requested.type, expected.item_ids.type
-    of_lists = (nested_candidates if expected.layout == "nested" else candidates)(user_type, item_type)
+    layout = nested_candidates if expected.layout == "nested" else candidates
+    of_lists = layout(user_type, item_type, list(expected.item_columns.schema))
     for name, table, schema in (("candidates", candidate_table, of_lists), ("users", user_table, users(user_type))):
         if not table.schema.equals(schema):
             wrong = sorted(set(map(str, schema)) ^ set(map(str, table.schema)))
@@ -247,13 +267,15 @@ def schema_faults(candidate_table: pa.Table, user_table: pa.Table, expected: Exp
         for column in schema.names:
             nulls = table[column].null_count
             values = table[column].combine_chunks()
-            if pa.types.is_list(values.type):
+            if pa.types.is_list(values.type) and not values.type.value_field.nullable:
                 nulls += values.flatten().null_count
             if nulls and not schema.field(column).nullable:
                 yield Violation(f"{name}.{column} has no nulls", nulls, ())
     if expected.layout == "nested" and candidate_table.schema.equals(of_lists):
-        lengths = [numpy_of(candidate_table[name].combine_chunks().value_lengths()) for name in ("item_ids", "scores")]
-        yield from _cells_where(lengths[0] != lengths[1], "item_ids and scores are as long", candidate_table, "user_id")
+        names = ["item_ids", "scores", *expected.item_columns.column_names]
+        lengths = [numpy_of(candidate_table[name].combine_chunks().value_lengths()) for name in names]
+        wrong = np.any([length != lengths[0] for length in lengths], axis=0)
+        yield from _cells_where(wrong, f"{' and '.join(names)} are as long", candidate_table, "user_id")
 
 
 def _rows_where(wrong: Bools, promise: str, name: Callable[[int], str]) -> Iterator[Violation]:
@@ -313,6 +335,7 @@ def audit_unit(candidate_table: pa.Table, user_table: pa.Table, expected: Expect
         *history_faults(rows, matches, user_table["user_id"], expected),
         *eligibility_faults(rows, matches, expected),
         *rule_faults(rows, matches, user_table, expected),
+        *item_column_faults(candidate_table, rows, matches, expected),
         *accounting_faults(user_table, matches, expected),
         *provenance_faults(candidate_table, user_table, expected),
     ]

@@ -23,6 +23,7 @@ from pipeline.schema import candidates as long_schema
 from pipeline.schema import nested_candidates as nested_schema
 from pipeline.schema import users as users_schema
 from pipeline.settings import Settings
+from pipeline.stages.item_columns import published_columns
 from pipeline.stages.list_rules import read_list_rules
 from pipeline.stages.lists import depths
 from pipeline.stages.poison import FAILED
@@ -41,18 +42,16 @@ class Results:
     users: Int64  # (L,): the user of each list, as an index into the requested ones
     sources: npt.NDArray[np.object_]  # (L,): what made each list, MOL or POPULAR
     num_returned: Int64  # (L,): the length of each list
-    item_ids: pa.Array  # (sum of num_returned,)
+    item_rows: Int64  # (sum of num_returned,)
     scores: Float32  # (sum of num_returned,)
 
     @staticmethod
-    def of(users: Int64, source: str, rows_LK: Int64, scores_LK: Float32, item_ids: pa.Array) -> "Results":
-        """Drop the padding of the lists and turn item rows into item ids."""
+    def of(users: Int64, source: str, rows_LK: Int64, scores_LK: Float32) -> "Results":
+        """Drop the padding of the lists."""
         is_item_LK = rows_LK != NO_ITEM
         num_returned = is_item_LK.sum(axis=1).astype(np.int64)
         sources = np.full(len(users), source, dtype=object)
-        return Results(
-            users, sources, num_returned, item_ids.take(pa.array(rows_LK[is_item_LK])), scores_LK[is_item_LK]
-        )
+        return Results(users, sources, num_returned, rows_LK[is_item_LK], scores_LK[is_item_LK])
 
     def joined(self, others: "Results") -> "Results":
         """The lists of both, whose users differ."""
@@ -64,7 +63,7 @@ class Results:
             users[order],
             np.concatenate([self.sources, others.sources])[order],
             lengths[order],
-            pa.concat_arrays([self.item_ids, others.item_ids]).take(pa.array(values)),
+            np.concatenate([self.item_rows, others.item_rows])[values],
             np.concatenate([self.scores, others.scores])[values],
         )
 
@@ -78,13 +77,15 @@ class CandidateSink:
         of_lists = settings.rules.are_of_lists
         self._list_rules = read_list_rules(night, settings, of_scores=False) if of_lists else None
         items = read_items(night.storage, night.histories, ["item_id", "num_events"])
-        self._item_ids = items["item_id"].combine_chunks()
+        columns = published_columns(night, settings)
+        fields = [items.schema.field("item_id"), *columns.schema]
+        self._published = pa.Table.from_arrays([items["item_id"], *columns.columns], schema=pa.schema(fields))
         # The published score of a popular item. The order follows what is published, so it is rounded first.
         self._popularity_N = numpy_of(items["num_events"]).astype(np.float32)
 
     def write(self, unit: int, batch: QueryBatch, result: TopK) -> None:
         """Write the unit's two tables and, after them, its sidecar."""
-        results = Results.of(batch.searched, MOL, result.rows_BK.numpy(), result.scores_BK.numpy(), self._item_ids)
+        results = Results.of(batch.searched, MOL, result.rows_BK.numpy(), result.scores_BK.numpy())
         notes = np.full(len(batch.user_ids), "", dtype=object)
         if batch.notes is not None:
             notes[batch.searched] = batch.notes.to_numpy(zero_copy_only=False)
@@ -99,12 +100,12 @@ class CandidateSink:
             results = results.joined(popular)
             num_seen[cold], num_hidden[cold] = seen.lengths, self._rules.num_not_eligible(seen, of_cold)
         table = nested_table if self._settings.output.layout == "nested" else long_table
-        candidates = table(batch.user_ids, results, self._night, self._settings)
+        candidates = table(batch.user_ids, results, self._published, self._night, self._settings)
         certificates = Certificates.of(result)
         k = self._settings.search.k
         users = users_table(batch, results, certificates, num_seen, num_hidden, notes, self._night, k)
         statuses = {entry["values"]: entry["counts"] for entry in pc.value_counts(users["status"]).to_pylist()}
-        num_candidates, backends = len(results.item_ids), tuple(sorted(batch.backends))
+        num_candidates, backends = len(results.item_rows), tuple(sorted(batch.backends))
         write_unit(self._night.storage, self._night.run, unit, candidates, users, num_candidates, statuses, backends)
 
     def _seen_by(self, user_ids: pa.Array, unit: int) -> Lists:
@@ -115,7 +116,7 @@ class CandidateSink:
 
     def _popular(self, users: Int64, seen: Lists, of_users: UserRules | None) -> tuple[Results, Notes]:
         """The most popular items for each of these users, who have seen other items, (C,) all three; and (C,) notes."""
-        k, popularity_N, num_items = self._settings.search.k, self._popularity_N, len(self._item_ids)
+        k, popularity_N, num_items = self._settings.search.k, self._popularity_N, len(self._popularity_N)
 
         def popular(depth: int) -> Int64:
             def ranking(_: Int64, hidden: Lists, is_shown_N: Mask) -> Int64:
@@ -135,7 +136,7 @@ class CandidateSink:
             rows_CK = chosen.rows_of(rows_CM)
             is_whole_C = (rows_CM[:, -1] == NO_ITEM) | (depth == num_items)
             notes_C = np.array(in_words(self._list_rules, chosen, is_whole_C, depth), dtype=object)
-        return Results.of(users, POPULAR, rows_CK, popularity_N[rows_CK], self._item_ids), notes_C
+        return Results.of(users, POPULAR, rows_CK, popularity_N[rows_CK]), notes_C
 
 
 @dataclass(frozen=True)
@@ -150,31 +151,45 @@ class Certificates:
         return Certificates(result.is_proven_B.numpy(), result.gaps_B.numpy())
 
 
-def long_table(user_ids: pa.Array, results: Results, night: Night, settings: Settings) -> pa.Table:
-    """The candidates with one row per user and item (`schema.candidates`); `user_ids` are the requested users."""
+def long_table(user_ids: pa.Array, results: Results, items: pa.Table, night: Night, settings: Settings) -> pa.Table:
+    """The candidates with one row per user and item (`schema.candidates`); `user_ids` are the requested users, `items`
+    the ids of the items and what is published beside them."""
     num_rows = len(results.scores)
     starts = offsets_of(results.num_returned)[:-1]
     ranks = np.arange(1, num_rows + 1) - np.repeat(starts, results.num_returned)
+    item_ids, *others = _of_items(items, results)
     columns = [
         user_ids.take(pa.array(np.repeat(results.users, results.num_returned))),
         pa.array(ranks.astype(np.int32)),
-        results.item_ids,
+        item_ids,
         pa.array(results.scores),
         *_provenance(np.repeat(results.sources, results.num_returned), night, settings),
+        *others,
     ]
-    return pa.Table.from_arrays(columns, schema=long_schema(user_ids.type, results.item_ids.type))
+    return pa.Table.from_arrays(columns, schema=long_schema(user_ids.type, item_ids.type, list(items.schema)[1:]))
 
 
-def nested_table(user_ids: pa.Array, results: Results, night: Night, settings: Settings) -> pa.Table:
+def _of_items(items: pa.Table, results: Results) -> list[pa.Array]:
+    """The columns of `items` for all items of the lists, one after the other."""
+    rows = pa.array(results.item_rows)
+    return [column.combine_chunks().take(rows) for column in items.columns]
+
+
+def nested_table(user_ids: pa.Array, results: Results, items: pa.Table, night: Night, settings: Settings) -> pa.Table:
     """The candidates with one row of lists per user; users without an item have no row (`schema.nested_candidates`)."""
-    schema = nested_schema(user_ids.type, results.item_ids.type)
+    item_ids, *others = _of_items(items, results)
+    schema = nested_schema(user_ids.type, item_ids.type, list(items.schema)[1:])
     has_items = results.num_returned > 0
     offsets = pa.array(offsets_of(results.num_returned[has_items]).astype(np.int32))
     columns = [
         user_ids.take(pa.array(results.users[has_items])),
-        pa.ListArray.from_arrays(offsets, results.item_ids, type=schema.field("item_ids").type),
+        pa.ListArray.from_arrays(offsets, item_ids, type=schema.field("item_ids").type),
         pa.ListArray.from_arrays(offsets, pa.array(results.scores), type=schema.field("scores").type),
         *_provenance(results.sources[has_items], night, settings),
+        *(
+            pa.ListArray.from_arrays(offsets, values, type=schema.field(name).type)
+            for name, values in zip(items.column_names[1:], others, strict=True)
+        ),
     ]
     return pa.Table.from_arrays(columns, schema=schema)
 

@@ -126,7 +126,7 @@ def another(key: str, value: Any) -> Any:
     if isinstance(value, float):
         return value / 2 or 0.25
     if isinstance(value, list):
-        return value[:-1]
+        return value[:-1] or ["x"]
     return next((word for name, word in OTHER_WORDS.items() if key.endswith(name)), f"{value}x")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 
@@ -293,3 +294,28 @@ def test_the_audit_agrees_with_the_slow_and_obvious_one(seed: int, changes: list
             rows[at - 1], rows[at] = rows[at], rows[at - 1]
     changed = Unit(candidates, users, unit.expected)
     assert (not audited(changed)) == is_sound(changed)
+
+
+@pytest.mark.parametrize("layout", ["long", "nested"])
+def test_a_column_that_is_not_that_of_the_catalogue_is_found(layout: str) -> None:
+    unit = make_unit(layout)
+    candidates, users = unit.tables()
+    prices = pa.array([None if item % 7 == 0 else item / 4 for item in range(len(unit.expected.item_ids))])
+    expected = dataclasses.replace(unit.expected, item_columns=pa.table({"price": prices}))
+    ids = candidates["item_ids" if layout == "nested" else "item_id"].combine_chunks()
+    flat = ids.flatten() if layout == "nested" else ids
+    right = prices.take(pc.index_in(flat, unit.expected.item_ids))
+
+    def with_prices(values: pa.Array) -> pa.Table:
+        if layout == "long":
+            return candidates.append_column("price", values)
+        kind = pa.list_(pa.field("element", pa.float64()))
+        lists = pa.ListArray.from_arrays(ids.offsets, values, type=kind)
+        return candidates.append_column(pa.field("price", kind, nullable=False), lists)
+
+    assert audit_unit(with_prices(right), users, expected).violations == ()
+    wrong = pa.array([99.0, *right.to_pylist()[1:]])
+    (violation,) = audit_unit(with_prices(wrong), users, expected).violations
+    assert str(violation).startswith("price is that of the catalogue: 1 times, first user")
+    (missing,) = audit_unit(candidates, users, expected).violations
+    assert "candidates has the columns of its schema" in str(missing)

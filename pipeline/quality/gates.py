@@ -66,31 +66,26 @@ def check_fallback(counts: Mapping[str, int], gates: GateSettings) -> Verdict:
 
     `counts` has the number of users, and of users by status. Raises GateError when the share is above.
     """
-    num_fallback, num_users = counts.get("fallback", 0), counts["users"]
-    share = num_fallback / max(num_users, 1)
-    if share > gates.max_fallback_share:
-        raise GateError(
-            f"not published, the last published table stays: {num_fallback} of {num_users} requested users have no "
-            f"history and got popular items, a share of {share:.4f}; at most {gates.max_fallback_share:.4f} is allowed "
-            "(gates.max_fallback_share). Is queries.uri the table of this log's users?"
-        )
-    return Verdict("fallback_share", share, gates.max_fallback_share, passed=True)
+    why = "have no history and got popular items"
+    return _share(counts, "fallback", gates.max_fallback_share, why, "Is queries.uri the table of this log's users?")
 
 
 def check_errors(counts: Mapping[str, int], gates: GateSettings) -> Verdict:
-    """Compare the share of requested users for whom the computation failed with the gate.
+    """Compare the share of requested users for whom the computation failed with the gate, as `check_fallback` does."""
+    why = "have no list, because the computation failed for them"
+    hint = "The accounting of the run (status error) says for whom, and why"
+    return _share(counts, "error", gates.max_error_share, why, hint)
 
-    `counts` has the number of users, and of users by status. Raises GateError when the share is above.
-    """
-    num_errors, num_users = counts.get("error", 0), counts["users"]
-    share = num_errors / max(num_users, 1)
-    if share > gates.max_error_share:
+
+def _share(counts: Mapping[str, int], status: str, most: float, why: str, hint: str) -> Verdict:
+    number, num_users = counts.get(status, 0), counts["users"]
+    share = number / max(num_users, 1)
+    if share > most:
         raise GateError(
-            f"not published, the last published table stays: {num_errors} of {num_users} requested users have no list, "
-            f"because the computation failed for them, a share of {share:.4f}; at most {gates.max_error_share:.4f} is "
-            "allowed (gates.max_error_share). The accounting of the run (status error) says for whom, and why"
+            f"not published, the last published table stays: {number} of {num_users} requested users {why}, a share of "
+            f"{share:.4f}; at most {most:.4f} is allowed (gates.max_{status}_share). {hint}"
         )
-    return Verdict("error_share", share, gates.max_error_share, passed=True)
+    return Verdict(f"{status}_share", share, most, passed=True)
 
 
 def _lift(metrics: Metrics, floor: Floor, required: float) -> Verdict:

@@ -6,8 +6,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from pipeline.errors import InputError
 from pipeline.io.publication.reader import read_latest
-from tests.jobs.nightly import Ended, run_job
+from tests.jobs.lakes import run_here
 
 LAST_DAY = datetime(2026, 11, 20, 12, tzinfo=UTC)
 NUM_CLUSTERS, NUM_MET, NUM_NEW, NUM_USERS = 4, 12, 3, 80
@@ -20,7 +21,7 @@ KEYS = {
     "output.num_buckets": 2,
     "memory.enabled": False,
     "gates.min_lift_over_popularity": 0,
-    "train.max_epochs": 12,
+    "train.max_epochs": 8,
     "train.num_negatives": 16,
     "train.learning_rate": 0.01,
     "train.batch_positions": 64,
@@ -51,9 +52,9 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_night(lake: Path, root: Path, **keys: object) -> Ended:
+def run_night(lake: Path, root: Path, **keys: object) -> None:
     tables = {"log.uri": lake / "log.parquet", "log.source": "default", "items.uri": lake / "items.parquet"}
-    return run_job("nightly_candidates", str(root), **(KEYS | tables | keys))
+    run_here(root, **(KEYS | tables | keys))
 
 
 def share_of_own_taste(root: Path) -> float:
@@ -65,11 +66,9 @@ def share_of_own_taste(root: Path) -> float:
 
 
 def test_new_items_go_to_those_who_like_such_items(lake, tmp_path):
-    ended = run_night(lake, tmp_path / "content", **{"model.content.values": '["tags"]'})
-    assert ended.code == 0, ended.stderr[-4_000:]
+    run_night(lake, tmp_path / "content", **{"model.content.values": '["tags"]'})
     assert share_of_own_taste(tmp_path / "content") > 0.9
-    ended = run_night(lake, tmp_path / "rows")
-    assert ended.code == 0, ended.stderr[-4_000:]
+    run_night(lake, tmp_path / "rows")
     assert share_of_own_taste(tmp_path / "rows") < 0.6, "without features a new item is like any other"
 
 
@@ -81,7 +80,7 @@ def test_new_items_go_to_those_who_like_such_items(lake, tmp_path):
     ],
 )
 def test_a_column_that_cannot_be_read_so_is_refused_before_training(lake, tmp_path, keys, said):
-    ended = run_night(lake, tmp_path, **keys)
-    assert ended.code == 20
-    assert said in ended.last_line["error"]
+    with pytest.raises(InputError) as error:
+        run_night(lake, tmp_path, **keys)
+    assert said in str(error.value)
     assert not (tmp_path / "models").exists()

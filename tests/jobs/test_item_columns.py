@@ -1,15 +1,14 @@
 """Columns of the catalogue beside the published items, in both layouts."""
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 
-import polars as pl
 import pytest
 
+from pipeline.errors import InputError
 from pipeline.io.publication.reader import read_latest
-from tests.jobs.nightly import Ended, run_job
+from tests.jobs.lakes import run_here, tables_of, write_lake
 
-LAST_DAY = datetime(2026, 11, 20, 12, tzinfo=UTC)
 NUM_USERS, NUM_ITEMS, K = 30, 40, 5
 KEYS = {
     "cluster.mode": "local",
@@ -36,24 +35,8 @@ ITEMS = [
 @pytest.fixture(scope="module")
 def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lake")
-    events = [
-        {
-            "user_id": f"u{user:02d}",
-            "item_id": f"i{(user + 5 * step) % NUM_ITEMS:02d}",
-            "event_ts": LAST_DAY - timedelta(days=6 - step, minutes=user),
-        }
-        for user in range(NUM_USERS)
-        for step in range(7)
-    ]
-    queries = [{"user_id": f"u{user:02d}"} for user in range(NUM_USERS + 2)]
-    for name, rows in (("log", events), ("items", ITEMS), ("queries", queries)):
-        pl.DataFrame(rows).write_parquet(folder / f"{name}.parquet")
+    write_lake(folder, ITEMS, NUM_USERS, num_new=2, num_steps=7)
     return folder
-
-
-def run_night(lake: Path, root: Path, **keys: object) -> Ended:
-    tables = {f"{name}.uri": lake / f"{name}.parquet" for name in ("log", "items", "queries")}
-    return run_job("nightly_candidates", str(root), **(KEYS | tables | {"log.source": "default"} | keys))
 
 
 def test_each_item_has_its_columns_of_the_catalogue_in_both_layouts(lake, tmp_path):
@@ -61,8 +44,7 @@ def test_each_item_has_its_columns_of_the_catalogue_in_both_layouts(lake, tmp_pa
     expected = {item["item_id"]: item for item in ITEMS}
     for layout in ("long", "nested"):
         keys = {"output.layout": layout, "name": layout, "output.item_columns": names}
-        ended = run_night(lake, tmp_path, **keys)
-        assert ended.code == 0, ended.stderr[-4_000:]
+        run_here(tmp_path, **(KEYS | tables_of(lake) | keys))
     rows = read_latest(str(tmp_path), "long").to_pylist()
     assert len(rows) == (NUM_USERS + 2) * K
     for row in rows:
@@ -86,6 +68,7 @@ def test_each_item_has_its_columns_of_the_catalogue_in_both_layouts(lake, tmp_pa
     ],
 )
 def test_a_column_that_cannot_be_published_is_refused_before_training(lake, tmp_path, names, said):
-    ended = run_night(lake, tmp_path, **{"output.item_columns": names})
-    assert (ended.code, ended.last_line["error"]) == (20, said)
+    with pytest.raises(InputError) as error:
+        run_here(tmp_path, **KEYS, **tables_of(lake), **{"output.item_columns": names})
+    assert str(error.value) == said
     assert not (tmp_path / "models").exists()

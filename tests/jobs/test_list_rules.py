@@ -2,27 +2,25 @@
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
 from jobs import prepare
-from pipeline.config import apply_overrides, load_config
+from pipeline.config import apply_overrides
 from pipeline.errors import InputError
 from pipeline.io.histories import read_item_ids
-from pipeline.io.night import open_night
+from pipeline.io.night import Night
 from pipeline.io.publication.reader import read_latest
 from pipeline.quality.explain import explain
 from pipeline.settings import Settings
 from pipeline.stages.row_rules import PublishedLists
-from tests.jobs.nightly import TINY, Ended, run_job
+from tests.jobs.lakes import opened, run_here, tables_of, write_lake
 
-LAST_DAY = datetime(2026, 11, 20, 12, tzinfo=UTC)
 NUM_USERS, NUM_ITEMS, K = 40, 60, 8
 KEYS = {
     "cluster.mode": "local",
@@ -55,32 +53,17 @@ NEED_NAMES = ("rules.at_least.fresh", "rules.at_least.local")
 
 @pytest.fixture(scope="module")
 def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A log of users who look at every fifth item, and three new users who are in the queries table alone."""
     folder = tmp_path_factory.mktemp("lake")
-    events = [
-        {
-            "user_id": f"u{user:02d}",
-            "item_id": f"i{(user + 5 * step) % NUM_ITEMS:02d}",
-            "event_ts": LAST_DAY - timedelta(days=8 - step, minutes=user),
-        }
-        for user in range(NUM_USERS)
-        for step in range(9)
-    ]
-    queries = [{"user_id": f"u{user:02d}"} for user in range(NUM_USERS + 3)]
-    for name, rows in (("log", events), ("items", ITEMS), ("queries", queries)):
-        pl.DataFrame(rows).write_parquet(folder / f"{name}.parquet")
+    write_lake(folder, ITEMS, NUM_USERS, num_new=3, num_steps=9)
     return folder
 
 
-def tables_of(lake: Path) -> dict[str, object]:
-    tables = {f"{name}.uri": lake / f"{name}.parquet" for name in ("log", "items", "queries")}
-    return tables | {"log.source": "default"}
+def run_night(lake: Path, root: Path, **keys: object) -> None:
+    run_here(root, **(KEYS | tables_of(lake) | keys))
 
 
-def run_night(lake: Path, root: Path, **keys: object) -> Ended:
-    ended = run_job("nightly_candidates", str(root), **(KEYS | tables_of(lake) | keys))
-    assert ended.code == 0, ended.stderr[-4_000:]
-    return ended
+def night_of(lake: Path, root: Path, **keys: object) -> tuple[Settings, Night]:
+    return opened(root, **(KEYS | tables_of(lake) | {"search.k": K} | keys))
 
 
 @pytest.fixture(scope="module")
@@ -192,12 +175,12 @@ def test_the_best_of_a_user_are_looked_at_down_to_max_depth(lake, root):
 
 
 def test_it_is_told_why_an_item_is_not_in_a_list(lake, root):
-    settings, night = opened(lake, root, *(f"{key}={value}" for key, value in RULES.items()))
+    settings, night = night_of(lake, root, **RULES)
     whole, published = rankings(root, "whole"), rankings(root, "candidates")
     said, reasons = set(), {"at_most.genres", "at_most.seller", "at_least", "the last of the"}
-    for user in list(whole)[:10]:
+    for user in list(whole)[:4]:
         listed = [item for item, _ in published[user]]
-        for item, score in whole[user][:30]:
+        for item, score in whole[user][:16]:
             why = str(explain(night, settings, user, f"i{item:02d}", 3).why)
             assert why.startswith("it is published") == (item in listed)
             assert item in listed or f"with a score of {score:.4f}; " in why
@@ -207,7 +190,7 @@ def test_it_is_told_why_an_item_is_not_in_a_list(lake, root):
 
 def test_the_audit_finds_lists_that_break_each_rule(lake, root):
     """The items of one genre, the first of a seller, too few fresh ones, and a low score."""
-    settings, night = opened(lake, root, "rules.min_score=0.5", *(f"{key}={value}" for key, value in RULES.items()))
+    settings, night = night_of(lake, root, **RULES, **{"rules.min_score": 0.5})
     index = read_item_ids(night.storage, night.histories).to_pylist()
     of_genre = [item for item in range(NUM_ITEMS) if "g1" in (ITEMS[item]["genres"] or [])][:4]
     of_seller = [item for item in range(NUM_ITEMS) if ITEMS[item]["seller"] == "s2"][:4]
@@ -234,12 +217,6 @@ def test_the_audit_finds_lists_that_break_each_rule(lake, root):
     assert 0 not in user_R[local]
 
 
-def opened(lake: Path, root: Path, *overrides: str) -> tuple[Settings, object]:
-    keys = TINY | KEYS | tables_of(lake) | {"search.k": K, "root": root}
-    settings = load_config(Settings, Path("conf/nightly.yaml"), [*(f"{k}={v}" for k, v in keys.items()), *overrides])
-    return settings, open_night(settings)
-
-
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -251,13 +228,14 @@ def opened(lake: Path, root: Path, *overrides: str) -> tuple[Settings, object]:
     ],
 )
 def test_rules_that_the_catalogue_does_not_fit_are_refused_before_training(lake, root, override, said):
-    settings, night = opened(lake, root, override)
+    settings, night = night_of(lake, root, **dict([override.split("=", 1)]))
     with pytest.raises(InputError, match=said):
         prepare.run(settings, night)
 
 
 def test_a_need_that_nothing_fulfils_tonight_is_said(lake, root, caplog):
-    settings, night = opened(lake, root, 'rules.at_least.new={"items": 1, "of": "item.released > CURRENT_DATE"}')
+    need = json.dumps({"items": 1, "of": "item.released > CURRENT_DATE"})
+    settings, night = night_of(lake, root, **{"rules.at_least.new": need})
     prepare.run(settings, night)
     assert "rules.at_least.new: no item fulfils it tonight, so no list will" in caplog.text
 

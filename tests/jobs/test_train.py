@@ -33,6 +33,7 @@ def test_a_trained_model_is_reported_and_not_trained_again(tmp_path):
         "ended_by": None,
         "refit_epochs": 0.0,
         "refit_loss": None,
+        "refit_ndcg": None,
         "is_refit_served": False,
         "num_unknown_items": 0,
         "popularity_hit_rate": 0.1,

@@ -102,7 +102,7 @@ def test_counts_that_help_get_a_weight_and_the_choice_stands(tmp_path: Path) -> 
     assert record.weight > 0
     assert record.ndcg > record.ndcg_without + 0.2
     assert record.ndcg == max(trial.ndcg for trial in record.trials)
-    assert len(record.trials) == 18
+    assert len(record.trials) == 24
     users = [
         users_to_choose_with(read_bucket(made.storage, made.night.histories, unit), 1_000, made.settings)
         for unit in range(3)

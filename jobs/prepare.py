@@ -18,8 +18,8 @@ def run(settings: "Settings", night: "Night") -> Outcome:
     from pipeline.errors import InputError
     from pipeline.io.artifacts import read_manifest
     from pipeline.io.histories import read_bucket
-    from pipeline.stages.content import read_features
-    from pipeline.stages.item_columns import published_columns
+    from pipeline.stages.content import check_content
+    from pipeline.stages.item_columns import check_item_columns
     from pipeline.stages.list_rules import check_list_rules, parse_needs
     from pipeline.stages.night_rules import check_rules, parse_conditions
     from pipeline.stages.prepare.limits import check_worth_training
@@ -45,9 +45,8 @@ def run(settings: "Settings", night: "Night") -> Outcome:
     check_worth_training(manifest.counts, origin, settings.prepare.max_user_events_per_day)
     check_rules(night, settings)
     check_list_rules(night, settings)
-    published_columns(night, settings)
-    if settings.model.content.columns:
-        read_features(night, settings)  # a column that is not there is refused before training
+    check_item_columns(night, settings)
+    check_content(night, settings)
     if settings.queries.cold_users == "raise":
         check_cold_users(night, settings.output.num_buckets)
     return {

@@ -39,10 +39,10 @@ def odd_figures(events: EventsByDay, ds: date, settings: PrepareSettings) -> lis
 
     The usual number is the median of the same weekday in the last four weeks, or of the last week where the log has
     less than three such days. Nothing is odd where a usual day has less than 100 events, or the log less than three
-    days before.
+    days before. A day is missing where its weekday has events in the other weeks: some logs rest on Sundays.
     """
-    first = min(events, default=ds)
     before = [ds - timedelta(days=days) for days in range(1, WEEKS * 7 + 1)]
+    first = min((day for day in before if day in events), default=ds)  # an older stray time begins no log
     before = [day for day in before if day >= first]
     same_weekday = [day for day in before if day.weekday() == ds.weekday()]
     usual_days = same_weekday if len(same_weekday) >= LEAST_DAYS else before[:DAYS]
@@ -58,11 +58,17 @@ def odd_figures(events: EventsByDay, ds: date, settings: PrepareSettings) -> lis
         words = f"{ds} has {totals[ds]:,} events, a usual {ds:%A} {usual:,.0f}"
         found.append(Finding("max_day_change", totals[ds], usual, most, words))
     found += [
-        Finding("missing_day", 0, usual, 0, f"there is no event of {day}, a usual day has {usual:,.0f}")
+        Finding("missing_day", 0, its_usual, 0, f"there is no event of {day}, a usual {day:%A} has {its_usual:,.0f}")
         for day in sorted(before)
-        if not totals[day]
+        if not totals[day] and (its_usual := _usual_of(day, totals)) >= LEAST_EVENTS
     ]
     return found + _odd_types(events, ds, [day for day in usual_days if totals[day]], settings.max_type_change)
+
+
+def _usual_of(day: date, totals: Mapping[date, int]) -> float:
+    """The median of the other days of the same weekday; 0 without any."""
+    others = [total for other, total in totals.items() if other != day and other.weekday() == day.weekday()]
+    return float(median(others)) if others else 0.0
 
 
 def _odd_types(events: EventsByDay, ds: date, usual_days: list[date], most: float) -> list[Finding]:

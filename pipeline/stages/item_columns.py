@@ -11,17 +11,18 @@ from pipeline.settings import Settings
 
 
 def published_columns(night: Night, settings: Settings) -> pa.Table:
-    """The columns, a row per item; none unless they are asked for.
-
-    Raises InputError for a column that the item index does not have, or that has a name of the published table.
-    """
+    """The columns, a row per item; no column unless they are asked for."""
     names = list(dict.fromkeys(settings.output.item_columns))
-    index = read_items(night.storage, night.histories)
-    for name in names:
-        if name not in index.column_names:
-            raise InputError(
-                f"output.item_columns: the catalogue has no column {name!r}{nearest(name, index.column_names)}"
-            )
+    return read_items(night.storage, night.histories, names) if names else pa.table({})
+
+
+def check_item_columns(night: Night, settings: Settings) -> None:
+    """Raise InputError for a column that the item index does not have, or that has a name of the published table."""
+    if not settings.output.item_columns:
+        return
+    known = read_items(night.storage, night.histories).column_names
+    for name in settings.output.item_columns:
+        if name not in known:
+            raise InputError(f"output.item_columns: the catalogue has no column {name!r}{nearest(name, known)}")
         if name in {*schema.candidates(pa.string(), pa.string()).names, "item_ids", "scores"}:
             raise InputError(f"output.item_columns: the published table has a column {name!r} of its own; rename it")
-    return index.select(names)

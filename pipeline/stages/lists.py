@@ -38,7 +38,7 @@ from pipeline.stages.query_batch import (
     topk_from_columns,
 )
 from pipeline.stages.runner import Actors, Payload, Runner, Stage
-from pipeline.stages.search import AGAIN, Search, encoder_stage, remove_running, search_shards
+from pipeline.stages.search import AGAIN, Search, check_k, encoder_stage, remove_running, search_shards
 
 FIRST, GROWTH = 2, 4  # the depth of the first round, in lists, and how much deeper each other round is
 
@@ -68,6 +68,7 @@ def search_units(
     An interrupted search resumes from its scratch; a finished search removes it. Raises InputError when the corpus does
     not exist or has fewer than k items, and the errors of `Runner.run_chain`.
     """
+    check_k(search.settings, open_corpus(search.night.storage, search.night.corpus))
     arguments = {"night": search.night, "settings": search.settings, "sink": sink}
     if keeps_list_rules and search.settings.rules.are_of_lists:
         rounds = _search_rounds(runner, search, units)

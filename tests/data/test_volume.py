@@ -40,8 +40,8 @@ def test_usual_days_are_not_odd_on_any_weekday(ds):
         ({"d0": {"view": 440, "buy": 50}}, ["max_day_change: 2026-11-20 has 490 events, a usual Friday 1,000"]),
         ({"d0": {"view": 1_850, "buy": 200}}, ["max_day_change: 2026-11-20 has 2,050 events, a usual Friday 1,000"]),
         ({"d0": {"view": 520, "buy": 60}}, []),
-        ({"d3": {}}, ["missing_day: there is no event of 2026-11-17, a usual day has 1,000"]),
-        ({"d7": {}}, ["missing_day: there is no event of 2026-11-13, a usual day has 1,000"]),
+        ({"d3": {}}, ["missing_day: there is no event of 2026-11-17, a usual Tuesday has 1,000"]),
+        ({"d7": {}}, ["missing_day: there is no event of 2026-11-13, a usual Friday has 1,000"]),
         (
             {"d0": {"view": 1_000}},
             ["max_type_change: 0.0% of the events of 2026-11-20 are of the type 'buy', usually 10.0%"],
@@ -70,6 +70,13 @@ def test_few_events_tell_nothing():
     small = {day: Counter({"view": 9}) for day in log_of()}
     assert words(small | {DS: Counter()}) == []
     assert words({}) == []
+
+
+def test_a_log_that_rests_on_sundays_misses_none_and_a_stray_old_time_begins_no_log():
+    resting = {day: kinds for day, kinds in log_of().items() if day.weekday() != 6}
+    for ago in range(7):
+        assert words(resting, DS - timedelta(days=ago)) == []
+    assert words(log_of(20) | {date(1995, 1, 1): Counter({"view": 1})}) == []
 
 
 def test_later_days_do_not_matter():

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from pipeline.data.lists import Lists
 from pipeline.model.items import DESCRIPTION, ItemTower
@@ -112,3 +113,17 @@ def test_items_that_were_not_met_are_no_negatives():
     torch.testing.assert_close(sampler.corrections(rows), -expected.double().log())
     assert sampler.for_head(3)[0].tolist() == [0, 2, 4]
     assert set(sampler.for_head(2)[0].tolist()) <= {0, 2, 4}
+
+
+def test_items_without_any_feature_are_their_rows_alone_and_survive_a_state(tmp_path):
+    model = model_of(CONTENT)
+    model.item_embedding.describe(Lists.empty(5), IS_MET)
+    path = tmp_path / "weights"
+    path.write_bytes(save({name: value.contiguous() for name, value in model.state_dict().items()}))
+    other = model_of(CONTENT)
+    other.load_state_dict(load(path.read_bytes()))
+    vectors = other.eval().item_embedding(torch.tensor([0, 3, -1]))
+    assert torch.equal(vectors[0], model.item_embedding.weight[0])
+    assert (vectors[1] == 0).all(), "not met, and nothing is said of it"
+    vectors.sum().backward()
+    assert (other.item_embedding.content_weight.grad == 0).all()

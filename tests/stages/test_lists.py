@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import InfrastructureError
+from pipeline.errors import InfrastructureError, InputError
 from pipeline.io.histories import read_items
 from pipeline.settings import RulesSettings
 from pipeline.stages.candidates import CandidateSink
@@ -87,3 +87,21 @@ def test_lists_of_a_round_that_are_gone_are_an_error_that_a_retry_heals(tmp_path
         search_units(runner, search, range(3), Thief)
     search_units(runner, search, range(3), CandidateSink)
     assert len(read_table(world, "users")) == 40
+
+
+def test_units_without_users_and_a_column_without_a_value_change_nothing(tmp_path: Path) -> None:
+    world = make_world(tmp_path, num_users=3, overrides=["rules.at_most.kind=1", "output.num_buckets=9"])
+    items = read_items(world.storage, world.night.histories)
+    replace_items(world.night, items.append_column("kind", pa.nulls(items.num_rows, pa.string())))
+    plain = retrieve(make_world(tmp_path / "plain", num_users=3, overrides=["output.num_buckets=9"]))
+    assert retrieve(world).equals(plain)
+
+
+def test_a_corpus_of_one_item_and_one_that_is_smaller_than_k(tmp_path: Path) -> None:
+    world = make_world(tmp_path, num_users=4, num_items=1, overrides=["rules.at_most.item_id=1", "search.k=1"])
+    retrieve(world)
+    users = {row["status"] for row in read_table(world, "users").to_pylist()}
+    assert users == {"short"}, "everybody has seen it"
+    small = make_world(tmp_path / "small", num_users=4, num_items=5, overrides=["rules.at_most.item_id=1"])
+    with pytest.raises(InputError, match=r"search.k is 10, but the corpus has 5 items"):
+        retrieve(small)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pipeline.data.columns import Mask
 from pipeline.data.lists import NO_ITEM, Float32, Int64, Lists, ranges
 
-NUMBERS_AT_ONCE = 4_000_000  # bounds the memory of choosing: a few arrays of (B, M)
+NUMBERS_AT_ONCE = 4_000_000  # bounds the memory of choosing: a few arrays of (B, M), with diversity one of (B, M, D)
 
 Bools = npt.NDArray[np.bool_]
 
@@ -76,7 +76,8 @@ class ListRules:
         A ranking with padding has all items that there are; one without goes on after its end, unless `is_whole`.
         """
         num_queries, depth = rows_BM.shape
-        step = max(1, NUMBERS_AT_ONCE // depth)
+        width = self.vectors_ND.shape[1] if self.diversity and self.vectors_ND is not None else 1
+        step = max(1, NUMBERS_AT_ONCE // (depth * width))
         parts = [
             _Choice(self, scores_BM[first : first + step], rows_BM[first : first + step], k, is_whole).made()
             for first in range(0, max(num_queries, 1), step)
@@ -97,7 +98,11 @@ class _Choice:
             self._ends_B |= scores_BM[:, -1] < rules.min_score
         self._worth_BM = np.where(self._free_BM, scores_BM, -np.inf).astype(np.float64)
         self._scores_BM = self._worth_BM.copy() if rules.diversity else self._worth_BM
-        self._nearest_BM = np.zeros(rows_BM.shape) if rules.diversity else None
+        self._vectors_BMD: Float32 | None = None
+        if rules.diversity:
+            assert rules.vectors_ND is not None, "diversity compares the items' vectors"
+            self._vectors_BMD = rules.vectors_ND[np.maximum(rows_BM, 0)]
+        self._nearest_BM = np.zeros(rows_BM.shape if rules.diversity else 0)
         # A worth is at most the score, so that what comes after the ranking is worth no more than this.
         self._after_B = np.where(self._ends_B, -np.inf, scores_BM[:, -1])
         at_BM = np.maximum(rows_BM, 0)
@@ -154,9 +159,9 @@ class _Choice:
             self._owed_BW[queries, number] = np.maximum(owed, 0)
         for counted in self._quotas:
             counted.take(queries, picks, self._free_BM)
-        if self._nearest_BM is not None:
-            assert self._rules.vectors_ND is not None, "diversity compares the items' vectors"
-            vectors_bMD = self._rules.vectors_ND[np.maximum(self._rows_BM[queries], 0)]
+        if self._vectors_BMD is not None:
+            are_all = len(queries) == len(self._vectors_BMD)  # then they are not copied
+            vectors_bMD = self._vectors_BMD if are_all else self._vectors_BMD[queries]
             picked_bD1 = vectors_bMD[np.arange(len(queries)), picks][:, :, None]
             self._nearest_BM[queries] = np.maximum(self._nearest_BM[queries], (vectors_bMD @ picked_bD1)[:, :, 0])
             self._worth_BM[queries] = self._scores_BM[queries] - self._rules.diversity * self._nearest_BM[queries]

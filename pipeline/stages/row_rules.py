@@ -66,6 +66,10 @@ class PublishedLists:
     def __init__(self, night: Night, settings: Settings) -> None:
         self._rules = read_list_rules(night, settings, of_scores=False) if settings.rules.are_of_lists else None
         self._min_score = settings.rules.min_score
+        self._values = [
+            pl.DataFrame({"item": quota.values.owners, "value": quota.values.values})
+            for quota in (self._rules.quotas if self._rules else ())
+        ]
 
     def broken(self, users: pa.Table, user_R: Int64, item_R: Int64, score_R: Float32) -> Iterator[tuple[str, Mask]]:
         """For each rule a promise in words, and whether a row's list breaks it: row r is of row `user_R[r]` of the
@@ -73,8 +77,7 @@ class PublishedLists:
         if self._rules is None:
             return
         rows = pl.DataFrame({"user": user_R, "item": item_R})
-        for quota in self._rules.quotas:
-            values = pl.DataFrame({"item": quota.values.owners, "value": quota.values.values})
+        for quota, values in zip(self._rules.quotas, self._values, strict=True):
             same = rows.with_row_index("row").join(values, on="item").with_columns(pl.len().over("user", "value"))
             is_broken = np.zeros(len(rows), dtype=bool)
             is_broken[same.filter(pl.col("len") > quota.most)["row"].to_numpy()] = True
